@@ -1,0 +1,3 @@
+"""sambay-sft: staged supervised fine-tuning of hybrid SSM/attention reasoning models."""
+
+__version__ = "0.1.0"

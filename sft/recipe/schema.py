@@ -1,0 +1,145 @@
+"""What a recipe may say. One YAML file is one run: a model, stages of SFT, what to push and what to report.
+
+Keys under `train` are those of transformers' TrainingArguments and TRL's SFTConfig, unchanged; LoRA keys are TRL's too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A strict mapping: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which model the first stage starts from."""
+
+    model_name_or_path: str | None = Field(None, description="Checkpoint folder or Hub id; none: from scratch.")
+    model_revision: str | None = Field(None, description="Branch, tag or commit of a Hub checkpoint.")
+    config: dict[str, Any] | None = Field(None, description="Configuration of a model built from scratch.")
+    tokenizer: str | None = Field(
+        None, description="Tokenizer folder or Hub id (default: the checkpoint's own); `tiny` is the built-in one."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="What the weights are held in.")
+    trust_remote_code: bool = Field(False, description="Run the checkpoint's own code. Never needed for SambaY.")
+
+
+class GenerateSource(Section):
+    """Problems from the built-in procedural generator."""
+
+    family: Literal["arithmetic", "equations", "words", "all"] = Field("all", description="Kind of problem.")
+    rows: int = Field(..., gt=0, description="How many rows.")
+    min_steps: int = Field(3, ge=3, description="Fewest reasoning steps of a problem.")
+    max_steps: int = Field(6, ge=3, description="Most reasoning steps of a problem.")
+    split: Literal["train", "test"] = Field("train", description="Train and test problems are disjoint.")
+    seed: int = Field(0, description="Seed of the generator.")
+
+
+class Source(Section):
+    """One data set: a Hub id or local jsonl/parquet (`path`), or generated problems (`generate`)."""
+
+    path: str | None = Field(None, description="Hub id, or a local file, folder or glob of .jsonl/.parquet files.")
+    config: str | None = Field(None, description="Configuration (subset) of a Hub data set.")
+    split: str = Field("train", description="Split of a Hub data set.")
+    revision: str | None = Field(None, description="Revision of a Hub data set.")
+    columns: dict[Literal["messages", "prompt", "completion", "id", "system"], str] | None = Field(
+        None, description="Which column is what, e.g. {prompt: question, completion: answer}. Default: found by name."
+    )
+    max_rows: int | None = Field(None, gt=0, description="Take only the first rows.")
+    license: str | None = Field(None, description="Licence of the data, for the model card.")
+    generate: GenerateSource | None = None
+
+
+class DataSection(Section):
+    """What a stage learns from."""
+
+    sources: list[Source] = Field(..., min_length=1)
+    prompt_template: str | None = Field(
+        None, description="How a prompt column becomes the user's message, e.g. 'Reason step by step. {prompt}'."
+    )
+    completion_template: str | None = Field(None, description="The same for a completion column, with {completion}.")
+    system_prompt: str | None = Field(None, description="System message put in front of conversations without one.")
+    over_length: Literal["drop", "truncate", "error"] = Field(
+        "drop", description="What becomes of rows longer than train.max_length."
+    )
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="More bad rows than this stop the run.")
+
+
+class SuiteSection(Section):
+    """Held-out problems to answer by generation, and how."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$")
+    source: Source
+    columns: dict[Literal["problem", "answer", "group", "steps", "id"], str] | None = Field(
+        None, description="Which column is what. Default: found by name; a gold answer may end in '#### N' or be boxed."
+    )
+    prompt_template: str | None = Field(None, description="Default: that of the stage's data.")
+    system_prompt: str | None = None
+    max_problems: int | None = Field(None, gt=0)
+    max_new_tokens: int = Field(512, gt=0)
+    temperature: float = Field(0.0, ge=0, description="0: greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    samples_per_problem: int = Field(1, gt=0)
+    batch_size: int = Field(64, gt=0)
+    seed: int = 0
+
+
+class EvaluateSection(Section):
+    """Suites run after a stage (and, for the first stage, before it)."""
+
+    suites: list[SuiteSection] = Field(default_factory=list)
+    before_first_stage: bool = Field(True, description="Evaluate the starting model too.")
+    verify_timeout: float = Field(5.0, gt=0, description="Seconds one answer check may take before it is killed.")
+    verify_workers: int = Field(2, gt=0)
+
+
+class Stage(Section):
+    """One SFT stage: its own data, length and schedule; it starts from what the stage before it made."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$")
+    data: DataSection
+    train: dict[str, Any] = Field(default_factory=dict)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+
+
+class Defaults(Section):
+    """Values that every stage shares; a stage's own value wins. Mappings are merged, lists replaced."""
+
+    data: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+
+
+class PushSection(Section):
+    """Where the result goes on the Hugging Face Hub."""
+
+    repo_id: str | None = Field(None, description="e.g. my-name/my-model. None: no push.")
+    private: bool = True
+    merge_lora: bool = Field(True, description="Merge LoRA adapters into the exported weights.")
+    commit_message: str | None = None
+
+
+class ReportSection(Section):
+    """The run's report."""
+
+    title: str | None = None
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$")
+    description: str | None = None
+    output_dir: str = Field(..., description="Everything the run makes goes here.")
+    prepared_dir: str | None = Field(None, description="Prepared data, keyed by content. Default: <output_dir>/prepared.")
+    seed: int = 42
+    model: ModelSection
+    defaults: Defaults = Field(default_factory=Defaults)
+    stages: list[Stage] = Field(..., min_length=1)
+    push: PushSection = Field(default_factory=PushSection)
+    report: ReportSection = Field(default_factory=ReportSection)
