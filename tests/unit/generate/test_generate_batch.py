@@ -1,0 +1,218 @@
+"""Batched decoding equals plain recomputation, whatever the batch, and samples reproducibly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sft.errors import UsageError, UserError
+from sft.generate import Generation, end_token_ids, generate_batch
+from sft.generate.sampling import Sampling, next_tokens, request_randoms
+
+END = 3
+
+
+class Vocabulary:
+    """All that generation asks of a tokenizer."""
+
+    eos_token_id = END
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"<|endoftext|>": END, "<|end|>": 5}
+
+
+def qwen3(sliding: bool = False) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=37,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        use_sliding_window=sliding,
+        sliding_window=6 if sliding else None,
+        layer_types=["sliding_attention", "full_attention"] if sliding else ["full_attention"] * 2,
+        initializer_range=0.4,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def mamba_hybrid() -> Any:
+    """A hybrid whose cache has convolution and recurrent states beside keys and values."""
+    from transformers import BambaConfig, BambaForCausalLM
+
+    torch.manual_seed(0)
+    config = BambaConfig(
+        vocab_size=37,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_layer_indices=[1],
+        mamba_n_heads=8,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_n_groups=1,
+        mamba_chunk_size=16,
+        initializer_range=0.4,
+    )
+    return BambaForCausalLM(config).eval()
+
+
+def sambay() -> Any:
+    modeling = pytest.importorskip("sft.model", reason="the SambaY model")
+    torch.manual_seed(0)
+    config = modeling.Phi4FlashConfig(
+        vocab_size=37,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=6,
+        initializer_range=0.3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=END,
+    )
+    return modeling.Phi4FlashForCausalLM(config).eval()
+
+
+MODELS = {"qwen3": qwen3, "sliding": lambda: qwen3(sliding=True), "bamba": mamba_hybrid, "sambay": sambay}
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def model(request: pytest.FixtureRequest) -> Any:
+    return MODELS[request.param]()
+
+
+def prompts(count: int = 9) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 14, (count,), generator=generator).tolist()
+    return [torch.randint(6, 37, (length,), generator=generator).tolist() for length in lengths]
+
+
+@torch.no_grad()
+def recomputed(model: Any, prompt: list[int], steps: int, ends: set[int]) -> Generation:
+    """Greedy decoding with neither cache nor batch: the whole text through the model for every token."""
+    ids = list(prompt)
+    for _ in range(steps):
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+        if ids[-1] in ends:
+            return Generation(ids[len(prompt) : -1], True)
+    return Generation(ids[len(prompt) :], False)
+
+
+def ends_of(model: Any, steps: int) -> set[int]:
+    """Tokens that end some of the completions midway, so that rows leave the batch at different times."""
+    free = [recomputed(model, prompt, steps, set()).ids for prompt in prompts()]
+    return {free[0][steps // 3], free[1][steps // 2], free[2][2]}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+@pytest.mark.parametrize("prefill_chunk", [None, 5])
+def test_greedy_equals_recomputation_without_cache(model: Any, batch_size: int, prefill_chunk: int | None) -> None:
+    ends = ends_of(model, 16)
+    expected = [recomputed(model, prompt, 16, ends) for prompt in prompts()]
+    assert {generation.finished for generation in expected} == {True, False} or all(g.finished for g in expected)
+    got = generate_batch(
+        model,
+        Vocabulary(),
+        prompts(),
+        max_new_tokens=16,
+        batch_size=batch_size,
+        eos_ids=ends,
+        prefill_chunk=prefill_chunk,
+    )
+    assert got == expected
+
+
+def test_sampling_does_not_depend_on_the_batch(model: Any) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0.9, "top_p": 0.9, "seed": 7, "eos_ids": {4, 9}}
+    one = generate_batch(model, Vocabulary(), prompts(), batch_size=1, **settings)
+    assert generate_batch(model, Vocabulary(), prompts(), batch_size=4, **settings) == one
+    assert generate_batch(model, Vocabulary(), prompts(), batch_size=9, **settings) == one
+    part = generate_batch(model, Vocabulary(), prompts()[5:], batch_size=3, requests=[5, 6, 7, 8], **settings)
+    assert part == one[5:]
+    assert generate_batch(model, Vocabulary(), prompts(), batch_size=9, **{**settings, "seed": 8}) != one
+
+
+def test_same_prompt_samples_differently_per_request() -> None:
+    got = generate_batch(
+        qwen3(), Vocabulary(), [[7, 8]] * 6, max_new_tokens=12, temperature=1.0, eos_ids=(), batch_size=6
+    )
+    assert len({tuple(generation.ids) for generation in got}) == 6
+
+
+def test_end_token_is_not_part_of_the_ids_and_cut_is_told_apart() -> None:
+    model = qwen3()
+    free = recomputed(model, [8, 9], 10, set()).ids
+    ended = generate_batch(model, Vocabulary(), [[8, 9]], max_new_tokens=10, eos_ids={free[4]})[0]
+    assert ended.finished and ended.ids == free[: free.index(free[4])]
+    cut = generate_batch(model, Vocabulary(), [[8, 9]], max_new_tokens=3, eos_ids=())[0]
+    assert not cut.finished and cut.ids == free[:3]
+    at_once = generate_batch(model, Vocabulary(), [[8, 9]], max_new_tokens=10, eos_ids={free[0]})[0]
+    assert at_once == Generation([], True)
+
+
+def test_end_tokens_come_from_generation_config_tokenizer_and_chat_format() -> None:
+    model = qwen3()
+    model.generation_config.eos_token_id = [11, 12]
+    assert end_token_ids(model, Vocabulary()) == {11, 12, END, 5}
+    model.generation_config.eos_token_id = 11
+    assert end_token_ids(model, Vocabulary()) == {11, END, 5}
+
+
+def test_mode_and_global_randomness_are_left_alone() -> None:
+    model = qwen3()
+    model.train()
+    model.model.layers[0].eval()
+    state = torch.get_rng_state()
+    generate_batch(model, Vocabulary(), [[8], [9, 10]], max_new_tokens=3, temperature=1.0)
+    assert model.training and model.model.layers[1].training and not model.model.layers[0].training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_on_done_reports_each_request_once() -> None:
+    seen: dict[int, Generation] = {}
+    got = generate_batch(
+        qwen3(), Vocabulary(), prompts(), max_new_tokens=8, batch_size=3, eos_ids={9}, on_done=seen.__setitem__
+    )
+    assert [seen[index] for index in range(len(got))] == got
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(UsageError, match="Prompt 1 has no tokens"):
+        generate_batch(qwen3(), Vocabulary(), [[8], []], max_new_tokens=3)
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        generate_batch(qwen3(), Vocabulary(), [[8]], max_new_tokens=0)
+    assert generate_batch(qwen3(), Vocabulary(), [], max_new_tokens=3) == []
+
+
+def test_broken_weights_are_an_error_and_not_an_answer() -> None:
+    model = qwen3()
+    with torch.no_grad():
+        model.lm_head.weight[20] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        generate_batch(model, Vocabulary(), [[8]], max_new_tokens=3)
+
+
+def test_sampling_follows_the_distribution_and_top_p_cuts_it() -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    randoms = request_randoms(0, 0, 20_000)
+    logits = probabilities.log().expand(len(randoms), 4)
+    drawn = next_tokens(logits, Sampling(1.0, 1.0), randoms).bincount(minlength=4) / len(randoms)
+    assert torch.allclose(drawn, probabilities, atol=0.015)
+    nucleus = next_tokens(logits, Sampling(1.0, 0.7), randoms).bincount(minlength=4) / len(randoms)
+    assert torch.allclose(nucleus, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.015)
+    cold = next_tokens(logits, Sampling(0.5, 1.0), randoms).bincount(minlength=4) / len(randoms)
+    assert torch.allclose(cold, probabilities**2 / (probabilities**2).sum(), atol=0.015)
