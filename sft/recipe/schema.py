@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
+from sft.errors import UsageError
+from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.train_keys import TrainSection
 
-class Section(BaseModel):
-    """A strict mapping: an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+# `sft` itself uses these words where a stage's name could stand.
+RESERVED_STAGE_NAMES = ("all", "start")
 
 
 class ModelSection(Section):
@@ -28,6 +29,16 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="What the weights are held in.")
     trust_remote_code: bool = Field(False, description="Run the checkpoint's own code. Never needed for SambaY.")
 
+    @model_validator(mode="after")
+    def _check(self) -> ModelSection:
+        if (self.model_name_or_path is None) == (self.config is None):
+            reason = "needs exactly one of model_name_or_path (a checkpoint) and config (a model built from scratch)"
+            raise_problems("model", [KeyProblem((), reason, None)])
+        if self.config is not None and self.tokenizer is None:
+            reason = "a model built from scratch needs a tokenizer: a folder, a Hub id, or `tiny`"
+            raise_problems("model", [KeyProblem(("tokenizer",), reason, None)])
+        return self
+
 
 class GenerateSource(Section):
     """Problems from the built-in procedural generator."""
@@ -38,6 +49,13 @@ class GenerateSource(Section):
     max_steps: int = Field(6, ge=3, description="Most reasoning steps of a problem.")
     split: Literal["train", "test"] = Field("train", description="Train and test problems are disjoint.")
     seed: int = Field(0, description="Seed of the generator.")
+
+    @model_validator(mode="after")
+    def _check(self) -> GenerateSource:
+        if self.min_steps > self.max_steps:
+            reason = f"is {self.max_steps}, less than min_steps, which is {self.min_steps}"
+            raise_problems("generate", [KeyProblem(("max_steps",), reason, self.max_steps)])
+        return self
 
 
 class Source(Section):
@@ -54,10 +72,20 @@ class Source(Section):
     license: str | None = Field(None, description="Licence of the data, for the model card.")
     generate: GenerateSource | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Source:
+        if (self.path is None) == (self.generate is None):
+            reason = "needs exactly one of path (a Hub id or local files) and generate (generated problems)"
+            raise_problems("source", [KeyProblem((), reason, None)])
+        return self
+
 
 class DataSection(Section):
     """What a stage learns from."""
 
+    recipe: str | None = Field(
+        None, description="A data recipe (packaged name or file) whose keys fill in what this section doesn't say."
+    )
     sources: list[Source] = Field(..., min_length=1)
     prompt_template: str | None = Field(
         None, description="How a prompt column becomes the user's message, e.g. 'Reason step by step. {prompt}'."
@@ -97,13 +125,18 @@ class EvaluateSection(Section):
     verify_timeout: float = Field(5.0, gt=0, description="Seconds one answer check may take before it is killed.")
     verify_workers: int = Field(2, gt=0)
 
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateSection:
+        raise_on_repeats("suites", [suite.name for suite in self.suites])
+        return self
+
 
 class Stage(Section):
     """One SFT stage: its own data, length and schedule; it starts from what the stage before it made."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$")
     data: DataSection
-    train: dict[str, Any] = Field(default_factory=dict)
+    train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
 
 
@@ -136,10 +169,50 @@ class Recipe(Section):
     name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$")
     description: str | None = None
     output_dir: str = Field(..., description="Everything the run makes goes here.")
-    prepared_dir: str | None = Field(None, description="Prepared data, keyed by content. Default: <output_dir>/prepared.")
+    prepared_dir: str | None = Field(
+        None, description="Prepared data, keyed by content. Default: <output_dir>/prepared."
+    )
     seed: int = 42
+    variables: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="Values written as ${name} elsewhere, to be overridden in one place."
+    )
     model: ModelSection
     defaults: Defaults = Field(default_factory=Defaults)
     stages: list[Stage] = Field(..., min_length=1)
     push: PushSection = Field(default_factory=PushSection)
     report: ReportSection = Field(default_factory=ReportSection)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        problems = [
+            KeyProblem(("stages", index, "name"), f"can't be {name!r}: `sft` uses that word itself", name)
+            for index, name in enumerate(names)
+            if name in RESERVED_STAGE_NAMES or name.isdigit() or name.startswith(".")
+        ]
+        if problems:
+            raise_problems("recipe", problems)
+        raise_on_repeats("stages", names)
+        for stage in self.stages:
+            if "seed" not in stage.train.model_fields_set:
+                stage.train.seed = self.seed
+        return self
+
+    def stage(self, name: str) -> Stage:
+        """The stage called `name`. Raises UsageError with the names there are."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = ", ".join(stage.name for stage in self.stages)
+        raise UsageError(f"the recipe {self.name} has no stage {name!r}; its stages are: {names}")
+
+
+def raise_on_repeats(key: str, names: list[str]) -> None:
+    """Two entries of a list may not have the same name: folders and overrides go by it."""
+    problems = [
+        KeyProblem((key, index, "name"), f"{name!r} is the name of {key}[{names.index(name)}] already", name)
+        for index, name in enumerate(names)
+        if name in names[:index]
+    ]
+    if problems:
+        raise_problems(key, problems)

@@ -1,0 +1,75 @@
+"""Where a run keeps what: the one place that knows the names of its files and folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Paths of one run, all below the recipe's `output_dir` (but for a `prepared_dir` set by the recipe)."""
+
+    recipe: Recipe
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+        return Path(self.recipe.output_dir)
+
+    @property
+    def resolved(self) -> Path:
+        """The recipe with everything filled in."""
+        return self.root / "resolved.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """The run's manifest: versions, commit, seeds, hashes, counts, results."""
+        return self.root / "manifest.json"
+
+    @property
+    def prepared(self) -> Path:
+        """The store of prepared data, a folder per content key."""
+        return Path(self.recipe.prepared_dir) if self.recipe.prepared_dir else self.root / "prepared"
+
+    @property
+    def report(self) -> Path:
+        """The folder of the report; its page is `index.html`."""
+        return self.root / "report"
+
+    @property
+    def export(self) -> Path:
+        """The folder that is pushed to the Hub."""
+        return self.root / "export"
+
+    def stage_dir(self, stage: str) -> Path:
+        """Everything a stage's training makes."""
+        return self.root / "stages" / stage
+
+    def final_dir(self, stage: str) -> Path:
+        """The model that a stage hands on: config, weights or adapter, tokenizer."""
+        return self.stage_dir(stage) / "final"
+
+    def metrics(self, stage: str) -> Path:
+        """One JSON line per logging step."""
+        return self.stage_dir(stage) / "metrics.jsonl"
+
+    def tensorboard(self, stage: str) -> Path:
+        """TensorBoard's event files."""
+        return self.stage_dir(stage) / "tensorboard"
+
+    def stage_manifest(self, stage: str) -> Path:
+        """Written last: a stage with a manifest of the right key is done."""
+        return self.stage_dir(stage) / "manifest.json"
+
+    def eval_dir(self, point: str, suite: str | None = None) -> Path:
+        """Results at `point` (`start` or a stage's name), of one suite or of all."""
+        folder = self.root / "eval" / point
+        return folder / suite if suite else folder
+
+    def checkpoints(self, stage: str) -> list[Path]:
+        """The stage's `checkpoint-N` folders, oldest first."""
+        found = [path for path in self.stage_dir(stage).glob("checkpoint-*") if path.name[11:].isdigit()]
+        return sorted(found, key=lambda path: int(path.name[11:]))

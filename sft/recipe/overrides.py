@@ -1,0 +1,99 @@
+"""Values set on the command line: `--stages.sft.train.learning_rate 2e-5`. The later of two wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sft.errors import UsageError
+from sft.recipe.yaml_marks import Document, Origin, Path, parse_value
+
+# What a line of the recipe is called when it came from the command line.
+MANY = 20
+
+
+@dataclass(frozen=True)
+class Override:
+    """One `--key value`."""
+
+    key: str
+    value: Any
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The key at its dots."""
+        return tuple(self.key.split("."))
+
+    @property
+    def needs_stages(self) -> bool:
+        """Whether it reaches into a stage, and so is applied once defaults and data recipes are merged into it."""
+        return self.parts[0] == "stages" and len(self.parts) > 2 and self.parts[2:] != ("data", "recipe")
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[Override]:
+    """`["--a.b", "1", "--c=x"]` as overrides. Raises UsageError for a value without key or a key without value."""
+    overrides: list[Override] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise UsageError(f"{word!r}: expected --key value; a key of the recipe starts with two dashes")
+        key, equals, text = word[2:].partition("=")
+        if not all(key.split(".")):
+            raise UsageError(f"{word}: an override is written --section.key value")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{key}: needs a value, e.g. --{key} true")
+            text = rest.pop(0)
+        overrides.append(Override(key, parse_value(text)))
+    return overrides
+
+
+def apply_override(document: Document, override: Override) -> None:
+    """Set the value in `document`; mappings on the way are made, list items must be there."""
+    for path in _paths(document.value, override, ()):
+        _set(document, path, override)
+
+
+def _paths(value: Any, override: Override, done: Path) -> list[Path]:
+    """The paths that the key means: `all` in place of a stage's name means every stage."""
+    parts = override.parts[len(done) :]
+    if not parts:
+        return [done]
+    if isinstance(value, list):
+        paths: list[Path] = []
+        for index in _indices(value, parts[0], override, done):
+            paths += _paths(value[index], override, (*done, index))
+        return paths
+    child = value.get(parts[0]) if isinstance(value, dict) else None
+    return _paths(child, override, (*done, parts[0]))
+
+
+def _indices(items: list[Any], part: str, override: Override, done: Path) -> list[int]:
+    if part.isdigit() and int(part) < len(items):
+        return [int(part)]
+    if part == "all":
+        return list(range(len(items)))
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return [names.index(part)]
+    known = [str(name) for name in names if name is not None] or [str(index) for index in range(len(items))]
+    listed = ", ".join(known[:MANY])
+    raise UsageError(f"--{override.key}: {'.'.join(map(str, done))} has no {part!r}; there are: {listed}")
+
+
+def _set(document: Document, path: Path, override: Override) -> None:
+    target = document.value
+    for depth, part in enumerate(path[:-1]):
+        child = target[part] if isinstance(target, list) else target.get(part)
+        if child is None:
+            child = target[part] = {}
+        if not isinstance(child, (dict, list)):
+            where = ".".join(map(str, path[: depth + 1]))
+            raise UsageError(f"--{override.key}: {where} is {child!r}, which has no keys")
+        target = child
+    target[path[-1]] = override.value
+    for known in [known for known in document.origins if known[: len(path)] == path]:
+        del document.origins[known]
+    document.origins[path] = Origin(f"--{override.key}", ())

@@ -1,0 +1,48 @@
+"""Problems found in a recipe: where, and what to do. Shared by the schema and the loader."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, NamedTuple, NoReturn
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+
+class Section(BaseModel):
+    """A strict mapping: an unknown key is an error, `"3"` is no number, and an empty section is an empty mapping."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class KeyProblem(NamedTuple):
+    """What is wrong with the value at `loc`, counted from the section that found it."""
+
+    loc: tuple[str | int, ...]
+    message: str
+    value: Any
+
+
+def raise_problems(title: str, problems: Iterable[KeyProblem]) -> NoReturn:
+    """Raise a pydantic ValidationError that points at the keys themselves, not at their section."""
+    details: list[InitErrorDetails] = [
+        {
+            "type": PydanticCustomError("recipe", "{reason}", {"reason": problem.message}),
+            "loc": problem.loc,
+            "input": problem.value,
+        }
+        for problem in problems
+    ]
+    raise ValidationError.from_exception_data(title, details)
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """`, did you mean X?` when a known key is near, else nothing."""
+    matches = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.6)
+    return f", did you mean {matches[0]}?" if matches else ""
