@@ -77,7 +77,7 @@ def _sentence(group: list[ErrorDetails], path: Path, model: type[BaseModel]) -> 
         expected = details["ctx"]["expected"]
         known = expected.replace("'", "").replace(" or ", ", ").split(", ")
         if details["loc"][-1] == "[key]":
-            return f"unknown key{nearest(str(path[-1]), known)}; it may be {expected}"
+            return f"unknown key{nearest(str(path[-1]), known) or '; it may be ' + expected}"
         return f"must be {expected}, got {got}{nearest(str(details['input']), known)}"
     if kind in _WANTED:
         wanted = dict.fromkeys(_WANTED[entry["type"]] for entry in group if entry["type"] in _WANTED)

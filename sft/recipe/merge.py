@@ -31,11 +31,11 @@ def merge_defaults(document: Document) -> None:
 
 def fill(target: Document, path: Path, value: Any, source: Document, source_path: Path) -> None:
     """Put `value`, which stands at `source_path` of `source`, at `path` of `target` where nothing is set."""
-    parent = target.value
+    parent: Any = target.value
     for part in path[:-1]:
         parent = parent[part]
     key = path[-1]
-    present = parent[key] if isinstance(parent, list) else parent.get(key)
+    present = parent.get(key) if isinstance(parent, dict) else parent[key]
     if isinstance(present, dict) and isinstance(value, dict):
         for child, child_value in value.items():
             fill(target, (*path, child), child_value, source, (*source_path, child))

@@ -84,9 +84,9 @@ def _indices(items: list[Any], part: str, override: Override, done: Path) -> lis
 
 
 def _set(document: Document, path: Path, override: Override) -> None:
-    target = document.value
+    target: Any = document.value
     for depth, part in enumerate(path[:-1]):
-        child = target[part] if isinstance(target, list) else target.get(part)
+        child: Any = target.get(part) if isinstance(target, dict) else target[part]
         if child is None:
             child = target[part] = {}
         if not isinstance(child, (dict, list)):

@@ -29,8 +29,11 @@ class KeyProblem(NamedTuple):
     value: Any
 
 
-def raise_problems(title: str, problems: Iterable[KeyProblem]) -> NoReturn:
-    """Raise a pydantic ValidationError that points at the keys themselves, not at their section."""
+def raise_problems(title: str, problems: Iterable[KeyProblem], others: ValidationError | None = None) -> NoReturn:
+    """Raise a pydantic ValidationError that points at the keys themselves, not at their section.
+
+    `others` are problems that pydantic found itself; they are told too.
+    """
     details: list[InitErrorDetails] = [
         {
             "type": PydanticCustomError("recipe", "{reason}", {"reason": problem.message}),
@@ -39,6 +42,10 @@ def raise_problems(title: str, problems: Iterable[KeyProblem]) -> NoReturn:
         }
         for problem in problems
     ]
+    for found in others.errors() if others else []:
+        details.append(
+            {"type": found["type"], "loc": found["loc"], "input": found["input"], "ctx": found.get("ctx", {})}
+        )
     raise ValidationError.from_exception_data(title, details)
 
 

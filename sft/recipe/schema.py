@@ -20,14 +20,17 @@ RESERVED_STAGE_NAMES = ("all", "start")
 class ModelSection(Section):
     """Which model the first stage starts from."""
 
-    model_name_or_path: str | None = Field(None, description="Checkpoint folder or Hub id; none: from scratch.")
-    model_revision: str | None = Field(None, description="Branch, tag or commit of a Hub checkpoint.")
-    config: dict[str, Any] | None = Field(None, description="Configuration of a model built from scratch.")
+    model_name_or_path: str | None = Field(default=None, description="Checkpoint folder or Hub id; none: from scratch.")
+    model_revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub checkpoint.")
+    config: dict[str, Any] | None = Field(default=None, description="Configuration of a model built from scratch.")
     tokenizer: str | None = Field(
-        None, description="Tokenizer folder or Hub id (default: the checkpoint's own); `tiny` is the built-in one."
+        default=None,
+        description="Tokenizer folder or Hub id (default: the checkpoint's own); `tiny` is the built-in one.",
     )
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="What the weights are held in.")
-    trust_remote_code: bool = Field(False, description="Run the checkpoint's own code. Never needed for SambaY.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="What the weights are held in.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run the checkpoint's own code. Never needed for SambaY."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelSection:
@@ -43,12 +46,12 @@ class ModelSection(Section):
 class GenerateSource(Section):
     """Problems from the built-in procedural generator."""
 
-    family: Literal["arithmetic", "equations", "words", "all"] = Field("all", description="Kind of problem.")
-    rows: int = Field(..., gt=0, description="How many rows.")
-    min_steps: int = Field(3, ge=3, description="Fewest reasoning steps of a problem.")
-    max_steps: int = Field(6, ge=3, description="Most reasoning steps of a problem.")
-    split: Literal["train", "test"] = Field("train", description="Train and test problems are disjoint.")
-    seed: int = Field(0, description="Seed of the generator.")
+    family: Literal["arithmetic", "equations", "words", "all"] = Field(default="all", description="Kind of problem.")
+    rows: int = Field(gt=0, description="How many rows.")
+    min_steps: int = Field(default=3, ge=3, description="Fewest reasoning steps of a problem.")
+    max_steps: int = Field(default=6, ge=3, description="Most reasoning steps of a problem.")
+    split: Literal["train", "test"] = Field(default="train", description="Train and test problems are disjoint.")
+    seed: int = Field(default=0, description="Seed of the generator.")
 
     @model_validator(mode="after")
     def _check(self) -> GenerateSource:
@@ -61,15 +64,18 @@ class GenerateSource(Section):
 class Source(Section):
     """One data set: a Hub id or local jsonl/parquet (`path`), or generated problems (`generate`)."""
 
-    path: str | None = Field(None, description="Hub id, or a local file, folder or glob of .jsonl/.parquet files.")
-    config: str | None = Field(None, description="Configuration (subset) of a Hub data set.")
-    split: str = Field("train", description="Split of a Hub data set.")
-    revision: str | None = Field(None, description="Revision of a Hub data set.")
-    columns: dict[Literal["messages", "prompt", "completion", "id", "system"], str] | None = Field(
-        None, description="Which column is what, e.g. {prompt: question, completion: answer}. Default: found by name."
+    path: str | None = Field(
+        default=None, description="Hub id, or a local file, folder or glob of .jsonl/.parquet files."
     )
-    max_rows: int | None = Field(None, gt=0, description="Take only the first rows.")
-    license: str | None = Field(None, description="Licence of the data, for the model card.")
+    config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
+    split: str = Field(default="train", description="Split of a Hub data set.")
+    revision: str | None = Field(default=None, description="Revision of a Hub data set.")
+    columns: dict[Literal["messages", "prompt", "completion", "id", "system"], str] | None = Field(
+        default=None,
+        description="Which column is what, e.g. {prompt: question, completion: answer}. Default: found by name.",
+    )
+    max_rows: int | None = Field(default=None, gt=0, description="Take only the first rows.")
+    license: str | None = Field(default=None, description="Licence of the data, for the model card.")
     generate: GenerateSource | None = None
 
     @model_validator(mode="after")
@@ -84,36 +90,43 @@ class DataSection(Section):
     """What a stage learns from."""
 
     recipe: str | None = Field(
-        None, description="A data recipe (packaged name or file) whose keys fill in what this section doesn't say."
+        default=None,
+        description="A data recipe (packaged name or file) whose keys fill in what this section doesn't say.",
     )
-    sources: list[Source] = Field(..., min_length=1)
+    sources: list[Source] = Field(min_length=1)
     prompt_template: str | None = Field(
-        None, description="How a prompt column becomes the user's message, e.g. 'Reason step by step. {prompt}'."
+        default=None,
+        description="How a prompt column becomes the user's message, e.g. 'Reason step by step. {prompt}'.",
     )
-    completion_template: str | None = Field(None, description="The same for a completion column, with {completion}.")
-    system_prompt: str | None = Field(None, description="System message put in front of conversations without one.")
+    completion_template: str | None = Field(
+        default=None, description="The same for a completion column, with {completion}."
+    )
+    system_prompt: str | None = Field(
+        default=None, description="System message put in front of conversations without one."
+    )
     over_length: Literal["drop", "truncate", "error"] = Field(
-        "drop", description="What becomes of rows longer than train.max_length."
+        default="drop", description="What becomes of rows longer than train.max_length."
     )
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="More bad rows than this stop the run.")
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1, description="More bad rows than this stop the run.")
 
 
 class SuiteSection(Section):
     """Held-out problems to answer by generation, and how."""
 
-    name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     source: Source
     columns: dict[Literal["problem", "answer", "group", "steps", "id"], str] | None = Field(
-        None, description="Which column is what. Default: found by name; a gold answer may end in '#### N' or be boxed."
+        default=None,
+        description="Which column is what. Default: found by name; a gold answer may end in '#### N' or be boxed.",
     )
-    prompt_template: str | None = Field(None, description="Default: that of the stage's data.")
+    prompt_template: str | None = Field(default=None, description="Default: that of the stage's data.")
     system_prompt: str | None = None
-    max_problems: int | None = Field(None, gt=0)
-    max_new_tokens: int = Field(512, gt=0)
-    temperature: float = Field(0.0, ge=0, description="0: greedy.")
-    top_p: float = Field(1.0, gt=0, le=1)
-    samples_per_problem: int = Field(1, gt=0)
-    batch_size: int = Field(64, gt=0)
+    max_problems: int | None = Field(default=None, gt=0)
+    max_new_tokens: int = Field(default=512, gt=0)
+    temperature: float = Field(default=0.0, ge=0, description="0: greedy.")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    samples_per_problem: int = Field(default=1, gt=0)
+    batch_size: int = Field(default=64, gt=0)
     seed: int = 0
 
 
@@ -121,9 +134,11 @@ class EvaluateSection(Section):
     """Suites run after a stage (and, for the first stage, before it)."""
 
     suites: list[SuiteSection] = Field(default_factory=list)
-    before_first_stage: bool = Field(True, description="Evaluate the starting model too.")
-    verify_timeout: float = Field(5.0, gt=0, description="Seconds one answer check may take before it is killed.")
-    verify_workers: int = Field(2, gt=0)
+    before_first_stage: bool = Field(default=True, description="Evaluate the starting model too.")
+    verify_timeout: float = Field(
+        default=5.0, gt=0, description="Seconds one answer check may take before it is killed."
+    )
+    verify_workers: int = Field(default=2, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateSection:
@@ -134,7 +149,7 @@ class EvaluateSection(Section):
 class Stage(Section):
     """One SFT stage: its own data, length and schedule; it starts from what the stage before it made."""
 
-    name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
@@ -151,9 +166,9 @@ class Defaults(Section):
 class PushSection(Section):
     """Where the result goes on the Hugging Face Hub."""
 
-    repo_id: str | None = Field(None, description="e.g. my-name/my-model. None: no push.")
+    repo_id: str | None = Field(default=None, description="e.g. my-name/my-model. None: no push.")
     private: bool = True
-    merge_lora: bool = Field(True, description="Merge LoRA adapters into the exported weights.")
+    merge_lora: bool = Field(default=True, description="Merge LoRA adapters into the exported weights.")
     commit_message: str | None = None
 
 
@@ -166,11 +181,11 @@ class ReportSection(Section):
 class Recipe(Section):
     """One run."""
 
-    name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     description: str | None = None
-    output_dir: str = Field(..., description="Everything the run makes goes here.")
+    output_dir: str = Field(description="Everything the run makes goes here.")
     prepared_dir: str | None = Field(
-        None, description="Prepared data, keyed by content. Default: <output_dir>/prepared."
+        default=None, description="Prepared data, keyed by content. Default: <output_dir>/prepared."
     )
     seed: int = 42
     variables: dict[str, str | int | float | bool] = Field(
@@ -178,7 +193,7 @@ class Recipe(Section):
     )
     model: ModelSection
     defaults: Defaults = Field(default_factory=Defaults)
-    stages: list[Stage] = Field(..., min_length=1)
+    stages: list[Stage] = Field(min_length=1)
     push: PushSection = Field(default_factory=PushSection)
     report: ReportSection = Field(default_factory=ReportSection)
 

@@ -7,9 +7,17 @@ A key that isn't declared here is looked up in SFTConfig itself and passed throu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from sft.recipe.packaged import find_deepspeed
 from sft.recipe.problems import KeyProblem, Section, nearest, raise_problems
@@ -87,94 +95,102 @@ class TrainSection(Section):
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
-    max_length: int | None = Field(1024, gt=0, description="Longest row in tokens; a pack is filled up to this.")
-    packing: bool = Field(False, description="Join several documents in one row. They never see one another.")
-    packing_strategy: Literal["bfd", "bfd_split", "wrapped"] = Field("bfd", description="Best-fit decreasing.")
-    per_device_train_batch_size: int = Field(8, gt=0, description="Rows a device takes at once.")
-    gradient_accumulation_steps: int = Field(1, gt=0, description="Micro-batches per optimizer step.")
-    num_train_epochs: float = Field(3.0, gt=0)
-    max_steps: int = Field(-1, ge=-1, description="Optimizer steps; wins over num_train_epochs. -1: not set.")
+    max_length: int | None = Field(
+        default=1024, gt=0, description="Longest row in tokens; a pack is filled up to this."
+    )
+    packing: bool = Field(default=False, description="Join several documents in one row. They never see one another.")
+    packing_strategy: Literal["bfd", "bfd_split", "wrapped"] = Field(default="bfd", description="Best-fit decreasing.")
+    per_device_train_batch_size: int = Field(default=8, gt=0, description="Rows a device takes at once.")
+    gradient_accumulation_steps: int = Field(default=1, gt=0, description="Micro-batches per optimizer step.")
+    num_train_epochs: float = Field(default=3.0, gt=0)
+    max_steps: int = Field(default=-1, ge=-1, description="Optimizer steps; wins over num_train_epochs. -1: not set.")
 
-    learning_rate: float = Field(2e-5, ge=0)
+    learning_rate: float = Field(default=2e-5, ge=0)
     lr_scheduler_type: Scheduler = "linear"
-    lr_scheduler_kwargs: dict[str, Any] | None = Field(None, description="e.g. {min_lr: 1.0e-5}.")
-    warmup_steps: float = Field(0, ge=0, description="Steps, or, under 1, a fraction of all steps.")
+    lr_scheduler_kwargs: dict[str, Any] | None = Field(default=None, description="e.g. {min_lr: 1.0e-5}.")
+    warmup_steps: float = Field(default=0, ge=0, description="Steps, or, under 1, a fraction of all steps.")
     optim: str = "adamw_torch_fused"
     optim_args: str | None = None
-    weight_decay: float = Field(0.0, ge=0, description="Not applied to norms, biases, A_log, D and the lambdas.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip gradients to this norm; 0: don't clip.")
-    label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="Not applied to norms, biases, A_log, D and the lambdas."
+    )
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Clip gradients to this norm; 0: don't clip.")
+    label_smoothing_factor: float = Field(default=0.0, ge=0, lt=1)
     neftune_noise_alpha: float | None = None
     loss_type: Literal["nll", "dft"] = "nll"
-    average_tokens_across_devices: bool = Field(True, description="Every supervised token counts the same.")
+    average_tokens_across_devices: bool = Field(default=True, description="Every supervised token counts the same.")
 
-    bf16: bool | None = Field(None, description="Compute in bfloat16. Default: yes.")
+    bf16: bool | None = Field(default=None, description="Compute in bfloat16. Default: yes.")
     fp16: bool = False
     tf32: bool | None = None
     use_cpu: bool = False
-    gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass.")
+    gradient_checkpointing: bool = Field(default=True, description="Recompute activations in the backward pass.")
     gradient_checkpointing_kwargs: dict[str, Any] | None = None
     activation_offloading: bool = False
     torch_compile: bool = False
     use_liger_kernel: bool = False
 
-    logging_steps: float = Field(10, gt=0)
+    logging_steps: float = Field(default=10, gt=0)
     logging_first_step: bool = False
-    report_to: str | list[str] = Field("none", description="Trackers such as wandb. TensorBoard is always written.")
+    report_to: str | list[str] = Field(
+        default="none", description="Trackers such as wandb. TensorBoard is always written."
+    )
     run_name: str | None = None
     disable_tqdm: bool | None = None
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
-    save_steps: float = Field(500, gt=0)
-    save_total_limit: int | None = Field(None, gt=0)
+    save_steps: float = Field(default=500, gt=0)
+    save_total_limit: int | None = Field(default=None, gt=0)
     save_only_model: bool = False
 
-    seed: int = Field(42, description="Default: the recipe's seed.")
+    seed: int = Field(default=42, description="Default: the recipe's seed.")
     data_seed: int | None = None
     full_determinism: bool = False
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
-    dataset_num_proc: int | None = Field(None, gt=0, description="Processes that prepare the data.")
-    dataloader_num_workers: int = Field(0, ge=0)
+    dataset_num_proc: int | None = Field(default=None, gt=0, description="Processes that prepare the data.")
+    dataloader_num_workers: int = Field(default=0, ge=0)
     dataloader_pin_memory: bool = True
     dataloader_drop_last: bool = False
     dataloader_persistent_workers: bool = False
-    dataloader_prefetch_factor: int | None = Field(None, gt=0)
+    dataloader_prefetch_factor: int | None = Field(default=None, gt=0)
 
     deepspeed: str | dict[str, Any] | None = Field(
-        None, description="zero1, zero2 or zero3, a DeepSpeed JSON file, or its content."
+        default=None, description="zero1, zero2 or zero3, a DeepSpeed JSON file, or its content."
     )
-    ddp_timeout: int = Field(1800, gt=0)
+    ddp_timeout: int = Field(default=1800, gt=0)
     ddp_find_unused_parameters: bool | None = None
     ddp_bucket_cap_mb: int | None = None
 
-    use_peft: bool = Field(False, description="Train LoRA adapters instead of all weights.")
-    lora_r: int = Field(16, gt=0)
-    lora_alpha: int = Field(32, gt=0)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    use_peft: bool = Field(default=False, description="Train LoRA adapters instead of all weights.")
+    lora_r: int = Field(default=16, gt=0)
+    lora_alpha: int = Field(default=32, gt=0)
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     lora_target_modules: str | list[str] | None = Field(
-        None, description="Modules that get adapters. Default for SambaY: every projection that has a gradient."
+        default=None, description="Modules that get adapters. Default for SambaY: every projection that has a gradient."
     )
     lora_target_parameters: list[str] | None = None
-    lora_modules_to_save: list[str] | None = Field(None, description="Modules trained in full beside the adapters.")
+    lora_modules_to_save: list[str] | None = Field(
+        default=None, description="Modules trained in full beside the adapters."
+    )
     use_rslora: bool = False
     use_dora: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> TrainSection:
-        problems = [*self._extra_problems(), *self._value_problems()]
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Tell what is wrong with any key, declared or not, in one go."""
+        extra = {key: value[key] for key in value if key not in cls.model_fields} if isinstance(value, dict) else {}
+        problems = _extra_problems(extra)
+        try:
+            section = handler(value)
+        except ValidationError as error:
+            raise_problems(cls.__name__, problems, error)
+        problems += section._value_problems()
         if problems:
-            raise_problems(type(self).__name__, problems)
-        return self
-
-    def _extra_problems(self) -> list[KeyProblem]:
-        extra = self.model_extra or {}
-        problems = [
-            KeyProblem((key,), f"is not for recipes: {REFUSED[key]}", extra[key]) for key in extra if key in REFUSED
-        ]
-        unknown = [key for key in extra if key not in REFUSED]
-        return problems + (_sft_config_problems({key: extra[key] for key in unknown}) if unknown else [])
+            raise_problems(cls.__name__, problems)
+        return section
 
     def _value_problems(self) -> list[KeyProblem]:
         problems = []
@@ -234,11 +250,18 @@ def deepspeed_file(name: str) -> str:
     return str(packaged) if packaged else name
 
 
+def _extra_problems(extra: dict[str, Any]) -> list[KeyProblem]:
+    refused = [key for key in extra if key in REFUSED]
+    problems = [KeyProblem((key,), f"is not for recipes: {REFUSED[key]}", extra[key]) for key in refused]
+    others = {key: value for key, value in extra.items() if key not in REFUSED}
+    return problems + (_sft_config_problems(others) if others else [])
+
+
 def _sft_config_problems(extra: dict[str, Any]) -> list[KeyProblem]:
     """Check keys that this module doesn't declare against the installed TRL's SFTConfig."""
     import dataclasses
 
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
     from trl import SFTConfig
 
     fields = {field.name: field for field in dataclasses.fields(SFTConfig)}
@@ -249,7 +272,8 @@ def _sft_config_problems(extra: dict[str, Any]) -> list[KeyProblem]:
             problems.append(KeyProblem((key,), f"unknown key{nearest(key, known)}", value))
             continue
         try:
-            adapter = TypeAdapter(fields[key].type, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+            kind: Any = fields[key].type
+            adapter = TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
             adapter.validate_python(value)
         except ValidationError:
             wanted = getattr(fields[key].type, "__name__", None) or str(fields[key].type)
