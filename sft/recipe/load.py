@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from sft.errors import UsageError
 from sft.recipe.explain import explain
-from sft.recipe.local import narrow_to_splits
 from sft.recipe.merge import include_data_recipes, merge_defaults, substitute
 from sft.recipe.overrides import apply_override, parse_overrides
 from sft.recipe.packaged import find_data_recipe, find_recipe
@@ -72,7 +71,7 @@ def _validated(document: Document) -> Recipe:
     except ValidationError as error:
         raise UsageError("\n".join(explain(error, document, Recipe))) from None
     # From here on each stage carries what it needs, and nothing is said twice.
-    return narrow_to_splits(recipe.model_copy(update={"defaults": Defaults(), "variables": {}}))
+    return recipe.model_copy(update={"defaults": Defaults(), "variables": {}})
 
 
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:

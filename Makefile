@@ -1,0 +1,48 @@
+# Two commands for a new user: `make demo` and `make test`. Each target builds .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# More threads than free cores make small CPU models many times slower.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test lint bench test-gpu bench-gpu gpu-check clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+	@echo "sambay-sft is installed in .venv; try: $(BIN)/sft doctor"
+
+demo: $(STAMP)
+	$(BIN)/sft run --config configs/tiny/recipe.yaml
+
+test: lint
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@found=0; for file in kernels/benchmarks/bench_*.py; do \
+		test -f "$$file" || continue; found=1; \
+		echo "== $$file"; $(BIN)/python "$$file" || exit 1; \
+	done; test $$found = 1 || { echo "no benchmark in kernels/benchmarks"; exit 1; }
+
+# A GPU target without a GPU fails: a run that skipped everything would look like one that passed.
+gpu-check: $(STAMP)
+	@$(BIN)/python -c "import sys, torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; \
+	sys.exit('no CUDA device: this target needs one') if n == 0 else \
+	print(*(f'{i}: {torch.cuda.get_device_name(i)}, compute capability {torch.cuda.get_device_capability(i)}' for i in range(n)), sep='\n')"
+
+test-gpu: gpu-check
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+bench-gpu: gpu-check
+	@for file in kernels/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" --device cuda || exit 1; done
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

@@ -1,0 +1,38 @@
+"""What every test needs: one thread, no network, and the shared data where there is any."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch is imported anywhere: with more threads than free cores, tests take up to a hundred times longer.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Real data and tokenizer beside the checkout (`../shared`, or $SAMBAY_SHARED); skips where there is none."""
+    folder = Path(os.environ.get("SAMBAY_SHARED") or ROOT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no shared data: {folder} is missing (set SAMBAY_SHARED to a folder with data/ and models/)")
+    return folder.resolve()
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder as the current one."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
