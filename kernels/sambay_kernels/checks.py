@@ -1,0 +1,53 @@
+"""Input checks that the ops share: each raises a ValueError that names the argument and says what it should be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .packing import MAX_ELEMENTS
+
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensor(op: str, name: str, value: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """Check that `value` is a floating-point tensor of this shape on this device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value)}")
+    if value.dtype not in FLOAT_TYPES:
+        raise ValueError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{op}: {name} is on {value.device} but the first argument is on {device}")
+
+
+def check_optional(op: str, name: str, value: Tensor | None, shape: tuple[int, ...], device: torch.device) -> None:
+    """`check_tensor` for an argument that may be None."""
+    if value is not None:
+        check_tensor(op, name, value, shape, device)
+
+
+def check_leading(op: str, name: str, value: Tensor, dim: int) -> None:
+    """Check the argument the others are measured against: a float tensor of rank `dim`, within int32 offsets."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value)}")
+    if value.dim() != dim:
+        raise ValueError(f"{op}: {name} must have {dim} dimensions, got shape {tuple(value.shape)}")
+    if value.dtype not in FLOAT_TYPES:
+        raise ValueError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    if value.numel() > MAX_ELEMENTS:
+        raise ValueError(
+            f"{op}: {name} has {value.numel()} elements, more than 2**31 - 1: "
+            "split the row at a document border and call the op once for each part"
+        )
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass can follow, so that the op has to keep what it needs for it."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def compute_dtype(value: Tensor) -> torch.dtype:
+    """The type of state and arithmetic: float64 for float64 data, else float32."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
