@@ -1,0 +1,1 @@
+"""The `sft` command: one file per verb, imported when that verb runs."""

@@ -1,0 +1,147 @@
+"""`sft doctor`: what is installed here, what will be used, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sft.recipe.manifest import git_state, package_version
+
+TAKES_OVERRIDES = False
+
+REQUIRED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "huggingface-hub", "math-verify")
+OPTIONAL = {
+    "flash-attn": "pip install 'sambay-sft[cuda]' on a machine with a CUDA GPU",
+    "bitsandbytes": "pip install 'sambay-sft[cuda]' on a machine with a CUDA GPU",
+}
+LOW_DISK_GB = 20
+
+
+class Finding(NamedTuple):
+    """One line: `state` is ok, note (works, could be better) or problem."""
+
+    what: str
+    state: str
+    text: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--json` for machines."""
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Print the findings. Exit status 1 when something is missing that the tool can't do without."""
+    from sft.cli.common import console, quiet_libraries
+
+    quiet_libraries()
+    findings = list(examine())
+    if arguments.json:
+        import json
+
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        from rich.markup import escape
+        from rich.table import Table
+
+        colours = {"ok": "green", "note": "yellow", "problem": "red"}
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for finding in findings:
+            table.add_row(
+                finding.what, f"[{colours[finding.state]}]{finding.state}[/]", escape(finding.text), style=None
+            )
+        console().print(table)
+    return 1 if any(finding.state == "problem" for finding in findings) else 0
+
+
+def examine() -> Iterator[Finding]:
+    """Everything, cheapest first."""
+    yield _python()
+    yield from _packages()
+    yield _compiler()
+    yield from _devices()
+    yield from _kernels()
+    yield _disk()
+    yield _hub()
+
+
+def _python() -> Finding:
+    commit = git_state()
+    checkout = f", checkout {commit['commit'][:10]}{' (changed)' if commit['dirty'] else ''}" if commit else ""
+    state = "ok" if sys.version_info >= (3, 11) else "problem"
+    own = package_version("sambay-sft") or "not installed"
+    return Finding("python", state, f"{platform.python_version()} at {sys.executable}; sambay-sft {own}{checkout}")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in REQUIRED:
+        version = package_version(name)
+        yield Finding(name, "ok", version) if version else Finding(name, "problem", "missing; pip install sambay-sft")
+    for name, remedy in OPTIONAL.items():
+        version = package_version(name)
+        yield Finding(name, "ok", version) if version else Finding(name, "note", f"not installed (optional); {remedy}")
+
+
+def _compiler() -> Finding:
+    name = os.environ.get("CXX") or next((found for found in ("c++", "g++", "clang++") if shutil.which(found)), None)
+    if name is None or shutil.which(name) is None:
+        return Finding("C++ compiler", "note", "none: CPU kernels fall back to plain torch (slower); apt-get install g++")
+    if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
+        return Finding("C++ compiler", "note", f"{shutil.which(name)}, but no ninja; pip install ninja")
+    return Finding("C++ compiler", "ok", str(shutil.which(name)))
+
+
+def _devices() -> Iterator[Finding]:
+    if package_version("torch") is None:
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        built = "this torch is built without CUDA" if torch.version.cuda is None else "no driver or no device is visible"
+        yield Finding("CUDA", "note", f"no device ({built}): everything runs on {os.cpu_count()} CPU cores")
+    for index in range(count):
+        found = torch.cuda.get_device_properties(index)
+        text = f"{found.name}, {found.total_memory / 2**30:.0f} GiB, compute capability {found.major}.{found.minor}"
+        yield Finding(f"cuda:{index}", "ok", text)
+
+
+def _kernels() -> Iterator[Finding]:
+    if package_version("torch") is None:
+        return
+    import sambay_kernels  # noqa: F401  (registers the ops)
+    from sambay_kernels.dispatch import BackendError, ops, why
+
+    for op in ops():
+        try:
+            choice = why(op)
+        except BackendError as error:
+            yield Finding(op, "problem", str(error))
+            continue
+        text = f"{choice.backend} on {choice.device}: {choice.reason}"
+        yield Finding(op, "note" if choice.remedy else "ok", f"{text}. {choice.remedy}" if choice.remedy else text)
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    state = "ok" if free >= LOW_DISK_GB else "note"
+    return Finding("disk", state, f"{free:.0f} GB free in {Path.cwd()}")
+
+
+def _hub() -> Finding:
+    """Whether a token is there; the Hub itself isn't asked, and the token isn't shown."""
+    from huggingface_hub import constants, get_token
+
+    if get_token() is None:
+        text = "not logged in: public models and data work; to push, `hf auth login` or set HF_TOKEN"
+        return Finding("Hugging Face Hub", "note", text)
+    source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "`hf auth login`"
+    offline = "; HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+    return Finding("Hugging Face Hub", "ok", f"a token is set ({source}) for {constants.ENDPOINT}{offline}")

@@ -1,0 +1,167 @@
+"""The entry point: finds the verb, runs it, and turns errors into one sentence and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Protocol, cast
+
+from sft.errors import UsageError, UserError
+
+# Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
+VERBS = {
+    "run": "all stages in order: prepare, train, evaluate; then export and report",
+    "prepare": "tokenise and pack the data of the stages",
+    "preview": "show rows as they will be trained on, token by token",
+    "train": "train the stages, without evaluating",
+    "eval": "answer the recipe's held-out problems and check the answers",
+    "chat": "talk to a stage's model, an exported folder or a Hub model",
+    "export": "write the folder that goes to the Hub",
+    "push": "upload the exported folder to the Hub, reload it and compare",
+    "report": "write the run's HTML report",
+    "recipes": "list the packaged recipes, or copy one to edit",
+    "doctor": "show what is installed, which kernels are used, and what to do about it",
+}
+MODULES = {"eval": "evaluate"}
+INTERRUPTED = "interrupted; the same command continues it"
+
+
+class Verb(Protocol):
+    """A module of this package that is a verb."""
+
+    TAKES_OVERRIDES: bool
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's own options."""
+
+    def execute(self, arguments: argparse.Namespace, overrides: list[str]) -> int:
+        """Do it; the exit status."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors look like all others and point at --help."""
+
+    def error(self, message: str) -> object:  # type: ignore[override]
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's). Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(words)
+    except BaseException as error:
+        status = _status(error)
+        if debug and not isinstance(error, SystemExit):
+            traceback.print_exc()
+        return status
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run(words: list[str]) -> int:
+    parser = _top_parser()
+    if not words or words[0] in ("-h", "--help", "--version"):
+        parser.parse_args(words or ["--help"])
+    name = words[0]
+    if name not in VERBS:
+        from sft.recipe.problems import nearest
+
+        raise UsageError(f"no verb {name!r}{nearest(name, VERBS) or ''}; `sft --help` lists them")
+    verb = cast(Verb, importlib.import_module(f"sft.cli.{MODULES.get(name, name)}"))
+    verb_parser = Parser(
+        prog=f"sft {name}",
+        description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.",
+        epilog=_OVERRIDES_HELP if verb.TAKES_OVERRIDES else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verb_parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verb.add_arguments(verb_parser)
+    arguments, rest = verb_parser.parse_known_args(words[1:])
+    if rest and not verb.TAKES_OVERRIDES:
+        verb_parser.error(f"unknown argument {rest[0]!r}")
+    return verb.execute(arguments, rest)
+
+
+_OVERRIDES_HELP = """any key of the recipe can be set, the later of two wins:
+  --stages.NAME.train.learning_rate 2e-5     a stage by its name or number, or `all`
+  --model.tokenizer DIR   --seed=7   --stages.sft.data.sources.0.path rows.jsonl"""
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    from sft import __version__
+
+    verbs = "\n".join(f"  {name:9}{text}" for name, text in VERBS.items())
+    parser = Parser(
+        prog="sft",
+        usage="sft VERB [--config RECIPE] [--stage NAME] [--key value ...]",
+        description="Staged supervised fine-tuning of SambaY and other causal language models.",
+        epilog=f"verbs:\n{verbs}\n\n`sft VERB --help` says more. Start with: sft recipes",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sambay-sft {__version__}")
+    return parser
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _status(error: BaseException) -> int:
+    """Say what happened in one sentence, and give the exit status that goes with it."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output went away (`sft recipes | head`); Python would complain again when flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, UserError):
+        _say(str(error))
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        _say(INTERRUPTED)
+        return 130 if isinstance(error, KeyboardInterrupt) else 143
+    full = _disk_full(error)
+    if full is not None:
+        place = f" while writing {full.filename}" if full.filename else ""
+        _say(f"the disk is full{place}; make room and give the same command again")
+        return 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        _say("out of memory; lower per_device_train_batch_size or max_length, or raise gradient_accumulation_steps")
+        return 1
+    _say(f"{type(error).__name__}: {_first_line(error)} (run again with --debug for the traceback)")
+    return 1
+
+
+def _disk_full(error: BaseException) -> OSError | None:
+    """The disk-full error that `error` is or came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        print(f"sft: {line}", file=sys.stderr)
