@@ -1,0 +1,248 @@
+"""From a row's columns to a conversation: which column is what, and whether a row can be used.
+
+A conversation is a list of `{"role": ..., "content": ...}` (a system message may carry `tools`, a string).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sft.data.rows import BadRow
+from sft.errors import UsageError, UserError
+from sft.recipe.schema import DataSection
+
+Message = dict[str, str]
+
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+# Tried in this order: of a set with `problem`, `solution` and a bare final `answer`, the worked solution is learned.
+PAIR_COLUMNS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("problem", "solution"),
+    ("problem", "generated_solution"),
+    ("question", "solution"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("query", "response"),
+)
+ID_COLUMNS = ("id", "uuid", "unique_id", "problem_id")
+ROLES = frozenset({"system", "user", "assistant", "tool", "tool_response"})
+# What ShareGPT-like sets call the roles.
+ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """Which column of a source is what."""
+
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    system: str | None = None
+    id: str | None = None
+
+    def described(self) -> dict[str, str]:
+        """The roles that have a column, for the manifest."""
+        return {role: column for role, column in vars(self).items() if column is not None}
+
+
+class _UnusableError(Exception):
+    """Carries the reason out of the checks below."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.bad = BadRow(reason, detail)
+
+
+def choose_columns(name: str, present: Iterable[str], given: Mapping[str, str] | None) -> ColumnMap:
+    """Decide which of the columns `present` in source `name` is what; `given` is the recipe's own choice.
+
+    Raises UserError naming the columns there are when none is known or one that the recipe names isn't there.
+    """
+    columns = sorted(set(present))
+    given = dict(given or {})
+    for role, column in given.items():
+        if column not in columns:
+            near = difflib.get_close_matches(column, columns, n=1)
+            hint = f"did you mean '{near[0]}'? It has" if near else "it has"
+            raise UserError(
+                f"{name}: columns.{role} names a column '{column}' that isn't there; {hint}: {_list(columns)}."
+            )
+    if "messages" in given and {"prompt", "completion"} & set(given):
+        raise UsageError(f"{name}: `columns` maps both messages and prompt/completion; a row can be only one of them.")
+    chosen = _conversation_columns(name, columns, given)
+    chosen["system"] = given.get("system") or ("system" if "system" in columns else None)
+    chosen["id"] = given.get("id") or next((column for column in ID_COLUMNS if column in columns), None)
+    return ColumnMap(**chosen)
+
+
+def _conversation_columns(name: str, columns: list[str], given: dict[str, str]) -> dict[str, str | None]:
+    if "messages" in given:
+        return {"messages": given["messages"]}
+    wanted_prompt, wanted_completion = given.get("prompt"), given.get("completion")
+    if wanted_prompt and wanted_completion:
+        return {"prompt": wanted_prompt, "completion": wanted_completion}
+    if not (wanted_prompt or wanted_completion):
+        for column in MESSAGE_COLUMNS:
+            if column in columns:
+                return {"messages": column}
+    for prompt, completion in PAIR_COLUMNS:
+        pair = {"prompt": wanted_prompt or prompt, "completion": wanted_completion or completion}
+        if set(pair.values()) <= set(columns) and pair["prompt"] != pair["completion"]:
+            return dict(pair)
+    raise UserError(
+        f"{name}: can't tell which columns to learn from; it has {_list(columns)}. Name them in the source's "
+        "`columns`, e.g. {prompt: question, completion: answer} or {messages: conversation}."
+    )
+
+
+def _list(columns: list[str]) -> str:
+    shown = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
+    return shown or "no columns"
+
+
+def check_templates(data: DataSection) -> None:
+    """Raise UsageError when `prompt_template` or `completion_template` has no place for the text."""
+    for key, place in (("prompt_template", "{prompt}"), ("completion_template", "{completion}")):
+        template = getattr(data, key)
+        if template is not None and place not in template:
+            raise UsageError(f"data.{key} must contain {place}, the place where the row's text goes.")
+
+
+def to_messages(value: Mapping[str, Any], mapping: ColumnMap, data: DataSection) -> list[Message] | BadRow:
+    """The conversation that the row `value` holds, or why it holds none.
+
+    Prompt and completion templates apply to prompt/completion rows. `reasoning_content` of an assistant message is
+    put in front of its content as a `<think>` block, so that no template can lose it.
+    """
+    try:
+        if mapping.messages is not None:
+            messages = _conversation(_get(value, mapping.messages), mapping.messages)
+        else:
+            messages = _pair(value, mapping, data)
+        messages = _with_system(messages, value, mapping, data)
+    except _UnusableError as error:
+        return error.bad
+    return messages
+
+
+def row_id(value: Mapping[str, Any], mapping: ColumnMap, source: str, line: int) -> str:
+    """The row's own id where it has one, else `source:line`."""
+    own = value.get(mapping.id) if mapping.id is not None else None
+    if isinstance(own, (str, int)) and str(own).isprintable() and str(own).strip():
+        return str(own)
+    return f"{source}:{line}"
+
+
+def _get(value: Mapping[str, Any], column: str) -> Any:
+    if column not in value:
+        raise _UnusableError("missing_key", f"no '{column}'")
+    if value[column] is None:
+        raise _UnusableError("null_value", f"'{column}' is null")
+    return value[column]
+
+
+def _text(found: Any, what: str) -> str:
+    if not isinstance(found, str):
+        raise _UnusableError("wrong_type", f"{what} is {type(found).__name__}, expected text")
+    if not found.isascii():
+        try:
+            found.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise _UnusableError("invalid_unicode", f"{what} holds half of a surrogate pair") from error
+    return found
+
+
+def _pair(value: Mapping[str, Any], mapping: ColumnMap, data: DataSection) -> list[Message]:
+    assert mapping.prompt is not None and mapping.completion is not None
+    prompt = _text(_get(value, mapping.prompt), f"'{mapping.prompt}'")
+    completion = _text(_get(value, mapping.completion), f"'{mapping.completion}'")
+    if not prompt.strip():
+        raise _UnusableError("empty_prompt", f"'{mapping.prompt}' is empty")
+    if not completion.strip():
+        raise _UnusableError("empty_answer", f"'{mapping.completion}' is empty")
+    # Not str.format: prompts and templates are full of LaTeX braces.
+    if data.prompt_template is not None:
+        prompt = data.prompt_template.replace("{prompt}", prompt)
+    if data.completion_template is not None:
+        completion = data.completion_template.replace("{completion}", completion)
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+
+
+def _with_system(
+    messages: list[Message], value: Mapping[str, Any], mapping: ColumnMap, data: DataSection
+) -> list[Message]:
+    if messages[0]["role"] == "system":
+        return messages
+    own = value.get(mapping.system) if mapping.system is not None else None
+    system = _text(own, f"'{mapping.system}'") if own is not None else ""
+    system = system if system.strip() else (data.system_prompt or "")
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def _conversation(found: Any, column: str) -> list[Message]:
+    if not isinstance(found, list):
+        raise _UnusableError("wrong_type", f"'{column}' is {type(found).__name__}, expected a list of messages")
+    if not found:
+        raise _UnusableError("no_messages", f"'{column}' is an empty list")
+    messages = [_message(message, f"{column}[{i}]") for i, message in enumerate(found)]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise _UnusableError("no_assistant_turn", f"'{column}' has no assistant message")
+    return messages
+
+
+def _message(found: Any, where: str) -> Message:
+    if not isinstance(found, dict):
+        raise _UnusableError(
+            "wrong_type", f"{where} is {type(found).__name__}, expected a mapping with role and content"
+        )
+    keys = ("role", "content") if "role" in found else ("from", "value")
+    if keys[0] not in found:
+        raise _UnusableError("missing_key", f"{where} has no 'role'")
+    said = found[keys[0]]
+    role = ROLE_NAMES.get(said, said) if isinstance(said, str) else said
+    if not isinstance(role, str) or role not in ROLES:
+        raise _UnusableError("unknown_role", f"{where} has the role {str(said)[:40]!r}")
+    if found.get("tool_calls"):
+        raise _UnusableError("tool_calls", f"{where} has tool_calls, which can't be rendered as text")
+    if keys[1] not in found:
+        raise _UnusableError("missing_key", f"{where} has no '{keys[1]}'")
+    content = _content(found[keys[1]], where)
+    if role == "assistant":
+        content = _with_reasoning(found, content, where)
+    if role in ("user", "assistant") and not content.strip():
+        reason = "empty_answer" if role == "assistant" else "empty_prompt"
+        raise _UnusableError(reason, f"{where} ({role}) is empty")
+    message = {"role": role, "content": content}
+    if role == "system" and found.get("tools"):
+        message["tools"] = _tools(found["tools"], where)
+    return message
+
+
+def _content(found: Any, where: str) -> str:
+    if found is None:
+        raise _UnusableError("null_content", f"{where} has null content")
+    if isinstance(found, list):  # the form with parts, each {"type": "text", "text": ...}
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in found):
+            raise _UnusableError("wrong_type", f"{where} has content parts that aren't text")
+        found = "".join(part["text"] for part in found)
+    return _text(found, where)
+
+
+def _with_reasoning(found: dict[str, Any], content: str, where: str) -> str:
+    if not content.strip():
+        return content
+    reasoning = next((found[key] for key in REASONING_KEYS if found.get(key)), None)
+    if reasoning is None:
+        return content
+    return f"<think>\n{_text(reasoning, where + ' reasoning').strip()}\n</think>\n\n{content}"
+
+
+def _tools(found: Any, where: str) -> str:
+    # Checkpoints were trained on tools as JSON text; sets hold them as text already or as the list itself.
+    return _text(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False), f"{where} tools")
