@@ -1,0 +1,272 @@
+"""The final answer in a completion, and whether it is the right one."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import queue
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from sft.evaluate.verify_worker import WALL_SLACK
+
+Status = Literal["right", "wrong", "undecided"]
+
+_WORKER = Path(__file__).with_name("verify_worker.py")
+_MEMORY_LIMIT = 4 << 30
+_START_LIMIT = 120.0
+# Bounds on what is looked at, so that extraction stays linear on any text.
+_LONGEST_ANSWER = 10_000
+_MOST_BOXES = 50
+_TAIL = 4_000
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_A_COLON = re.compile(r"^[ \t]*A:[ \t]*([^\n]+)", re.MULTILINE)
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
+_LETTER = re.compile(r"\W*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\W*([A-Ja-j])\s*(?:[).:}]|$)")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one answer: `reason` says how it was decided, or why not; `answer` is what was extracted."""
+
+    status: Status
+    reason: str
+    answer: str | None = None
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The explicit final answer of a completion, or None.
+
+    Looks after the last `</think>` if there is one: the last non-empty \boxed{} with balanced braces, else what follows
+    the last '####', else the last line 'A: ...'.
+    """
+    text = text.rpartition("</think>")[2]
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    for pattern in (_HASHES, _A_COLON):
+        found = pattern.findall(text)
+        if found and found[-1].strip():
+            return found[-1].strip()[:_LONGEST_ANSWER]
+    return None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last \boxed{...} that has balanced braces and isn't empty, or None."""
+    starts = [match.end() for match in _BOX.finditer(text)]
+    for start in reversed(starts[-_MOST_BOXES:]):
+        content = _balanced(text, start)
+        if content:
+            return content
+    return None
+
+
+def _balanced(text: str, start: int) -> str | None:
+    """The text from `start` to the brace that closes the one before `start`; escaped braces don't count."""
+    depth, position = 1, start
+    end = min(len(text), start + _LONGEST_ANSWER)
+    while position < end:
+        character = text[position]
+        if character == "\\":
+            position += 1
+        elif character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start:position].strip()
+        position += 1
+    return None
+
+
+def gold_answer(value: object) -> str:
+    r"""The answer in a gold column: after '####', the last \boxed{}, after 'A:', or the value as it stands."""
+    text = str(value).strip()
+    return extract_answer(text) or text
+
+
+def plain_number(text: str) -> Fraction | None:
+    """The value of a plain decimal number ('$1,234.50', '-3', '3.0'), or None for anything else."""
+    text = text.strip().strip("$").replace("\\$", "").replace("\\!", "").replace("{,}", ",").strip().rstrip(".")
+    text = text.removeprefix("$").replace("-$", "-").strip()
+    if not 0 < len(text) <= 300 or not any(c.isdigit() for c in text) or not _NUMBER.fullmatch(text):
+        return None
+    return Fraction(text.replace(",", "")) if text.isascii() else None
+
+
+def quick_verdict(answer: str, gold: str) -> Verdict | None:
+    """The verdict where none can doubt it: equal texts, plain numbers, letters of a choice. Else None."""
+    if answer.strip() == gold.strip():
+        return Verdict("right", "same text", answer)
+    mine, theirs = plain_number(answer), plain_number(gold)
+    if mine is not None and theirs is not None:
+        if mine == theirs:
+            return Verdict("right", "same number", answer)
+        # Decimals may be rounded differently: math-verify knows how far apart is still equal.
+        if mine.denominator == 1 and theirs.denominator == 1:
+            return Verdict("wrong", "other number", answer)
+    if re.fullmatch(r"[A-J]", gold.strip()):
+        letter = _LETTER.match(answer)
+        if letter and letter[1].upper() == gold.strip():
+            return Verdict("right", "same choice", answer)
+    return None
+
+
+class _Worker:
+    """One verifying process. It is used by one thread at a time."""
+
+    def __init__(self) -> None:
+        # -P: the script's folder must not enter sys.path, where its modules would shadow others.
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER), str(_MEMORY_LIMIT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        self.ready = False
+
+    def ask(self, prediction: str, gold: str, free_form: bool, limit: float) -> Verdict | None:
+        """The verdict; None when the process died over it, for `death` to say how."""
+        if not self.ready:
+            self.ready = self._read_line(_START_LIMIT) == b"ready"
+            if not self.ready:
+                return None
+        task = {"prediction": prediction, "gold": gold, "free_form": free_form, "limit": limit}
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(task).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            return None
+        line = self._read_line(WALL_SLACK * limit + 5.0)
+        return Verdict(**json.loads(line)) if line else None
+
+    def _read_line(self, limit: float) -> bytes | None:
+        """A line of the process's output, or None when it ends or `limit` seconds pass."""
+        assert self.process.stdout is not None
+        descriptor, deadline, data = self.process.stdout.fileno(), time.monotonic() + limit, b""
+        while not data.endswith(b"\n"):
+            ready, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))
+            chunk = os.read(descriptor, 65536) if ready else b""
+            if not chunk:
+                return None
+            data += chunk
+        return data[:-1]
+
+    def death(self) -> str:
+        """Make sure that the process is gone; returns what ended it."""
+        try:
+            code = self.process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return "timeout"
+        self.close()
+        return "timeout" if code in (-signal.SIGPROF, -signal.SIGALRM) else f"verifier died (exit {code})"
+
+    def close(self) -> None:
+        """Kill the process."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                # A write that the process never read is still in the pipe; closing must not try to deliver it.
+                try:
+                    pipe.close()
+                except OSError:
+                    continue
+
+
+class AnswerChecker:
+    """Checks answers in worker processes that are killed at a time limit and replaced.
+
+    Args:
+        timeout: seconds of CPU time one comparison may take (four times as many on the clock).
+        workers: how many processes; they start with the first answer that needs math-verify.
+    """
+
+    def __init__(self, timeout: float = 5.0, workers: int = 2) -> None:
+        self.timeout = timeout
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
+        self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
+        for _ in range(workers):
+            self._idle.put(None)
+        self._workers = workers
+        self.replaced = 0
+
+    def submit(self, text: str, gold: str, *, free_form: bool = True) -> Future[Verdict]:
+        """Start to check a completion against the gold answer.
+
+        With `free_form`, a completion without an explicit answer is searched by math-verify (its last number or
+        formula); without, it is wrong.
+        """
+        answer = extract_answer(text)
+        verdict = quick_verdict(answer, gold) if answer is not None else None
+        if answer is None and not free_form:
+            verdict = Verdict("wrong", "no answer found")
+        if verdict is not None:
+            done: Future[Verdict] = Future()
+            done.set_result(verdict)
+            return done
+        return self._threads.submit(self._verify, answer, text, gold)
+
+    def check(self, text: str, gold: str, *, free_form: bool = True) -> Verdict:
+        """As `submit`, and wait for the verdict."""
+        return self.submit(text, gold, free_form=free_form).result()
+
+    def _verify(self, answer: str | None, text: str, gold: str) -> Verdict:
+        number = plain_number(gold)
+        if number is not None and number.denominator == 1:
+            gold = str(number.numerator)
+        prediction = text.rpartition("</think>")[2][-_TAIL:] if answer is None else answer
+        worker = self._idle.get() or _Worker()
+        try:
+            verdict = worker.ask(prediction, gold, answer is None, self.timeout)
+            if verdict is None:
+                verdict = Verdict("undecided", worker.death())
+                self.replaced += 1
+        finally:
+            self._idle.put(worker if worker.process.poll() is None else None)
+        return verdict if answer is None else Verdict(verdict.status, verdict.reason, answer)
+
+    def close(self) -> None:
+        """Stop the workers; checks that have not begun are dropped."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for _ in range(self._workers):
+            worker = self._idle.get()
+            if worker is not None:
+                worker.close()
+
+    def __enter__(self) -> AnswerChecker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@lru_cache(maxsize=1)
+def _shared() -> AnswerChecker:
+    checker = AnswerChecker()
+    atexit.register(checker.close)
+    return checker
+
+
+def check(prediction_text: str, gold: str) -> Verdict:
+    """Whether a completion's answer is right, with workers that this process keeps."""
+    return _shared().check(prediction_text, gold)

@@ -1,0 +1,78 @@
+"""Accuracy from samples: pass@1 and pass@k with intervals that respect that a problem's samples go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb, sqrt
+
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share between 0 and 1, the ends of its 95% interval, and from how many problems and samples it comes."""
+
+    value: float
+    low: float
+    high: float
+    problems: int
+    samples: int
+
+
+def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927); `trials` may be an effective number. (0, 1) for none."""
+    if trials <= 0:
+        return 0.0, 1.0
+    share = successes / trials
+    scale = 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / scale
+    half = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
+    return max(0.0, middle - half) if share > 0 else 0.0, min(1.0, middle + half) if share < 1 else 1.0
+
+
+def pass_at_1(outcomes: Sequence[Sequence[bool]]) -> Estimate:
+    """The mean over problems of the share of right samples, with a 95% Wilson interval.
+
+    `outcomes` holds each problem's samples. Samples of one problem are alike, so they count for less than as many
+    problems: the interval uses the effective number of samples p(1-p) / SE^2, where SE comes from the spread between
+    problems (Korn and Graubard 1998), kept between the numbers of problems and of samples. With one sample a problem
+    it is the plain Wilson interval.
+    """
+    shares = [sum(samples) / len(samples) for samples in outcomes if samples]
+    problems, samples = len(shares), sum(map(len, outcomes))
+    if not problems:
+        return Estimate(0.0, 0.0, 1.0, 0, 0)
+    mean = sum(shares) / problems
+    effective = float(problems)
+    if problems > 1 and samples > problems and 0 < mean < 1:
+        variance = sum((share - mean) ** 2 for share in shares) / (problems - 1) / problems
+        effective = mean * (1 - mean) / variance if variance > 0 else float(samples)
+        effective = min(max(effective, problems), samples)
+    low, high = wilson(mean * effective, effective)
+    return Estimate(mean, low, high, problems, samples)
+
+
+def pass_at_k(outcomes: Sequence[Sequence[bool]], k: int) -> float:
+    """The chance that one of k samples is right: 1 - C(n-c, k) / C(n, k), averaged over problems (Chen et al. 2021).
+
+    Raises ValueError when a problem has fewer than k samples.
+    """
+    if not outcomes or k < 1 or any(len(samples) < k for samples in outcomes):
+        raise ValueError(f"pass@{k} needs at least {k} samples of every problem")
+    total = 0.0
+    for samples in outcomes:
+        n, right = len(samples), sum(samples)
+        total += 1 - comb(n - right, k) / comb(n, k)
+    return total / len(outcomes)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` (0 to 1) of the values lie, linearly between neighbours. ValueError for none."""
+    if not values:
+        raise ValueError("no values")
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    left = int(place)
+    right = min(left + 1, len(ordered) - 1)
+    return ordered[left] + (ordered[right] - ordered[left]) * (place - left)
