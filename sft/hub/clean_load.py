@@ -1,0 +1,85 @@
+"""Load model folders the way a stranger would, and write down what they compute.
+
+Run as a program of its own (`python -P clean_load.py job.json`), never imported: it imports only the standard library,
+torch and transformers, and refuses `sft` and `sambay_kernels` to everything that it loads, so that a folder which works
+here works where they are not installed. The job file holds:
+
+    folders         list of model folders
+    inputs          list of token id lists
+    new_tokens      how many tokens to generate after each input
+    adapters        true: the folders hold adapters; `peft` and this project may be imported
+    out             where to write {folder: {"logits": [Tensor (T, V)], "generated": [list of ids], "dtypes": {...}}}
+"""
+
+import importlib.abc
+import json
+import sys
+
+BLOCKED = ("sft", "sambay_kernels")
+
+
+class Blocker(importlib.abc.MetaPathFinder):
+    """Answers imports of this project's packages as if they weren't installed."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+        return None
+
+
+def load(folder, adapters):
+    """The model of `folder`, in evaluation mode, in the dtypes of its files."""
+    from transformers import AutoModelForCausalLM
+
+    if not adapters:
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
+    from peft import AutoPeftModelForCausalLM
+
+    import sft.model  # noqa: F401  (registers phi4flash)
+
+    return AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+
+
+def compute(model, inputs, new_tokens):
+    """Logits of every input and what the model says after it (greedy)."""
+    import torch
+
+    logits, generated = [], []
+    with torch.no_grad():
+        for ids in inputs:
+            row = torch.tensor([ids])
+            logits.append(model(input_ids=row, use_cache=False).logits[0].clone())
+            if new_tokens:
+                output = model.generate(
+                    input_ids=row,
+                    attention_mask=torch.ones_like(row),
+                    max_new_tokens=new_tokens,
+                    min_new_tokens=new_tokens,
+                    do_sample=False,
+                )
+                generated.append(output[0, len(ids) :].tolist())
+    dtypes = {name: str(tensor.dtype) for name, tensor in model.state_dict().items()}
+    return {"logits": logits, "generated": generated, "dtypes": dtypes}
+
+
+def main():
+    with open(sys.argv[1], encoding="utf-8") as handle:
+        job = json.load(handle)
+    if not job["adapters"]:
+        sys.meta_path.insert(0, Blocker())
+    import torch
+
+    results = {}
+    for folder in job["folders"]:
+        model = load(folder, job["adapters"])
+        results[folder] = compute(model, job["inputs"], job["new_tokens"])
+        del model
+    torch.save(results, job["out"])
+    if not job["adapters"]:
+        loaded = sorted(name for name in sys.modules if name.split(".")[0] in BLOCKED)
+        if loaded:
+            sys.exit(f"these were to stay away but were loaded: {loaded}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The export folder: how one is recognised, listed and checked before it is pushed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.errors import UserError
+from sft.files import read_json, sha256_file
+
+KIND = "sambay-sft export"
+MANIFEST = "manifest.json"
+
+# Written by hand after an export, as model cards and licences are; everything else must be what was exported.
+EDITABLE = ("README.md", "LICENSE")
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file of an export folder.
+
+    Attributes:
+        path: relative to the folder, with forward slashes.
+        size: in bytes.
+        sha256: hex, of the content.
+        blob: hex, git's SHA-1 of the content, which is how the Hub names small files.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    blob: str
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `folder` is one that `sft export` wrote."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("kind") == KIND
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an export folder.
+
+    Raises:
+        UserError: when `folder` is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; `sft export` makes the folder that is pushed")
+    if not is_export(folder):
+        raise UserError(
+            f"{folder} is not a folder that `sft export` wrote (no {MANIFEST} of ours); export the run first"
+        )
+    return read_json(folder / MANIFEST)
+
+
+def list_files(folder: Path) -> list[LocalFile]:
+    """Every file of an export folder, checked against its manifest; hidden files and folders are left out.
+
+    Raises:
+        UserError: when a file is missing, or is not what was exported.
+    """
+    promised: dict[str, dict[str, Any]] = read_manifest(folder)["files"]
+    files = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            files.append(_hash(path, relative.as_posix()))
+    found = {file.path: file for file in files}
+    missing = sorted(set(promised) - set(found))
+    if missing:
+        raise UserError(f"{folder} is incomplete: {', '.join(missing)} is missing; export the run again")
+    changed = [
+        name for name, entry in promised.items() if name not in EDITABLE and found[name].sha256 != entry["sha256"]
+    ]
+    if changed:
+        raise UserError(f"{folder}: {', '.join(sorted(changed))} is not what was exported; export the run again")
+    return files
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> size and SHA-256 of every file in `folder`, for the manifest."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _hash(path: Path, name: str) -> LocalFile:
+    size = path.stat().st_size
+    sha, blob = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 22):
+            sha.update(block)
+            blob.update(block)
+    return LocalFile(name, size, sha.hexdigest(), blob.hexdigest())

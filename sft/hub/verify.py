@@ -1,0 +1,75 @@
+"""Whether what lies on the Hub is what was pushed: downloaded into an empty cache, compared and run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from sft.errors import UserError
+from sft.files import sha256_file
+from sft.hub.explain import LOG_IN, explained
+from sft.hub.folder import list_files
+from sft.hub.reload import ReloadReport, check_reload
+
+
+def verify_upload(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> ReloadReport:
+    """Download `repo_id` again; demand the same bytes as in `folder`, and the same logits in a clean process.
+
+    Args:
+        folder: the export folder that was pushed.
+        repo_id: with its namespace; revision: branch or commit (default: main).
+        endpoint, token: default: HF_ENDPOINT, and the token of HF_TOKEN or `hf auth login`.
+
+    Raises:
+        UserError: when a file is missing or differs, or the model computes something else.
+    """
+    from huggingface_hub import get_token, snapshot_download
+    from huggingface_hub.constants import ENDPOINT
+
+    folder = Path(folder)
+    files = list_files(folder)
+    endpoint, found = endpoint or ENDPOINT, token or get_token()
+    if not found:
+        raise UserError(LOG_IN)
+    # Beside the folder: a disk that held the export once has a better chance to hold it twice than /tmp.
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.verify-", dir=folder.resolve().parent))
+    try:
+        _need_space(scratch, sum(file.size for file in files), repo_id)
+        with explained(f"{repo_id} can't be downloaded again to check it", repo_id, endpoint, found):
+            snapshot = Path(
+                snapshot_download(
+                    repo_id,
+                    revision=revision,
+                    endpoint=endpoint,
+                    token=found,
+                    cache_dir=scratch,
+                    allow_patterns=[file.path for file in files],
+                )
+            )
+        for file in files:
+            path = snapshot / file.path
+            if not path.exists():
+                raise UserError(f"{repo_id} has no {file.path}; push again")
+            if sha256_file(path) != file.sha256:
+                raise UserError(f"{repo_id}/{file.path} is not what was pushed; push again")
+        return check_reload(snapshot, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _need_space(scratch: Path, size: int, repo_id: str) -> None:
+    free = shutil.disk_usage(scratch).free
+    if free < size:
+        raise UserError(
+            f"checking {repo_id} needs {size / 1e9:.1f} GB beside the export, {free / 1e9:.1f} GB are free on "
+            f"{os.fspath(scratch.parent)}; the push itself is complete"
+        )
