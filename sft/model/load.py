@@ -1,0 +1,178 @@
+"""From what a recipe says of a model to a model and a tokenizer, or one sentence that says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.errors import UserError
+from sft.model.checkpoint import check_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sft.recipe.schema import ModelSection
+
+TINY_TOKENIZER = "tiny"
+
+# Every projection of a SambaY model: Mamba and GMU in/out, scan inputs, attention, MLP. Not the tied embedding.
+LORA_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj", "Wqkv", "fc1", "fc2")
+
+
+def lora_target_modules(config: Any) -> list[str] | str:
+    """The modules LoRA adapts by default: all projections of a SambaY model, `all-linear` of any other."""
+    return list(LORA_TARGETS) if config.model_type == "phi4flash" else "all-linear"
+
+
+def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub id, or the built-in one (`tiny`).
+
+    Raises:
+        UserError: when there is none, or it can't be read.
+    """
+    if name_or_path == TINY_TOKENIZER:
+        from sft.data.tiny_tokenizer import build_tokenizer
+
+        return build_tokenizer()
+    from transformers import AutoTokenizer
+
+    path = Path(name_or_path)
+    if path.exists() and not (path / "tokenizer_config.json").exists() and not (path / "tokenizer.json").exists():
+        raise UserError(f"{name_or_path} holds no tokenizer (no tokenizer_config.json); set model.tokenizer")
+    _refuse_missing_folder(name_or_path, "tokenizer", "model.tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    except Exception as error:
+        raise UserError(f"the tokenizer {name_or_path} can't be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> PreTrainedModel:
+    """The model a recipe starts from: a checkpoint, or a SambaY built from `config` with random weights.
+
+    Args:
+        seed: of the random weights; the same seed gives the same weights.
+    Raises:
+        UserError: when the checkpoint is missing, cut off or of another shape than its configuration says.
+    """
+    if section.model_name_or_path is None:
+        return _from_scratch(section, tokenizer, seed)
+    return load_checkpoint(
+        section.model_name_or_path,
+        dtype=section.dtype,
+        revision=section.model_revision,
+        trust_remote_code=section.trust_remote_code,
+    )
+
+
+def load_checkpoint(
+    name_or_path: str, *, dtype: str = "bfloat16", revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The causal language model of a folder or Hub id, with every tensor of its configuration filled from the file.
+
+    SambaY checkpoints load with the model of this package, whatever code they carry.
+    Raises:
+        UserError: when the checkpoint is missing, cut off, or tensors are missing, left over or misshapen.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import sft.model  # noqa: F401  (registers phi4flash)
+
+    _refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
+    if Path(name_or_path).is_dir():
+        check_checkpoint(name_or_path)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=getattr(torch, dtype),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the model {name_or_path} can't be loaded: {_first_line(error)}") from error
+    _check_loading(name_or_path, loading)
+    return model
+
+
+def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    import torch
+
+    from sft.model import Phi4FlashConfig, Phi4FlashForCausalLM
+
+    # Rows for every id the tokenizer can give; a multiple of 64 keeps the head's matrix product aligned.
+    rows = (len(tokenizer) + 63) // 64 * 64
+    options: dict[str, Any] = {
+        "vocab_size": rows,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        **(section.config or {}),
+    }
+    try:
+        config = Phi4FlashConfig(**options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.config: {_first_line(error)}") from error
+    if config.vocab_size < len(tokenizer):
+        raise UserError(
+            f"model.config.vocab_size is {config.vocab_size}, but the tokenizer gives ids up to {len(tokenizer) - 1}; "
+            "leave vocab_size out or raise it"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Phi4FlashForCausalLM._from_config(config, dtype=getattr(torch, section.dtype))
+    model.generation_config.eos_token_id = end_token_ids(tokenizer)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids at which an answer ends: the chat template's `<|end|>` where there is one, and end-of-text."""
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "<|im_end|>", "<|eot_id|>")]
+    known = [i for i in ids if isinstance(i, int) and i >= 0 and i != tokenizer.unk_token_id]
+    return list(dict.fromkeys([*known, tokenizer.eos_token_id]))
+
+
+def _refuse_missing_folder(name_or_path: str, what: str, key: str) -> None:
+    """A path that isn't there would otherwise be looked up on the Hub, with a confusing error."""
+    looks_local = name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") > 1
+    if looks_local and not Path(name_or_path).expanduser().exists():
+        raise UserError(f"{key}: no {what} folder at {name_or_path}")
+
+
+def _check_loading(name: str, loading: dict[str, Any]) -> None:
+    for key, meaning in (
+        ("missing_keys", "are missing from the checkpoint"),
+        ("mismatched_keys", "have another shape than the configuration says"),
+        ("unexpected_keys", "are in the checkpoint but not in the model"),
+    ):
+        keys = sorted(str(k[0]) if isinstance(k, tuple) else str(k) for k in loading.get(key, ()))
+        if keys:
+            shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+            raise UserError(f"the model {name} can't be loaded: {len(keys)} tensors {meaning}: {shown}")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a model folder, as written.
+
+    Raises:
+        UserError: when it is missing or broken.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no model folder: it has no config.json") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is broken: {error}") from error

@@ -1,0 +1,541 @@
+"""SambaY: the model of Phi-4-mini-flash-reasoning (arXiv 2507.06607), in packed form, for training and generation.
+
+The self-decoder (layers 0 to L/2 + 1) is Mamba-1 and differential attention. It makes two things that the cross-decoder
+(the layers above) reads in place of states of its own: the scan output of layer L/2 (the memory of the gated memory units)
+and the keys and values of layer L/2 + 1. Nothing below reads what the cross-decoder computes, so it computes only what is
+needed: in training the tokens from each document's first target on, in prefill the last token.
+
+This file travels with a pushed checkpoint; it may import only torch and transformers, and its neighbours relatively.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .configuration_phi4flash import Phi4FlashConfig
+from .layout_phi4flash import Layout, make_layout, next_token_targets
+from .ops_phi4flash import (
+    causal_conv1d,
+    differential_attention,
+    differential_attention_step,
+    gmu_gate,
+    linear_cross_entropy,
+    selective_scan,
+)
+
+IGNORE_INDEX = -100
+
+
+class Phi4FlashLayerNorm(nn.LayerNorm):
+    """LayerNorm that reads the fp32 residual stream rounded to the weight's precision, as the published model does."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.layer_norm(hidden.to(self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class Phi4FlashMLP(nn.Module):
+    """SwiGLU whose gate is the FIRST half of `fc1`."""
+
+    def __init__(self, config: Phi4FlashConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, value = self.fc1(hidden).chunk(2, dim=-1)
+        return self.fc2(gmu_gate(gate, value))
+
+
+class CausalConv1d(nn.Conv1d):
+    """Depthwise causal convolution and SiLU over packed tokens; parameters as nn.Conv1d's: `(D, 1, K)` and `(D,)`."""
+
+    def forward(
+        self, tokens: Tensor, cu_seqlens: Tensor, initial_state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return causal_conv1d(
+            tokens,
+            self.weight.squeeze(1),
+            self.bias,
+            activation="silu",
+            cu_seqlens=cu_seqlens,
+            initial_state=initial_state,
+        )
+
+
+class DeltaProjection(nn.Linear):
+    """The projection of the time step. Its bias is added inside the scan, in fp32, and not here."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight)
+
+
+class Phi4FlashMamba(nn.Module):
+    """Mamba-1 (arXiv 2312.00752). Projections are called as modules, so that adapters on them are live."""
+
+    def __init__(self, config: Phi4FlashConfig, layer_idx: int) -> None:
+        super().__init__()
+        inner, state, rank = config.mamba_d_inner, config.mamba_d_state, int(config.mamba_dt_rank)
+        self.layer_idx = layer_idx
+        self.split = [rank, state, state]
+        self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=False)
+        self.conv1d = CausalConv1d(inner, inner, config.mamba_d_conv, groups=inner, padding=config.mamba_d_conv - 1)
+        self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
+        self.dt_proj = DeltaProjection(rank, inner, bias=True)
+        self.A_log = nn.Parameter(torch.empty(inner, state, dtype=torch.float32))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, layout: Layout, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        """`(N, hidden)` -> the mixer's output `(N, hidden)` and the scan's `(N, inner)`, after D and before the gate."""
+        conv_state, scan_state = _mamba_states(cache, self.layer_idx, layout)
+        inner, gate = self.in_proj(hidden).chunk(2, dim=-1)
+        inner, conv_state = self.conv1d(inner, layout.cu_seqlens, conv_state)
+        delta, b, c = self.x_proj(inner).split(self.split, dim=-1)
+        memory, scan_state = selective_scan(
+            inner,
+            self.dt_proj(delta),
+            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
+            b,
+            c,
+            D=self.D,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+            cu_seqlens=layout.cu_seqlens,
+            initial_state=scan_state,
+        )
+        if cache is not None:
+            cache.update_conv_state(conv_state, self.layer_idx)
+            cache.update_recurrent_state(scan_state, self.layer_idx)
+        return self.out_proj(gmu_gate(gate, memory)), memory
+
+
+class Phi4FlashGatedMemoryUnit(nn.Module):
+    """Gated memory unit: reads the memory of layer L/2 through a gate of its own (arXiv 2507.06607, eq. 2)."""
+
+    def __init__(self, config: Phi4FlashConfig) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(config.hidden_size, config.mamba_d_inner, bias=False)
+        self.out_proj = nn.Linear(config.mamba_d_inner, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, memory: Tensor) -> Tensor:
+        return self.out_proj(gmu_gate(self.in_proj(hidden), memory))
+
+
+class HeadNorm(nn.Module):
+    """Holds the weight of the RMSNorm over a differential head's 2d outputs; the attention op applies it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+
+class DifferentialAttention(nn.Module):
+    """The learned part of differential attention (arXiv 2410.05258): lambda, and the norm of each differential head."""
+
+    def __init__(self, head_dim: int, layer_idx: int) -> None:
+        super().__init__()
+        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * layer_idx)
+        self.lambda_q1 = nn.Parameter(torch.empty(head_dim, dtype=torch.float32))
+        self.lambda_k1 = nn.Parameter(torch.empty(head_dim, dtype=torch.float32))
+        self.lambda_q2 = nn.Parameter(torch.empty(head_dim, dtype=torch.float32))
+        self.lambda_k2 = nn.Parameter(torch.empty(head_dim, dtype=torch.float32))
+        self.subln = HeadNorm(2 * head_dim)
+
+    def lambda_full(self, dtype: torch.dtype) -> Tensor:
+        """exp(q1.k1) - exp(q2.k2) + lambda_init; each exponential is rounded to `dtype`, as published."""
+        first = torch.exp((self.lambda_q1 * self.lambda_k1).sum()).to(dtype)
+        second = torch.exp((self.lambda_q2 * self.lambda_k2).sum()).to(dtype)
+        return first - second + self.lambda_init
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, **where: Any) -> Tensor:
+        """Packed attention. Shapes as in `sambay_kernels.differential_attention`."""
+        lambda_full = self.lambda_full(queries.dtype)
+        return differential_attention(
+            queries, keys, values, lambda_full, self.subln.weight, lambda_init=self.lambda_init, **where
+        )
+
+    def step(self, queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None) -> Tensor:
+        """One query for each row of a cache. Shapes as in `sambay_kernels.differential_attention_step`."""
+        lambda_full = self.lambda_full(queries.dtype)
+        return differential_attention_step(
+            queries, keys, values, lambda_full, self.subln.weight, lambda_init=self.lambda_init, key_mask=key_mask
+        )
+
+
+class Phi4FlashAttention(nn.Module):
+    """Differential attention without positions (NoPE): window, full, or over the shared keys and values."""
+
+    def __init__(self, config: Phi4FlashConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.window = config.window(layer_idx)
+        self.is_shared_source = layer_idx == config.shared_kv_layer
+        self.is_cross = layer_idx > config.shared_kv_layer
+        kv_width = 0 if self.is_cross else config.num_key_value_heads * config.head_dim
+        self.widths = [config.hidden_size] if self.is_cross else [config.hidden_size, kv_width, kv_width]
+        self.Wqkv = nn.Linear(config.hidden_size, config.hidden_size + 2 * kv_width, bias=True)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=True)
+        self.inner_cross_attn = DifferentialAttention(config.head_dim, layer_idx)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        layout: Layout,
+        cache: Cache | None,
+        keys: Tensor | None,
+        values: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`(N, hidden)` and, in cross layers, the shared keys and values -> output, keys, values.
+
+        Keys and values are packed `(N, heads, d)`, or as cached `(B, heads, columns, d)` once the cache holds a past.
+        """
+        if self.is_cross:
+            assert keys is not None and values is not None
+            queries = self._heads(self.Wqkv(hidden))
+        else:
+            queries, keys, values = (self._heads(x) for x in self.Wqkv(hidden).split(self.widths, dim=-1))
+            if cache is not None:
+                keys, values = self._update_cache(cache, keys, values, layout)
+            if self.is_shared_source:
+                queries = layout.keep(queries)
+        return self.out_proj(self._attend(queries, keys, values, layout)), keys, values
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+    def _update_cache(self, cache: Cache, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Append to the cache; during the first prefill the packed keys and values are all there is to attend to."""
+        new_keys, new_values = (layout.unpack(x).transpose(1, 2) for x in (keys, values))
+        all_keys, all_values = cache.update(new_keys, new_values, self.layer_idx)
+        return (keys, values) if layout.past_length == 0 else (all_keys, all_values)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+        cross = self.is_cross or self.is_shared_source
+        cu_queries = layout.query_cu_seqlens if cross else layout.cu_seqlens
+        cu_keys = layout.cu_seqlens
+        if keys.dim() == 4:
+            if layout.is_step:
+                return self._step(queries, keys, values, layout)
+            keys, values, cu_keys = _pack_cached(keys, values, layout)
+        return self.inner_cross_attn(
+            queries, keys, values, cu_seqlens_q=cu_queries, cu_seqlens_k=cu_keys, window=self.window
+        )
+
+    def _step(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+        columns = keys.shape[2] if self.window is None else min(self.window, keys.shape[2])
+        mask = None if layout.key_mask is None else layout.key_mask[:, -columns:]
+        return self.inner_cross_attn.step(queries, keys[:, :, -columns:], values[:, :, -columns:], mask)
+
+
+def _pack_cached(keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Cached `(B, heads, columns, d)` -> packed `(N, heads, d)` without padding, and the documents' boundaries."""
+    rows, _, columns, _ = keys.shape
+    keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))
+    if layout.key_mask is None:
+        return keys, values, torch.arange(0, rows * columns + 1, columns, dtype=torch.int32, device=keys.device)
+    mask = layout.key_mask[:, -columns:]
+    index = mask.reshape(-1).nonzero().squeeze(1)
+    boundaries = F.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+    return keys[index], values[index], boundaries
+
+
+def _mamba_states(cache: Cache | None, layer_idx: int, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
+    if cache is None or layout.past_length == 0:
+        return None, None
+    return cache.layers[layer_idx].conv_states[0], cache.layers[layer_idx].recurrent_states[0]
+
+
+class Phi4FlashDecoderLayer(GradientCheckpointingLayer):
+    """A mixer and an MLP around an fp32 residual stream."""
+
+    def __init__(self, config: Phi4FlashConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.is_mamba = config.is_mamba(layer_idx)
+        self.is_gmu = self.is_mamba and layer_idx > config.memory_layer
+        self.is_shared_source = layer_idx == config.shared_kv_layer
+        self.input_layernorm = Phi4FlashLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn: nn.Module
+        if self.is_gmu:
+            self.attn = Phi4FlashGatedMemoryUnit(config)
+        elif self.is_mamba:
+            self.attn = Phi4FlashMamba(config, layer_idx)
+        else:
+            self.attn = Phi4FlashAttention(config, layer_idx)
+        self.post_attention_layernorm = Phi4FlashLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Phi4FlashMLP(config)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        memory: Tensor | None,
+        keys: Tensor | None,
+        values: Tensor | None,
+        layout: Layout,
+        compute_dtype: torch.dtype,
+        past_key_values: Cache | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Returns hidden, memory, keys, values.
+
+        The tensors that layers share pass through flat: reentrant checkpointing, should anyone force it, loses the
+        gradient of tensors that travel in a container.
+        """
+        mixed = self.input_layernorm(hidden).to(compute_dtype)
+        if self.is_gmu:
+            mixed = self.attn(mixed, memory)
+        elif self.is_mamba:
+            mixed, memory = self.attn(mixed, layout, past_key_values)
+        else:
+            mixed, keys, values = self.attn(mixed, layout, past_key_values, keys, values)
+        if self.is_shared_source:
+            hidden = layout.keep(hidden)
+        # The residual stream is fp32 (at least) from the first layer on.
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32)) + mixed
+        hidden = hidden + self.mlp(self.post_attention_layernorm(hidden).to(compute_dtype))
+        return hidden, memory, keys, values
+
+
+class Phi4FlashPreTrainedModel(PreTrainedModel):
+    """What transformers has to know of SambaY models."""
+
+    config_class = Phi4FlashConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("Phi4FlashDecoderLayer",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _is_stateful = True  # a recurrent state can't be rolled back: no assisted decoding
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = False
+    _keep_in_fp32_modules_strict = ("A_log", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """From-scratch weights: N(0, initializer_range), and for the time step those of Mamba (arXiv 2312.00752, 3.6)."""
+        super()._init_weights(module)
+        if isinstance(module, DifferentialAttention):
+            for parameter in (module.lambda_q1, module.lambda_k1, module.lambda_q2, module.lambda_k2):
+                init.normal_(parameter, mean=0.0, std=0.1)
+        elif isinstance(module, HeadNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, DeltaProjection):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            steps = torch.exp(torch.empty_like(module.bias).uniform_(math.log(1e-3), math.log(1e-1)))
+            init.copy_(module.bias, steps + torch.log(-torch.expm1(-steps)))  # inverse of softplus
+        elif isinstance(module, Phi4FlashMamba):
+            states = torch.arange(1, module.A_log.shape[1] + 1, dtype=torch.float32, device=module.A_log.device)
+            init.copy_(module.A_log, torch.log(states).expand_as(module.A_log))
+            init.ones_(module.D)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Non-reentrant only: the reentrant form loses gradients of the shared keys, values and memory.
+
+        Raises:
+            ValueError: when the reentrant form is asked for.
+        """
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True loses the gradients of the keys, values and memory that "
+                "SambaY layers share; use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+@dataclass
+class Phi4FlashModelOutput(BaseModelOutputWithPast):
+    """Output of the backbone. With `labels` given, `last_hidden_state` is `(K, hidden)`: the kept tokens, packed, and
+    `targets` `(K,)` is what each of them has to predict."""
+
+    targets: Tensor | None = None
+
+
+class Phi4FlashModel(Phi4FlashPreTrainedModel):
+    """The backbone: token ids to final hidden states."""
+
+    def __init__(self, config: Phi4FlashConfig) -> None:
+        super().__init__(config)
+        # No padding_idx: pad is also the end-of-text token, whose row must go on learning.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Phi4FlashDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.final_layernorm = Phi4FlashLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> Phi4FlashModelOutput:
+        """Run the layers on packed or padded tokens.
+
+        Args:
+            input_ids: `(B, T)`; or inputs_embeds `(B, T, hidden)`.
+            attention_mask: `(B, T)`, left or right padding; with a cache `(B, past + T)`.
+            position_ids: not used by the maths (NoPE); in a single row without a mask, positions that fall back
+                show where documents begin.
+            cu_seq_lens_q: int32 `(S + 1,)`: boundaries of packed documents.
+            seq_idx: `(B, T)`: document numbers, read when cu_seq_lens_q is absent.
+            labels: `(B, T)`: compute in the cross-decoder only what a loss on them reads.
+            logits_to_keep: compute in the cross-decoder only the last so many columns; 0: all.
+        Returns:
+            last_hidden_state `(B, T, hidden)`, or `(B, logits_to_keep, hidden)`; zero on padding.
+        Raises:
+            ValueError: on inputs that contradict one another.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if kwargs.get("output_attentions"):
+            raise ValueError("output_attentions is not available: attention weights are never materialised")
+        embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        packed = cu_seq_lens_q is not None or seq_idx is not None
+        if use_cache and past_key_values is None and not packed and not (self.gradient_checkpointing and self.training):
+            past_key_values = DynamicCache(config=self.config)
+        batch_shape = (embeds.shape[0], embeds.shape[1])
+        layout = make_layout(
+            batch_shape,
+            embeds.device,
+            attention_mask=attention_mask,
+            cu_seqlens=cu_seq_lens_q,
+            seq_idx=seq_idx,
+            position_ids=None if past_key_values is not None else position_ids,
+            past_length=0 if past_key_values is None else past_key_values.get_seq_length(),
+        )
+        targets = None
+        if labels is not None:
+            targets = next_token_targets(labels, layout, IGNORE_INDEX)
+            layout = layout.keep_supervised(targets, IGNORE_INDEX)
+        elif logits_to_keep:
+            layout = layout.keep_last(logits_to_keep)
+        hidden, states = self._run(layout.pack(embeds), layout, past_key_values, bool(output_hidden_states))
+        if targets is not None:
+            return Phi4FlashModelOutput(last_hidden_state=hidden, targets=layout.keep(targets))
+        columns = min(logits_to_keep, batch_shape[1]) or batch_shape[1]
+        return Phi4FlashModelOutput(
+            last_hidden_state=layout.unpack_tail(hidden, columns),
+            past_key_values=past_key_values,
+            hidden_states=states,
+        )
+
+    def _run(
+        self, hidden: Tensor, layout: Layout, past_key_values: Cache | None, output_hidden_states: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Packed embeddings `(N, hidden)` -> final hidden states of the kept tokens `(K, hidden)`."""
+        if output_hidden_states and layout.keep_index is not None:
+            raise ValueError("output_hidden_states needs every token: don't ask for logits_to_keep or a loss with it")
+        compute_dtype = hidden.dtype
+        memory = keys = values = None
+        states = []
+        for index, layer in enumerate(self.layers):
+            if output_hidden_states:
+                states.append(layout.unpack(hidden))
+            hidden, memory, keys, values = layer(
+                hidden, memory, keys, values, layout, compute_dtype, past_key_values=past_key_values
+            )
+            if index == self.config.shared_kv_layer and memory is not None:
+                memory = layout.keep(memory)
+        hidden = self.final_layernorm(hidden).to(compute_dtype)
+        return hidden, (*states, layout.unpack(hidden)) if output_hidden_states else None
+
+
+class LanguageModelHead(nn.Linear):
+    """The output projection. With targets it returns their summed cross entropy and never makes the logits whole."""
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, **options: Any) -> Tensor:
+        if targets is None:
+            return F.linear(hidden, self.weight)
+        return linear_cross_entropy(hidden, self.weight, targets, ignore_index=IGNORE_INDEX, **options)
+
+
+class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
+    """SambaY with its tied language model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: Phi4FlashConfig) -> None:
+        super().__init__(config)
+        self.model = Phi4FlashModel(config)
+        self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        skip_logits: bool | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and with labels the loss.
+
+        Args:
+            labels: `(B, T)`, not shifted; -100 where no loss is wanted. A document's first token is never predicted.
+            logits_to_keep: compute logits of the last so many columns only; 0: all.
+            num_items_in_batch: what the summed loss is divided by (supervised tokens of the whole, accumulated,
+                batch); default: the supervised tokens given here.
+            skip_logits: with labels, compute the loss alone, in chunks, on supervised tokens only, and skip the
+                cross-decoder for tokens before a document's first supervised one. Default: in training.
+            label_smoothing, z_loss: as in `sambay_kernels.linear_cross_entropy`.
+        Returns:
+            loss: scalar; logits `(B, T or logits_to_keep, vocab)`, None where skipped.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache if labels is None else False,
+            **kwargs,
+        }
+        loss = logits = None
+        if labels is not None:
+            output = self.model(**inputs, labels=labels)
+            summed = self.lm_head(
+                output.last_hidden_state, output.targets, label_smoothing=label_smoothing, z_loss=z_loss
+            )
+            count = (output.targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = summed / torch.as_tensor(count, device=summed.device).clamp(min=1)
+        if labels is None or not (self.training if skip_logits is None else skip_logits):
+            output = self.model(**inputs, logits_to_keep=logits_to_keep)
+            logits = self.lm_head(output.last_hidden_state)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+        )
+
+
+__all__ = ["Phi4FlashForCausalLM", "Phi4FlashModel", "Phi4FlashPreTrainedModel"]

@@ -1,0 +1,22 @@
+"""The ops the model is built on. In the package they are those of `sambay_kernels`.
+
+An exported checkpoint carries a file of this name that holds their plain torch form, for machines without the package.
+"""
+
+from sambay_kernels import (
+    causal_conv1d,
+    differential_attention,
+    differential_attention_step,
+    gmu_gate,
+    linear_cross_entropy,
+    selective_scan,
+)
+
+__all__ = [
+    "causal_conv1d",
+    "differential_attention",
+    "differential_attention_step",
+    "gmu_gate",
+    "linear_cross_entropy",
+    "selective_scan",
+]

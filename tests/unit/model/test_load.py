@@ -1,0 +1,97 @@
+"""Loading says in one sentence what is wrong with a checkpoint, before or instead of using it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_sambay import tiny_model
+
+from sft.errors import UserError
+from sft.model.load import load_checkpoint, load_model, load_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_whole_checkpoint_loads(folder):
+    assert sum(p.numel() for p in load_checkpoint(str(folder), dtype="float32").parameters()) > 0
+
+
+def test_sharded_checkpoints_load_and_a_missing_shard_is_named(tmp_path):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="40KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    load_checkpoint(str(tmp_path))
+    shards[1].unlink()
+    with pytest.raises(UserError, match=shards[1].name):
+        load_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", [0.5, 0.99, 0.0001])
+def test_a_file_cut_off_is_named(folder, part):
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(UserError, match=r"model\.safetensors is (cut off|broken)"):
+        load_checkpoint(str(folder))
+
+
+def test_missing_parts_are_named(folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.layers.5.attn.Wqkv.bias")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"1 tensors are missing.*layers\.5\.attn\.Wqkv\.bias"):
+        load_checkpoint(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no weights"):
+        load_checkpoint(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="no config.json"):
+        load_checkpoint(str(folder))
+    with pytest.raises(UserError, match="no model folder at"):
+        load_checkpoint(str(tmp_path / "nothing"))
+
+
+def test_a_missing_tokenizer_is_named(folder, tmp_path):
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load_tokenizer(str(folder))
+    with pytest.raises(UserError, match="no tokenizer folder at"):
+        load_tokenizer(str(tmp_path / "nothing"))
+
+
+class Tokenizer:
+    pad_token_id = bos_token_id = eos_token_id = 1
+    unk_token_id = None
+
+    def __len__(self):
+        return 70
+
+    def convert_tokens_to_ids(self, token):
+        return 2 if token == "<|end|>" else None
+
+
+def section(**config):
+    return SimpleNamespace(model_name_or_path=None, config=config, dtype="float32")
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def test_from_scratch_is_seeded_and_fits_the_tokenizer():
+    before = torch.get_rng_state()
+    one, two, other = (load_model(section(**SMALL), Tokenizer(), seed=s) for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = [m.model.embed_tokens.weight for m in (one, two, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert one.config.vocab_size == 128
+    assert one.generation_config.eos_token_id == [2, 1]
+
+
+@pytest.mark.parametrize("bad", [{"hidden_size": 33}, {"vocab_size": 10}])
+def test_a_bad_configuration_is_one_sentence(bad):
+    with pytest.raises(UserError, match=r"model\.config"):
+        load_model(section(**{**SMALL, **bad}), Tokenizer())
