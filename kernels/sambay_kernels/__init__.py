@@ -6,21 +6,12 @@ The package depends on torch alone (and on Triton or a compiler where it finds t
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 from .causal_conv1d import causal_conv1d
 from .dispatch import BackendError, backend_for, why
+from .differential_attention import differential_attention, differential_attention_step
 from .gmu_gate import gmu_gate
+from .linear_cross_entropy import linear_cross_entropy
 from .selective_scan import selective_scan
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("differential_attention", "differential_attention_step"):
-        return getattr(importlib.import_module(".differential_attention", __name__), name)
-    if name == "linear_cross_entropy":
-        return importlib.import_module(".linear_cross_entropy", __name__).linear_cross_entropy
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
