@@ -67,27 +67,70 @@ def flatten(sources: Sequence[Path], *, packages: Sequence[str] = ("sambay_kerne
     return text
 
 
-def ops_file(kernels: Path, public: Path) -> str:
+def ops_file(kernels: Path) -> str:
     """The text of an exported checkpoint's `ops_phi4flash.py`.
 
+    Every `*/torch_backend.py` of the package, and what those import from it, is taken; behind them stand public
+    functions with the very signatures that `sambay_kernels` has, each calling the torch form `<name>_torch`.
+
     Args:
-        kernels: folder of the package `sambay_kernels`; every `torch_backend.py` in it, and what those import from
-            it, is taken.
-        public: file with the public functions, written against those backends.
+        kernels: folder of the package `sambay_kernels`.
+
+    Raises:
+        ValueError: the files can't be joined (see `flatten`), or an op has no torch form with its arguments.
     """
     backends = sorted(kernels.glob("*/torch_backend.py"))
-    if not backends:
-        raise ValueError(f"{kernels} holds no */torch_backend.py: the torch form of the ops is missing")
-    sources = _with_helpers(backends, kernels)
+    flat = flatten(_with_helpers(backends, kernels))
+    forms = _functions([ast.parse(flat)])
+    publics = _functions(ast.parse(path.read_text(encoding="utf-8")) for path in sorted(kernels.glob("*/__init__.py")))
+    wrappers = "\n\n\n".join(_wrapper(op, publics, forms) for op in OPS)
     names = "".join(f"        {op},\n" for op in OPS)
-    guard = f"try:\n    from sambay_kernels import (\n{names}    )\n"
-    guard += "except ImportError:\n    pass  # the functions above serve"
-    text = f"{HEADER}\n{flatten([*sources, public])}\n\n{guard}\n"
-    defined = {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
-    missing = sorted(set(OPS) - defined)
-    if missing:
-        raise ValueError(f"the flattened ops lack {', '.join(missing)}")
+    guard = (
+        f"try:\n    from sambay_kernels import (\n{names}    )\nexcept ImportError:\n    pass  # the functions above"
+    )
+    if "Literal[" in wrappers:
+        flat = f"from typing import Literal\n{flat}"
+    text = f"{HEADER}\n{flat}\n\n\n# ---- public functions ----\n\n\n{wrappers}\n\n\n{guard}\n"
+    compile(text, "ops_phi4flash.py", "exec")
     return text
+
+
+def _functions(trees: Iterable[ast.Module]) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def _wrapper(op: str, publics: dict[str, ast.FunctionDef], forms: dict[str, ast.FunctionDef]) -> str:
+    """The text of a function with the public signature of `op` that calls its torch form by keywords."""
+    public, form = publics.get(op), forms.get(f"{op}_torch")
+    if public is None or form is None:
+        raise ValueError(f"{op} has no {'torch form' if public else 'public function'} to export")
+    arguments = [a.arg for a in (*public.args.args, *public.args.kwonlyargs)]
+    accepted = {a.arg for a in (*form.args.args, *form.args.kwonlyargs)}
+    lost = [name for name in arguments if name not in accepted]
+    if lost:
+        raise ValueError(f"{form.name} doesn't take {', '.join(lost)} of {op}")
+    decorators = "".join(f"@{ast.unparse(node)}\n" for node in public.decorator_list)
+    returns = f" -> {ast.unparse(public.returns)}" if public.returns else ""
+    summary = (ast.get_docstring(public) or f"{op}.").splitlines()[0]
+    passed = "".join(f"        {name}={name},\n" for name in arguments)
+    return (
+        f"{decorators}def {op}(\n{_parameters(public.args)}){returns}:\n"
+        f'    """{summary}"""\n    return {form.name}(\n{passed}    )'
+    )
+
+
+def _parameters(arguments: ast.arguments) -> str:
+    """A function's parameters, one a line; defaults have to be literals, because a name would be undefined there."""
+    plain: list[ast.expr | None] = [None] * (len(arguments.args) - len(arguments.defaults))
+    lines = [_parameter(*pair) for pair in zip(arguments.args, [*plain, *arguments.defaults], strict=True)]
+    lines += ["*"] if arguments.kwonlyargs else []
+    lines += [_parameter(*pair) for pair in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    return "".join(f"    {line},\n" for line in lines)
+
+
+def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
+    text = argument.arg + (f": {ast.unparse(argument.annotation)}" if argument.annotation else "")
+    return text if default is None else f"{text} = {ast.literal_eval(default)!r}"
 
 
 def _with_helpers(backends: Sequence[Path], package: Path) -> list[Path]:
