@@ -1,0 +1,129 @@
+"""From a stage's `train` keys to SFTConfig: the tool's own settings, and defaults that fit the machine."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.errors import UsageError
+from sft.recipe.packaged import find_deepspeed
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+    from sft.recipe.layout import RunLayout
+    from sft.recipe.schema import Stage
+
+# Packing happened when the data was prepared; these keys must not reach TRL, which would do it again.
+_PREPARED = ("packing", "packing_strategy", "max_length", "dataset_num_proc")
+
+# Keys that change nothing of what is trained: a stage that is done or under way may be run again with other values.
+NEUTRAL = frozenset(
+    {"logging_steps", "logging_first_step", "report_to", "run_name", "disable_tqdm", "save_strategy", "save_steps"}
+    | {"save_total_limit", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory", "ddp_timeout"}
+    | {"dataloader_persistent_workers", "dataloader_prefetch_factor", "log_level"}
+)
+
+_UNSUPPORTED = {
+    "label_smoothing_factor": (0, "label smoothing isn't supported: the model's own loss is trained; leave it out"),
+    "loss_type": ("nll", "only the loss `nll` is supported"),
+    "use_liger_kernel": (False, "Liger replaces the model's own forward; SambaY's loss is fused already; leave it out"),
+    "save_only_model": (False, "must be false: a checkpoint without the optimizer can't be continued"),
+}
+
+
+def build_arguments(stage: Stage, layout: RunLayout) -> SFTConfig:
+    """SFTConfig of a stage. What the recipe doesn't set gets these values in place of TRL's:
+
+    * bf16 and gradient_checkpointing: on with CUDA, off on a CPU, where they only cost time;
+    * logging_steps 1 (metrics.jsonl has every step), save_steps 100, save_total_limit 2;
+    * disable_tqdm, pin_memory off on a CPU, ddp_find_unused_parameters off (the audit refuses unused ones).
+
+    Raises UsageError naming the stage when a value doesn't fit.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        # Without this DeepSpeed, which transformers imports, warns on standard output that it found no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from trl import SFTConfig
+
+    set_by_recipe = {key: value for key, value in stage.train.arguments().items() if key not in _PREPARED}
+    where = f"stages[{stage.name}].train"
+    for key, (allowed, reason) in _UNSUPPORTED.items():
+        if set_by_recipe.get(key, allowed) not in (allowed, None):
+            raise UsageError(f"{where}.{key}: {reason}.")
+    cuda = torch.cuda.is_available() and not set_by_recipe.get("use_cpu", False)
+    if set_by_recipe.get("activation_offloading") and not cuda:
+        raise UsageError(f"{where}.activation_offloading: needs a GPU; leave it out.")
+    values = {**_defaults(cuda), **{key: value for key, value in set_by_recipe.items() if value is not None}}
+    values.update(_own_settings(stage, layout, values))
+    try:
+        with warnings.catch_warnings():
+            # transformers is renaming gradient_checkpointing; TRL still reads the old name.
+            warnings.simplefilter("ignore", FutureWarning)
+            return SFTConfig(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _defaults(cuda: bool) -> dict[str, Any]:
+    return {
+        "bf16": cuda,
+        "gradient_checkpointing": cuda,
+        "logging_steps": 1,
+        "save_steps": 100,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,
+        "log_level": "warning",
+        "use_cpu": not cuda,
+    }
+
+
+def _own_settings(stage: Stage, layout: RunLayout, values: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe can't change, because the tool's promises rest on it."""
+    own: dict[str, Any] = {
+        "output_dir": str(layout.stage_dir(stage.name)),
+        "packing": False,
+        "padding_free": False,
+        "max_length": None,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "average_tokens_across_devices": True,
+        # A loss that isn't a number stops the run; transformers would log an average in its place.
+        "logging_nan_inf_filter": False,
+        "report_to": _trackers(values["report_to"]),
+        "use_cpu": values["use_cpu"] or not _has_cuda(),
+        "data_seed": values["seed"] if values.get("data_seed") is None else values["data_seed"],
+    }
+    if values["gradient_checkpointing"]:
+        kwargs = dict(values.get("gradient_checkpointing_kwargs") or {})
+        own["gradient_checkpointing_kwargs"] = {**kwargs, "use_reentrant": False}
+    if isinstance(values.get("deepspeed"), str):
+        own["deepspeed"] = _deepspeed_file(values["deepspeed"], f"stages[{stage.name}].train.deepspeed")
+    return own
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _trackers(report_to: str | list[str]) -> list[str]:
+    """The trackers besides TensorBoard, which is always written, by a callback of ours."""
+    names = [report_to] if isinstance(report_to, str) else report_to
+    return [name for name in names if name not in ("none", "tensorboard")] or ["none"]
+
+
+def _deepspeed_file(name: str, where: str) -> str:
+    packaged = find_deepspeed(name)
+    path = packaged or Path(name)
+    if not path.is_file():
+        raise UsageError(f"{where}: no file {name}, and no packaged configuration of that name (zero1, zero2, zero3).")
+    return os.fspath(path)

@@ -1,0 +1,177 @@
+"""What a run tells while it trains: the terminal, metrics.jsonl and TensorBoard; and the stop after a signal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sft.files import write_text
+from sft.train.interrupt import StopSignals
+
+LINE_EVERY = 5.0
+"""Seconds between progress lines where the terminal can't redraw."""
+
+
+class MetricsFile(TrainerCallback):
+    """Append one JSON line per logging step to `path`; lines from after a resume's step are cut off first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep only the steps that the resumed run has really done."""
+        if state.is_world_process_zero:
+            truncate_metrics(self.path, state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """One line: step, epoch, loss, learning_rate, grad_norm and the counters."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": state.global_step, **logs}, allow_nan=False) + "\n")
+
+
+def truncate_metrics(path: Path, last_step: int) -> None:
+    """Drop the lines of `path` after `last_step`, and a line that a kill cut in half."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record.get("step", 0) <= last_step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+class StopOnSignal(TrainerCallback):
+    """At the end of the step in which a signal came: save a checkpoint and stop, on all processes together."""
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+        self.stopped = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask all processes whether one of them was told to stop."""
+        signum = self.signals.received or 0
+        if args.world_size > 1:
+            shared = torch.tensor(signum, device=args.device)
+            torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+            signum = int(shared)
+        if signum:
+            self.signals.received = signum
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+def tensorboard_callback(folder: Path, resumed_step: int) -> TrainerCallback:
+    """transformers' TensorBoard callback, writing to `folder`; later steps of a killed run are hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder), purge_step=resumed_step + 1))
+
+
+class Progress(TrainerCallback):
+    """Progress on stderr: a redrawn bar on a terminal, else a line every few seconds."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._bar: Any = None
+        self._task: Any = None
+        self._last_line = 0.0
+        self._began = (0, 0.0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        self._began = (state.global_step, time.monotonic())
+        if not state.is_world_process_zero or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            Remaining(),
+        )
+        self._bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True))
+        self._task = self._bar.add_task(self.stage, total=state.max_steps, completed=state.global_step, numbers="")
+        self._bar.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the newest numbers."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        numbers = _numbers(logs)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step, numbers=numbers)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LINE_EVERY or state.global_step in (self._began[0] + 1, state.max_steps):
+            self._last_line = now
+            left = self._left(state, now)
+            print(
+                f"{self.stage}: step {state.global_step}/{state.max_steps}  {numbers}{left}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _left(self, state: TrainerState, now: float) -> str:
+        done = state.global_step - self._began[0]
+        if done < 2 or state.global_step >= state.max_steps:
+            return ""
+        seconds = (now - self._began[1]) / done * (state.max_steps - state.global_step)
+        return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+
+def _numbers(logs: dict[str, Any]) -> str:
+    parts = [f"loss {logs['loss']:.4f}", f"lr {logs.get('learning_rate', 0.0):.2e}"]
+    if "grad_norm" in logs:
+        parts.append(f"grad {logs['grad_norm']:.3f}")
+    return "  ".join([*parts, f"{logs.get('tokens_per_second', 0.0):,.0f} tok/s"])

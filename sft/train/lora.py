@@ -1,0 +1,71 @@
+"""LoRA, DoRA and rank-stabilised LoRA adapters from a stage's `train` keys, by peft."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sft.errors import UsageError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from sft.recipe.schema import Stage
+
+
+def lora_settings(stage: Stage) -> dict[str, Any] | None:
+    """What makes two stages' adapters the same adapter; None when the stage trains all weights."""
+    train = stage.train
+    if not train.use_peft:
+        return None
+    targets = train.lora_target_modules
+    return {
+        "r": train.lora_r,
+        "alpha": train.lora_alpha,
+        "dropout": train.lora_dropout,
+        "target_modules": sorted(targets) if isinstance(targets, list) else targets,
+        "target_parameters": train.lora_target_parameters,
+        "modules_to_save": train.lora_modules_to_save,
+        "use_rslora": train.use_rslora,
+        "use_dora": train.use_dora,
+    }
+
+
+def attach_adapters(model: PreTrainedModel, settings: dict[str, Any], *, seed: int) -> PeftModel:
+    """`model` with fresh adapters, drawn from `seed`. All other weights are frozen.
+
+    Raises UsageError when no module matches, with peft's reason.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(seed)
+    config = LoraConfig(
+        r=settings["r"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=settings["dropout"],
+        target_modules=settings["target_modules"] or default_targets(model),
+        target_parameters=settings["target_parameters"],
+        modules_to_save=settings["modules_to_save"],
+        use_rslora=settings["use_rslora"],
+        use_dora=settings["use_dora"],
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"train.lora_target_modules: {_first_sentence(error)}") from error
+
+
+def default_targets(model: PreTrainedModel) -> list[str] | str:
+    """Which modules get adapters when the recipe doesn't say: SambaY's projections, else every linear layer."""
+    if getattr(model.config, "model_type", None) == "phi4flash":
+        from sft.model.load import lora_target_modules
+
+        return lora_target_modules(model.config)
+    return "all-linear"
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,192 @@
+"""Checks at start, for any model whatever its name: documents don't see each other, and the loss is scaled as asked.
+
+Hybrid models leak between packed documents in many ways (convolution, scan state, shared keys), and no configuration
+key says so. So the model itself is asked: change every token of one document, demand that no bit of another's changes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sft.errors import UserError
+from sft.train.collator import COUNT_KEYS, PackedCollator, PaddedCollator
+
+Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+LossScaling = Literal["sum", "mean"]
+
+
+def accepted_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `batch` the model's forward takes (all of it when it takes **kwargs), without the counters."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = inspect.signature(base.forward).parameters
+    inputs = {key: value for key, value in batch.items() if key not in COUNT_KEYS}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return inputs
+    return {key: value for key, value in inputs.items() if key in parameters}
+
+
+def choose_collator(model: Any, *, packing: bool, pad_token_id: int) -> Collator:
+    """The collator that keeps documents apart in `model`: packed rows where they are exact, else padded ones.
+
+    Raises UserError when the stage asks for packing and the model mixes packed documents, or mixes padded rows too.
+    """
+    packed = PackedCollator(pad_token_id)
+    try:
+        packing_probe(model, packed)
+        return packed
+    except UserError as error:
+        if packing:
+            raise UserError(f"{error} Set `packing: false` to train it on padded rows.") from error
+    padded = PaddedCollator(pad_token_id)
+    packing_probe(model, padded)
+    return padded
+
+
+def packing_probe(model: Any, collator: Collator | None = None) -> None:
+    """Raise UserError unless documents in one batch of `collator` leave each other alone, bit for bit.
+
+    Three documents run through the model; then every token of the outer two is changed, and in a third run every token
+    of the middle one. The others' logits must not change in any bit. Then the gradient of the middle document's loss,
+    in training mode, must be exactly zero at the embeddings of the outer two. Mode, random state and gradients of the
+    model are left as they were. Costs six passes over about 100 tokens.
+    """
+    collator = collator or PackedCollator()
+    vocabulary = _vocabulary(model)
+    lengths = _lengths(model)
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
+    changed = [(doc + torch.randint(1, vocabulary, doc.shape, generator=generator)) % vocabulary for doc in documents]
+    with _undisturbed(model):
+        model.eval()
+        plain = _document_logits(model, collator, documents)
+        if not all(torch.isfinite(logits).all() for logits in plain):
+            raise UserError("The model's logits on random tokens are not finite: its weights are broken.")
+        outer = _document_logits(model, collator, [changed[0], documents[1], changed[2]])
+        middle = _document_logits(model, collator, [documents[0], changed[1], documents[2]])
+        leaks = [
+            (1, "the documents around it", plain[1], outer[1]),
+            (0, "the document after it", plain[0], middle[0]),
+            (2, "the document before it", plain[2], middle[2]),
+        ]
+        for index, where, before, after in leaks:
+            if not torch.equal(before, after):
+                raise _leak(model, f"changing {where} changes document {index + 1}'s logits")
+        model.train()
+        _gradient_probe(model, collator, documents)
+
+
+def loss_scaling(model: Any, collator: Collator | None = None) -> LossScaling:
+    """How the model's own loss treats `num_items_in_batch`: "sum" divides the summed loss by it, "mean" ignores it.
+
+    Raises UserError for a loss that does neither: the trainer couldn't make every supervised token count once.
+    """
+    collator = collator or PackedCollator()
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(_vocabulary(model), (24,), generator=generator)
+    batch = _batch(model, collator, [ids], supervised=[True])
+    if "num_items_in_batch" not in accepted_inputs(model, {**batch, "num_items_in_batch": 1}):
+        return "mean"
+    with _undisturbed(model), torch.no_grad():
+        model.eval()
+        losses = [
+            model(**accepted_inputs(model, batch), use_cache=False, num_items_in_batch=torch.tensor(count)).loss.item()
+            for count in (23, 46)
+        ]
+    ratio = losses[0] / losses[1] if losses[1] else float("nan")
+    if abs(ratio - 2) < 1e-3:
+        return "sum"
+    if abs(ratio - 1) < 1e-3:
+        return "mean"
+    raise UserError(
+        f"{type(model).__name__} neither divides its loss by num_items_in_batch nor averages it over the supervised "
+        f"tokens (its loss is {losses[0]:.6g} for 23 items and {losses[1]:.6g} for 46), so gradient accumulation "
+        "would change what is trained: this model can't be trained here."
+    )
+
+
+def _gradient_probe(model: Any, collator: Collator, documents: list[Tensor]) -> None:
+    """Refuse a model whose middle document's loss has a gradient at another document's embeddings."""
+    batch = _batch(model, collator, documents, supervised=[False, True, False])
+    captured: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        output = output if output.requires_grad else output.detach().requires_grad_()
+        captured.append(output)
+        return output
+
+    handle = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            loss = model(**accepted_inputs(model, batch), use_cache=False).loss
+            (gradient,) = torch.autograd.grad(loss, captured[:1])
+    finally:
+        handle.remove()
+    parts = _split(gradient, [len(doc) for doc in documents], batch)
+    if not parts[1].any():
+        raise _leak(model, "a document's loss has no gradient at its own embeddings")
+    for index in (0, 2):
+        if parts[index].any():
+            raise _leak(model, f"document 2's loss has a gradient at document {index + 1}'s embeddings")
+
+
+def _leak(model: Any, what: str) -> UserError:
+    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+    return UserError(f"{name} doesn't keep documents of one batch apart: {what}.")
+
+
+def _document_logits(model: Any, collator: Collator, documents: list[Tensor]) -> list[Tensor]:
+    batch = _batch(model, collator, documents, supervised=[True] * len(documents))
+    inputs = accepted_inputs(model, batch)
+    inputs.pop("labels")
+    with torch.no_grad():
+        logits = model(**inputs, use_cache=False).logits
+    return _split(logits, [len(doc) for doc in documents], batch)
+
+
+def _split(values: Tensor, lengths: list[int], batch: Mapping[str, Any]) -> list[Tensor]:
+    """Cut (1, T, n) or (documents, longest, n) into one (length, n) tensor per document."""
+    if "attention_mask" in batch:
+        return [values[index, :length] for index, length in enumerate(lengths)]
+    return list(values[0].split(lengths))
+
+
+def _batch(model: Any, collator: Collator, documents: list[Tensor], supervised: list[bool]) -> dict[str, Any]:
+    """`documents` through the collator, on the model's device."""
+    rows = [
+        {"input_ids": doc.numpy(), "assistant_masks": [int(trained)] * len(doc), "seq_lengths": [len(doc)]}
+        for doc, trained in zip(documents, supervised, strict=True)
+    ]
+    device = model.get_input_embeddings().weight.device
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in collator(rows).items()}
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _lengths(model: Any) -> list[int]:
+    """Three document lengths; the middle one is longer than a small sliding window, so that its edge is inside."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    window = getattr(config, "sliding_window", None)
+    windows = [window] if isinstance(window, int) else [w for w in window or [] if isinstance(w, int)]
+    edge = max((w for w in windows if 0 < w <= 64), default=0)
+    return [19, max(33, edge + 9), 26]
+
+
+@contextmanager
+def _undisturbed(model: Any) -> Iterator[None]:
+    """Put the modes of all modules and torch's random states back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

@@ -1,0 +1,255 @@
+"""The chain of stages: prepare, evaluate the start, then train and evaluate each stage; what is done is skipped."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.errors import UserError
+from sft.files import read_json, sha256_json, write_json
+from sft.recipe.layout import RunLayout
+from sft.train.checkpoints import describe_difference
+from sft.train.handover import default_dtype, load_final, load_stage_model, load_start, read_base, write_folder
+from sft.train.keys import done_manifest, previous_stage, stage_key, stage_parts
+from sft.train.lora import lora_settings
+from sft.train.stage import train_stage
+
+if TYPE_CHECKING:
+    from sft.recipe.schema import EvaluateSection, Recipe, Stage
+
+__all__ = ["evaluate_point", "load_stage_model", "run", "train"]
+
+
+@dataclass
+class StartingPoint:
+    """What a stage trains: a model (with adapters when it goes on training them), its tokenizer, its adapters' base."""
+
+    model: Any
+    tokenizer: Any
+    base: dict[str, Any] | None
+
+
+def run(
+    recipe: Recipe, *, only_stage: str | None = None, restart: str | None = None, evaluate: bool = True
+) -> dict[str, Any]:
+    """Prepare, train and evaluate the recipe's stages in order; give the same call again to continue after a stop.
+
+    `only_stage`: just this one (the stages before it must be done). `restart`: throw away what this stage and all later
+    ones have made, and do them again. Returns {"stages": manifests by name, "evaluations": metrics by point}.
+    Raises UserError when a stage is done or under way with another recipe: nothing is overwritten unasked.
+    """
+    layout = RunLayout(recipe)
+    if only_stage:
+        recipe.stage(only_stage)
+    with _lock(layout):
+        if restart:
+            _throw_away(layout, restart)
+        result: dict[str, Any] = {"stages": {}, "evaluations": {}}
+        if evaluate and not only_stage and recipe.stages[0].evaluate.before_first_stage:
+            result["evaluations"]["start"] = evaluate_point(layout, None)
+        for stage in recipe.stages:
+            if only_stage in (None, stage.name):
+                result["stages"][stage.name] = _one_stage(layout, stage)
+                if evaluate:
+                    result["evaluations"][stage.name] = evaluate_point(layout, stage.name)
+    return result
+
+
+def train(recipe: Recipe, *, only_stage: str | None = None, restart: str | None = None) -> dict[str, Any]:
+    """The same as run(), without evaluations."""
+    return run(recipe, only_stage=only_stage, restart=restart, evaluate=False)
+
+
+def _one_stage(layout: RunLayout, stage: Stage) -> dict[str, Any]:
+    """Prepare and train one stage unless it is done."""
+    from accelerate import PartialState
+
+    from sft.data.prepare import prepare_stage
+
+    recipe = layout.recipe
+    before = previous_stage(layout, stage)
+    tokenizer = _tokenizer_before(layout, before)
+    with PartialState().main_process_first():
+        prepared = prepare_stage(recipe, stage, tokenizer)
+    parts = stage_parts(layout, stage, prepared.manifest["key"])
+    done = done_manifest(layout, stage.name)
+    if done is not None:
+        if done["key"] != stage_key(parts):
+            raise UserError(
+                f"Stage {stage.name} is done, but with other settings: {describe_difference(done['parts'], parts)}. "
+                f"Put the recipe back, do it again with --restart {stage.name}, or choose another output_dir."
+            )
+        _say(f"{stage.name}: done already ({done['steps']} steps), skipped")
+        return done
+    point = _starting_point(layout, stage, before)
+    return train_stage(
+        recipe,
+        stage,
+        model=point.model,
+        tokenizer=point.tokenizer,
+        prepared=prepared,
+        layout=layout,
+        base=point.base,
+    )
+
+
+def _tokenizer_before(layout: RunLayout, before: Stage | None) -> Any:
+    from sft.model.load import load_tokenizer
+
+    section = layout.recipe.model
+    if before is not None and layout.final_dir(before.name).exists():
+        return load_tokenizer(str(layout.final_dir(before.name)))
+    name = section.tokenizer or str(section.model_name_or_path)
+    return load_tokenizer(name, revision=None if section.tokenizer else section.model_revision)
+
+
+def _starting_point(layout: RunLayout, stage: Stage, before: Stage | None) -> StartingPoint:
+    """The model that `stage` goes on from.
+
+    After a LoRA stage with the same LoRA settings the same adapter is trained on; otherwise it is merged first, and
+    merged weights that get a new adapter are written to `stages/<name>/base`, so that the adapter's base stays.
+    """
+    settings = lora_settings(stage)
+    dtype = "float32" if settings is None else default_dtype(layout)
+    if before is None:
+        model, tokenizer = load_start(layout, dtype=dtype)
+        return StartingPoint(model, tokenizer, None)
+    final = layout.final_dir(before.name)
+    same = settings is not None and settings == lora_settings(before)
+    model, tokenizer = load_final(layout, final, dtype=dtype, trainable=same)
+    if not hasattr(model, "peft_config"):
+        return StartingPoint(model, tokenizer, None)
+    if same:
+        base = {key: value for key, value in read_base(final).items() if key != "fingerprint"}
+        return StartingPoint(model, tokenizer, base)
+    model = model.merge_and_unload()
+    if settings is None:
+        return StartingPoint(model, tokenizer, None)
+    return StartingPoint(*_written_base(layout, stage, model, tokenizer, dtype))
+
+
+def _written_base(
+    layout: RunLayout, stage: Stage, model: Any, tokenizer: Any, dtype: str
+) -> tuple[Any, Any, dict[str, Any]]:
+    from accelerate import PartialState
+
+    from sft.model.load import load_checkpoint
+
+    folder = layout.stage_dir(stage.name) / "base"
+    with PartialState().main_process_first():
+        if not folder.exists():
+            write_folder(folder, lambda path: model.save_pretrained(path))
+    written = load_checkpoint(str(folder), dtype=dtype, trust_remote_code=layout.recipe.model.trust_remote_code)
+    return written, tokenizer, {"kind": "folder", "path": str(folder.relative_to(layout.root))}
+
+
+# ---- evaluation ----
+
+
+def evaluate_point(layout: RunLayout, stage: str | None) -> dict[str, Any]:
+    """Evaluate the model after `stage` (None: the start) on its suites, unless that is done with the same settings.
+
+    Returns the metrics by suite; empty without suites.
+    """
+    from accelerate import PartialState
+
+    owner = layout.recipe.stages[0] if stage is None else layout.recipe.stage(stage)
+    section, point = owner.evaluate, stage or "start"
+    if not section.suites:
+        return {}
+    marker = layout.eval_dir(point) / "manifest.json"
+    key = _evaluation_key(layout, owner, section, stage)
+    if marker.exists():
+        done = read_json(marker)
+        if done.get("key") == key:
+            _say(f"{point}: evaluated already, skipped")
+            return dict(done["metrics"])
+    metrics: dict[str, Any] = {}
+    if PartialState().is_main_process:
+        metrics = _evaluate(layout, owner, stage, point)
+        write_json(marker, {"key": key, "metrics": metrics})
+    PartialState().wait_for_everyone()
+    return metrics
+
+
+def _evaluate(layout: RunLayout, owner: Stage, stage: str | None, point: str) -> dict[str, Any]:
+    import gc
+
+    import torch
+
+    from sft.evaluate import evaluate
+
+    model, tokenizer = load_stage_model(layout, stage)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    model.eval()
+    metrics = evaluate(
+        model, tokenizer, owner.evaluate, prompt_defaults=owner.data, out_dir=layout.eval_dir(point), point=point
+    )
+    del model
+    gc.collect()
+    return dict(metrics)
+
+
+def _evaluation_key(layout: RunLayout, owner: Stage, section: EvaluateSection, stage: str | None) -> str:
+    """What an evaluation's numbers follow from: the model and the suites, with the prompts' templates."""
+    trained = None if stage is None else (done_manifest(layout, stage) or {}).get("key")
+    start = layout.recipe.model.model_dump() | {"seed": layout.recipe.seed}
+    return sha256_json(
+        {
+            "model": trained or start,
+            "suites": section.model_dump(),
+            "prompt_template": owner.data.prompt_template,
+            "system_prompt": owner.data.system_prompt,
+        }
+    )
+
+
+# ---- the run's folder ----
+
+
+@contextmanager
+def _lock(layout: RunLayout) -> Iterator[None]:
+    """One run at a time in a folder; the lock goes with the process, however that ends."""
+    from accelerate import PartialState
+
+    layout.root.mkdir(parents=True, exist_ok=True)
+    path: Path = layout.root / ".lock"
+    with open(path, "w", encoding="utf-8") as handle:
+        if PartialState().is_main_process:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"Another run is at work in {layout.root}: wait for it, or set another output_dir."
+                ) from error
+        yield
+
+
+def _throw_away(layout: RunLayout, name: str) -> None:
+    """Remove what a stage and those after it have made. Asked for by name, never done otherwise."""
+    from accelerate import PartialState
+
+    layout.recipe.stage(name)
+    names = [stage.name for stage in layout.recipe.stages]
+    for stage in reversed(names[names.index(name) :]):
+        if PartialState().is_main_process:
+            # Without its manifest first: a kill in the middle must not leave a stage that looks done.
+            layout.stage_manifest(stage).unlink(missing_ok=True)
+            shutil.rmtree(layout.eval_dir(stage), ignore_errors=True)
+            shutil.rmtree(layout.stage_dir(stage), ignore_errors=True)
+    PartialState().wait_for_everyone()
+    _say(f"threw away {', '.join(names[names.index(name) :])}")
+
+
+def _say(text: str) -> None:
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(text, file=sys.stderr, flush=True)

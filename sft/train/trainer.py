@@ -1,0 +1,199 @@
+"""TRL's SFTTrainer with the model's own loss, exact token counting, whole checkpoints and an audit of gradients."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from trl import SFTTrainer
+
+from sft.errors import UserError
+from sft.train.audit import GradientAudit
+from sft.train.checkpoints import rotate, write_marker
+from sft.train.collator import IGNORE
+from sft.train.probe import LossScaling, accepted_inputs
+
+NO_DECAY = re.compile(r"(^|\.)(A_log|D|lambda_\w+|\w*bias|\w*norm\w*)($|\.)")
+"""Parameters that take no weight decay by name: state space A and D, attention lambdas, norms, biases."""
+
+
+class SambayTrainer(SFTTrainer):
+    """SFTTrainer for rows that are already prepared and packed.
+
+    The loss of an optimizer step is the sum over all its supervised tokens, on every process and in every micro-batch,
+    divided by their number. So 1x8, 2x4 and 8x1 micro-batches and any number of processes train the same.
+
+    `loss_scaling` says how the model's own loss treats `num_items_in_batch` (sft.train.probe.loss_scaling);
+    `identity` is written into each checkpoint; `counters` continue from a checkpoint's.
+    """
+
+    _tag_names = ["sambay-sft"]  # noqa: RUF012 (the parent's attribute)
+    loss_is_scaled_for_ga: Any = True
+    model: Any
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        loss_scaling: LossScaling,
+        identity: Mapping[str, Any],
+        counters: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        own_forward = base.__dict__.get("forward")
+        super().__init__(model=model, **kwargs)
+        # TRL replaces the forward by one that leaves the model's own loss out; take the model's own back.
+        base.__dict__.pop("forward", None)
+        if own_forward is not None:
+            base.forward = own_forward
+        self.model_accepts_loss_kwargs = True
+        self.loss_scaling = loss_scaling
+        self.identity = dict(identity)
+        self.counters: dict[str, float] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0, **(counters or {})}
+        self._logged = dict(self.counters)
+        self._clock: float | None = None
+        self._audit: GradientAudit | None = None
+        self._audited = False
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent anywhere."""
+
+    # ---- counting ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of one optimizer step, and the number of supervised tokens in it on all processes."""
+        batches = []
+        for _ in range(num_batches):
+            try:
+                batches.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        local = [sum(batch[key] for batch in batches) for key in ("num_tokens", "num_supervised")]
+        counts = torch.tensor(local, device=device, dtype=torch.int64)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        tokens, supervised = counts.tolist()
+        self.counters["tokens"] += tokens
+        self.counters["supervised_tokens"] += supervised
+        self._tick()
+        return batches, counts[1]
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        if self._clock is not None:
+            self.counters["seconds"] += now - self._clock
+        self._clock = now
+
+    # ---- loss ----
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's own loss of this micro-batch: its summed token losses over the whole step's supervised tokens.
+
+        A micro-batch without a supervised token is run with one made-up label and weight zero, so that every parameter
+        takes part in every backward pass on every process.
+        """
+        supervised = int(inputs["num_supervised"])
+        weight = 1.0
+        if supervised == 0:
+            inputs = {**inputs, "labels": _made_up_labels(inputs)}
+            supervised, weight = 1, 0.0
+        total = supervised if num_items_in_batch is None else torch.clamp(torch.as_tensor(num_items_in_batch), min=1)
+        arguments: dict[str, Any] = {**inputs, "use_cache": False}
+        if self.loss_scaling == "sum":
+            arguments["num_items_in_batch"] = total
+        outputs = model(**accepted_inputs(self.model, arguments))
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+        if self.loss_scaling == "mean":
+            loss = loss * (supervised / total)
+        # DDP and DeepSpeed average gradients over processes, while the divisor already counts all of them.
+        loss = loss * (weight * self.accelerator.num_processes)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass; the first one of a run is audited."""
+        if not self._audited and self._audit is None:
+            self._audit = GradientAudit(self.model)
+        loss = super().training_step(*args, **kwargs)
+        if self._audit is not None:
+            self._audit.finish()
+            self._audit, self._audited = None, True
+        return loss
+
+    # ---- optimizer ----
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that take weight decay: matrices that aren't A_log, D, lambdas, norms or biases."""
+        return [name for name, parameter in model.named_parameters() if takes_decay(name, parameter)]
+
+    # ---- logging and checkpoints ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the counters since the last log; raise UserError when the loss is not a finite number."""
+        if "loss" in logs:
+            self._tick()
+            step = self.state.global_step
+            for key in ("loss", "grad_norm"):
+                if key in logs and not math.isfinite(logs[key]):
+                    raise UserError(
+                        f"The {'loss' if key == 'loss' else 'gradient norm'} is {logs[key]} at step {step}: training "
+                        "diverged. Lower learning_rate or raise warmup_steps; the last checkpoint is from before this."
+                    )
+            seconds = self.counters["seconds"] - self._logged["seconds"]
+            tokens = self.counters["tokens"] - self._logged["tokens"]
+            logs["tokens"] = int(self.counters["tokens"])
+            logs["supervised_tokens"] = int(self.counters["supervised_tokens"])
+            logs["seconds"] = round(self.counters["seconds"], 3)
+            logs["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else 0.0
+            self._logged = dict(self.counters)
+        self._metrics[("train" if self.model.training else "eval")].clear()
+        Trainer.log(self, logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save everything a resume needs; mark the folder whole; only then delete older checkpoints."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            if self.args.should_save:
+                (folder / "complete.json").unlink(missing_ok=True)
+            # Past SFTTrainer's own, which writes a model card into the stage's folder.
+            Trainer._save_checkpoint(self, model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self._tick()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_marker(folder, step=self.state.global_step, identity=self.identity, counters=self.counters)
+            rotate(folder.parent, limit)
+
+
+def takes_decay(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies to a parameter, by its name and number of dimensions."""
+    # ZeRO-3 keeps the true shape of a partitioned parameter beside it.
+    dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+    return dimensions > 1 and not NO_DECAY.search(name) and not getattr(parameter, "_no_weight_decay", False)
+
+
+def _made_up_labels(inputs: Mapping[str, Any]) -> Tensor:
+    """Labels (shape of input_ids) with one supervised token that has a predecessor in its document."""
+    labels = torch.full_like(inputs["labels"], IGNORE)
+    if "cu_seq_lens_q" in inputs:
+        starts = inputs["cu_seq_lens_q"]
+        document = int(torch.argmax((starts[1:] - starts[:-1] >= 2).to(torch.int32)))
+        position = int(starts[document]) + 1
+        labels[0, position] = inputs["input_ids"][0, position]
+    else:
+        row = int(torch.argmax(inputs["attention_mask"].sum(1)))
+        labels[row, 1] = inputs["input_ids"][row, 1]
+    return labels
