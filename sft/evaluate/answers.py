@@ -31,6 +31,7 @@ _START_LIMIT = 120.0
 _LONGEST_ANSWER = 10_000
 _MOST_BOXES = 50
 _TAIL = 4_000
+_DIED = "verifier died"
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
@@ -176,7 +177,7 @@ class _Worker:
             self.close()
             return "timeout"
         self.close()
-        return "timeout" if code in (-signal.SIGPROF, -signal.SIGALRM) else f"verifier died (exit {code})"
+        return "timeout" if code in (-signal.SIGPROF, -signal.SIGALRM) else f"{_DIED} (exit {code})"
 
     def close(self) -> None:
         """Kill the process."""
@@ -233,15 +234,22 @@ class AnswerChecker:
         if number is not None and number.denominator == 1:
             gold = str(number.numerator)
         prediction = text.rpartition("</think>")[2][-_TAIL:] if answer is None else answer
+        verdict = self._ask(prediction, gold, answer is None)
+        if verdict.reason.startswith(_DIED):
+            # Something else may have ended it (the machine short of memory, a user); if not, it will die again.
+            verdict = self._ask(prediction, gold, answer is None)
+        return verdict if answer is None else Verdict(verdict.status, verdict.reason, answer)
+
+    def _ask(self, prediction: str, gold: str, free_form: bool) -> Verdict:
         worker = self._idle.get() or _Worker()
         try:
-            verdict = worker.ask(prediction, gold, answer is None, self.timeout)
+            verdict = worker.ask(prediction, gold, free_form, self.timeout)
             if verdict is None:
                 verdict = Verdict("undecided", worker.death())
                 self.replaced += 1
+            return verdict
         finally:
             self._idle.put(worker if worker.process.poll() is None else None)
-        return verdict if answer is None else Verdict(verdict.status, verdict.reason, answer)
 
     def close(self) -> None:
         """Stop the workers; checks that have not begun are dropped."""

@@ -1,0 +1,207 @@
+"""Extraction and checking of answers, on real rollouts and on hostile text."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.evaluate.answers import AnswerChecker, extract_answer, gold_answer, last_boxed, plain_number, quick_verdict
+
+
+@pytest.fixture(scope="module")
+def checker() -> Iterator[AnswerChecker]:
+    with AnswerChecker(timeout=5.0, workers=2) as checker:
+        yield checker
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{42}.", "42"),
+        (r"\boxed{1} then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"<think>\boxed{1}</think> It is \boxed{2}", "2"),
+        (r"<think>\boxed{1}</think> I don't know", None),
+        (r"<think>\boxed{1} and it never ends", "1"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{a \\{b} c}", r"a \\{b} c"),
+        (r"\boxed{3} and an unfinished \boxed{4", "3"),
+        (r"I put the answer within \boxed{}. \boxed{7} as in \boxed{}", "7"),
+        ("steps\n#### 1,234", "1,234"),
+        ("steps\nA: 18", "18"),
+        ("A: 1\nmore\nA: $20\n", "$20"),
+        (r"#### 5 and \boxed{6}", "6"),
+        ("the answer is 12", None),
+        ("####", None),
+        ("", None),
+    ],
+)
+def test_extracts_the_explicit_final_answer(text: str, answer: str | None) -> None:
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("18", 18),
+        (" $1,234.50 ", Fraction("1234.5")),
+        ("-3", -3),
+        ("3.0", 3),
+        (".5", Fraction(1, 2)),
+        ("70,000.", 70000),
+        ("1,23", None),
+        ("50%", None),
+        ("1/2", None),
+        ("", None),
+        ("-", None),
+        (".", None),
+        ("1e5", None),
+        ("٣", None),
+        ("9" * 5000, None),
+    ],
+)
+def test_plain_numbers(text: str, value: Any) -> None:
+    assert plain_number(text) == value
+
+
+def test_gold_answers_of_the_usual_data_sets() -> None:
+    assert gold_answer("He has 2+2=<<2+2=4>>4.\n#### 4") == "4"
+    assert gold_answer(r"Thus $x=\boxed{\frac{3}{4}}.$") == r"\frac{3}{4}"
+    assert gold_answer("so\nA: 18") == "18"
+    assert gold_answer(7) == "7"
+
+
+def test_quick_verdicts_leave_doubt_to_math_verify() -> None:
+    assert quick_verdict("0.3333333", "0.33333333") is None
+    assert quick_verdict("1/2", "0.5") is None
+    assert quick_verdict("(B) because", "B") is not None
+    assert quick_verdict(r"\text{C}", "C") is not None
+    assert quick_verdict("Banana", "B") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "status"),
+    [
+        (r"\boxed{\frac{1}{2}}", "0.5", "right"),
+        (r"\boxed{x=5}", "5", "right"),
+        (r"\boxed{2\sqrt{2}}", r"\sqrt{8}", "right"),
+        (r"\boxed{(1,2)}", "(2,1)", "wrong"),
+        (r"\boxed{18\text{ dollars}}", "18", "right"),
+        ("the answer is 12", "12", "right"),
+        ("I don't know.", "12", "wrong"),
+        ("", "12", "wrong"),
+        (r"\boxed{1,000}", "1000", "right"),
+        (r"\boxed{0.333333333}", r"\frac{1}{3}", "right"),
+    ],
+)
+def test_checks_through_math_verify(checker: AnswerChecker, text: str, gold: str, status: str) -> None:
+    assert checker.check(text, gold).status == status
+
+
+def test_a_cut_off_trace_has_no_answer_unless_it_gave_one(checker: AnswerChecker) -> None:
+    assert checker.check("then 3 + 4 = 7", "7", free_form=True).status == "right"
+    assert checker.check("then 3 + 4 = 7", "7", free_form=False).status == "wrong"
+    assert checker.check(r"\boxed{7}", "7", free_form=False).status == "right"
+
+
+def test_agrees_with_the_labels_of_real_rollouts(checker: AnswerChecker, shared_dir: Path) -> None:
+    rows = read_jsonl(shared_dir / "data" / "gsm8k" / "rollouts.jsonl")
+    cases = [(row, value) for row in rows for value in row.values() if isinstance(value, dict)]
+    verdicts = [checker.submit(value["solution"], gold_answer(row["ground_truth"])) for row, value in cases]
+    decided = [
+        (verdict.result().status == "right", value["is_correct"])
+        for verdict, (_, value) in zip(verdicts, cases, strict=True)
+        if verdict.result().status != "undecided"
+    ]
+    assert len(cases) == 2640 and len(decided) >= 0.995 * len(cases)
+    assert sum(mine == theirs for mine, theirs in decided) >= 0.995 * len(decided)
+    assert {theirs for _, theirs in decided} == {True, False}
+
+
+def test_math500_answers_equal_themselves_and_not_each_other(checker: AnswerChecker, shared_dir: Path) -> None:
+    rows = read_jsonl(shared_dir / "data" / "math500" / "test.jsonl")[::5]
+    # Without a box, math-verify has to find and to compare it.
+    same = [
+        checker.submit(f"The final answer is ${row['answer']}$. I hope it is correct.", row["answer"]) for row in rows
+    ]
+    assert [row["answer"] for row, verdict in zip(rows, same, strict=True) if verdict.result().status != "right"] == []
+    others = rows[1:] + rows[:1]
+    mixed = [
+        checker.submit(rf"\boxed{{{other['answer']}}}", row["answer"])
+        for row, other in zip(rows, others, strict=True)
+        if quick_verdict(other["answer"], row["answer"]) is None
+    ]
+    assert sum(verdict.result().status == "right" for verdict in mixed) <= 0.02 * len(mixed)
+
+
+HOSTILE = {
+    "tower": r"\boxed{9^{9^{9^{9^{9}}}}}",
+    "python tower": "the answer is 9**9**9**9",
+    "factorials": r"\boxed{((((9!)!)!)!)!}",
+    "huge integer": r"\boxed{" + "9" * 9_000 + "}",
+    "huge integer cut": r"\boxed{" + "9" * 200_000 + "}",
+    "nested fractions": r"\boxed{" + r"\frac{1}{" * 800 + "1" + "}" * 800 + "}",
+    "nested parentheses": r"\boxed{" + "(" * 3_000 + "1" + ")" * 3_000 + "}",
+    "unbalanced": r"\boxed{" * 20_000,
+    "unbalanced braces": "{" * 100_000 + r"\boxed{\frac{1}{",
+    "control characters": "\\boxed{\x00\x01\x1b[2J\r\n\x7f\u2028 5}",
+    "lone surrogate": "\\boxed{\ud800}",
+    "product of sums": r"\boxed{" + "(x+y+z+1)" * 40 + "^{50}}",
+    "integral": r"\boxed{\int_0^1 x^{x^{x^{x}}} \sin(\exp(x^x)) dx}",
+    "big sum": r"\boxed{\sum_{k=1}^{10^{9}} \frac{\sin(k)}{k!}}",
+    "not latex": r"\boxed{\\\\&&&%%%$$$###\begin{pmatrix}}",
+    "code": r"\boxed{__import__('os').system('touch /tmp/sft_was_here')}",
+}
+
+
+def test_hostile_text_ends_within_the_limit_and_loses_no_worker() -> None:
+    Path("/tmp/sft_was_here").unlink(missing_ok=True)
+    with AnswerChecker(timeout=2.0, workers=2) as checker:
+        assert checker.check(r"\boxed{\frac{1}{2}}", "0.5").status == "right"
+        started = time.monotonic()
+        verdicts = {name: checker.submit(text, r"\frac{1}{3}") for name, text in HOSTILE.items()}
+        status = {name: verdict.result(timeout=60).status for name, verdict in verdicts.items()}
+        assert time.monotonic() - started < 60
+        assert "right" not in status.values()
+        after = [checker.submit(rf"\boxed{{\frac{{1}}{{{n}}}}}", rf"\frac{{2}}{{{2 * n}}}") for n in range(2, 8)]
+        assert [verdict.result().status for verdict in after] == ["right"] * 6
+    assert not Path("/tmp/sft_was_here").exists()
+
+
+def test_a_check_over_the_limit_is_killed_and_undecided() -> None:
+    with AnswerChecker(timeout=1.0, workers=1) as checker:
+        verdict = checker.check(r"\boxed{9^{9^{9^{9^{9}}}}}", r"\sqrt{2}")
+        if verdict.status == "wrong":
+            pytest.fail("math-verify now decides this one; take a harder one")
+        assert verdict.status == "undecided"
+        assert checker.check(r"\boxed{\frac{1}{2}}", "0.5").status == "right"
+
+
+def test_a_killed_worker_is_replaced() -> None:
+    with AnswerChecker(timeout=5.0, workers=1) as checker:
+        assert checker.check(r"\boxed{\frac{1}{2}}", "0.5").status == "right"
+        worker = checker._idle.get()
+        assert worker is not None
+        worker.process.kill()
+        worker.process.wait()
+        checker._idle.put(worker)
+        first = checker.check(r"\boxed{\frac{1}{2}}", "0.5")
+        second = checker.check(r"\boxed{\frac{1}{2}}", "0.5")
+        assert (first.status, second.status) == ("right", "right")
+
+
+def test_extraction_is_linear_on_any_text() -> None:
+    started = time.monotonic()
+    for text in (r"\boxed{" * 100_000, "A:" * 200_000, "#" * 400_000, "{" * 500_000, "</think>" * 50_000):
+        extract_answer(text)
+        last_boxed(text)
+    assert time.monotonic() - started < 5
