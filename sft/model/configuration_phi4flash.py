@@ -78,13 +78,12 @@ class Phi4FlashConfig(PretrainedConfig):
         self._check_unsupported(kwargs)
         self.sliding_window = _one_window(sliding_window)
         self.layer_types = self._layer_types(sliding_window, layer_types)
-        super().__init__(
-            pad_token_id=pad_token_id,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            tie_word_embeddings=tie_word_embeddings,
-            **kwargs,
-        )
+        # The published file asks for flash_attention_2 and would refuse to load without that package; which kind
+        # of attention runs is decided where it runs.
+        kwargs.pop("_attn_implementation", None)
+        kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)
 
     @property
     def head_dim(self) -> int:
@@ -148,9 +147,7 @@ class Phi4FlashConfig(PretrainedConfig):
         if kwargs.get("mamba_conv_bias") is False:
             raise ValueError("mamba_conv_bias=false is not supported: the convolution has a bias")
 
-    def _layer_types(
-        self, sliding_window: int | Sequence[int | None], layer_types: Sequence[str] | None
-    ) -> list[str]:
+    def _layer_types(self, sliding_window: int | Sequence[int | None], layer_types: Sequence[str] | None) -> list[str]:
         """The type of every layer, from whichever of the three published forms of the configuration is given."""
         types = []
         for layer in range(self.num_hidden_layers):

@@ -1,7 +1,7 @@
-"""How the tokens of a batch lie in one packed row, whichever way the batch came: packed, padded left or right, or plain.
+"""How the tokens of a batch lie in one packed row, whichever way the batch came: packed, padded or plain.
 
-All layers work on packed tokens `(T, hidden)` with document boundaries `cu_seqlens`, so padding costs nothing, takes part in
-nothing, and there is one code path whose exactness has to be shown.
+All layers work on packed tokens `(T, hidden)` with document boundaries `cu_seqlens`, so padding costs nothing, takes
+part in nothing, and there is one code path whose exactness has to be shown.
 
 This file travels with a pushed checkpoint; it may import only torch and transformers, and its neighbours relatively.
 """
@@ -78,7 +78,9 @@ class Layout:
         rows, width = self.batch_shape
         if columns >= width:
             return self
-        place = torch.arange(rows * width, device=self.cu_seqlens.device) if self.token_index is None else self.token_index
+        place = (
+            torch.arange(rows * width, device=self.cu_seqlens.device) if self.token_index is None else self.token_index
+        )
         return self._keep(place % width >= width - columns)
 
     def keep_supervised(self, targets: Tensor, ignore_index: int) -> Layout:
@@ -168,7 +170,6 @@ def make_layout(
 
 
 def _padded_layout(batch_shape: tuple[int, int], key_mask: Tensor, past_length: int) -> Layout:
-    rows, width = batch_shape
     new = key_mask[:, past_length:]
     boundaries = torch.nn.functional.pad(new.sum(1).cumsum(0), (1, 0)).to(torch.int32)
     index = None if bool(new.all()) else new.reshape(-1).nonzero().squeeze(1)

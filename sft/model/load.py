@@ -85,8 +85,9 @@ def load_checkpoint(
     _refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
     if Path(name_or_path).is_dir():
         check_checkpoint(name_or_path)
+    loaded: Any
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             dtype=getattr(torch, dtype),
             revision=revision,
@@ -97,6 +98,7 @@ def load_checkpoint(
         raise
     except Exception as error:
         raise UserError(f"the model {name_or_path} can't be loaded: {_first_line(error)}") from error
+    model, loading = loaded
     _check_loading(name_or_path, loading)
     return model
 

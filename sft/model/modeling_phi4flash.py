@@ -1,15 +1,16 @@
 """SambaY: the model of Phi-4-mini-flash-reasoning (arXiv 2507.06607), in packed form, for training and generation.
 
-The self-decoder (layers 0 to L/2 + 1) is Mamba-1 and differential attention. It makes two things that the cross-decoder
-(the layers above) reads in place of states of its own: the scan output of layer L/2 (the memory of the gated memory units)
-and the keys and values of layer L/2 + 1. Nothing below reads what the cross-decoder computes, so it computes only what is
-needed: in training the tokens from each document's first target on, in prefill the last token.
+The self-decoder (layers 0 to L/2 + 1) is Mamba-1 and differential attention. It makes two things that the
+cross-decoder (the layers above) reads in place of states of its own: the scan output of layer L/2 (the memory of the
+gated memory units) and the keys and values of layer L/2 + 1. Nothing below reads what the cross-decoder computes, so it
+computes only what is needed: in training the tokens from each document's first target on, in prefill the last token.
 
 This file travels with a pushed checkpoint; it may import only torch and transformers, and its neighbours relatively.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
@@ -60,9 +62,7 @@ class Phi4FlashMLP(nn.Module):
 class CausalConv1d(nn.Conv1d):
     """Depthwise causal convolution and SiLU over packed tokens; parameters as nn.Conv1d's: `(D, 1, K)` and `(D,)`."""
 
-    def forward(
-        self, tokens: Tensor, cu_seqlens: Tensor, initial_state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, tokens: Tensor, cu_seqlens: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return causal_conv1d(
             tokens,
             self.weight.squeeze(1),
@@ -97,7 +97,7 @@ class Phi4FlashMamba(nn.Module):
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, layout: Layout, cache: Cache | None) -> tuple[Tensor, Tensor]:
-        """`(N, hidden)` -> the mixer's output `(N, hidden)` and the scan's `(N, inner)`, after D and before the gate."""
+        """`(N, hidden)` -> the mixer's output `(N, hidden)`, and the scan's `(N, inner)` after D, before the gate."""
         conv_state, scan_state = _mamba_states(cache, self.layer_idx, layout)
         inner, gate = self.in_proj(hidden).chunk(2, dim=-1)
         inner, conv_state = self.conv1d(inner, layout.cu_seqlens, conv_state)
@@ -254,7 +254,8 @@ def _pack_cached(keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, 
 def _mamba_states(cache: Cache | None, layer_idx: int, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
     if cache is None or layout.past_length == 0:
         return None, None
-    return cache.layers[layer_idx].conv_states[0], cache.layers[layer_idx].recurrent_states[0]
+    layer: Any = cache.layers[layer_idx]
+    return layer.conv_states[0], layer.recurrent_states[0]
 
 
 class Phi4FlashDecoderLayer(GradientCheckpointingLayer):
@@ -312,17 +313,17 @@ class Phi4FlashPreTrainedModel(PreTrainedModel):
     config_class = Phi4FlashConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Phi4FlashDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["Phi4FlashDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _is_stateful = True  # a recurrent state can't be rolled back: no assisted decoding
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = False
-    _keep_in_fp32_modules_strict = ("A_log", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+    _keep_in_fp32_modules_strict = ["A_log", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """From-scratch weights: N(0, initializer_range), and for the time step those of Mamba (arXiv 2312.00752, 3.6)."""
+        """From-scratch weights: N(0, initializer_range); for the time step those of Mamba (arXiv 2312.00752, 3.6)."""
         super()._init_weights(module)
         if isinstance(module, DifferentialAttention):
             for parameter in (module.lambda_q1, module.lambda_k1, module.lambda_q2, module.lambda_k2):
@@ -339,19 +340,23 @@ class Phi4FlashPreTrainedModel(PreTrainedModel):
             init.copy_(module.A_log, torch.log(states).expand_as(module.A_log))
             init.ones_(module.D)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Non-reentrant only: the reentrant form loses gradients of the shared keys, values and memory.
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+    ) -> None:
+        """Where every way of switching checkpointing on ends; the reentrant form is refused here.
 
         Raises:
             ValueError: when the reentrant form is asked for.
         """
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        if options["use_reentrant"]:
+        options = getattr(gradient_checkpointing_func, "keywords", {})
+        if enable and options.get("use_reentrant", False):
             raise ValueError(
-                "gradient checkpointing with use_reentrant=True loses the gradients of the keys, values and memory that "
-                "SambaY layers share; use gradient_checkpointing_kwargs={'use_reentrant': False}"
+                "gradient checkpointing with use_reentrant=True loses the gradients of the keys, values and memory "
+                "that SambaY layers share; use gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        if enable and "use_reentrant" not in options:
+            gradient_checkpointing_func = functools.partial(gradient_checkpointing_func, use_reentrant=False)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
 
 @dataclass
@@ -464,7 +469,9 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
 class LanguageModelHead(nn.Linear):
     """The output projection. With targets it returns their summed cross entropy and never makes the logits whole."""
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, **options: Any) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, targets: Tensor | None = None, **options: Any
+    ) -> Tensor:
         if targets is None:
             return F.linear(hidden, self.weight)
         return linear_cross_entropy(hidden, self.weight, targets, ignore_index=IGNORE_INDEX, **options)

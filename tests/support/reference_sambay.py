@@ -1,7 +1,8 @@
 """SambaY written down once more, as plainly as possible, in float64: the oracle that the model is held against.
 
 One document at a time, one time step at a time, attention as whole softmax matrices. It shares no code with the model:
-it reads a state dict by the published names and follows the published equations (arXiv 2507.06607, 2312.00752, 2410.05258).
+it reads a state dict by the published names and follows the published equations (arXiv 2507.06607, 2312.00752,
+2410.05258).
 """
 
 from __future__ import annotations

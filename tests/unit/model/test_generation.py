@@ -90,7 +90,8 @@ def test_sampling_is_seeded_and_varied(model):
 def test_prefill_runs_the_cross_decoder_on_the_last_token_only(model):
     seen = []
     hooks = [
-        model.model.layers[i].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[0])) for i in (5, 6, 7)
+        model.model.layers[i].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[0]))
+        for i in (5, 6, 7)
     ]
     try:
         model.generate(prompt(30), max_new_tokens=2, do_sample=False)

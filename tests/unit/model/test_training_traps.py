@@ -94,7 +94,8 @@ def test_half_precision_stays_near_full(way):
         found = gradients(model)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert (found[name].float() - gradient).norm() < 0.1 * gradient.norm(), name
+        cosine = torch.nn.functional.cosine_similarity(found[name].float().flatten(), gradient.flatten(), dim=0)
+        assert cosine > 0.95, (name, cosine)
 
 
 def test_the_residual_stream_is_fp32_from_the_first_layer_on():
@@ -115,5 +116,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_split():
     labels[0, :20] = labels[2, :5] = -100
     count = (labels[:, 1:] != -100).sum()
     whole = model(input_ids=ids, labels=labels).loss
-    parts = sum(model(input_ids=ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=count).loss for i in range(4))
+    parts = sum(
+        model(input_ids=ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=count).loss for i in range(4)
+    )
     assert torch.isclose(whole, parts, rtol=1e-6)
