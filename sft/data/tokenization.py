@@ -7,7 +7,9 @@ have `<|assistant|>` itself trained. Here a token is trained when its first char
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from sft.data.render import Rendered
 from sft.errors import UserError
 from sft.files import sha256_json
+
+_PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,10 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> Iterator[Tokens]:
     """
     if not rendered:
         return
-    encoded = tokenizer([item.text for item in rendered], add_special_tokens=False, verbose=False)
-    for item, encoding in zip(rendered, encoded.encodings, strict=True):
+    backend = _as_it_is(tokenizer)
+    with _parallel():
+        encodings = backend.encode_batch([item.text for item in rendered], add_special_tokens=False)
+    for item, encoding in zip(rendered, encodings, strict=True):
         ids = np.array(encoding.ids, dtype=np.int32)
         mask = np.zeros(len(ids), dtype=np.uint8)
         for start, end in item.spans:
@@ -49,6 +55,33 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> Iterator[Tokens]:
             mask[first:last] = 1
         mask[:1] = 0
         yield Tokens(ids, mask)
+
+
+def _as_it_is(tokenizer: Any) -> Any:
+    """The fast tokenizer, without the truncation, padding or escaping that an earlier caller may have left set."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = False
+    return backend
+
+
+@contextmanager
+def _parallel() -> Iterator[None]:
+    """Let the tokenizer use all cores for this one call.
+
+    The switch is off elsewhere because a process that forked after using it could hang; it looks at the variable anew
+    in every call, so after this one it is off again.
+    """
+    before = os.environ.get(_PARALLEL)
+    os.environ[_PARALLEL] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PARALLEL]
+        else:
+            os.environ[_PARALLEL] = before
 
 
 def _first_token_from(encoding: Any, position: int, length: int, count: int) -> int:
@@ -78,9 +111,5 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 def tokenizer_hash(tokenizer: Any, template: str) -> str:
     """Hash of all that decides a conversation's tokens: vocabulary, merges, added tokens, rules, and the template."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    return sha256_json(
-        {"backend": backend.to_str(), "special": dict(tokenizer.special_tokens_map), "template": template}
-    )
+    backend = _as_it_is(tokenizer).to_str()
+    return sha256_json({"backend": backend, "special": dict(tokenizer.special_tokens_map), "template": template})
