@@ -16,7 +16,17 @@ from sft.recipe.manifest import git_state, package_version
 
 TAKES_OVERRIDES = False
 
-REQUIRED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "huggingface-hub", "math-verify")
+REQUIRED = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "deepspeed",
+    "huggingface-hub",
+    "math-verify",
+)
 OPTIONAL = {
     "flash-attn": "pip install 'sambay-sft[cuda]' on a machine with a CUDA GPU",
     "bitsandbytes": "pip install 'sambay-sft[cuda]' on a machine with a CUDA GPU",
@@ -92,7 +102,9 @@ def _packages() -> Iterator[Finding]:
 def _compiler() -> Finding:
     name = os.environ.get("CXX") or next((found for found in ("c++", "g++", "clang++") if shutil.which(found)), None)
     if name is None or shutil.which(name) is None:
-        return Finding("C++ compiler", "note", "none: CPU kernels fall back to plain torch (slower); apt-get install g++")
+        return Finding(
+            "C++ compiler", "note", "none: CPU kernels fall back to plain torch (slower); apt-get install g++"
+        )
     if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
         return Finding("C++ compiler", "note", f"{shutil.which(name)}, but no ninja; pip install ninja")
     return Finding("C++ compiler", "ok", str(shutil.which(name)))
@@ -105,7 +117,9 @@ def _devices() -> Iterator[Finding]:
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
-        built = "this torch is built without CUDA" if torch.version.cuda is None else "no driver or no device is visible"
+        built = (
+            "this torch is built without CUDA" if torch.version.cuda is None else "no driver or no device is visible"
+        )
         yield Finding("CUDA", "note", f"no device ({built}): everything runs on {os.cpu_count()} CPU cores")
     for index in range(count):
         found = torch.cuda.get_device_properties(index)

@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's). Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run the command line `argv` (default: the process's); returns 0 for done, 1 for failed, 2 for wrong usage."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     previous = signal.signal(signal.SIGTERM, _terminate)
@@ -154,6 +154,9 @@ def _disk_full(error: BaseException) -> OSError | None:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return seen
+        # safetensors and the Hub's client put it in their own words.
+        if "No space left on device" in str(seen):
+            return OSError(errno.ENOSPC, "disk full")
         seen = seen.__cause__ or seen.__context__
     return None
 

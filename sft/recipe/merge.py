@@ -69,11 +69,32 @@ def include_data_recipes(document: Document, find: Callable[[str], Document]) ->
 
 
 def substitute(document: Document) -> None:
-    """Replace `${name}` by `variables.name` in every text outside `variables`; `$${` stands for `${`."""
+    """Replace `${name}` by `variables.name` in every text outside `variables`; `$${` stands for `${`.
+
+    Raises UsageError for a variable that isn't there, and for one set on the command line that nothing uses.
+    """
     root = document.value
+    _refuse_unused(document, _used({key: value for key, value in root.items() if key != "variables"}))
     for key in root:
         if key != "variables":
             root[key] = _substituted(root[key], document, (key,))
+
+
+def _used(value: Any) -> set[str]:
+    """Names of the variables in a value."""
+    if isinstance(value, dict | list):
+        children = value.values() if isinstance(value, dict) else value
+        return {name for child in children for name in _used(child)}
+    return {name for dollar, name in _VARIABLE.findall(value) if not dollar} if isinstance(value, str) else set()
+
+
+def _refuse_unused(document: Document, used: set[str]) -> None:
+    variables = document.value.get("variables")
+    for name in variables if isinstance(variables, dict) else ():
+        place = document.origin(("variables", name)).place
+        if place.startswith("--") and name not in used:
+            hint = nearest(name, used) or f"; its variables: {', '.join(sorted(used)) or 'none'}"
+            raise UsageError(f"{place}: no ${{{name}}} in this recipe{hint}")
 
 
 def _substituted(value: Any, document: Document, path: Path) -> Any:

@@ -90,6 +90,15 @@ REFUSED: dict[str, str] = {
 }
 
 
+# Keys that stay at one value: the loss is the model's own, and every checkpoint can be continued.
+UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "label_smoothing_factor": (0, "isn't supported: the model's own loss is trained; leave it out"),
+    "loss_type": ("nll", "must be nll: the model's own loss is trained"),
+    "use_liger_kernel": (False, "isn't supported: the model's own fused loss is trained; leave it out"),
+    "save_only_model": (False, "must be false: a checkpoint without the optimizer can't be continued"),
+}
+
+
 class TrainSection(Section):
     """How a stage trains. `arguments()` gives what goes to `SFTConfig(**...)`."""
 
@@ -193,7 +202,11 @@ class TrainSection(Section):
         return section
 
     def _value_problems(self) -> list[KeyProblem]:
-        problems = []
+        problems = [
+            KeyProblem((key,), reason, getattr(self, key))
+            for key, (allowed, reason) in UNSUPPORTED.items()
+            if getattr(self, key) not in (allowed, None)
+        ]
         kwargs = self.gradient_checkpointing_kwargs or {}
         if kwargs.get("use_reentrant"):
             problems.append(

@@ -1,0 +1,167 @@
+"""`sft chat`: talk to a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from sft.cli.common import load_any_model, positive, quiet_libraries
+from sft.errors import UsageError
+from sft.recipe import RunLayout, load_recipe
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, one prompt or a conversation, and how to sample."""
+    parser.add_argument("--config", metavar="RECIPE", help="recipe whose trained model answers")
+    parser.add_argument("--stage", metavar="NAME", help="the model after this stage (default: the last one trained)")
+    parser.add_argument("--model", metavar="PATH", help="a model folder (an export, say) or Hub id instead of --config")
+    parser.add_argument("--trust_remote_code", action="store_true", help="--model: run the code it comes with")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this and exit; - reads standard input")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--max_new_tokens", type=positive, default=1024, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
+    parser.add_argument("--top_p", type=float, default=1.0, metavar="P")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Answer --prompt, or converse until end of input."""
+    if (arguments.config is None) == (arguments.model is None):
+        raise UsageError("say which model answers: --config RECIPE or --model PATH")
+    if arguments.model is not None and overrides:
+        raise UsageError(f"unknown argument {overrides[0]!r}; keys of a recipe go with --config")
+    if arguments.temperature < 0 or not 0 < arguments.top_p <= 1:
+        raise UsageError("--temperature must be at least 0, and --top_p in (0, 1]")
+    quiet_libraries()
+    model, tokenizer = _load(arguments, overrides)
+    talk = Conversation(model, tokenizer, arguments)
+    if arguments.prompt is not None:
+        text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+        if not text.strip():
+            raise UsageError("--prompt is empty")
+        talk.answer(text)
+        return 0
+    _converse(talk)
+    return 0
+
+
+def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any]:
+    if arguments.model is not None:
+        return load_any_model(arguments.model, arguments.trust_remote_code)
+    from sft.cli.common import last_trained, on_device
+    from sft.train.handover import load_stage_model
+
+    recipe = load_recipe(arguments.config, overrides)
+    stage = recipe.stage(arguments.stage).name if arguments.stage else last_trained(recipe)
+    model, tokenizer = load_stage_model(RunLayout(recipe), stage)
+    return on_device(model), tokenizer
+
+
+def _converse(talk: Conversation) -> None:
+    """Read messages until end of input; `/clear` forgets, Ctrl-C stops the answer."""
+    print("Ctrl-D ends, /clear starts afresh, Ctrl-C stops an answer.", file=sys.stderr)
+    while True:
+        try:
+            text = input("you> ").strip()
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        if text == "/clear":
+            talk.clear()
+        elif text:
+            try:
+                talk.answer(text)
+            except KeyboardInterrupt:
+                talk.forget_last()
+                print("\n[stopped]", file=sys.stderr)
+
+
+class Conversation:
+    """Messages so far, and the model that answers them."""
+
+    def __init__(self, model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
+        self.model, self.tokenizer, self.arguments = model, tokenizer, arguments
+        self.messages: list[dict[str, str]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything but the system message."""
+        system = self.arguments.system
+        self.messages = [{"role": "system", "content": system}] if system else []
+
+    def forget_last(self) -> None:
+        """Forget a message that got no whole answer."""
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()
+
+    def answer(self, text: str) -> str:
+        """Print the answer as it comes, and return it."""
+        self.messages.append({"role": "user", "content": text})
+        pieces = []
+        for piece in self._stream():
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+        print()
+        answer = "".join(pieces)
+        self.messages.append({"role": "assistant", "content": answer})
+        return answer
+
+    def _stream(self) -> Iterator[str]:
+        """The answer's text, word by word."""
+        from threading import Thread
+
+        import torch
+        from transformers import TextIteratorStreamer
+
+        from sft.generate import end_token_ids
+
+        rendered = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)
+        inputs = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt").to(self.model.device)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        options = self.arguments
+        stop = _Stop()
+        failed: list[BaseException] = []
+        torch.manual_seed(options.seed)
+        sampling = {"temperature": options.temperature, "top_p": options.top_p} if options.temperature else {}
+
+        def generate() -> None:
+            try:
+                self.model.generate(
+                    **inputs,
+                    max_new_tokens=options.max_new_tokens,
+                    do_sample=bool(options.temperature),
+                    eos_token_id=sorted(end_token_ids(self.model, self.tokenizer)),
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    streamer=streamer,
+                    stopping_criteria=[stop],
+                    **sampling,
+                )
+            except BaseException as error:
+                failed.append(error)
+                streamer.end()
+
+        thread = Thread(target=generate, daemon=True)
+        thread.start()
+        try:
+            yield from streamer
+        finally:
+            stop.asked = True
+            thread.join()
+        if failed:
+            raise failed[0]
+
+
+class _Stop:
+    """Ends generation when asked to."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        import torch
+
+        return torch.full((input_ids.shape[0],), self.asked, dtype=torch.bool, device=input_ids.device)

@@ -1,0 +1,66 @@
+"""`sft push`: the exported folder onto the Hub, and back to compare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sft.cli.common import add_recipe_arguments, dry_run, progress_line, quiet_libraries, recipe_of
+from sft.errors import UsageError
+from sft.recipe import Recipe, RunLayout
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe's options, what to push, and to whom it shows."""
+    add_recipe_arguments(parser, stage=False)
+    parser.add_argument(
+        "--folder", metavar="DIR", help="exported folder to push (default: <output_dir>/export, made anew)"
+    )
+    parser.add_argument("--repo_id", metavar="NAME/MODEL", help="default: the recipe's push.repo_id")
+    parser.add_argument("--public", action="store_true", help="publish it; without this the repository is private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default main)")
+
+
+def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Export where nothing is named, upload what the Hub hasn't got yet, reload and compare."""
+    recipe = recipe_of(arguments, overrides)
+    if arguments.dry_run:
+        return dry_run(recipe)
+    if not (arguments.repo_id or recipe.push.repo_id):
+        raise UsageError("say where to: --repo_id my-name/my-model, or set push.repo_id in the recipe")
+    quiet_libraries()
+    folder = Path(arguments.folder) if arguments.folder else None
+    if folder is None:
+        from sft.cli.export import export_last
+
+        folder = export_last(recipe)
+    push_exported(
+        recipe, folder=folder, repo_id=arguments.repo_id, public=arguments.public, revision=arguments.revision
+    )
+    return 0
+
+
+def push_exported(
+    recipe: Recipe,
+    *,
+    folder: Path | None = None,
+    repo_id: str | None = None,
+    public: bool = False,
+    revision: str | None = None,
+) -> None:
+    """Push `folder` (default: the run's export) and say where it is. Raises UserError."""
+    from sft.hub.push import push
+
+    result = push(
+        folder or RunLayout(recipe).export,
+        repo_id or str(recipe.push.repo_id),
+        private=recipe.push.private and not public,
+        revision=revision,
+        commit_message=recipe.push.commit_message,
+        progress=progress_line,
+    )
+    seen = "public" if result.public else "private"
+    sent = f"{len(result.uploaded)} files sent, {len(result.unchanged)} were there"
+    print(f"pushed: {result.url} ({seen}; {sent}; reloaded and equal)")

@@ -1,0 +1,27 @@
+"""`sft report`: the run's page."""
+
+from __future__ import annotations
+
+import argparse
+
+from sft.cli.common import add_recipe_arguments, dry_run, quiet_libraries, recipe_of
+from sft.recipe import RunLayout
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe's options."""
+    add_recipe_arguments(parser, stage=False)
+
+
+def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Write it from what the run has left so far."""
+    recipe = recipe_of(arguments, overrides)
+    if arguments.dry_run:
+        return dry_run(recipe)
+    quiet_libraries()
+    from sft.report import write_report
+
+    print(write_report(recipe, RunLayout(recipe)))
+    return 0

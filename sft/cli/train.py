@@ -1,0 +1,40 @@
+"""`sft train`: the training of the stages alone."""
+
+from __future__ import annotations
+
+import argparse
+
+from sft.cli.common import (
+    add_recipe_arguments,
+    add_restart_argument,
+    dry_run,
+    quiet_libraries,
+    recipe_of,
+    show_results,
+    start_run,
+)
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe's options, and --restart."""
+    add_recipe_arguments(parser)
+    add_restart_argument(parser)
+
+
+def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Prepare and train; nothing is evaluated."""
+    recipe = recipe_of(arguments, overrides)
+    if arguments.dry_run:
+        return dry_run(recipe)
+    quiet_libraries()
+    from accelerate import PartialState
+
+    from sft.train.run import train
+
+    start_run(recipe)
+    result = train(recipe, only_stage=arguments.stage, restart=arguments.restart)
+    if PartialState().is_main_process:
+        show_results(recipe, result)
+    return 0
