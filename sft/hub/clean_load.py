@@ -14,6 +14,7 @@ here works where they are not installed. The job file holds:
 import importlib.abc
 import json
 import sys
+from typing import Any
 
 BLOCKED = ("sft", "sambay_kernels")
 
@@ -21,13 +22,12 @@ BLOCKED = ("sft", "sambay_kernels")
 class Blocker(importlib.abc.MetaPathFinder):
     """Answers imports of this project's packages as if they weren't installed."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         if fullname.split(".")[0] in BLOCKED:
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
-        return None
 
 
-def load(folder, adapters):
+def load(folder: str, adapters: bool) -> Any:
     """The model of `folder`, in evaluation mode, in the dtypes of its files."""
     from transformers import AutoModelForCausalLM
 
@@ -40,7 +40,7 @@ def load(folder, adapters):
     return AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
 
 
-def compute(model, inputs, new_tokens):
+def compute(model: Any, inputs: list[list[int]], new_tokens: int) -> dict[str, Any]:
     """Logits of every input and what the model says after it (greedy)."""
     import torch
 
@@ -62,7 +62,8 @@ def compute(model, inputs, new_tokens):
     return {"logits": logits, "generated": generated, "dtypes": dtypes}
 
 
-def main():
+def main() -> None:
+    """Do the job that the first argument names."""
     with open(sys.argv[1], encoding="utf-8") as handle:
         job = json.load(handle)
     if not job["adapters"]:

@@ -1,0 +1,270 @@
+"""The model card: what the model is, how to run it, what it was trained on, what it scored, and what isn't known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+BASE_LICENCES = {"microsoft/Phi-4-mini-flash-reasoning": "mit"}
+
+CODE_LICENCE = """\
+MIT License
+
+Copyright (c) 2026 the sambay-sft authors
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
+
+
+def model_card(record: dict[str, Any] | None, facts: dict[str, Any]) -> str:
+    """README.md of an export: YAML metadata and the card.
+
+    Args:
+        record: what `sft.hub.provenance.run_record` found; None: a model outside a run. Missing parts are said to be.
+        facts: what export knows of the model itself (see `sft.hub.export`).
+    """
+    record = record or {}
+    parts = [
+        f"---\n{yaml.safe_dump(_metadata(record, facts), sort_keys=False, allow_unicode=True)}---",
+        f"# {record.get('name') or facts['architecture']}",
+        _what(record, facts),
+        "## How to use\n\n" + _usage(facts),
+        "## Recipe\n\n" + _stages(record),
+        "## Data\n\n" + _funnels(record),
+        "## Evaluation\n\n" + _results(record),
+        "## Limits\n\n" + _limits(record, facts),
+        "## Made with\n\n" + _environment(record),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def licence_text(record: dict[str, Any] | None, facts: dict[str, Any]) -> str:
+    """LICENSE of an export: what covers the code, and what is known of the weights."""
+    code = [name for name in ("configuration", "layout", "modeling", "ops") if facts["model_type"] == "phi4flash"]
+    files = ", ".join(f"{name}_phi4flash.py" for name in code)
+    base = _base(record or {}, facts)
+    weights = f"The weights derive from {base}, whose licence applies to them." if base else ""
+    weights = weights or "The weights were trained from scratch; their owner decides on their licence."
+    weights += " Licences of the training data, where known, stand in README.md."
+    return f"{weights}\n\n" + (
+        f"The code in this folder ({files}) is part of sambay-sft:\n\n{CODE_LICENCE}" if code else ""
+    )
+
+
+def _metadata(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    base = _base(record, facts)
+    datasets = sorted({s["name"] for stage in record.get("stages") or [] for s in stage["sources"] if s["hub"]})
+    tags = ["text-generation", "sft", "reasoning", "sambay-sft"]
+    tags += ["sambay", "phi4flash", "custom_code"] if facts["model_type"] == "phi4flash" else []
+    metadata: dict[str, Any] = {
+        "license": BASE_LICENCES.get(base or ""),
+        "base_model": base,
+        "base_model_relation": ("adapter" if facts["adapter_base"] else "finetune") if base else None,
+        "datasets": datasets or None,
+        "library_name": "peft" if facts["adapter_base"] else "transformers",
+        "pipeline_tag": "text-generation",
+        "language": ["en"],
+        "tags": [*tags, "lora"] if facts["adapter_base"] else tags,
+    }
+    return {key: value for key, value in metadata.items() if value is not None}
+
+
+def _base(record: dict[str, Any], facts: dict[str, Any]) -> str | None:
+    """The base model's Hub id; None for a model from scratch, or from a folder of a machine."""
+    name = facts["adapter_base"] or (record.get("start") or {}).get("model_name_or_path")
+    return name if name and name.count("/") == 1 and not name.startswith((".", "~", "/")) else None
+
+
+def _what(record: dict[str, Any], facts: dict[str, Any]) -> str:
+    kind = "SambaY (Mamba-1, sliding-window and shared differential attention, gated memory units; arXiv 2507.06607)"
+    kind = kind if facts["model_type"] == "phi4flash" else f"{facts['model_type']} ({facts['architecture']})"
+    start = (record.get("start") or {}).get("model_name_or_path")
+    base = _base(record, facts)
+    origin = f"fine-tuned from [{base}](https://huggingface.co/{base})" if base else None
+    origin = origin or ("fine-tuned from a local checkpoint" if start or facts["adapter_base"] else None)
+    origin = origin or ("trained from scratch" if record else "of an origin that this folder doesn't tell")
+    stages = len(record.get("stages") or [])
+    how = f", by supervised fine-tuning in {stages} stage{'s' if stages != 1 else ''} (no reinforcement learning)"
+    lines = [record.get("description") or "", f"A {kind} language model {origin}{how if stages else ''}."]
+    size = [f"{facts['parameters']:,} parameters", f"stored in {facts['dtype']}"]
+    size += [f"{facts['layers']} layers"] if facts["layers"] else []
+    size += [f"hidden size {facts['hidden_size']}"] if facts["hidden_size"] else []
+    lines.append(", ".join([*size, f"vocabulary {facts['vocab_size']:,}"]) + ".")
+    if facts["adapter_base"]:
+        lines.append("This is an adapter: it needs its base model.")
+    if facts["reload"]:
+        lines.append(
+            "Loaded in a clean process from these files, its logits differ from the trained model's by "
+            f"{facts['reload']['error']:.1e} (relative, on random tokens)."
+        )
+    if facts["merge"]:
+        lines.append(
+            "LoRA adapters were merged into the weights; merging changed the logits by "
+            f"{facts['merge']['error']:.1e} (relative, on random tokens)."
+        )
+    return "\n\n".join(line for line in lines if line)
+
+
+def _usage(facts: dict[str, Any]) -> str:
+    if facts["adapter_base"]:
+        load = "from peft import AutoPeftModelForCausalLM\n"
+        load += "import sft.model  # pip install sambay-sft\n" if facts["model_type"] == "phi4flash" else ""
+        call = 'AutoPeftModelForCausalLM.from_pretrained(name, dtype="auto")'
+    else:
+        load = "from transformers import AutoModelForCausalLM\n"
+        trust = ", trust_remote_code=True" if facts["model_type"] == "phi4flash" else ""
+        call = f'AutoModelForCausalLM.from_pretrained(name, dtype="auto"{trust})'
+    prompt = (
+        'messages = [{"role": "user", "content": "What is 17 * 23 + 5?"}]\n'
+        "inputs = tokenizer.apply_chat_template("
+        'messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)\n'
+        if facts["has_template"]
+        else 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
+    )
+    code = (
+        f"{load}from transformers import AutoTokenizer\n\n"
+        'name = "..."  # this repository, or a folder with its files\n'
+        f"tokenizer = AutoTokenizer.from_pretrained(name)\nmodel = {call}\n{prompt}"
+        "output = model.generate(**inputs, max_new_tokens=2048)\n"
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))'
+    )
+    text = f"```python\n{code}\n```"
+    if facts["model_type"] == "phi4flash" and not facts["adapter_base"]:
+        text += (
+            "\n\nIt needs torch and transformers 5 and nothing else, and runs on a CPU too. Where sambay-sft is "
+            "installed, its faster kernels are used."
+        )
+    return text
+
+
+def _stages(record: dict[str, Any]) -> str:
+    stages = record.get("stages") or []
+    if not stages:
+        return "Not recorded."
+    head = ["stage", "data", "rows", "tokens", "trained tokens", "length", "learning rate", "epochs", "steps", "loss"]
+    rows = []
+    for stage in stages:
+        data, train = stage["data"], stage["train"]
+        rows.append(
+            [
+                stage["name"] + ("" if stage["done"] else " (not trained)"),
+                ", ".join(source["name"] for source in stage["sources"]),
+                _number(data.get("documents", data.get("rows"))),
+                _number(data.get("tokens")),
+                _number(data.get("supervised_tokens")),
+                _number(train.get("max_length")) + (" packed" if train.get("packing") else ""),
+                f"{train['learning_rate']:g}" if "learning_rate" in train else "-",
+                _number(stage["epochs"]),
+                _number(stage["steps"]),
+                _number(stage["final_loss"]),
+            ]
+        )
+    note = "The loss is on the assistant's tokens only. The whole recipe is in `recipe.yaml`."
+    return f"{_table(head, rows)}\n\n{note} Seed: {record.get('seed')}."
+
+
+def _funnels(record: dict[str, Any]) -> str:
+    """Rows in, rows kept, rows dropped and why, for each stage."""
+    stages = [stage for stage in record.get("stages") or [] if stage["data"].get("funnel")]
+    if not stages:
+        return "Not recorded."
+    rows = []
+    for stage in stages:
+        funnel = stage["data"]["funnel"]
+        dropped = ", ".join(f"{reason}: {_number(count)}" for reason, count in (funnel.get("dropped") or {}).items())
+        if funnel.get("bad"):
+            dropped += " (bad: " + ", ".join(f"{why} {_number(n)}" for why, n in funnel["bad"].items()) + ")"
+        cut = _number(funnel.get("truncated", 0))
+        rows.append([stage["name"], _number(funnel.get("rows")), _number(funnel.get("kept")), dropped or "none", cut])
+    text = _table(["stage", "rows in", "kept", "dropped", "truncated"], rows)
+    licences = sorted({(s["name"], s["license"] or "not stated") for st in record["stages"] for s in st["sources"]})
+    return text + "\n\nLicences: " + "; ".join(f"{name}: {licence}" for name, licence in licences) + "."
+
+
+def _results(record: dict[str, Any]) -> str:
+    results = record.get("evaluations") or []
+    if not results:
+        return "Not evaluated."
+    rows = []
+    for result in results:
+        low, high = (result.get("interval") or [None, None])[:2]
+        interval = f"{100 * low:.1f} to {100 * high:.1f}" if low is not None and high is not None else "-"
+        settings = result.get("settings") or {}
+        drawn = f"temperature {settings['temperature']:g}" if settings.get("temperature") else "greedy"
+        rows.append(
+            [
+                "before training" if result["point"] == "start" else f"after {result['point']}",
+                str(result.get("suite")),
+                f"{100 * result['pass_at_1']:.1f}" if result.get("pass_at_1") is not None else "-",
+                interval,
+                _number(result.get("problems")),
+                _number(result.get("samples")),
+                f"{drawn}, up to {_number(settings.get('max_new_tokens'))} tokens",
+            ]
+        )
+    head = ["point", "suite", "pass@1 (%)", "95% interval", "problems", "samples", "decoding"]
+    note = "pass@1: share of answers that math-verify finds right; undecided and cut-off answers count as wrong."
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _limits(record: dict[str, Any], facts: dict[str, Any]) -> str:
+    lines = [
+        "- Trained to reason in the domain of the data above; other abilities and languages were not measured.",
+        "- Its reasoning can be wrong while it sounds right: check answers that matter.",
+        "- No safety training was done here and none was measured.",
+    ]
+    if not record.get("evaluations"):
+        lines.append("- Nothing about its quality was measured.")
+    lengths = [stage["data"].get("max_document_length") for stage in record.get("stages") or []]
+    longest = max((length for length in lengths if length), default=None)
+    if longest:
+        lines.append(f"- The longest training document had {_number(longest)} tokens; longer ones are untested.")
+    if facts["model_type"] == "phi4flash":
+        lines.append("- Assisted (speculative) decoding doesn't work: a recurrent state can't be taken back.")
+    if _base(record, facts) not in BASE_LICENCES:
+        lines.append("- No licence of the weights is stated: state one before publishing.")
+    return "\n".join(lines)
+
+
+def _environment(record: dict[str, Any]) -> str:
+    environment = record.get("environment") or {}
+    packages = environment.get("packages") or {}
+    if not packages:
+        return "Not recorded."
+    git = environment.get("git") or {}
+    commit = (
+        f" at commit {git['commit'][:12]}" + (" with changes" if git.get("dirty") else "") if git.get("commit") else ""
+    )
+    text = ", ".join(f"{name} {version}" for name, version in packages.items())
+    where = ", ".join(str(environment[key]) for key in ("device", "platform") if environment.get(key))
+    return f"{text}; Python {environment.get('python')}{commit}. {where}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,276 @@
+"""Write the folder that goes to the Hub: it loads with torch and transformers alone, and says where it comes from.
+
+A SambaY folder carries its own code (`trust_remote_code`): the model's files as they are, and the ops in plain torch.
+Everything is written beside the target and renamed at the end, so a kill leaves either the old export or the new one.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sft.errors import UserError
+from sft.files import read_json, write_json, write_text
+from sft.hub.card import licence_text, model_card
+from sft.hub.flatten import ops_file
+from sft.hub.folder import KIND, MANIFEST, describe_files, is_export
+from sft.hub.merge import TOLERANCE, logits_of, merge_adapter
+from sft.hub.provenance import run_record, write_recipe
+from sft.hub.reload import ReloadReport, check_against, fixed_inputs
+from sft.hub.source import Source, open_source
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_phi4flash.Phi4FlashConfig",
+    "AutoModel": "modeling_phi4flash.Phi4FlashModel",
+    "AutoModelForCausalLM": "modeling_phi4flash.Phi4FlashForCausalLM",
+}
+OPS_FILE = "ops_phi4flash.py"
+
+
+def export(
+    source: str | Path | tuple[Any, Any],
+    out_dir: str | Path,
+    *,
+    merge_lora: bool = True,
+    dtype: str | None = None,
+    run_dir: str | Path | None = None,
+    max_shard_size: str = "5GB",
+    check: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a model as a Hugging Face folder.
+
+    Args:
+        source: a model or adapter folder (such as a stage's `final`), or (model, tokenizer).
+        out_dir: the folder to write. One that `export` wrote before is replaced, any other is refused.
+        merge_lora: merge adapters into the weights, and check the merge; False: write the adapter as it is.
+        dtype: "float32" or "bfloat16": what weights are stored in. Default: the run's `model.dtype`; without a run, as
+            they are (an adapter's: as its base is). A_log and the lambdas of a SambaY model are stored in float32,
+            always, as in the published checkpoint.
+        run_dir: the run that the card and the manifest tell of. Default: the one that `source` lies in.
+        max_shard_size: largest weight file.
+        check: load the result in a clean process and compare logits with the model's.
+        progress: called with one line of text per step.
+
+    Returns:
+        out_dir.
+
+    Raises:
+        UserError: when the source can't be loaded, the target is something else's, the disk is full, a merge changes
+            the logits, or the folder doesn't compute in a clean process what the model does.
+    """
+    out, say = Path(out_dir), progress or (lambda line: None)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"export stores weights in float32 or bfloat16, not in {dtype}")
+    _make_way(out)
+    say(f"loading {source}" if isinstance(source, str | Path) else "exporting the model in memory")
+    opened = open_source(source, Path(run_dir) if run_dir else None)
+    merge = None
+    if opened.is_adapter and merge_lora:
+        say("merging the adapter into the weights")
+        opened.model, report = merge_adapter(opened.model, in_place=opened.folder is not None)
+        merge = asdict(report)
+    opened.dtype = dtype or opened.dtype
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        say(f"writing {out}")
+        _write(temporary, opened, max_shard_size)
+        reload = None
+        if check:
+            say("loading it in a clean process")
+            reload = asdict(_check(temporary, opened))
+        _describe(temporary, opened, {"merge": merge, "reload": reload})
+        _replace(temporary, out)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if _disk_full(error):
+            raise UserError(f"the disk of {out} is full; the export needs about {_size_gb(opened):.1f} GB") from error
+        raise
+    return out
+
+
+def _write(folder: Path, source: Source, max_shard_size: str) -> None:
+    """Everything that loading needs."""
+    if source.is_adapter:
+        source.model.save_pretrained(folder, safe_serialization=True)
+    else:
+        _write_model(folder, source, max_shard_size)
+    if source.tokenizer is not None:
+        source.tokenizer.save_pretrained(folder)
+
+
+def _describe(folder: Path, source: Source, checks: dict[str, Any]) -> None:
+    """Recipe, licence and card, then the manifest, which names every file."""
+    record = run_record(source.run)
+    facts = {**_facts(source), **checks}
+    write_recipe(source.run, folder)
+    write_text(folder / "LICENSE", licence_text(record, facts))
+    write_text(folder / "README.md", model_card(record, facts))
+    write_json(folder / MANIFEST, {"kind": KIND, **facts, "run": record, "files": describe_files(folder)})
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _write_model(folder: Path, source: Source, max_shard_size: str) -> None:
+    """Weights, configurations and, for SambaY, the code."""
+    model = source.model
+    _set_end_tokens(source)
+    model.save_pretrained(folder, state_dict=stored_state(model, source.dtype), max_shard_size=max_shard_size)
+    config = read_json(folder / "config.json")
+    config["dtype"] = source.dtype
+    for key in ("_name_or_path", "_attn_implementation", "attn_implementation", "torch_dtype"):
+        config.pop(key, None)
+    if config.get("model_type") == "phi4flash":
+        config["auto_map"] = AUTO_MAP
+        write_code(folder)
+    write_json(folder / "config.json", config)
+
+
+def stored_state(model: Any, dtype: str) -> dict[str, Any]:
+    """The model's tensors on the CPU in the dtypes that they are stored in; tied ones stay one tensor.
+
+    Parameters that the model's class keeps in fp32 whatever its dtype (A_log and the lambdas of a SambaY model) are.
+    """
+    import torch
+
+    wide = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    done: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in done or tensor.numel() == 0:
+            target = torch.float32 if any(part in wide for part in name.split(".")) else getattr(torch, dtype)
+            done[key] = tensor.detach().to("cpu", target if tensor.is_floating_point() else tensor.dtype).contiguous()
+        state[name] = done[key]
+    return state
+
+
+def write_code(folder: Path) -> None:
+    """The files that make a SambaY folder load without this package: the model's own, and the ops in plain torch.
+
+    Raises:
+        ValueError: when a file needs more than the standard library, torch, transformers and its neighbours.
+    """
+    import sambay_kernels
+
+    import sft.model
+
+    package = Path(sft.model.__file__).parent
+    texts = {OPS_FILE: ops_file(Path(sambay_kernels.__file__).parent)}
+    queue = ["modeling_phi4flash.py", "configuration_phi4flash.py"]
+    while queue:
+        name = queue.pop()
+        if name not in texts:
+            texts[name] = (package / name).read_text(encoding="utf-8")
+            queue += [f"{neighbour}.py" for neighbour in _relative_imports(texts[name])]
+    for name, text in texts.items():
+        _refuse_foreign_imports(name, text)
+        write_text(folder / name, text)
+
+
+def _relative_imports(text: str) -> list[str]:
+    """Modules that a file imports from its own folder."""
+    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom))
+    return [node.module for node in nodes if node.level == 1 and node.module]
+
+
+def _refuse_foreign_imports(name: str, text: str) -> None:
+    """What a file imports when it is loaded has to be there everywhere; a try block or a function may ask for more."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ImportFrom):
+            modules = [] if node.level == 1 else [node.module or ""]
+        else:
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for module in modules:
+            top = module.split(".")[0]
+            if top not in ("torch", "transformers") and top not in sys.stdlib_module_names:
+                raise ValueError(f"{name}:{node.lineno}: {module} would be missing where the checkpoint is loaded")
+
+
+def _set_end_tokens(source: Source) -> None:
+    """A SambaY model stops at the end of its answer; other models keep the generation configuration they came with."""
+    if source.tokenizer is None or source.model.config.model_type != "phi4flash":
+        return
+    from sft.model.load import end_token_ids
+
+    config = source.model.generation_config
+    config.eos_token_id = end_token_ids(source.tokenizer)
+    config.bos_token_id, config.pad_token_id = source.tokenizer.bos_token_id, source.tokenizer.pad_token_id
+
+
+def _facts(source: Source) -> dict[str, Any]:
+    """What the manifest and the card say of the model itself."""
+    config = source.model.config
+    parameters = {id(p): p.numel() for p in source.model.parameters()}
+    return {
+        "model_type": config.model_type,
+        "architecture": type(source.model).__name__,
+        "dtype": source.dtype,
+        "parameters": sum(parameters.values()),
+        "layers": getattr(config, "num_hidden_layers", None),
+        "hidden_size": getattr(config, "hidden_size", None),
+        "vocab_size": config.get_text_config().vocab_size,
+        "has_tokenizer": source.tokenizer is not None,
+        "has_template": bool(getattr(source.tokenizer, "chat_template", None)),
+        "adapter_base": source.base if source.is_adapter else None,
+    }
+
+
+def _check(folder: Path, source: Source) -> ReloadReport:
+    """The folder has to compute in a clean process what the model computes here."""
+    inputs = fixed_inputs(source.model.config.get_text_config().vocab_size)
+    return check_against(folder, logits_of(source.model, inputs), inputs, tolerance=TOLERANCE[source.dtype])
+
+
+def _make_way(out: Path) -> None:
+    """Refuse a target that isn't ours to replace; put right what a kill may have left."""
+    previous = out.with_name(f".{out.name}.old")
+    if previous.exists():
+        if out.exists():
+            shutil.rmtree(previous)
+        else:
+            os.replace(previous, out)
+    if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and isn't an export of ours; choose another folder or remove it")
+    for left in out.parent.glob(f".{out.name}.tmp-*"):
+        if not _alive(left.name.rpartition("-")[2]):
+            shutil.rmtree(left)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _alive(pid: str) -> bool:
+    return pid.isdigit() and Path("/proc", pid).exists()
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    previous = out.with_name(f".{out.name}.old")
+    if out.exists():
+        os.replace(out, previous)
+    os.replace(temporary, out)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk; safetensors hides the errno in its text."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _size_gb(source: Source) -> float:
+    width = 4 if source.dtype == "float32" else 2
+    return sum(p.numel() for p in source.model.parameters()) * width / 1e9

@@ -1,0 +1,151 @@
+"""What is exported: a model and a tokenizer, from memory, a model folder or what a stage handed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.errors import UserError
+from sft.files import read_json
+
+if TYPE_CHECKING:
+    from sft.recipe.schema import Recipe
+
+
+@dataclass
+class Source:
+    """A model to export.
+
+    Attributes:
+        model: a causal language model, or a PeftModel around one.
+        tokenizer: None: the folder will have none.
+        dtype: what its weights are to be stored in, "float32" or "bfloat16" (fp32 parameters of a SambaY model aside).
+        folder: where it was loaded from; None: from memory.
+        run: the folder of the run it belongs to, if any.
+        base: of an adapter: the Hub id or folder of its base model, if there is one.
+    """
+
+    model: Any
+    tokenizer: Any
+    dtype: str
+    folder: Path | None = None
+    run: Path | None = None
+    base: str | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the model is an adapter on a base model."""
+        return hasattr(self.model, "peft_config")
+
+
+def open_source(source: str | Path | tuple[Any, Any], run: Path | None = None) -> Source:
+    """Load what `source` names.
+
+    Args:
+        source: a model or adapter folder, or (model, tokenizer).
+        run: folder of the run; found by itself for `<run>/stages/<name>/final`.
+
+    Raises:
+        UserError: when there is no model, or it can't be loaded.
+    """
+    if isinstance(source, tuple):
+        model, tokenizer = source
+        return Source(model, tokenizer, _held_dtype(model), run=run, base=_base_name(model))
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f"no model folder at {folder}")
+    run = run or find_run(folder)
+    tokenizer = _tokenizer_of(folder)
+    if (folder / "adapter_config.json").exists():
+        return _open_adapter(folder, tokenizer, run)
+    from sft.model.load import load_checkpoint, read_config
+
+    held = _written_dtype(read_config(folder))
+    recipe = recipe_of(run)
+    trust = recipe.model.trust_remote_code if recipe else False
+    model = load_checkpoint(str(folder), dtype=held, trust_remote_code=trust)
+    # Full fine-tuning hands on its float32 masters; the recipe says what the model is held in otherwise.
+    return Source(model, tokenizer, recipe.model.dtype if recipe else held, folder, run)
+
+
+def find_run(folder: Path) -> Path | None:
+    """The run that `folder` (`<run>/stages/<name>/final` or a checkpoint beside it) belongs to."""
+    parents = folder.resolve().parents
+    if len(parents) > 2 and parents[1].name == "stages" and (parents[2] / "resolved.yaml").exists():
+        return parents[2]
+    return None
+
+
+def recipe_of(run: Path | None) -> Recipe | None:
+    """The resolved recipe of a run, if it is there."""
+    if run is None or not (run / "resolved.yaml").exists():
+        return None
+    from sft.recipe import load_recipe
+
+    return load_recipe(run / "resolved.yaml")
+
+
+def _open_adapter(folder: Path, tokenizer: Any, run: Path | None) -> Source:
+    """An adapter on its base model, held in float32 so that merging rounds only once."""
+    from peft import PeftModel
+
+    base, dtype, name = _open_base(folder, tokenizer, run)
+    try:
+        model = PeftModel.from_pretrained(base, str(folder))
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the adapter {folder} doesn't fit its base model: {first}") from error
+    return Source(model, tokenizer, dtype, folder, run, name)
+
+
+def _open_base(folder: Path, tokenizer: Any, run: Path | None) -> tuple[Any, str, str | None]:
+    """The base model in float32, the dtype it is stored in, and its name if it has one outside this run."""
+    from sft.model.load import load_checkpoint, load_model, read_config
+
+    recipe = recipe_of(run)
+    told = read_json(folder / "base.json") if (folder / "base.json").exists() else {}
+    if told.get("kind") == "start":
+        if recipe is None:
+            raise UserError(f"{folder} is an adapter on what its run starts from, but the run's resolved.yaml is gone")
+        section = recipe.model.model_copy(update={"dtype": "float32"})
+        return load_model(section, tokenizer, seed=recipe.seed), recipe.model.dtype, recipe.model.model_name_or_path
+    if told.get("kind") == "folder" and run is not None:
+        name = str(run / told["path"])
+    else:
+        name = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    if not name:
+        raise UserError(f"{folder} is an adapter that doesn't say what its base model is")
+    stored = _written_dtype(read_config(name)) if Path(name).is_dir() else "bfloat16"
+    trust = recipe.model.trust_remote_code if recipe else False
+    return load_checkpoint(name, dtype="float32", trust_remote_code=trust), stored, name
+
+
+def _tokenizer_of(folder: Path) -> Any:
+    from sft.model.load import load_tokenizer
+
+    has_one = (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists()
+    return load_tokenizer(str(folder)) if has_one else None
+
+
+def _written_dtype(config: dict[str, Any]) -> str:
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    if name not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"the model is stored in {name}; export knows float32, bfloat16 and float16")
+    return name
+
+
+def _held_dtype(model: Any) -> str:
+    """The dtype that most of the model's weights have."""
+    counts: dict[str, int] = {}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            name = str(parameter.dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + parameter.numel()
+    return max(counts, key=lambda name: counts[name]) if counts else "float32"
+
+
+def _base_name(model: Any) -> str | None:
+    """The base model's name in a PeftModel's configuration."""
+    configs = getattr(model, "peft_config", None) or {}
+    return next((config.base_model_name_or_path for config in configs.values()), None)
