@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.errors import UsageError
@@ -105,7 +104,7 @@ def _own_settings(stage: Stage, layout: RunLayout, values: dict[str, Any]) -> di
         kwargs = dict(values.get("gradient_checkpointing_kwargs") or {})
         own["gradient_checkpointing_kwargs"] = {**kwargs, "use_reentrant": False}
     if isinstance(values.get("deepspeed"), str):
-        own["deepspeed"] = _deepspeed_file(values["deepspeed"], f"stages[{stage.name}].train.deepspeed")
+        own["deepspeed"] = os.fspath(find_deepspeed(values["deepspeed"]) or values["deepspeed"])
     return own
 
 
@@ -119,11 +118,3 @@ def _trackers(report_to: str | list[str]) -> list[str]:
     """The trackers besides TensorBoard, which is always written, by a callback of ours."""
     names = [report_to] if isinstance(report_to, str) else report_to
     return [name for name in names if name not in ("none", "tensorboard")] or ["none"]
-
-
-def _deepspeed_file(name: str, where: str) -> str:
-    packaged = find_deepspeed(name)
-    path = packaged or Path(name)
-    if not path.is_file():
-        raise UsageError(f"{where}: no file {name}, and no packaged configuration of that name (zero1, zero2, zero3).")
-    return os.fspath(path)

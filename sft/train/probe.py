@@ -7,6 +7,7 @@ key says so. So the model itself is asked: change every token of one document, d
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -43,8 +44,10 @@ def choose_collator(model: Any, *, packing: bool, pad_token_id: int) -> Collator
     except UserError as error:
         if packing:
             raise UserError(f"{error} Set `packing: false` to train it on padded rows.") from error
+        reason = str(error)
     padded = PaddedCollator(pad_token_id)
     packing_probe(model, padded)
+    print(f"Training on padded rows, which costs time: {reason}", file=sys.stderr, flush=True)
     return padded
 
 
@@ -62,7 +65,7 @@ def packing_probe(model: Any, collator: Collator | None = None) -> None:
     generator = torch.Generator().manual_seed(0)
     documents = [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
     changed = [(doc + torch.randint(1, vocabulary, doc.shape, generator=generator)) % vocabulary for doc in documents]
-    with _undisturbed(model):
+    with _undisturbed(model), _refusals_told(model):
         model.eval()
         plain = _document_logits(model, collator, documents)
         if not all(torch.isfinite(logits).all() for logits in plain):
@@ -133,6 +136,17 @@ def _gradient_probe(model: Any, collator: Collator, documents: list[Tensor]) -> 
     for index in (0, 2):
         if parts[index].any():
             raise _leak(model, f"document 2's loss has a gradient at document {index + 1}'s embeddings")
+
+
+@contextmanager
+def _refusals_told(model: Any) -> Iterator[None]:
+    """Turn a model's own refusal of such a batch into a UserError."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError) as error:
+        name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"{name} refuses several documents in one batch: {reason}.") from error
 
 
 def _leak(model: Any, what: str) -> UserError:

@@ -1,0 +1,170 @@
+"""The loss counts each supervised token once; counters, weight decay, full fine-tuning in float32."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from datasets import concatenate_datasets
+from train_toys import ToyPrepared, read_metrics, saved_weights, tiny_qwen, tiny_sambay, toy_rows, train_toy
+
+from sft.errors import UsageError, UserError
+from sft.train.trainer import takes_decay
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
+@pytest.mark.parametrize("make", [tiny_qwen, tiny_sambay], ids=["qwen3", "sambay"])
+def test_the_split_into_micro_batches_changes_nothing(tmp_path, make, packed):
+    """1x8 = 2x4 = 8x1, on 19 rows: the last step is filled up with empty rows. SGD, because Adam blows up rounding."""
+    prepared = toy_rows(19, packed=packed)
+    runs = {}
+    for batch, accumulation in ((8, 1), (2, 4), (1, 8)):
+        train = {
+            "packing": packed,
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": accumulation,
+            "num_train_epochs": 1,
+            "optim": "sgd",
+            "learning_rate": 0.1,
+            "lr_scheduler_type": "constant",
+        }
+        manifest, layout = train_toy(tmp_path / str(batch), train, model=make(), prepared=prepared)
+        losses = [line["loss"] for line in read_metrics(layout.metrics("one"))]
+        runs[batch] = losses, saved_weights(layout.final_dir("one")), manifest["counters"]
+    assert len(runs[8][0]) == 3
+    for batch in (2, 1):
+        assert runs[batch][0] == pytest.approx(runs[8][0], abs=1e-6)
+        for name, weight in runs[8][1].items():
+            torch.testing.assert_close(runs[batch][1][name], weight, rtol=0, atol=1e-6)
+        for key in ("tokens", "supervised_tokens"):
+            assert runs[batch][2][key] == runs[8][2][key]
+
+
+def test_every_supervised_token_counts_once_an_epoch(tmp_path):
+    prepared = toy_rows(13, packed=True)
+    train = {"packing": True, "per_device_train_batch_size": 4, "num_train_epochs": 2}
+    manifest, layout = train_toy(tmp_path, train, prepared=prepared)
+    expected = 0
+    for row in prepared.dataset:
+        start = 0
+        for length in row["seq_lengths"]:
+            expected += sum(row["assistant_masks"][start + 1 : start + length])
+            start += length
+    assert manifest["counters"]["supervised_tokens"] == 2 * expected
+    assert manifest["counters"]["tokens"] == 2 * sum(len(row["input_ids"]) for row in prepared.dataset)
+    last = read_metrics(layout.metrics("one"))[-1]
+    assert last["supervised_tokens"] == 2 * expected
+    assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds", "tokens_per_second"} <= set(
+        last
+    )
+
+
+@pytest.mark.parametrize("make", [tiny_qwen, tiny_sambay], ids=["qwen3", "sambay"])
+def test_micro_batches_without_a_supervised_token_change_nothing(tmp_path, make):
+    """Rows whose mask is all zero, as a whole micro-batch and as a whole step, give zero loss and zero gradients."""
+    masked = toy_rows(4, packed=False, seed=1).dataset.map(lambda row: {"assistant_masks": [0] * len(row["input_ids"])})
+    masked = masked.cast(toy_rows(1, packed=False).dataset.features)
+    real = toy_rows(2, packed=False).dataset
+    prepared = ToyPrepared(concatenate_datasets([masked, real, masked]))
+    train = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "train_sampling_strategy": "sequential",
+        "num_train_epochs": 1,
+        "optim": "sgd",
+    }
+    model = make()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    _, layout = train_toy(tmp_path, train, model=model, prepared=prepared)
+    losses = [line["loss"] for line in read_metrics(layout.metrics("one"))]
+    norms = [line["grad_norm"] for line in read_metrics(layout.metrics("one"))]
+    assert losses[:2] == [0, 0] and losses[3:] == [0, 0] and losses[2] > 1
+    assert norms[:2] == [0, 0] and norms[3:] == [0, 0] and norms[2] > 0
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_weight_decay_leaves_state_space_lambdas_norms_and_biases_alone():
+    model = tiny_sambay()
+    decayed = {name for name, p in model.named_parameters() if takes_decay(name, p)}
+    free = {name for name, _ in model.named_parameters()} - decayed
+    for part in ("A_log", ".D", "lambda_q1", "subln", "layernorm", "bias"):
+        assert any(part in name for name in free), part
+        assert not any(part in name for name in decayed), part
+    for part in ("embed_tokens", "in_proj.weight", "out_proj.weight", "conv1d.weight", "fc1.weight"):
+        assert any(part in name for name in decayed), part
+        assert not any(part in name for name in free), part
+
+
+def test_weight_decay_groups_reach_the_optimizer(tmp_path):
+    """With no gradient flow (learning rate 0 would also stop decay), one decayed step shrinks matrices alone."""
+    model = tiny_sambay()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.ones_like(p) * 0.5)
+    masked = toy_rows(2, packed=False).dataset
+    masked = masked.map(lambda row: {"assistant_masks": [0] * len(row["input_ids"])}).cast(masked.features)
+    train = {
+        "max_steps": 1,
+        "learning_rate": 0.1,
+        "weight_decay": 0.5,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 2,
+    }
+    train_toy(tmp_path, train, model=model, prepared=ToyPrepared(masked))
+    for name, p in model.named_parameters():
+        expected = 0.5 * (1 - 0.1 * 0.5) if takes_decay(name, p) else 0.5
+        torch.testing.assert_close(p.detach(), torch.full_like(p, expected), rtol=1e-6, atol=0, msg=name)
+
+
+def test_full_fine_tuning_holds_float32_weights(tmp_path):
+    model = tiny_qwen().to(torch.bfloat16)
+    _, layout = train_toy(tmp_path, {"max_steps": 1}, model=model)
+    assert {tensor.dtype for tensor in saved_weights(layout.final_dir("one")).values()} == {torch.float32}
+
+
+def test_lora_trains_float32_adapters_on_weights_that_stay(tmp_path):
+    model = tiny_qwen().to(torch.bfloat16)
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    _, layout = train_toy(tmp_path, {"max_steps": 2, "use_peft": True}, model=model)
+    assert torch.equal(model.model.layers[0].mlp.up_proj.base_layer.weight, before)
+    saved = saved_weights(layout.final_dir("one"))
+    assert all("lora_" in name and tensor.dtype == torch.float32 for name, tensor in saved.items())
+    assert json.loads((layout.final_dir("one") / "base.json").read_text())["kind"] == "start"
+
+
+@pytest.mark.parametrize("extra", [{"use_dora": True}, {"use_rslora": True}], ids=["dora", "rslora"])
+def test_lora_variants_train(tmp_path, extra):
+    train = {"max_steps": 8, "use_peft": True, "lora_dropout": 0.0, "packing": True, **extra}
+    _, layout = train_toy(tmp_path, train, model=tiny_sambay())
+    losses = [line["loss"] for line in read_metrics(layout.metrics("one"))]
+    assert losses[-1] < losses[0]
+    config = json.loads((layout.final_dir("one") / "adapter_config.json").read_text())
+    assert all(config[key] is True for key in extra)
+
+
+def test_a_diverging_run_stops_with_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"(loss|gradient norm) is (nan|inf) at step \d+: training diverged"):
+        train_toy(tmp_path, {"max_steps": 60, "learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0})
+
+
+def test_no_rows_are_told(tmp_path):
+    nothing = ToyPrepared(toy_rows(1, packed=False).dataset.select([]))
+    with pytest.raises(UserError, match="Stage one has no row to train on"):
+        train_toy(tmp_path, {"max_steps": 1}, prepared=nothing)
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence"),
+    [
+        ({"label_smoothing_factor": 0.1}, r"stages\[one\]\.train\.label_smoothing_factor: label smoothing isn't"),
+        ({"loss_type": "dft"}, r"stages\[one\]\.train\.loss_type: only the loss `nll`"),
+        ({"save_only_model": True}, r"stages\[one\]\.train\.save_only_model: must be false"),
+        ({"activation_offloading": True}, r"stages\[one\]\.train\.activation_offloading: needs a GPU"),
+        ({"optim": "adam_of_old"}, r"stages\[one\]\.train: .*adam_of_old"),
+        ({"use_peft": True, "lora_target_modules": ["nowhere"]}, r"train\.lora_target_modules: .*nowhere"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_usage_errors(tmp_path, train, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        train_toy(tmp_path, {"max_steps": 1, **train})
