@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..checks import check_leading, check_optional, check_tensor
 from ..dispatch import backend_for
-from ..packing import check_cu_seqlens_form, document_count
+from ..packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
 from .op import OP, causal_conv1d_fwd
+from .reference import causal_conv1d_reference
 
 
 def causal_conv1d(
@@ -54,4 +55,9 @@ def causal_conv1d(
     check_tensor(OP, "weight", weight, (channels, width), device)
     check_optional(OP, "bias", bias, (channels,), device)
     check_optional(OP, "initial_state", initial_state, (document_count(cu_seqlens), channels, width - 1), device)
-    return causal_conv1d_fwd(x, weight, bias, activation, cu_seqlens, initial_state, backend_for(OP, x))
+    inputs = (x, weight, bias, activation, cu_seqlens, initial_state)
+    backend = backend_for(OP, x)
+    if backend == "reference":
+        check_cu_seqlens_values(cu_seqlens, x.shape[0])
+        return causal_conv1d_reference(*inputs)
+    return causal_conv1d_fwd(*inputs, backend)

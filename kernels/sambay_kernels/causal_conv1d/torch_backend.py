@@ -13,6 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def _conv_layout(
+    cu_seqlens: Tensor | None, total: int, context: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Rows of the widened matrix: of each token (T,), of each document's context and of its last rows (S * context,);
+    and how many rows there are."""
+    if cu_seqlens is None:
+        cu_seqlens = torch.tensor([0, total], device=device)
+    borders = cu_seqlens.long()
+    documents = borders.numel() - 1
+    index, before = torch.arange(total, device=device), torch.arange(documents, device=device) * context
+    # Token t of document s moves to t + (s + 1) * context.
+    tokens = index + (torch.searchsorted(borders[1:].contiguous(), index, right=True) + 1) * context
+    span = torch.arange(context, device=device)
+    heads = (borders[:-1] + before)[:, None] + span
+    tails = (borders[1:] + before)[:, None] + span
+    return tokens, heads.reshape(-1), tails.reshape(-1), total + documents * context
+
+
 def causal_conv1d_torch(
     x: Tensor,
     weight: Tensor,
@@ -23,25 +41,12 @@ def causal_conv1d_torch(
 ) -> tuple[Tensor, Tensor]:
     """Convolution, bias and activation; shapes and types as in `sambay_kernels.causal_conv1d`."""
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    (total, channels), context = x.shape, weight.shape[1] - 1
-    if cu_seqlens is None:
-        cu_seqlens = torch.tensor([0, total], device=x.device)
-    borders = cu_seqlens.long()
-    documents = borders.numel() - 1
-    # Token t of document s moves to t + (s + 1) * context.
-    index = torch.arange(total, device=x.device)
-    document = torch.searchsorted(borders[1:], index, right=True)
-    tokens = index + (document + 1) * context
-    ends = borders[1:] + (torch.arange(documents, device=x.device) + 1) * context
-    tails = (ends[:, None] + torch.arange(-context, 0, device=x.device)).reshape(-1)
-    rows = x.new_zeros(total + documents * context, channels, dtype=work).index_copy(0, tokens, x.to(work))
+    channels, context = x.shape[1], weight.shape[1] - 1
+    tokens, heads, tails, length = _conv_layout(cu_seqlens, x.shape[0], context, x.device)
+    rows = x.new_zeros(length, channels, dtype=work).index_copy(0, tokens, x.to(work))
     if initial_state is not None:
-        heads = (borders[:-1] + torch.arange(documents, device=x.device) * context)[:, None]
-        heads = (heads + torch.arange(context, device=x.device)).reshape(-1)
-        before = initial_state.to(work).transpose(1, 2).reshape(documents * context, channels)
-        rows = rows.index_copy(0, heads, before)
-    taps = weight.to(work)
-    span = max(0, rows.shape[0] - context)
+        rows = rows.index_copy(0, heads, initial_state.to(work).transpose(1, 2).reshape(-1, channels))
+    taps, span = weight.to(work), max(0, length - context)
     y = torch.zeros_like(rows[:span])
     for tap in range(context + 1):
         y = torch.addcmul(y, rows[tap : tap + span], taps[:, tap])
@@ -51,5 +56,6 @@ def causal_conv1d_torch(
         y = y + bias.to(work)
     if activation == "silu":
         y = F.silu(y)
-    final = rows.index_select(0, tails).view(documents, context, channels).transpose(1, 2)
-    return y.to(x.dtype), final.to(x.dtype).contiguous()
+    documents = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    final = rows.index_select(0, tails).view(documents, context, channels)
+    return y.to(x.dtype), final.to(x.dtype).transpose(1, 2).contiguous()

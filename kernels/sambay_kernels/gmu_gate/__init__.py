@@ -7,6 +7,7 @@ from torch import Tensor
 from ..checks import check_tensor
 from ..dispatch import backend_for
 from .op import OP, gmu_gate_fwd
+from .reference import gmu_gate_reference
 
 
 def gmu_gate(gate: Tensor, memory: Tensor) -> Tensor:
@@ -28,4 +29,5 @@ def gmu_gate(gate: Tensor, memory: Tensor) -> Tensor:
         raise TypeError(f"{OP}: gate must be a tensor, got {type(gate)}")
     check_tensor(OP, "gate", gate, tuple(gate.shape), gate.device)
     check_tensor(OP, "memory", memory, tuple(gate.shape), gate.device)
-    return gmu_gate_fwd(gate, memory, backend_for(OP, gate))
+    backend = backend_for(OP, gate)
+    return gmu_gate_reference(gate, memory) if backend == "reference" else gmu_gate_fwd(gate, memory, backend)

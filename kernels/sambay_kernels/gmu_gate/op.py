@@ -1,30 +1,31 @@
-"""The gate as a pair of torch.library ops: forward and backward, with fakes, autograd and FLOP formulas."""
+"""The gate as two torch.library ops, forward and backward: fakes, autograd, FLOP formulas."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..cpp_build import problem
 from ..dispatch import register
-from ..recompute import autograd_inside_op
-from .reference import gmu_gate_reference
+from .cpp_backend import gmu_gate_cpp, gmu_gate_cpp_backward
 from .torch_backend import gmu_gate_torch
+from .torch_backward import gmu_gate_torch_backward
 
 OP = "gmu_gate"
-FORMS: dict[str, Callable[..., Any]] = {"torch": gmu_gate_torch, "reference": gmu_gate_reference}
 
+register(OP, "cpp", ("cpu",), problem)
 register(OP, "torch")
 register(OP, "reference")
 
 
 @torch.library.custom_op("sambay_kernels::gmu_gate_fwd", mutates_args=())
 def gmu_gate_fwd(gate: Tensor, memory: Tensor, backend: str) -> Tensor:
-    """Forward pass: silu(gate) * memory, contiguous."""
-    return FORMS[backend](gate, memory).contiguous()
+    """silu(gate) * memory, contiguous."""
+    return gmu_gate_cpp(gate, memory) if backend == "cpp" else gmu_gate_torch(gate, memory).contiguous()
 
 
 @gmu_gate_fwd.register_fake
@@ -35,11 +36,9 @@ def _fwd_fake(gate: Tensor, memory: Tensor, backend: str) -> Tensor:
 @torch.library.custom_op("sambay_kernels::gmu_gate_bwd", mutates_args=())
 def gmu_gate_bwd(grad: Tensor, gate: Tensor, memory: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Gradients of gate and memory, each in its input's type."""
-    leaves = (gate.detach().requires_grad_(), memory.detach().requires_grad_())
-    with autograd_inside_op():
-        y = FORMS[backend](*leaves)
-    found = torch.autograd.grad(y, leaves, grad)
-    return found[0].contiguous(), found[1].contiguous()
+    form = gmu_gate_cpp_backward if backend == "cpp" else gmu_gate_torch_backward
+    grad_gate, grad_memory = form(grad, gate, memory)
+    return grad_gate.to(gate.dtype).contiguous(), grad_memory.to(memory.dtype).contiguous()
 
 
 @gmu_gate_bwd.register_fake
@@ -61,20 +60,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 gmu_gate_fwd.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _elements(shape: Any) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 @register_flop_formula(torch.ops.sambay_kernels.gmu_gate_fwd)
 def gmu_gate_flops(gate: Any, *args: Any, **kwargs: Any) -> int:
     """2 an element: gate * sigmoid * memory. The sigmoid isn't counted."""
-    return 2 * _elements(gate)
+    return 2 * math.prod(gate)
 
 
 @register_flop_formula(torch.ops.sambay_kernels.gmu_gate_bwd)
 def gmu_gate_bwd_flops(grad: Any, gate: Any, *args: Any, **kwargs: Any) -> int:
     """7 an element: silu, its derivative, two products. Recomputation of the sigmoid isn't counted."""
-    return 7 * _elements(gate)
+    return 7 * math.prod(gate)

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from ..checks import check_leading, check_optional, check_tensor, needs_grad
 from ..dispatch import backend_for
-from ..packing import check_cu_seqlens_form, document_count
+from ..packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
 from .op import OP, selective_scan_fwd
+from .reference import selective_scan_reference
 
 
 def selective_scan(
@@ -66,8 +67,11 @@ def selective_scan(
     check_optional(OP, "z", z, (total, channels), device)
     check_optional(OP, "delta_bias", delta_bias, (channels,), device)
     check_optional(OP, "initial_state", initial_state, (document_count(cu_seqlens), channels, states), device)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, cu_seqlens, initial_state)
+    backend = backend_for(OP, u)
+    if backend == "reference":
+        check_cu_seqlens_values(cu_seqlens, total)
+        return selective_scan_reference(*inputs)
     save = needs_grad(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    y, final_state, _ = selective_scan_fwd(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, cu_seqlens, initial_state, save, backend_for(OP, u)
-    )
+    y, final_state, _ = selective_scan_fwd(*inputs, save, backend)
     return y, final_state

@@ -74,6 +74,11 @@ def _scan_to_grid(rows: Tensor, plan: _ScanPlan) -> tuple[Tensor, ...]:
     return grid.view(plan.steps, plan.chunks, rows.shape[1]).unbind(0)
 
 
+def _scan_from_grid(grid: Tensor, plan: _ScanPlan) -> Tensor:
+    """(steps, chunks, width) -> (T, width)."""
+    return grid.reshape(plan.steps * plan.chunks, grid.shape[2]).index_select(0, plan.position)
+
+
 def _scan_chunk_starts(
     decays: list[Tensor], drives: list[Tensor], dts: tuple[Tensor, ...], A: Tensor, first: Tensor, plan: _ScanPlan
 ) -> Tensor:
@@ -110,9 +115,8 @@ def _scan_channels(
     for decay, drive, c in zip(decays, drives, _scan_to_grid(C, plan), strict=True):
         h = torch.addcmul(drive, decay, h)
         outputs.append((h * c.unsqueeze(2)).sum(1))
-    y = torch.stack(outputs).view(plan.steps * plan.chunks, shape[1]).index_select(0, plan.position)
     # The steps after a document's end have dt = 0, so decay 1 and input 0: the last state passes through unchanged.
-    return y, initial.index_copy(0, plan.order, h.index_select(0, plan.last))
+    return _scan_from_grid(torch.stack(outputs), plan), initial.index_copy(0, plan.order, h.index_select(0, plan.last))
 
 
 def selective_scan_torch(

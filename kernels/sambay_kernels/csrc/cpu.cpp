@@ -1,0 +1,608 @@
+// CPU backend: selective scan, causal convolution and gate, forward and backward, for float and double.
+//
+// A plain C interface without torch or Python headers: it builds in seconds with any C++17 compiler and fits every torch.
+//
+// Work is cut into tasks of (64 channels) x (a group of documents). A channel of a document is computed by the same
+// instructions whatever stands beside it, so a document's results don't depend on the pack. Sums over channels (the
+// gradients of B and C) and over documents (those of the weights) go through partial buffers added in a fixed order: the
+// same bits for any number of threads.
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+#include "scan_core.h"
+
+namespace sambay {
+namespace {
+
+constexpr int kLanes = 64;       // channels of one task
+constexpr int64_t kChunk = 32;   // tokens between kept states; SCAN_KEPT_EVERY in selective_scan/cpp_backend.py
+constexpr int64_t kGroups = 16;  // document groups at most
+constexpr int64_t kSmall = 1 << 15;  // elements below which threads cost more than they give
+
+#define SAMBAY_SIMD _Pragma("omp simd")
+
+// Denormal numbers are flushed to zero inside a task: a decaying state meets them and they are a hundred times slower.
+struct FlushDenormals {
+#if defined(__SSE__)
+  unsigned saved = _mm_getcsr();
+  FlushDenormals() { _mm_setcsr(saved | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved); }
+#endif
+};
+
+// Documents split into groups of about the same number of tokens. The split depends on the borders alone.
+struct Documents {
+  const int32_t* borders;
+  int64_t count;
+  std::vector<int64_t> first;  // first document of each group, and the end
+
+  Documents(const int32_t* cu, int64_t documents) : borders(cu), count(documents) {
+    const int64_t groups = std::max<int64_t>(1, std::min(kGroups, documents));
+    const int64_t total = documents ? cu[documents] + documents : 0;  // an empty document counts as one token
+    first.push_back(0);
+    for (int64_t s = 1; s < documents; ++s) {
+      const int64_t before = cu[s] + s;
+      const bool full = before * groups >= total * static_cast<int64_t>(first.size());
+      if (full && static_cast<int64_t>(first.size()) < groups) first.push_back(s);
+    }
+    first.push_back(documents);
+  }
+
+  int64_t groups() const { return static_cast<int64_t>(first.size()) - 1; }
+};
+
+template <typename Task>
+void run_tasks(const Documents& docs, int64_t channels, int64_t work, int threads, const Task& task) {
+  const int64_t blocks = (channels + kLanes - 1) / kLanes, tasks = blocks * docs.groups();
+  const int used = work < kSmall ? 1 : static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(tasks, 1)));
+#pragma omp parallel for schedule(dynamic) num_threads(used) if (used > 1)
+  for (int64_t i = 0; i < tasks; ++i) {
+    FlushDenormals guard;
+    const int64_t channel = i % blocks * kLanes;
+    task(i / blocks, i % blocks, channel, static_cast<int>(std::min<int64_t>(kLanes, channels - channel)));
+  }
+}
+
+template <typename T>
+void load(T* to, const T* from, int lanes) {
+  for (int w = 0; w < lanes; ++w) to[w] = from[w];
+  for (int w = lanes; w < kLanes; ++w) to[w] = T(0);
+}
+
+template <typename T>
+void store(T* to, const T* from, int lanes) {
+  for (int w = 0; w < lanes; ++w) to[w] = from[w];
+}
+
+// (channels, states) of one block -> [states][kLanes], and back.
+template <typename T>
+void load_states(T* to, const T* from, int64_t states, int lanes) {
+  for (int64_t n = 0; n < states; ++n)
+    for (int w = 0; w < kLanes; ++w) to[n * kLanes + w] = w < lanes ? from[w * states + n] : T(0);
+}
+
+template <typename T>
+void store_states(T* to, const T* from, int64_t states, int lanes) {
+  for (int w = 0; w < lanes; ++w)
+    for (int64_t n = 0; n < states; ++n) to[w * states + n] = from[n * kLanes + w];
+}
+
+}  // namespace
+
+template <typename T>
+struct Rows {  // (tokens, width), rows `stride` apart; data may be null
+  const T* data;
+  int64_t stride;
+  const T* at(int64_t row) const { return data + row * stride; }
+};
+
+template <typename T>
+struct ScanArgs {
+  int64_t tokens, channels, states, documents;
+  const int32_t* borders;
+  Rows<T> u, delta, B, C, z;
+  const T *A, *D, *bias, *initial;
+  int64_t softplus;
+};
+
+template <typename T>
+struct ScanForward {
+  ScanArgs<T> in;
+  T *y, *final_state, *checkpoints;  // checkpoints may be null
+};
+
+template <typename T>
+struct ScanBackward {
+  ScanArgs<T> in;
+  Rows<T> grad_y;                     // data may be null
+  const T *grad_final, *checkpoints;  // grad_final may be null
+  T *u, *delta, *z;                   // (T, D); z may be null
+  T *A, *D, *bias;                    // partials (groups, D, N), (groups, D); D, bias may be null
+  T *B, *C;                           // partials (blocks, T, N)
+  T* initial;                         // (S, D, N), may be null
+};
+
+namespace {
+
+// The first checkpoint row of a document: rows of different documents never meet.
+inline int64_t checkpoint_row(const int32_t* borders, int64_t document) {
+  return borders[document] / kChunk + document;
+}
+
+// What every step of a block of channels needs, for up to kChunk tokens.
+template <typename T>
+struct Tile {
+  alignas(64) T u[kChunk][kLanes], raw[kChunk][kLanes], delta[kChunk][kLanes], delta_u[kChunk][kLanes];
+  alignas(64) T D[kLanes], bias[kLanes];
+
+  Tile(const ScanArgs<T>& in, int64_t channel, int lanes) {
+    std::fill(D, D + kLanes, T(0));
+    std::fill(bias, bias + kLanes, T(0));
+    if (in.D) load(D, in.D + channel, lanes);
+    if (in.bias) load(bias, in.bias + channel, lanes);
+  }
+
+  void fill(const ScanArgs<T>& in, int64_t start, int64_t count, int64_t channel, int lanes) {
+    for (int64_t t = 0; t < count; ++t) {
+      load(u[t], in.u.at(start + t) + channel, lanes);
+      load(raw[t], in.delta.at(start + t) + channel, lanes);
+      if (in.softplus) {
+        SAMBAY_SIMD
+        for (int w = 0; w < kLanes; ++w) {
+          raw[t][w] += bias[w];
+          delta[t][w] = sambay::softplus(raw[t][w]);
+          delta_u[t][w] = delta[t][w] * u[t][w];
+        }
+      } else {
+        SAMBAY_SIMD
+        for (int w = 0; w < kLanes; ++w) {
+          delta[t][w] = raw[t][w] + bias[w];
+          delta_u[t][w] = delta[t][w] * u[t][w];
+        }
+      }
+    }
+  }
+};
+
+template <typename T>
+struct Block {  // per-task constants and state
+  std::vector<T> A, A2, h;
+  Block(const ScanArgs<T>& in, int64_t channel, int lanes)
+      : A(in.states * kLanes), A2(in.states * kLanes), h(in.states * kLanes) {
+    load_states(A.data(), in.A + channel * in.states, in.states, lanes);
+    for (size_t i = 0; i < A.size(); ++i) A2[i] = A[i] * T(kLog2E);
+  }
+  void start(const ScanArgs<T>& in, int64_t document, int64_t channel, int lanes) {
+    if (in.initial)
+      load_states(h.data(), in.initial + (document * in.channels + channel) * in.states, in.states, lanes);
+    else
+      std::fill(h.begin(), h.end(), T(0));
+  }
+};
+
+template <typename T>
+void forward_token(const Block<T>& block, T* h, const T* delta, const T* delta_u, const T* b, const T* c, int64_t states,
+                   T* y) {
+  for (int64_t n = 0; n < states; ++n) {
+    const T bn = b[n], cn = c[n];
+    const T* a2 = block.A2.data() + n * kLanes;
+    T* hn = h + n * kLanes;
+    SAMBAY_SIMD
+    for (int w = 0; w < kLanes; ++w) {
+      hn[w] = scan_step(hn[w], exp2_of(delta[w] * a2[w]), delta_u[w], bn);
+      y[w] += hn[w] * cn;
+    }
+  }
+}
+
+template <typename T>
+void scan_forward_task(const ScanForward<T>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
+  const ScanArgs<T>& in = args.in;
+  Block<T> block(in, channel, lanes);
+  Tile<T> tile(in, channel, lanes);
+  T* h = block.h.data();
+  for (int64_t s = docs.first[group]; s < docs.first[group + 1]; ++s) {
+    block.start(in, s, channel, lanes);
+    for (int64_t start = in.borders[s], row = checkpoint_row(in.borders, s); start < in.borders[s + 1]; ++row) {
+      const int64_t count = std::min<int64_t>(kChunk, in.borders[s + 1] - start);
+      if (args.checkpoints) {
+        T* kept = args.checkpoints + row * in.states * in.channels + channel;
+        for (int64_t n = 0; n < in.states; ++n) store(kept + n * in.channels, h + n * kLanes, lanes);
+      }
+      tile.fill(in, start, count, channel, lanes);
+      for (int64_t t = 0; t < count; ++t) {
+        alignas(64) T y[kLanes];
+        SAMBAY_SIMD
+        for (int w = 0; w < kLanes; ++w) y[w] = tile.D[w] * tile.u[t][w];
+        forward_token(block, h, tile.delta[t], tile.delta_u[t], in.B.at(start + t), in.C.at(start + t), in.states, y);
+        if (in.z.data) {
+          alignas(64) T z[kLanes];
+          load(z, in.z.at(start + t) + channel, lanes);
+          SAMBAY_SIMD
+          for (int w = 0; w < kLanes; ++w) y[w] *= z[w] * sigmoid(z[w]);
+        }
+        store(args.y + (start + t) * in.channels + channel, y, lanes);
+      }
+      start += count;
+    }
+    store_states(args.final_state + (s * in.channels + channel) * in.states, h, in.states, lanes);
+  }
+}
+
+// Buffers of the backward sweep over one chunk.
+template <typename T>
+struct Sweep {
+  std::vector<T> h, a, grad_h, grad_A;
+  alignas(64) T grad_y[kChunk][kLanes];
+  alignas(64) T grad_D[kLanes] = {}, grad_bias[kLanes] = {};
+  explicit Sweep(int64_t states)
+      : h((kChunk + 1) * states * kLanes),
+        a(kChunk * states * kLanes),
+        grad_h(states * kLanes),
+        grad_A(states * kLanes) {}
+};
+
+// Recompute states, decays and the gradient that enters below the gate, for the tokens of the tile.
+template <typename T>
+void replay_chunk(const ScanBackward<T>& args, const Block<T>& block, const Tile<T>& tile, Sweep<T>& sweep,
+                  int64_t start, int64_t count, int64_t channel, int lanes) {
+  const ScanArgs<T>& in = args.in;
+  const int64_t plane = in.states * kLanes;
+  for (int64_t t = 0; t < count; ++t) {
+    const T *b = in.B.at(start + t), *c = in.C.at(start + t);
+    T *before = sweep.h.data() + t * plane, *after = before + plane, *a = sweep.a.data() + t * plane;
+    alignas(64) T y[kLanes];
+    SAMBAY_SIMD
+    for (int w = 0; w < kLanes; ++w) y[w] = tile.D[w] * tile.u[t][w];
+    for (int64_t n = 0; n < in.states; ++n) {
+      const T bn = b[n], cn = c[n];
+      const T* a2 = block.A2.data() + n * kLanes;
+      SAMBAY_SIMD
+      for (int w = 0; w < kLanes; ++w) {
+        const int64_t i = n * kLanes + w;
+        a[i] = exp2_of(tile.delta[t][w] * a2[w]);
+        after[i] = scan_step(before[i], a[i], tile.delta_u[t][w], bn);
+        y[w] += after[i] * cn;
+      }
+    }
+    T* g = sweep.grad_y[t];
+    if (args.grad_y.data)
+      load(g, args.grad_y.at(start + t) + channel, lanes);
+    else
+      std::fill(g, g + kLanes, T(0));
+    if (in.z.data) {
+      alignas(64) T z[kLanes], grad_z[kLanes];
+      load(z, in.z.at(start + t) + channel, lanes);
+      SAMBAY_SIMD
+      for (int w = 0; w < kLanes; ++w) {
+        const T gate = sigmoid(z[w]);
+        grad_z[w] = g[w] * y[w] * silu_slope(z[w], gate);
+        g[w] *= z[w] * gate;
+      }
+      store(args.z + (start + t) * in.channels + channel, grad_z, lanes);
+    }
+  }
+}
+
+// One token backwards: gradients of B and C of this block, and of delta and delta u of each channel.
+template <typename T>
+void backward_token(const Block<T>& block, const Tile<T>& tile, Sweep<T>& sweep, int64_t t, int64_t states, const T* b,
+                    const T* c, T* grad_b, T* grad_c, T* grad_delta, T* grad_delta_u) {
+  const int64_t plane = states * kLanes;
+  const T *before = sweep.h.data() + t * plane, *after = before + plane, *a = sweep.a.data() + t * plane;
+  const T *delta = tile.delta[t], *delta_u = tile.delta_u[t], *g = sweep.grad_y[t];
+  for (int64_t n = 0; n < states; ++n) {
+    const T bn = b[n], cn = c[n];
+    T sum_b = 0, sum_c = 0;
+    const T* A = block.A.data() + n * kLanes;
+    T *grad_h = sweep.grad_h.data() + n * kLanes, *grad_A = sweep.grad_A.data() + n * kLanes;
+#pragma omp simd reduction(+ : sum_b, sum_c)
+    for (int w = 0; w < kLanes; ++w) {
+      const int64_t i = n * kLanes + w;
+      const ScanGrads<T> out = scan_step_backward(grad_h[w], g[w], a[i], before[i], after[i], delta_u[w], bn, cn);
+      sum_b += out.b;
+      sum_c += out.c;
+      grad_delta_u[w] += out.delta_u;
+      grad_delta[w] += out.decay * A[w];
+      grad_A[w] += out.decay * delta[w];
+      grad_h[w] = out.h;
+    }
+    grad_b[n] = sum_b;
+    grad_c[n] = sum_c;
+  }
+}
+
+template <typename T>
+void backward_chunk(const ScanBackward<T>& args, const Block<T>& block, const Tile<T>& tile, Sweep<T>& sweep,
+                    int64_t start, int64_t count, int64_t index, int64_t channel, int lanes) {
+  const ScanArgs<T>& in = args.in;
+  for (int64_t t = count - 1; t >= 0; --t) {
+    const int64_t token = start + t, partial = (index * in.tokens + token) * in.states;
+    alignas(64) T grad_delta[kLanes] = {}, grad_delta_u[kLanes] = {}, grad_u[kLanes];
+    backward_token(block, tile, sweep, t, in.states, in.B.at(token), in.C.at(token), args.B + partial, args.C + partial,
+                   grad_delta, grad_delta_u);
+    const T *g = sweep.grad_y[t], *u = tile.u[t], *delta = tile.delta[t], *raw = tile.raw[t];
+    SAMBAY_SIMD
+    for (int w = 0; w < kLanes; ++w) {
+      const T slope = in.softplus ? softplus_slope(raw[w]) : T(1);
+      grad_delta[w] = (grad_delta[w] + grad_delta_u[w] * u[w]) * slope;
+      grad_u[w] = grad_delta_u[w] * delta[w] + g[w] * tile.D[w];
+      sweep.grad_D[w] += g[w] * u[w];
+      sweep.grad_bias[w] += grad_delta[w];
+    }
+    store(args.delta + token * in.channels + channel, grad_delta, lanes);
+    store(args.u + token * in.channels + channel, grad_u, lanes);
+  }
+}
+
+template <typename T>
+void scan_backward_task(const ScanBackward<T>& args, const Documents& docs, int64_t group, int64_t index, int64_t channel,
+                        int lanes) {
+  const ScanArgs<T>& in = args.in;
+  Block<T> block(in, channel, lanes);
+  Tile<T> tile(in, channel, lanes);
+  Sweep<T> sweep(in.states);
+  for (int64_t s = docs.first[group]; s < docs.first[group + 1]; ++s) {
+    const int64_t begin = in.borders[s], length = in.borders[s + 1] - begin;
+    const int64_t place = (s * in.channels + channel) * in.states;
+    if (args.grad_final)
+      load_states(sweep.grad_h.data(), args.grad_final + place, in.states, lanes);
+    else
+      std::fill(sweep.grad_h.begin(), sweep.grad_h.end(), T(0));
+    for (int64_t chunk = (length + kChunk - 1) / kChunk - 1; chunk >= 0; --chunk) {
+      const int64_t start = begin + chunk * kChunk, count = std::min<int64_t>(kChunk, in.borders[s + 1] - start);
+      const T* kept = args.checkpoints + (checkpoint_row(in.borders, s) + chunk) * in.states * in.channels + channel;
+      for (int64_t n = 0; n < in.states; ++n) load(sweep.h.data() + n * kLanes, kept + n * in.channels, lanes);
+      tile.fill(in, start, count, channel, lanes);
+      replay_chunk(args, block, tile, sweep, start, count, channel, lanes);
+      backward_chunk(args, block, tile, sweep, start, count, index, channel, lanes);
+    }
+    if (args.initial) store_states(args.initial + place, sweep.grad_h.data(), in.states, lanes);
+  }
+  store_states(args.A + (group * in.channels + channel) * in.states, sweep.grad_A.data(), in.states, lanes);
+  if (args.D) store(args.D + group * in.channels + channel, sweep.grad_D, lanes);
+  if (args.bias) store(args.bias + group * in.channels + channel, sweep.grad_bias, lanes);
+}
+
+template <typename T>
+void scan_forward(const ScanForward<T>& args, int threads) {
+  const ScanArgs<T>& in = args.in;
+  const Documents docs(in.borders, in.documents);
+  run_tasks(docs, in.channels, (in.tokens + in.documents) * in.channels * in.states, threads,
+            [&](int64_t group, int64_t, int64_t channel, int lanes) {
+              scan_forward_task(args, docs, group, channel, lanes);
+            });
+}
+
+template <typename T>
+void scan_backward(const ScanBackward<T>& args, int threads) {
+  const ScanArgs<T>& in = args.in;
+  const Documents docs(in.borders, in.documents);
+  run_tasks(docs, in.channels, (in.tokens + in.documents) * in.channels * in.states, threads,
+            [&](int64_t group, int64_t index, int64_t channel, int lanes) {
+              scan_backward_task(args, docs, group, index, channel, lanes);
+            });
+}
+
+}  // namespace
+
+template <typename T>
+struct ConvArgs {
+  int64_t tokens, channels, width, documents;  // width = K
+  const int32_t* borders;
+  Rows<T> x;
+  const T *weight, *bias, *initial;  // weight transposed (K, D); initial (S, K-1, D); bias, initial may be null
+  int64_t silu;
+};
+
+template <typename T>
+struct ConvForward {
+  ConvArgs<T> in;
+  T *y, *final_state;  // (T, D), (S, K-1, D)
+};
+
+template <typename T>
+struct ConvBackward {
+  ConvArgs<T> in;
+  Rows<T> grad_y;       // data may be null
+  const T* grad_final;  // (S, K-1, D), may be null
+  T *x, *weight, *bias, *initial;  // (T, D); partials (groups, K, D), (groups, D); (S, K-1, D); bias, initial may be null
+};
+
+namespace {
+
+// The inputs of one document, the K-1 before it included: row(-1) is the last of the initial state.
+template <typename T>
+struct Context {
+  const ConvArgs<T>& in;
+  int64_t document, channel;
+  const T* zeros;
+  const T* row(int64_t position) const {
+    if (position >= 0) return in.x.at(in.borders[document] + position) + channel;
+    if (!in.initial) return zeros;
+    return in.initial + (document * (in.width - 1) + in.width - 1 + position) * in.channels + channel;
+  }
+};
+
+template <typename T>
+void conv_token(const Context<T>& context, int64_t position, int lanes, T* out) {
+  const ConvArgs<T>& in = context.in;
+  for (int w = 0; w < lanes; ++w) out[w] = in.bias ? in.bias[context.channel + w] : T(0);
+  for (int64_t k = 0; k < in.width; ++k) {
+    const T* row = context.row(position - in.width + 1 + k);
+    const T* tap = in.weight + k * in.channels + context.channel;
+    SAMBAY_SIMD
+    for (int w = 0; w < lanes; ++w) out[w] += tap[w] * row[w];
+  }
+}
+
+template <typename T>
+void conv_forward_task(const ConvForward<T>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
+  const ConvArgs<T>& in = args.in;
+  const T zeros[kLanes] = {};
+  for (int64_t s = docs.first[group]; s < docs.first[group + 1]; ++s) {
+    const Context<T> context{in, s, channel, zeros};
+    const int64_t length = in.borders[s + 1] - in.borders[s];
+    for (int64_t t = 0; t < length; ++t) {
+      alignas(64) T out[kLanes];
+      conv_token(context, t, lanes, out);
+      if (in.silu) {
+        SAMBAY_SIMD
+        for (int w = 0; w < lanes; ++w) out[w] *= sigmoid(out[w]);
+      }
+      store(args.y + (in.borders[s] + t) * in.channels + channel, out, lanes);
+    }
+    for (int64_t k = 0; k + 1 < in.width; ++k)
+      store(args.final_state + (s * (in.width - 1) + k) * in.channels + channel,
+            context.row(length - in.width + 1 + k), lanes);
+  }
+}
+
+// Gradient below the activation, into args.x; the weight's and bias's gradients on the way.
+template <typename T>
+void conv_backward_outputs(const ConvBackward<T>& args, const Context<T>& context, int64_t length, int lanes,
+                           T* grad_weight, T* grad_bias) {
+  const ConvArgs<T>& in = args.in;
+  for (int64_t t = 0; t < length; ++t) {
+    const int64_t token = in.borders[context.document] + t;
+    T* g = args.x + token * in.channels + context.channel;
+    alignas(64) T out[kLanes];
+    if (args.grad_y.data)
+      store(g, args.grad_y.at(token) + context.channel, lanes);
+    else
+      std::fill(g, g + lanes, T(0));
+    if (in.silu) {
+      conv_token(context, t, lanes, out);
+      SAMBAY_SIMD
+      for (int w = 0; w < lanes; ++w) g[w] *= silu_slope(out[w], sigmoid(out[w]));
+    }
+    for (int64_t k = 0; k < in.width; ++k) {
+      const T* row = context.row(t - in.width + 1 + k);
+      SAMBAY_SIMD
+      for (int w = 0; w < lanes; ++w) grad_weight[k * kLanes + w] += g[w] * row[w];
+    }
+    SAMBAY_SIMD
+    for (int w = 0; w < lanes; ++w) grad_bias[w] += g[w];
+  }
+}
+
+// Gradient of the input at `position` (negative: the initial state) from the outputs it entered and the final state.
+template <typename T>
+void conv_backward_input(const ConvBackward<T>& args, int64_t document, int64_t position, int64_t length,
+                         int64_t channel, int lanes, T* out) {
+  const ConvArgs<T>& in = args.in;
+  std::fill(out, out + kLanes, T(0));
+  for (int64_t k = 0; k < in.width; ++k) {
+    const int64_t t = position + in.width - 1 - k;
+    if (t < 0 || t >= length) continue;
+    const T* g = args.x + (in.borders[document] + t) * in.channels + channel;
+    const T* tap = in.weight + k * in.channels + channel;
+    SAMBAY_SIMD
+    for (int w = 0; w < lanes; ++w) out[w] += g[w] * tap[w];
+  }
+  const int64_t kept = position - (length - in.width + 1);
+  if (args.grad_final && kept >= 0) {
+    const T* g = args.grad_final + (document * (in.width - 1) + kept) * in.channels + channel;
+    for (int w = 0; w < lanes; ++w) out[w] += g[w];
+  }
+}
+
+template <typename T>
+void conv_backward_task(const ConvBackward<T>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
+  const ConvArgs<T>& in = args.in;
+  const T zeros[kLanes] = {};
+  std::vector<T> grad_weight(in.width * kLanes);
+  alignas(64) T grad_bias[kLanes] = {}, out[kLanes];
+  for (int64_t s = docs.first[group]; s < docs.first[group + 1]; ++s) {
+    const Context<T> context{in, s, channel, zeros};
+    const int64_t length = in.borders[s + 1] - in.borders[s];
+    conv_backward_outputs(args, context, length, lanes, grad_weight.data(), grad_bias);
+    // Upwards in time: an input reads the outputs' gradients at its own place and later, so it may overwrite its own.
+    for (int64_t position = 1 - in.width; position < length; ++position) {
+      if (position < 0 && !args.initial) continue;
+      conv_backward_input(args, s, position, length, channel, lanes, out);
+      T* to = position < 0 ? args.initial + (s * (in.width - 1) + in.width - 1 + position) * in.channels
+                           : args.x + (in.borders[s] + position) * in.channels;
+      store(to + channel, out, lanes);
+    }
+  }
+  for (int64_t k = 0; k < in.width; ++k)
+    store(args.weight + (group * in.width + k) * in.channels + channel, grad_weight.data() + k * kLanes, lanes);
+  if (args.bias) store(args.bias + group * in.channels + channel, grad_bias, lanes);
+}
+
+template <typename T>
+void conv_forward(const ConvForward<T>& args, int threads) {
+  const ConvArgs<T>& in = args.in;
+  const Documents docs(in.borders, in.documents);
+  run_tasks(docs, in.channels, (in.tokens + in.documents) * in.channels, threads,
+            [&](int64_t group, int64_t, int64_t channel, int lanes) {
+              conv_forward_task(args, docs, group, channel, lanes);
+            });
+}
+
+template <typename T>
+void conv_backward(const ConvBackward<T>& args, int threads) {
+  const ConvArgs<T>& in = args.in;
+  const Documents docs(in.borders, in.documents);
+  run_tasks(docs, in.channels, (in.tokens + in.documents) * in.channels, threads,
+            [&](int64_t group, int64_t, int64_t channel, int lanes) {
+              conv_backward_task(args, docs, group, channel, lanes);
+            });
+}
+
+template <typename T>
+void gate_forward(const T* gate, const T* memory, T* out, int64_t count, int threads) {
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (count >= kSmall && threads > 1)
+  for (int64_t i = 0; i < count; ++i) out[i] = gate[i] * sigmoid(gate[i]) * memory[i];
+}
+
+template <typename T>
+void gate_backward(const T* grad, const T* gate, const T* memory, T* grad_gate, T* grad_memory, int64_t count,
+                   int threads) {
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (count >= kSmall && threads > 1)
+  for (int64_t i = 0; i < count; ++i) {
+    const T s = sigmoid(gate[i]);
+    grad_gate[i] = grad[i] * memory[i] * silu_slope(gate[i], s);
+    grad_memory[i] = grad[i] * gate[i] * s;
+  }
+}
+
+}  // namespace
+}  // namespace sambay
+
+#define SAMBAY_EXPORT(T, suffix)                                                                                     \
+  extern "C" void sambay_scan_forward_##suffix(const sambay::ScanForward<T>* args, int threads) {                    \
+    sambay::scan_forward(*args, threads);                                                                            \
+  }                                                                                                                  \
+  extern "C" void sambay_scan_backward_##suffix(const sambay::ScanBackward<T>* args, int threads) {                  \
+    sambay::scan_backward(*args, threads);                                                                           \
+  }                                                                                                                  \
+  extern "C" void sambay_conv_forward_##suffix(const sambay::ConvForward<T>* args, int threads) {                    \
+    sambay::conv_forward(*args, threads);                                                                            \
+  }                                                                                                                  \
+  extern "C" void sambay_conv_backward_##suffix(const sambay::ConvBackward<T>* args, int threads) {                  \
+    sambay::conv_backward(*args, threads);                                                                           \
+  }                                                                                                                  \
+  extern "C" void sambay_gate_forward_##suffix(const T* gate, const T* memory, T* out, int64_t count, int threads) { \
+    sambay::gate_forward(gate, memory, out, count, threads);                                                         \
+  }                                                                                                                  \
+  extern "C" void sambay_gate_backward_##suffix(const T* grad, const T* gate, const T* memory, T* grad_gate,         \
+                                                T* grad_memory, int64_t count, int threads) {                        \
+    sambay::gate_backward(grad, gate, memory, grad_gate, grad_memory, count, threads);                               \
+  }
+
+SAMBAY_EXPORT(float, f32)
+SAMBAY_EXPORT(double, f64)
+
+// Sizes the caller allocates by.
+extern "C" int64_t sambay_lanes() { return sambay::kLanes; }
+extern "C" int64_t sambay_groups(const int32_t* borders, int64_t documents) {
+  return sambay::Documents(borders, documents).groups();
+}
