@@ -1,0 +1,287 @@
+"""Suites from data to metrics: what is written, what a second run looks up, and what a killed one continues."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sft.errors import UserError
+from sft.evaluate import evaluate, model_fingerprint, read_samples
+from sft.evaluate.metrics import summarize
+from sft.evaluate.suites import load_problems, render_prompt
+from sft.recipe.schema import DataSection, EvaluateSection, Source, SuiteSection
+
+HELPER = Path(__file__).with_name("chat_model_for_evaluation.py")
+
+
+@pytest.fixture(scope="module")
+def helper() -> ModuleType:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("chat_model_for_evaluation", HELPER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer(helper: ModuleType) -> Any:
+    return helper.make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(helper: ModuleType, tokenizer: Any) -> Any:
+    return helper.make_model(len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def data(helper: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return helper.write_problems(tmp_path_factory.mktemp("data") / "sums.jsonl")
+
+
+@pytest.fixture(scope="module")
+def straight(
+    helper: ModuleType, model: Any, tokenizer: Any, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """An evaluation that nothing interrupted: its metrics and its folder."""
+    out = tmp_path_factory.mktemp("straight")
+    metrics = evaluate(model, tokenizer, helper.make_section(data), prompt_defaults=None, out_dir=out, point="start")
+    return metrics["sums"], out / "start" / "sums"
+
+
+def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The part of the metrics that doesn't speak of time."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in ("seconds", "tokens_per_second", "generated_tokens", "resumed_samples")
+    }
+
+
+def test_every_sample_is_recorded_and_the_metrics_follow_from_them(straight: tuple[dict[str, Any], Path]) -> None:
+    metrics, folder = straight
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [(s["problem"], s["sample"]) for s in samples] == [(p, s) for p in range(24) for s in range(2)]
+    assert {s["verdict"] for s in samples} == {"right", "wrong"}
+    right = sum(s["verdict"] == "right" for s in samples)
+    assert metrics["pass_at_1"] == pytest.approx(right / 48)
+    assert metrics["problems"] == 24 and metrics["samples"] == 48
+    assert metrics["interval"][0] < metrics["pass_at_1"] < metrics["interval"][1]
+    assert set(metrics["by_group"]) == {"a", "b"} and set(metrics["by_steps"]) == {"3", "4", "5"}
+    assert sum(group["samples"] for group in metrics["by_group"].values()) == 48
+    assert metrics["cut_off"] == sum(not s["finished"] for s in samples) / 48
+    assert metrics["tokens"]["all"]["mean"] == pytest.approx(sum(s["tokens"] for s in samples) / 48)
+    assert all(s["tokens"] <= 40 and s["finished"] == (s["tokens"] < 40) for s in samples)
+    assert samples[0]["prompt"] == "<|user|>add. 0 + 0<|end|><|assistant|>"
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+
+
+def test_a_finished_evaluation_is_looked_up(
+    helper: ModuleType,
+    model: Any,
+    tokenizer: Any,
+    data: Path,
+    straight: tuple[dict[str, Any], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics, folder = straight
+    monkeypatch.setattr("sft.generate.generate_batch", lambda *a, **k: pytest.fail("generated again"))
+    # The batch size changes nothing about the samples.
+    section = helper.make_section(data, batch_size=9)
+    again = evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=folder.parents[1], point="start")
+    assert again["sums"] == metrics
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"max_new_tokens": 39}, {"prompt_template": "{prompt}"}])
+def test_other_settings_are_another_evaluation(
+    helper: ModuleType,
+    model: Any,
+    tokenizer: Any,
+    data: Path,
+    straight: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    change: dict[str, Any],
+) -> None:
+    metrics, folder = straight
+    target = tmp_path / "start" / "sums"
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    section = helper.make_section(data, **change)
+    other = evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=tmp_path, point="start")
+    assert other["sums"]["key"] != metrics["key"] and other["sums"]["resumed_samples"] == 0
+
+
+def test_other_weights_are_another_model(helper: ModuleType, tokenizer: Any) -> None:
+    import torch
+
+    model = helper.make_model(len(tokenizer))
+    before = model_fingerprint(model)
+    assert model_fingerprint(helper.make_model(len(tokenizer))) == before
+    with torch.no_grad():
+        model.model.norm.weight[5] += 1e-6
+    assert model_fingerprint(model) != before
+
+
+def test_an_evaluation_killed_midway_gives_the_same_result(
+    helper: ModuleType, model: Any, tokenizer: Any, data: Path, straight: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "start" / "sums" / "samples.jsonl"
+    process = subprocess.Popen([sys.executable, str(HELPER), str(data), str(tmp_path)])
+    try:
+        deadline = time.monotonic() + 120
+        while not path.exists() or path.read_bytes().count(b"\n") < 10:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    written = path.read_bytes().count(b"\n")
+    assert 10 <= written < 48 and not (path.parent / "metrics.json").exists()
+    metrics = evaluate(
+        model, tokenizer, helper.make_section(data), prompt_defaults=None, out_dir=tmp_path, point="start"
+    )["sums"]
+    assert metrics["resumed_samples"] == written
+    assert lasting(metrics) == lasting(straight[0])
+    assert path.read_bytes() == (straight[1] / "samples.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("tear", [b'{"problem": 3, "sam', b"\x80\xff", b"null\n[1]\n{}\n"])
+def test_torn_and_broken_lines_are_made_again(
+    helper: ModuleType,
+    model: Any,
+    tokenizer: Any,
+    data: Path,
+    straight: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    tear: bytes,
+) -> None:
+    metrics, folder = straight
+    target = tmp_path / "start" / "sums"
+    target.mkdir(parents=True)
+    (target / "progress.json").write_bytes((folder / "progress.json").read_bytes())
+    lines = (folder / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    # A line that is there twice counts once.
+    (target / "samples.jsonl").write_bytes(b"".join([*lines[:20], lines[3], tear]))
+    assert len(read_samples(target / "samples.jsonl")) == 20
+    again = evaluate(
+        model, tokenizer, helper.make_section(data), prompt_defaults=None, out_dir=tmp_path, point="start"
+    )["sums"]
+    assert again["resumed_samples"] == 20 and lasting(again) == lasting(metrics)
+    assert (target / "samples.jsonl").read_bytes() == b"".join(lines)
+
+
+def suite(path: Path, **changes: Any) -> SuiteSection:
+    return SuiteSection(**{"name": "s", "source": Source(path=str(path)), **changes})
+
+
+def write_rows(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_gold_and_groups_are_found_in_the_usual_columns(tmp_path: Path) -> None:
+    gsm8k = write_rows(tmp_path / "a.jsonl", {"question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### 2"})
+    assert [(p.text, p.gold, p.id) for p in load_problems(suite(gsm8k))] == [("1+1?", "2", "a.jsonl:1")]
+    row = {"problem": "x?", "solution": r"\boxed{3}", "answer": "3", "subject": "Algebra", "unique_id": "t/1"}
+    math = load_problems(suite(write_rows(tmp_path / "b.jsonl", row)))[0]
+    assert (math.gold, math.group, math.id) == ("3", "Algebra", "t/1")
+    row = {"prompt": "p", "completion": r"<think>1</think>\boxed{4}", "family": "words", "steps": 5}
+    own = load_problems(suite(write_rows(tmp_path / "c.jsonl", row)))[0]
+    assert (own.gold, own.group, own.steps) == ("4", "words", 5)
+    named = load_problems(suite(tmp_path / "b.jsonl", columns={"answer": "solution", "group": "answer"}))[0]
+    assert (named.gold, named.group) == ("3", "3")
+
+
+def test_generated_problems_have_answers_groups_and_steps() -> None:
+    source = Source.model_validate({"generate": {"family": "all", "rows": 12, "split": "test"}})
+    problems = load_problems(SuiteSection(name="g", source=source, max_problems=9))
+    assert len(problems) == 9
+    assert all(problem.gold and problem.group and problem.steps and problem.steps >= 3 for problem in problems)
+
+
+def test_real_test_sets_load_whole(shared_dir: Path) -> None:
+    gsm8k = load_problems(suite(shared_dir / "data" / "gsm8k" / "test.jsonl"))
+    assert len(gsm8k) == 1319 and gsm8k[0].gold == "18"
+    assert len(load_problems(suite(shared_dir / "data" / "math500" / "test.jsonl"))) == 500
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        ([{"text": "x"}], {}, "no column is the problem"),
+        ([{"question": "x"}], {}, "no column is the answer"),
+        ([{"question": "x", "answer": ""}], {}, r"a.jsonl:1: column 'answer' \(answer\) is empty"),
+        ([{"question": "x", "answer": "1"}, {"question": ["y"], "answer": "1"}], {}, "a.jsonl:2: column 'question'"),
+        ([{"question": "x", "answer": "1"}], {"columns": {"answer": "gold"}}, "no column 'gold'"),
+        ([{"question": "x", "answer": "1", "steps": "many"}], {}, "not a whole number"),
+        ([{"question": "x", "answer": "1"}, "broken"], {}, "a.jsonl:2"),
+        ([], {}, "rows"),
+    ],
+)
+def test_unusable_data_is_told_by_place(tmp_path: Path, rows: list[Any], changes: dict[str, Any], message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join((json.dumps(row) if row != "broken" else '{"question":') + "\n" for row in rows))
+    with pytest.raises(UserError, match=message):
+        load_problems(suite(path, **changes))
+
+
+def test_prompts_are_rendered_with_the_stage_templates_unless_the_suite_has_its_own(tokenizer: Any) -> None:
+    from sft.evaluate.suites import Problem
+
+    problem = Problem("1", "a {x} b", "1", None, None)
+    defaults = DataSection(sources=[Source(path="x")], prompt_template=r"in \boxed{}. {prompt}", system_prompt="be.")
+    bare = SuiteSection(name="s", source=Source(path="x"))
+    own = SuiteSection(name="s", source=Source(path="x"), prompt_template="q {prompt}", system_prompt="no.")
+    end = "<|end|><|assistant|>"
+    assert render_prompt(tokenizer, problem, bare, None) == "<|user|>a {x} b" + end
+    assert render_prompt(tokenizer, problem, bare, defaults) == (
+        r"<|system|>be.<|end|><|user|>in \boxed{}. a {x} b" + end
+    )
+    assert render_prompt(tokenizer, problem, own, defaults) == "<|system|>no.<|end|><|user|>q a {x} b" + end
+    asks_nothing = SuiteSection(name="s", source=Source(path="x"), prompt_template="q")
+    with pytest.raises(UserError, match="prompt_template"):
+        render_prompt(tokenizer, problem, asks_nothing, defaults)
+
+
+def test_a_file_in_the_way_is_told_and_what_was_done_is_kept(
+    helper: ModuleType, model: Any, tokenizer: Any, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "start").write_text("in the way")
+    with pytest.raises(UserError, match="run the same command again"):
+        evaluate(model, tokenizer, helper.make_section(data), prompt_defaults=None, out_dir=tmp_path, point="start")
+
+
+def test_no_suites_need_no_model() -> None:
+    assert evaluate(None, None, EvaluateSection(), prompt_defaults=None, out_dir="nowhere", point="start") == {}
+
+
+def test_undecided_counts_as_not_right_and_is_shown() -> None:
+    verdicts = ["right", "wrong", "undecided", "right"]
+    samples = [
+        {
+            "problem": i,
+            "sample": 0,
+            "group": None,
+            "steps": None,
+            "verdict": verdict,
+            "reason": "timeout",
+            "tokens": i,
+            "finished": True,
+        }
+        for i, verdict in enumerate(verdicts)
+    ]
+    metrics = summarize(samples)
+    assert metrics["pass_at_1"] == 0.5 and metrics["verdicts"]["undecided"] == 1
+    assert metrics["undecided_reasons"] == {"timeout": 1}
+    assert summarize(samples[::-1]) == metrics
