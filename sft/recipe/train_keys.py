@@ -217,22 +217,12 @@ class TrainSection(Section):
                     True,
                 )
             )
-        if self.packing_strategy == "wrapped":
-            problems.append(
-                KeyProblem(
-                    ("packing_strategy",),
-                    "must be bfd: `wrapped` cuts documents anywhere and lets them see one another",
-                    "wrapped",
-                )
-            )
-        if self.packing_strategy == "bfd_split":
-            problems.append(
-                KeyProblem(
-                    ("packing_strategy",),
-                    "must be bfd: `bfd_split` cuts long documents; set data.over_length instead",
-                    "bfd_split",
-                )
-            )
+        if self.packing_strategy != "bfd":
+            reason = {
+                "wrapped": "must be bfd: `wrapped` cuts documents anywhere and lets them see one another",
+                "bfd_split": "must be bfd: `bfd_split` cuts long documents; set data.over_length instead",
+            }[self.packing_strategy]
+            problems.append(KeyProblem(("packing_strategy",), reason, self.packing_strategy))
         if isinstance(self.deepspeed, str) and not Path(deepspeed_file(self.deepspeed)).is_file():
             reason = f"no file {self.deepspeed!r}; zero1, zero2 and zero3 come with the tool"
             problems.append(KeyProblem(("deepspeed",), reason, self.deepspeed))

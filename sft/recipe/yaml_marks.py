@@ -88,8 +88,9 @@ class Document:
 
 def parse_document(text: str, name: str) -> Document:
     """Parse `text`, which stands in the file called `name`. Raises UsageError with the line of a syntax error."""
-    loader = RecipeLoader(text)
+    loader = None
     try:
+        loader = RecipeLoader(text)
         node = loader.get_single_node()
         origins: dict[Path, Origin] = {(): Origin(f"{name}:1", ())}
         value = None if node is None else _construct(loader, node, (), name, origins)
@@ -100,16 +101,19 @@ def parse_document(text: str, name: str) -> Document:
     except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{name}: {str(error).splitlines()[0]} (not valid YAML)") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return Document(value, origins)
 
 
 def parse_value(text: str) -> Any:
     """The value of an override: `2e-5` is a number, `[a, b]` a list, `true` a boolean, the rest text."""
     try:
-        return yaml.load(text, Loader=RecipeLoader)
+        value = yaml.load(text, Loader=RecipeLoader)
     except yaml.YAMLError:
         return text
+    # `Run: two` is a title; a mapping or list is written with its brackets.
+    return text if isinstance(value, dict | list) and not text.lstrip().startswith(("{", "[")) else value
 
 
 def _construct(
