@@ -76,15 +76,14 @@ def differential_attention(
             f"{tuple(cu_seqlens_q.shape)} and {tuple(cu_seqlens_k.shape)}"
         )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    form = differential_attention_torch
     if backend_for(OP, q) == "reference":
         return differential_attention_reference(
             q, k, v, lambda_full, subln_weight, lambda_init=lambda_init, cu_seqlens_q=cu_seqlens_q,
             cu_seqlens_k=cu_seqlens_k, window=window, scale=scale, eps=eps,
         )  # fmt: skip
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        # FlashAttention's packed call is a registered op with autograd of its own.
-        return form(
+    if q.device.type != "cpu":
+        # On CUDA the fused attention is a registered op with autograd of its own.
+        return differential_attention_torch(
             q, k, v, lambda_full, subln_weight, lambda_init=lambda_init, cu_seqlens_q=cu_seqlens_q,
             cu_seqlens_k=cu_seqlens_k, window=window, scale=scale, eps=eps, max_length_q=max_length_q,
             max_length_k=max_length_k,

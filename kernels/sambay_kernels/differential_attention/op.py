@@ -35,7 +35,7 @@ def _bounds(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) ->
     return bounds_q, bounds_k
 
 
-@torch.library.custom_op("sambay_kernels::differential_maps_fwd", mutates_args=())
+@torch.library.custom_op("sambay_kernels::differential_maps_fwd", mutates_args=(), device_types="cpu")
 def differential_maps_fwd(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def _fwd_fake(
     return q.new_empty(tokens, heads, 2 * d), q.new_empty(tokens, heads, dtype=_wide(q))
 
 
-@torch.library.custom_op("sambay_kernels::differential_maps_bwd", mutates_args=())
+@torch.library.custom_op("sambay_kernels::differential_maps_bwd", mutates_args=(), device_types="cpu")
 def differential_maps_bwd(
     grad: Tensor,
     q: Tensor,

@@ -97,6 +97,11 @@ def diff_tiles(x: Tensor, start: int, rows: int, step: int, tiles: int) -> Tenso
     return x.as_strided((tiles, heads, rows, width), strides, x.storage_offset() + start * heads * width)
 
 
+def diff_cpu_kernel(q: Tensor) -> bool:
+    """Whether torch's CPU attention kernel takes q; it is called by name because its log-sum-exp is wanted."""
+    return q.device.type == "cpu"
+
+
 def diff_corner(piece: DiffPiece, mask: Tensor) -> Tensor | None:
     """The piece's own mask, or None where it needs none (the triangle, or a single query, which sees all its keys)."""
     if piece.causal or piece.rows == 1:
@@ -108,7 +113,7 @@ def diff_sdpa(
     q: Tensor, k: Tensor, v: Tensor, piece: DiffPiece, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention of one piece, (tiles, H, rows, D), and on CPU the log-sum-exp (tiles, H, rows) its backward wants."""
-    if q.device.type == "cpu":
+    if diff_cpu_kernel(q):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, is_causal=piece.causal, attn_mask=mask, scale=scale
         )
@@ -129,7 +134,7 @@ def diff_sdpa_backward(
     scale: float,
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v of one piece; devices without the CPU kernel compute the piece once more."""
-    if q.device.type == "cpu":
+    if diff_cpu_kernel(q):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, piece.causal, attn_mask=mask, scale=scale
         )

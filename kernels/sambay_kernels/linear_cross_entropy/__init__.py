@@ -1,11 +1,19 @@
-"""Cross entropy of a linear projection without its full logits."""
+"""Cross entropy of a linear projection (a language model's head) without its full logits."""
 
-import torch.utils.checkpoint
+from __future__ import annotations
+
+import torch
 from torch import Tensor
 
-from .torch_backend import linear_cross_entropy_torch
+from ..checks import check_leading, check_tensor, needs_grad
+from ..dispatch import backend_for
+from .op import OP, linear_cross_entropy_fwd, linear_cross_entropy_sum
+from .reference import linear_cross_entropy_reference
+from .torch_backend import lce_by_tokens
 
 __all__ = ["linear_cross_entropy"]
+
+LABEL_TYPES = (torch.int64, torch.int32)
 
 
 def linear_cross_entropy(
@@ -19,7 +27,62 @@ def linear_cross_entropy(
     reduction: str = "sum",
     chunk_size: int = 256,
 ) -> Tensor:
-    """Cross entropy of hidden @ weight.T against labels, over supervised tokens only."""
-    return linear_cross_entropy_torch(
-        hidden, weight, labels, ignore_index, label_smoothing, z_loss, reduction, chunk_size
-    )
+    """Cross entropy of the logits hidden @ weight.T against labels, over the supervised tokens alone.
+
+    Per token: (1 - s) * nll + s * mean over the vocabulary of -log p, with s = label_smoothing as in
+    torch.nn.functional.cross_entropy, plus z_loss * logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, section 5).
+
+    Args:
+        hidden: (T, H).
+        weight: (V, H), the same device; the type may differ from hidden's.
+        labels: (T,) int64 or int32, already aligned with hidden (no shift is made); ignore_index = no loss here.
+        label_smoothing: in [0, 1].
+        z_loss: weight of the squared log-sum-exp, at least 0.
+        reduction: "sum", or "none" for the losses by token, zero where there is no label.
+        chunk_size: tokens scored at once. Logits in memory are chunk_size * V values at most; the result doesn't
+            depend on it beyond float32 rounding.
+
+    Logits, softmax and all sums are float32 whatever the inputs' type and whatever autocast says (float64 if an input
+    is). The gradients of a sum are computed with the loss where weight is float32 and at most 512 MiB, else in the
+    backward pass block by block, where nothing of the weight's size is kept (see torch_backend).
+
+    Returns:
+        A 0-d tensor, or (T,) for "none", float32 (float64 if an input is), differentiable once.
+
+    Raises:
+        ValueError: shapes, types, devices, a label outside the vocabulary, an option out of its range.
+        TypeError: an argument is not a tensor.
+    """
+    check_leading(OP, "hidden", hidden, 2)
+    check_leading(OP, "weight", weight, 2)
+    check_tensor(OP, "weight", weight, (weight.shape[0], hidden.shape[1]), hidden.device)
+    _check_labels(hidden, labels)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{OP}: label_smoothing must lie in [0, 1], got {label_smoothing}")
+    if z_loss < 0.0:
+        raise ValueError(f"{OP}: z_loss must not be negative, got {z_loss}")
+    if reduction not in ("sum", "none"):
+        raise ValueError(f"{OP}: reduction must be 'sum' or 'none', got {reduction!r}")
+    if chunk_size < 1:
+        raise ValueError(f"{OP}: chunk_size must be at least 1, got {chunk_size}")
+    if backend_for(OP, hidden) == "reference":
+        return linear_cross_entropy_reference(
+            hidden, weight, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            reduction=reduction,
+        )  # fmt: skip
+    plan = (labels, ignore_index, float(label_smoothing), float(z_loss), chunk_size)
+    if lce_by_tokens(hidden, weight, reduction):
+        return linear_cross_entropy_sum(hidden, weight, *plan, needs_grad(hidden), needs_grad(weight))[0]
+    losses, _ = linear_cross_entropy_fwd(hidden, weight, *plan)
+    return losses.sum() if reduction == "sum" else losses
+
+
+def _check_labels(hidden: Tensor, labels: Tensor) -> None:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{OP}: labels must be a tensor, got {type(labels)}")
+    if labels.dtype not in LABEL_TYPES:
+        raise ValueError(f"{OP}: labels must be int64 or int32, got {labels.dtype}")
+    if labels.shape != hidden.shape[:1]:
+        raise ValueError(f"{OP}: labels must have shape {tuple(hidden.shape[:1])}, got {tuple(labels.shape)}")
+    if labels.device != hidden.device:
+        raise ValueError(f"{OP}: labels are on {labels.device} but hidden is on {hidden.device}")
