@@ -15,6 +15,7 @@ from typing import IO, Any
 from sft.errors import UserError
 from sft.evaluate.answers import AnswerChecker, Verdict
 from sft.evaluate.metrics import Sample, summarize
+from sft.evaluate.progress import ProgressLine
 from sft.evaluate.suites import Problem, load_problems, render_prompt
 from sft.files import atomic_open, read_json, sha256_json, write_json
 from sft.recipe.schema import DataSection, EvaluateSection, SuiteSection
@@ -37,22 +38,23 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Run every suite of `section`; returns the metrics by suite name.
 
-    Writes `<out_dir>/<point>/<suite>/samples.jsonl` (a line per sample, as they come) and `metrics.json` (at the end).
+    Writes `<out_dir>/<suite>/samples.jsonl` (a line per sample, as they come) and `metrics.json` (at the end).
     With the same model and settings, finished results are looked up and interrupted ones continued.
 
     Args:
         prompt_defaults: the data section whose prompt_template and system_prompt a suite without its own uses.
-        out_dir: the run's `eval` folder.
-        point: `start` or the name of the stage that has just ended.
+        out_dir: the folder of this point's results, `RunLayout.eval_dir(point)` in a run.
+        point: `start` or the name of the stage that has just ended; a label.
         model_key: what identifies the weights; default: `model_fingerprint(model)`.
-        progress: called with (suite, samples done, samples in all, right ones so far).
+        progress: called with (suite, samples done, samples in all, right ones so far); default: a line on stderr.
 
     Raises UserError for data that can't be used, a model whose logits aren't finite, and files that can't be written.
     """
     key = model_key if model_key is not None or not section.suites else model_fingerprint(model)
+    progress = progress or ProgressLine(point)
     results = {}
     for suite in section.suites:
-        run = _SuiteRun(model, tokenizer, suite, section, prompt_defaults, Path(out_dir) / point / suite.name, point)
+        run = _SuiteRun(model, tokenizer, suite, section, prompt_defaults, Path(out_dir) / suite.name, point)
         try:
             results[suite.name] = run.result(str(key), progress)
         except OSError as error:

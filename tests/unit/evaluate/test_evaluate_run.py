@@ -55,7 +55,7 @@ def straight(
     """An evaluation that nothing interrupted: its metrics and its folder."""
     out = tmp_path_factory.mktemp("straight")
     metrics = evaluate(model, tokenizer, helper.make_section(data), prompt_defaults=None, out_dir=out, point="start")
-    return metrics["sums"], out / "start" / "sums"
+    return metrics["sums"], out / "sums"
 
 
 def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_a_finished_evaluation_is_looked_up(
     monkeypatch.setattr("sft.generate.generate_batch", lambda *a, **k: pytest.fail("generated again"))
     # The batch size changes nothing about the samples.
     section = helper.make_section(data, batch_size=9)
-    again = evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=folder.parents[1], point="start")
+    again = evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=folder.parent, point="start")
     assert again["sums"] == metrics
 
 
@@ -112,7 +112,7 @@ def test_other_settings_are_another_evaluation(
     change: dict[str, Any],
 ) -> None:
     metrics, folder = straight
-    target = tmp_path / "start" / "sums"
+    target = tmp_path / "sums"
     target.mkdir(parents=True)
     for path in folder.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
@@ -135,7 +135,7 @@ def test_other_weights_are_another_model(helper: ModuleType, tokenizer: Any) -> 
 def test_an_evaluation_killed_midway_gives_the_same_result(
     helper: ModuleType, model: Any, tokenizer: Any, data: Path, straight: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
-    path = tmp_path / "start" / "sums" / "samples.jsonl"
+    path = tmp_path / "sums" / "samples.jsonl"
     process = subprocess.Popen([sys.executable, str(HELPER), str(data), str(tmp_path)])
     try:
         deadline = time.monotonic() + 120
@@ -167,7 +167,7 @@ def test_torn_and_broken_lines_are_made_again(
     tear: bytes,
 ) -> None:
     metrics, folder = straight
-    target = tmp_path / "start" / "sums"
+    target = tmp_path / "sums"
     target.mkdir(parents=True)
     (target / "progress.json").write_bytes((folder / "progress.json").read_bytes())
     lines = (folder / "samples.jsonl").read_bytes().splitlines(keepends=True)
@@ -257,9 +257,21 @@ def test_prompts_are_rendered_with_the_stage_templates_unless_the_suite_has_its_
 def test_a_file_in_the_way_is_told_and_what_was_done_is_kept(
     helper: ModuleType, model: Any, tokenizer: Any, data: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "start").write_text("in the way")
+    (tmp_path / "sums").write_text("in the way")
     with pytest.raises(UserError, match="run the same command again"):
         evaluate(model, tokenizer, helper.make_section(data), prompt_defaults=None, out_dir=tmp_path, point="start")
+
+
+def test_progress_tells_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from sft.evaluate.progress import ProgressLine
+
+    times = iter([100.0, 101.0, 120.0, 140.0])
+    monkeypatch.setattr("sft.evaluate.progress.time.monotonic", lambda: next(times))
+    line = ProgressLine("sft")
+    for done in (0, 1, 20, 40):
+        line("sums", done, 40, done // 2)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == ["sft/sums: 20/40 answers, 50.0% right, 0m20s left", "sft/sums: 40/40 answers, 50.0% right"]
 
 
 def test_no_suites_need_no_model() -> None:
