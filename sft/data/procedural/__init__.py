@@ -1,0 +1,5 @@
+"""Problems made by rule, with worked reasoning: multi-step arithmetic, linear equations and short word problems."""
+
+from sft.data.procedural.rows import MAX_STEPS, generate_rows
+
+__all__ = ["MAX_STEPS", "generate_rows"]

@@ -1,0 +1,80 @@
+"""Rows of generated problems, train and test disjoint by construction."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sft.data.procedural import arithmetic, equations, stories
+from sft.data.procedural.labels import LABELS
+from sft.data.procedural.problem import Problem
+from sft.errors import UserError
+from sft.recipe.schema import GenerateSource
+
+MAX_STEPS = len(LABELS) - 1
+"""Longest problem: every quantity has a label of its own."""
+
+_TEST_SHARE = 10
+_PATIENCE = 1000
+_DRAW: dict[str, Callable[[random.Random, int], Problem]] = {
+    "arithmetic": arithmetic.draw,
+    "equations": equations.draw,
+    "words": stories.draw,
+}
+
+
+def split_of(problem: Problem) -> str:
+    """`test` for a tenth of all problems, `train` for the others: decided by a hash of the calculations alone.
+
+    So no calculation asked in a test problem was ever seen in training, not even in other words or with other names.
+    """
+    digest = hashlib.blake2b(problem.canonical.encode(), digest_size=8).digest()
+    return "test" if int.from_bytes(digest, "big") % _TEST_SHARE == 0 else "train"
+
+
+def completion_of(problem: Problem) -> str:
+    """The worked reasoning inside <think> tags, then the boxed answer."""
+    return f"<think>\n{problem.solution}\n</think>\n\\boxed{{{problem.answer}}}"
+
+
+def _draw_new(rng: random.Random, family: str, steps: int, split: str, seen: set[str]) -> Problem:
+    for _ in range(_PATIENCE):
+        problem = _DRAW[family](rng, steps)
+        if split_of(problem) == split and problem.canonical not in seen:
+            seen.add(problem.canonical)
+            return problem
+    raise UserError(
+        f"generate: no new {split} problem of family {family!r} with {steps} steps in {_PATIENCE} draws; "
+        "ask for fewer rows or more steps"
+    )
+
+
+def generate_rows(source: GenerateSource) -> Iterator[dict[str, Any]]:
+    """The rows that `source` asks for: id, prompt, completion, answer (text), family, steps.
+
+    The same source always gives the same rows, in the same order, and no problem twice. Family `all` takes the three
+    families in turn. The number of steps is uniform over `min_steps..max_steps`.
+
+    Raises:
+        UserError: for problems with more steps than there are labels, or when there are no more new problems.
+    """
+    if source.max_steps > MAX_STEPS:
+        raise UserError(f"generate: max_steps {source.max_steps} is too many; at most {MAX_STEPS}")
+    families = list(_DRAW) if source.family == "all" else [source.family]
+    # Seeding with text hashes it with SHA-512: the same everywhere, and unlike for seeds that differ by one.
+    rng = random.Random(f"{source.seed}/{source.split}/{source.family}/{source.min_steps}-{source.max_steps}")
+    seen: set[str] = set()
+    for index in range(source.rows):
+        family = families[index % len(families)]
+        steps = rng.randint(source.min_steps, source.max_steps)
+        problem = _draw_new(rng, family, steps, source.split, seen)
+        yield {
+            "id": f"{family}-{source.split}-{source.seed}-{source.min_steps}-{source.max_steps}-{index}",
+            "prompt": problem.prompt,
+            "completion": completion_of(problem),
+            "answer": str(problem.answer),
+            "family": family,
+            "steps": steps,
+        }
