@@ -25,13 +25,6 @@ NEUTRAL = frozenset(
     | {"dataloader_persistent_workers", "dataloader_prefetch_factor", "log_level"}
 )
 
-_UNSUPPORTED = {
-    "label_smoothing_factor": (0, "label smoothing isn't supported: the model's own loss is trained; leave it out"),
-    "loss_type": ("nll", "only the loss `nll` is supported"),
-    "use_liger_kernel": (False, "Liger replaces the model's own forward; SambaY's loss is fused already; leave it out"),
-    "save_only_model": (False, "must be false: a checkpoint without the optimizer can't be continued"),
-}
-
 
 def build_arguments(stage: Stage, layout: RunLayout) -> SFTConfig:
     """SFTConfig of a stage. What the recipe doesn't set gets these values in place of TRL's:
@@ -51,9 +44,6 @@ def build_arguments(stage: Stage, layout: RunLayout) -> SFTConfig:
 
     set_by_recipe = {key: value for key, value in stage.train.arguments().items() if key not in _PREPARED}
     where = f"stages[{stage.name}].train"
-    for key, (allowed, reason) in _UNSUPPORTED.items():
-        if set_by_recipe.get(key, allowed) not in (allowed, None):
-            raise UsageError(f"{where}.{key}: {reason}.")
     cuda = torch.cuda.is_available() and not set_by_recipe.get("use_cpu", False)
     if set_by_recipe.get("activation_offloading") and not cuda:
         raise UsageError(f"{where}.activation_offloading: needs a GPU; leave it out.")

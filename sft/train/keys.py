@@ -65,8 +65,13 @@ def _start(layout: RunLayout, stage: Stage) -> dict[str, Any]:
         if manifest is None:
             raise UserError(f"Stage {stage.name} starts from stage {before.name}, which isn't done: train that first.")
         return {"stage": before.name, "key": manifest["key"]}
+    return start_parts(layout)
+
+
+def start_parts(layout: RunLayout) -> dict[str, Any]:
+    """What the run's first model follows from, but for the seed."""
     section = layout.recipe.model
-    parts = section.model_dump(exclude={"trust_remote_code"})
+    parts: dict[str, Any] = section.model_dump(exclude={"trust_remote_code"})
     folder = Path(section.model_name_or_path or "")
     if section.model_name_or_path and folder.is_dir():
         parts["files"] = _files(folder)

@@ -16,7 +16,7 @@ from sft.files import read_json, sha256_json, write_json
 from sft.recipe.layout import RunLayout
 from sft.train.checkpoints import describe_difference
 from sft.train.handover import default_dtype, load_final, load_stage_model, load_start, read_base, write_folder
-from sft.train.keys import done_manifest, previous_stage, stage_key, stage_parts
+from sft.train.keys import done_manifest, previous_stage, stage_key, stage_parts, start_parts
 from sft.train.lora import lora_settings
 from sft.train.stage import train_stage
 
@@ -190,7 +190,13 @@ def _evaluate(layout: RunLayout, owner: Stage, stage: str | None, point: str) ->
         model.to("cuda")
     model.eval()
     metrics = evaluate(
-        model, tokenizer, owner.evaluate, prompt_defaults=owner.data, out_dir=layout.eval_dir(point), point=point
+        model,
+        tokenizer,
+        owner.evaluate,
+        prompt_defaults=owner.data,
+        out_dir=layout.eval_dir(point),
+        point=point,
+        model_key=sha256_json(_model_key(layout, stage)),
     )
     del model
     gc.collect()
@@ -199,16 +205,21 @@ def _evaluate(layout: RunLayout, owner: Stage, stage: str | None, point: str) ->
 
 def _evaluation_key(layout: RunLayout, owner: Stage, section: EvaluateSection, stage: str | None) -> str:
     """What an evaluation's numbers follow from: the model and the suites, with the prompts' templates."""
-    trained = None if stage is None else (done_manifest(layout, stage) or {}).get("key")
-    start = layout.recipe.model.model_dump() | {"seed": layout.recipe.seed}
     return sha256_json(
         {
-            "model": trained or start,
+            "model": _model_key(layout, stage),
             "suites": section.model_dump(),
             "prompt_template": owner.data.prompt_template,
             "system_prompt": owner.data.system_prompt,
         }
     )
+
+
+def _model_key(layout: RunLayout, stage: str | None) -> Any:
+    """What the weights after `stage` (None: at the start) follow from."""
+    if stage is not None:
+        return (done_manifest(layout, stage) or {}).get("key")
+    return start_parts(layout) | {"seed": layout.recipe.seed}
 
 
 # ---- the run's folder ----

@@ -67,15 +67,15 @@ def train_stage(
 
     args = build_arguments(stage, layout)
     parts = stage_parts(layout, stage, prepared.manifest["key"])
-    identity = {**parts, "world_size": args.world_size}
+    model = _ready(model, stage, args)
+    handed_base = _base_of(layout, stage, model, base)
+    identity = {**parts, "world_size": args.world_size, "base": handed_base}
     folder = layout.stage_dir(stage.name)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = None
     if resume:
         with args.main_process_first(desc="looking for a checkpoint"):
             checkpoint = resumable(folder, identity, remove_broken=args.should_save)
-    model = _ready(model, stage, args)
-    handed_base = _base_of(layout, stage, model, base)
     with StopSignals() as signals, _no_library_bars():
         job = _put_together(stage, layout, model, tokenizer, prepared, args, identity, checkpoint, signals)
         state = _run(job, signals)

@@ -97,11 +97,9 @@ def test_weight_decay_leaves_state_space_lambdas_norms_and_biases_alone():
 
 
 def test_weight_decay_groups_reach_the_optimizer(tmp_path):
-    """With no gradient flow (learning rate 0 would also stop decay), one decayed step shrinks matrices alone."""
+    """On rows that supervise nothing, one step of AdamW does nothing but shrink the decayed parameters."""
     model = tiny_sambay()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.ones_like(p) * 0.5)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     masked = toy_rows(2, packed=False).dataset
     masked = masked.map(lambda row: {"assistant_masks": [0] * len(row["input_ids"])}).cast(masked.features)
     train = {
@@ -113,8 +111,8 @@ def test_weight_decay_groups_reach_the_optimizer(tmp_path):
     }
     train_toy(tmp_path, train, model=model, prepared=ToyPrepared(masked))
     for name, p in model.named_parameters():
-        expected = 0.5 * (1 - 0.1 * 0.5) if takes_decay(name, p) else 0.5
-        torch.testing.assert_close(p.detach(), torch.full_like(p, expected), rtol=1e-6, atol=0, msg=name)
+        expected = before[name] * (1 - 0.1 * 0.5) if takes_decay(name, p) else before[name]
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=1e-9, msg=name)
 
 
 def test_full_fine_tuning_holds_float32_weights(tmp_path):
@@ -157,9 +155,6 @@ def test_no_rows_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("train", "sentence"),
     [
-        ({"label_smoothing_factor": 0.1}, r"stages\[one\]\.train\.label_smoothing_factor: label smoothing isn't"),
-        ({"loss_type": "dft"}, r"stages\[one\]\.train\.loss_type: only the loss `nll`"),
-        ({"save_only_model": True}, r"stages\[one\]\.train\.save_only_model: must be false"),
         ({"activation_offloading": True}, r"stages\[one\]\.train\.activation_offloading: needs a GPU"),
         ({"optim": "adam_of_old"}, r"stages\[one\]\.train: .*adam_of_old"),
         ({"use_peft": True, "lora_target_modules": ["nowhere"]}, r"train\.lora_target_modules: .*nowhere"),

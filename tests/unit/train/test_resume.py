@@ -1,0 +1,152 @@
+"""20 steps straight = 10 + a signal + the same call again, bit for bit; what a resume refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from train_toys import read_metrics, saved_weights, tiny_qwen, tiny_sambay, toy_rows, train_toy
+
+from sft.errors import UserError
+from sft.train.callbacks import StopOnSignal
+from sft.train.interrupt import Interrupted, StopSignals
+
+CASES = {
+    "packed": (tiny_sambay, {"packing": True, "per_device_train_batch_size": 2}),
+    "lora": (tiny_sambay, {"packing": True, "per_device_train_batch_size": 2, "use_peft": True, "lora_dropout": 0.1}),
+    "accumulation": (tiny_sambay, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}),
+    "ordinary model": (tiny_qwen, {"packing": True, "per_device_train_batch_size": 3}),
+}
+COMPARED = ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "supervised_tokens")
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
+    """Send this process a signal at the end of `step`."""
+    original = StopOnSignal.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            os.kill(os.getpid(), signum)
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StopOnSignal, "on_step_end", on_step_end)
+
+
+def compared(path):
+    return [{key: line[key] for key in COMPARED} for line in read_metrics(path)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_is_straight_bit_for_bit(tmp_path, monkeypatch, case):
+    make, train = CASES[case]
+    train = {**train, "max_steps": 20, "save_steps": 6}
+    prepared = toy_rows(13, packed=bool(train.get("packing")))
+    straight, layout = train_toy(tmp_path / "straight", train, model=make(), prepared=prepared)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 10)
+        with pytest.raises(Interrupted, match="Stopped at step 10 of 20 of stage one") as stopped:
+            train_toy(tmp_path / "resumed", train, model=make(), prepared=prepared)
+    assert stopped.value.exit_code == 143
+    torch.manual_seed(12345)
+    # All weights come from the checkpoint; with LoRA the frozen ones come from the model that is passed.
+    model = make() if train.get("use_peft") else make(seed=9)
+    resumed, again = train_toy(tmp_path / "resumed", train, model=model, prepared=prepared)
+    lines = compared(again.metrics("one"))
+    assert lines == compared(layout.metrics("one"))
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    weights, expected = saved_weights(again.final_dir("one")), saved_weights(layout.final_dir("one"))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert resumed["counters"]["tokens"] == straight["counters"]["tokens"]
+
+
+def test_killed_between_the_last_step_and_the_hand_over(tmp_path, monkeypatch):
+    """No step too many is trained."""
+    train = {"max_steps": 5, "save_steps": 5}
+    _, layout = train_toy(tmp_path / "straight", train)
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sft.train.stage.save_final", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_toy(tmp_path / "killed", train)
+    assert not (tmp_path / "killed/stages/one/manifest.json").exists()
+    manifest, again = train_toy(tmp_path / "killed", train, model=tiny_qwen(seed=7))
+    assert manifest["steps"] == 5
+    assert compared(again.metrics("one")) == compared(layout.metrics("one"))
+    weights = saved_weights(again.final_dir("one"))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in saved_weights(layout.final_dir("one")).items())
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        with pytest.raises(Interrupted):
+            train_toy(tmp_path, {"max_steps": 6})
+    with pytest.raises(UserError, match=r"train\.learning_rate was 0\.01, is now 0\.5\. .*--restart one"):
+        train_toy(tmp_path, {"max_steps": 6, "learning_rate": 0.5})
+    prepared = toy_rows(4, packed=False)
+    prepared.manifest["key"] = "other data"
+    with pytest.raises(UserError, match="data was toy, is now other data"):
+        train_toy(tmp_path, {"max_steps": 6}, prepared=prepared)
+    # What only changes how often it is told and saved is no other run.
+    manifest, _ = train_toy(tmp_path, {"max_steps": 6, "save_steps": 1, "save_total_limit": 1})
+    assert manifest["steps"] == 6
+    assert [p.name for p in (tmp_path / "stages/one").glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_an_adapter_is_not_continued_on_another_base(tmp_path, monkeypatch):
+    train = {"max_steps": 4, "use_peft": True}
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        with pytest.raises(Interrupted):
+            train_toy(tmp_path, train)
+    with pytest.raises(UserError, match=r"base\.fingerprint was \w+\.\.\., is now"):
+        train_toy(tmp_path, train, model=tiny_qwen(seed=9))
+
+
+def test_a_signal_at_the_last_step_finishes_the_stage(tmp_path, monkeypatch):
+    signal_at(monkeypatch, 3, signal.SIGINT)
+    manifest, _ = train_toy(tmp_path, {"max_steps": 3})
+    assert manifest["steps"] == 3
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with StopSignals() as signals:
+        assert signal.getsignal(signal.SIGTERM) == signals._handle
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_outside_the_main_thread_no_handler_is_set():
+    seen = []
+
+    def enter():
+        with StopSignals() as signals:
+            seen.append(signals._previous)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [{}]
+
+
+def test_interrupted_exit_codes():
+    assert Interrupted("x", signal.SIGINT).exit_code == 130
+    assert Interrupted("x", signal.SIGTERM).exit_code == 143
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sft.train.trainer.write_marker", full)
+    with pytest.raises(UserError, match=r"The disk is full at .*: make room and give the same command again"):
+        train_toy(tmp_path, {"max_steps": 2, "save_steps": 1})
