@@ -11,7 +11,8 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def _describe(folder: Path, source: Source, checks: dict[str, Any]) -> None:
     write_json(folder / MANIFEST, {"kind": KIND, **facts, "run": record, "files": describe_files(folder)})
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(0o644)  # safetensors writes files that only their owner can read
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
 
@@ -125,7 +127,8 @@ def _write_model(folder: Path, source: Source, max_shard_size: str) -> None:
     """Weights, configurations and, for SambaY, the code."""
     model = source.model
     _set_end_tokens(source)
-    model.save_pretrained(folder, state_dict=stored_state(model, source.dtype), max_shard_size=max_shard_size)
+    with _no_bars():
+        model.save_pretrained(folder, state_dict=stored_state(model, source.dtype), max_shard_size=max_shard_size)
     config = read_json(folder / "config.json")
     config["dtype"] = source.dtype
     for key in ("_name_or_path", "_attn_implementation", "attn_implementation", "torch_dtype"):
@@ -134,6 +137,20 @@ def _write_model(folder: Path, source: Source, max_shard_size: str) -> None:
         config["auto_map"] = AUTO_MAP
         write_code(folder)
     write_json(folder / "config.json", config)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bar of a save off the terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def stored_state(model: Any, dtype: str) -> dict[str, Any]:

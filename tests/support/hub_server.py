@@ -38,7 +38,8 @@ class Fault:
     """What goes wrong: requests `nth` to `nth + times - 1` (from 1) whose method and path match.
 
     action: a status code to answer, "drop" (close the connection without an answer), "cut" (read a part of the body,
-    then close), or "hang" (keep the request until `released` is set; the request then fails like "drop").
+    then close), "lose" (do what is asked, then close without an answer), or "hang" (keep the request until `released`
+    is set; the request then fails like "drop").
     """
 
     method: str
@@ -204,6 +205,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for the client's acknowledgement
     server: HubServer
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -223,7 +225,7 @@ class Handler(BaseHTTPRequestHandler):
         record = Request(self.command, unquote(path), "pending", self.authorized)
         self.server.requests.append(record)
         fault = next((f for f in self.server.faults if f.strikes(self.command, record.path)), None)
-        if fault is not None and isinstance(fault.action, str):
+        if fault is not None and isinstance(fault.action, str) and fault.action != "lose":
             record.status = fault.action
             self._break(fault)
             return
@@ -233,12 +235,15 @@ class Handler(BaseHTTPRequestHandler):
                 raise AnswerError(
                     401, {"error": "Invalid user token"}, X_Error_Message="Invalid credentials in Authorization header"
                 )
-            if fault is not None:
+            if fault is not None and fault.action != "lose":
                 raise AnswerError(int(fault.action), {"error": fault.message}, X_Error_Message=fault.message)
             self._route(path, body)
         except AnswerError as answer:
             record.status = answer.status
-            self._send(answer)
+            if fault is not None and fault.action == "lose":
+                self._break(fault)
+            else:
+                self._send(answer)
 
     def _read(self, record: Request) -> bytes:
         length = int(self.headers.get("Content-Length") or 0)
