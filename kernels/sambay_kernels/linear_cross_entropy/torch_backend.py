@@ -9,8 +9,8 @@ since a bfloat16 product here made the published pre-training diverge:
   chunk, so three products in all. The weight's gradient is kept from the forward to the backward pass.
 - by vocabulary (`lce_losses`): a block of the vocabulary meets all tokens, with a running log-sum-exp; the backward
   pass computes the logits again, so four products. Nothing of the size of the weight is kept or widened: the gradient
-  of a block is summed in float32 and rounded once. This is for weights that are large or not float32, and for losses by token,
-  whose gradients the forward pass can't know.
+  of a block is summed in float32 and rounded once. This is for weights that are large or not float32, and for losses
+  by token, whose gradients the forward pass cannot know.
 """
 
 from __future__ import annotations

@@ -1,0 +1,375 @@
+"""Differential attention against explicit softmax matrices, and the promises of packing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from sambay_kernels import differential_attention, differential_attention_step
+from sambay_kernels.differential_attention import torch_backend
+from sambay_kernels.differential_attention.op import differential_maps_bwd, differential_maps_fwd, visible_pairs
+from sambay_kernels.differential_attention.reference import differential_attention_reference
+from sambay_kernels.differential_attention.torch_backend import differential_attention_torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+LAMBDA_INIT = 0.3555
+
+
+def borders(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
+
+
+def make(
+    queries: list[int],
+    keys: list[int] | None = None,
+    *,
+    heads: tuple[int, int] = (4, 2),
+    d: int = 4,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Leaves q, k, v, lambda, subln weight and the keyword arguments of a packed row with these document lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = queries if keys is None else keys
+    shapes = [(sum(queries), heads[0], d), (sum(keys), heads[1], d), (sum(keys), heads[1], d), (), (2 * d,)]
+    leaves = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+    options = {"lambda_init": LAMBDA_INIT, "cu_seqlens_q": borders(queries), "cu_seqlens_k": borders(keys)}
+    return leaves, options
+
+
+def value_and_grads(op: Callable[..., Tensor], leaves: list[Tensor], options: dict[str, Any]) -> list[Tensor]:
+    out = op(*leaves, **options)
+    probe = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).to(out.dtype).view(out.shape)
+    return [out, *torch.autograd.grad(out, leaves, probe)]
+
+
+def assert_relative(found: list[Tensor], wanted: list[Tensor], bound: float) -> None:
+    """Root-mean-square error against the values' own size; lambda's gradient is one sum of terms that cancel."""
+    terms = wanted[0].numel() ** 0.5
+    for got, true in zip(found, wanted, strict=True):
+        assert (got.double() - true).norm() < bound * (true.norm() if true.dim() else terms)
+
+
+def explicit(leaves: list[Tensor], options: dict[str, Any], window: int | None) -> Tensor:
+    """The published definition for the whole packed row at once: one (Tq, Tk) matrix, heads gathered by index."""
+    q, k, v, lam, weight = leaves
+    pairs, d = q.shape[1] // 2, q.shape[2]
+    kv = torch.arange(pairs) // (pairs // (k.shape[1] // 2))
+    starts_q, starts_k = options["cu_seqlens_q"].long(), options["cu_seqlens_k"].long()
+    document_q = torch.repeat_interleave(torch.arange(len(starts_q) - 1), starts_q.diff())
+    document_k = torch.repeat_interleave(torch.arange(len(starts_k) - 1), starts_k.diff())
+    place_q = torch.arange(len(q)) - starts_q[1:][document_q] + starts_k.diff()[document_q]
+    place_k = torch.arange(len(k)) - starts_k[:-1][document_k]
+    age = place_q[:, None] - place_k
+    seen = (document_q[:, None] == document_k) & (age >= 0) & (age < (window or len(k)))
+    maps = []
+    for stripe in (0, 1):
+        scores = torch.einsum("qjd,kjd->jqk", q[:, stripe::2], k[:, stripe::2][:, kv]) / d**0.5
+        weights = torch.where(seen, scores, -torch.inf).softmax(-1)
+        maps.append(torch.cat([weights @ v[:, half::2][:, kv].transpose(0, 1) for half in (0, 1)], -1))
+    out = maps[0] - lam * maps[1]
+    out = out / (out.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight * (1 - LAMBDA_INIT)
+    return out.permute(1, 0, 2).reshape(len(q), -1)
+
+
+LENGTHS = [[1], [7, 1, 0, 16, 17], [15, 33, 40], [130, 3], [0, 300, 129]]
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (12, 4)])
+@pytest.mark.parametrize("window", [None, 1, 2, 16, 128])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_equals_the_definition(lengths: list[int], window: int | None, heads: tuple[int, int]) -> None:
+    leaves, options = make(lengths, heads=heads)
+    ours = value_and_grads(differential_attention, leaves, {**options, "window": window})
+    theirs = value_and_grads(lambda *x, **o: explicit(list(x), o, window), leaves, options)
+    oracle = value_and_grads(differential_attention_reference, leaves, {**options, "window": window})
+    for got, wanted, looped in zip(ours, theirs, oracle, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(looped, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [511, 512, 513, 600, 1024, 1300])
+@pytest.mark.parametrize("window", [None, 512])
+def test_float32_error_across_the_published_window(length: int, window: int | None) -> None:
+    leaves, options = make([length], heads=(4, 2), d=8, dtype=torch.float32)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    found = value_and_grads(differential_attention, leaves, {**options, "window": window})
+    wanted = value_and_grads(differential_attention_reference, exact, {**options, "window": window})
+    assert_relative(found, wanted, 2e-6)
+
+
+def test_bfloat16_is_as_exact_as_its_rounding() -> None:
+    leaves, options = make([40, 90], d=8, dtype=torch.bfloat16)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    got = value_and_grads(differential_attention, leaves, {**options, "window": 16})
+    wanted = value_and_grads(differential_attention_reference, exact, {**options, "window": 16})
+    assert [x.dtype for x in got] == [torch.bfloat16] * 6
+    assert_relative(got, wanted, 1e-2)
+
+
+@pytest.mark.parametrize("window", [None, 1, 16, 64])
+@pytest.mark.parametrize(
+    ("queries", "keys"), [([1, 0, 5], [40, 7, 5]), ([150, 40, 1], [290, 45, 16]), ([0, 0], [3, 4])]
+)
+def test_suffix_queries_equal_the_tail_of_the_whole(queries: list[int], keys: list[int], window: int | None) -> None:
+    (q, *rest), options = make(keys)
+    ends = borders(keys)[1:].tolist()
+    tail = [row for n, end in zip(queries, ends, strict=True) for row in range(end - n, end)]
+    whole = differential_attention(q, *rest, **options, window=window)
+    part_options = {**options, "cu_seqlens_q": borders(queries)}
+    part = differential_attention(q[tail], *rest, **part_options, window=window)
+    torch.testing.assert_close(part, whole[tail], rtol=1e-10, atol=1e-10)
+    probe = torch.randn_like(part)
+    found = torch.autograd.grad(part, [q, *rest], probe)
+    for got, wanted in zip(found, torch.autograd.grad(whole[tail], [q, *rest], probe), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 16, 200])
+def test_packed_equals_separate_bit_for_bit(window: int | None, dtype: torch.dtype) -> None:
+    lengths = [30, 1, 260, 30, 17]
+    leaves, options = make(lengths, d=8, dtype=dtype)
+    out, *grads = value_and_grads(differential_attention, leaves, {**options, "window": window})
+    probe = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).to(dtype).view(out.shape)
+    bounds = borders(lengths).tolist()
+    for start, stop in pairwise(bounds):
+        own = [x.detach()[start:stop].clone().requires_grad_() for x in leaves[:3]]
+        alone = differential_attention(
+            *own, *leaves[3:], lambda_init=LAMBDA_INIT, cu_seqlens_q=borders([stop - start]), window=window
+        )
+        assert torch.equal(alone, out[start:stop])
+        for got, wanted in zip(torch.autograd.grad(alone, own, probe[start:stop]), grads, strict=False):
+            assert torch.equal(got, wanted[start:stop])
+
+
+@pytest.mark.parametrize("value", [1e4, float("nan")])
+@pytest.mark.parametrize("window", [None, 32])
+def test_a_document_never_sees_another(window: int | None, value: float) -> None:
+    lengths = [45, 150, 20]
+    leaves, options = make(lengths, d=8, dtype=torch.float32)
+    before = value_and_grads(differential_attention, leaves, {**options, "window": window})
+    with torch.no_grad():
+        for x in leaves[:3]:
+            x[:45] = value
+            x[-20:] = value
+    after = value_and_grads(differential_attention, leaves, {**options, "window": window})
+    for old, new in zip(before[:4], after[:4], strict=True):
+        assert torch.equal(old[45:195], new[45:195])
+    assert not torch.equal(before[0][:45], after[0][:45])
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_no_query_sees_ahead_or_behind_its_window(window: int | None) -> None:
+    (q, k, v, *rest), options = make([200], d=8)
+    at = 120
+    with torch.no_grad():
+        before = differential_attention(q, k, v, *rest, **options, window=window)
+        k[at], v[at] = 50.0, -50.0
+        moved = (differential_attention(q, k, v, *rest, **options, window=window) != before).any(-1)
+    last = 200 if window is None else at + window
+    assert moved.nonzero()[:, 0].tolist() == list(range(at, last))
+
+
+def test_gradcheck() -> None:
+    leaves, options = make([5, 0, 40], [9, 2, 40], d=2)
+    op = lambda *x: differential_attention(*x, **options, window=8)  # noqa: E731
+    assert torch.autograd.gradcheck(op, leaves, fast_mode=True)
+
+
+def test_any_memory_layout() -> None:
+    """q, k, v as they come: slices of one projection."""
+    leaves, options = make([50, 9], heads=(4, 2))
+    q, k, v = (x.detach() for x in leaves[:3])
+    fused = torch.cat([x.flatten(1) for x in (q, k, v)], -1)
+    views = [x.unflatten(-1, (-1, 4)) for x in fused.split([16, 8, 8], -1)]
+    assert not views[0].is_contiguous()
+    with torch.no_grad():
+        wanted = differential_attention(q, k, v, *leaves[3:], **options, window=8)
+        assert torch.equal(differential_attention(*views, *leaves[3:], **options, window=8), wanted)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_devices_without_the_cpu_kernel_compute_the_same(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves, options = make([3, 50], [7, 90])
+    wanted = value_and_grads(differential_attention, leaves, {**options, "window": window})
+    same = value_and_grads(differential_attention_torch, leaves, {**options, "window": window})
+    monkeypatch.setattr(torch_backend, "diff_cpu_kernel", lambda q: False)
+    other = value_and_grads(differential_attention_torch, leaves, {**options, "window": window})
+    for x, y, z in zip(wanted, same, other, strict=True):
+        assert torch.equal(x, y)
+        torch.testing.assert_close(z, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (12, 4)])
+@pytest.mark.parametrize("window", [None, 8])
+def test_flash_call_gets_heads_windows_and_borders_right(
+    heads: tuple[int, int], window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CUDA form against FlashAttention's contract in plain torch: key head h // group, a (left, 0) window."""
+
+    def flash(
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *,
+        softmax_scale: float, causal: bool, window_size: tuple[int, int],
+    ) -> Tensor:  # fmt: skip
+        assert causal and window_size[1] == 0 and (max_q, max_k) == (20, 33)
+        out = torch.zeros_like(q)
+        for a, b, c, e in zip(cu_q[:-1], cu_q[1:], cu_k[:-1], cu_k[1:], strict=True):
+            behind = torch.arange(e - c - (b - a), e - c)[:, None] - torch.arange(e - c)
+            seen = (behind >= 0) & ((behind <= window_size[0]) if window_size[0] >= 0 else True)
+            for h in range(q.shape[1]):
+                kv = h // (q.shape[1] // k.shape[1])
+                scores = (q[a:b, h] @ k[c:e, kv].T * softmax_scale).masked_fill(~seen, -torch.inf)
+                out[a:b, h] = scores.softmax(-1) @ v[c:e, kv]
+        return out
+
+    monkeypatch.setattr(torch_backend, "diff_flash_attn", lambda: flash)
+    leaves, options = make([20, 0, 4], [33, 5, 4], heads=heads)
+    q, k, v = (x.detach() for x in leaves[:3])
+    cu = options["cu_seqlens_q"], options["cu_seqlens_k"]
+    got = torch_backend.diff_maps_varlen(q, k, v, *cu, (20, 33), window or 0, 0.5)
+    wanted, _ = torch_backend.diff_maps(q, k, v, *(c.tolist() for c in cu), window or 0, 0.5)
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_memory_is_linear() -> None:
+    """No tensor inside forward or backward grows with the square of the document."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(x, Tensor):
+                    self.size = max(self.size, x.untyped_storage().nbytes())
+            return out
+
+    for queries, keys, window in (([3000], [3000], 64), ([3000], [3000], None), ([2900], [3000], None)):
+        leaves, options = make(queries, keys, heads=(2, 2), d=2, dtype=torch.float32)
+        bounds = options["cu_seqlens_q"].tolist(), options["cu_seqlens_k"].tolist()
+        q, k, v = (x.detach() for x in leaves[:3])
+        with Largest() as largest:
+            maps, lse = torch_backend.diff_maps(q, k, v, *bounds, window or 0, 0.5)
+            torch_backend.diff_maps_backward(maps, q, k, v, maps, lse, *bounds, window or 0, 0.5)
+        assert 0 < largest.size <= 128 * 3000 * 8 < 3000 * 3000
+
+
+@pytest.mark.parametrize("window", [0, 8])
+def test_opcheck(window: int) -> None:
+    leaves, options = make([5, 20], [9, 20], dtype=torch.float32)
+    q, k, v = leaves[:3]
+    plan = (options["cu_seqlens_q"], options["cu_seqlens_k"], window, 0.5)
+    torch.library.opcheck(differential_maps_fwd, (q, k, v, *plan))
+    maps, lse = (x.detach() for x in differential_maps_fwd(q, k, v, *plan))
+    fixed = [x.detach() for x in (q, k, v)]
+    torch.library.opcheck(differential_maps_bwd, (torch.randn_like(maps), *fixed, maps, lse, *plan))
+
+
+def test_compiled_and_checkpointed_gradients_are_the_same() -> None:
+    leaves, options = make([5, 30], dtype=torch.float32)
+    options["window"] = 8
+    wanted = value_and_grads(differential_attention, leaves, options)
+    saved = lambda *x, **o: checkpoint(differential_attention, *x, use_reentrant=False, **o)  # noqa: E731
+    for got, w in zip(value_and_grads(saved, leaves, options), wanted, strict=True):
+        assert torch.equal(got, w)
+    torch._dynamo.reset()
+    compiled = torch.compile(differential_attention, fullgraph=True, backend="aot_eager")
+    for got, w in zip(value_and_grads(compiled, leaves, options), wanted, strict=True):
+        torch.testing.assert_close(got, w)
+
+
+def test_flops_count_visible_pairs() -> None:
+    leaves, options = make([3, 10], [5, 10], heads=(4, 2), d=4)
+    pairs = sum(sum(min(5, t + 1) for t in range(m - n, m)) for n, m in ((3, 5), (10, 10)))
+    assert visible_pairs([0, 3, 13], [0, 5, 15], 5) == pairs
+    with FlopCounterMode(display=False) as counter:
+        differential_attention(*leaves, **options, window=5).sum().backward()
+    assert counter.get_total_flops() == 2 * (3 + 7) * 4 * 4 * pairs
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 4), (12, 4)])
+def test_step_equals_the_last_row(heads: tuple[int, int]) -> None:
+    """Three sequences of different lengths in one batch: left-padded, right-padded, and full."""
+    lengths, width = [5, 9, 12], 12
+    leaves, options = make(lengths, heads=heads)
+    q, k, v, *rest = (x.detach() for x in leaves)
+    ends = borders(lengths).tolist()
+    cache_k, cache_v = (torch.full((3, heads[1], width, 4), 99.0, dtype=torch.float64) for _ in range(2))
+    mask = torch.zeros(3, width, dtype=torch.bool)
+    for b, place in enumerate((slice(width - 5, width), slice(0, 9), slice(0, 12))):
+        mask[b, place] = True
+        for cache, source in ((cache_k, k), (cache_v, v)):
+            cache[b, :, place] = source[ends[b] : ends[b + 1]].transpose(0, 1)
+    last = torch.tensor(ends[1:]) - 1
+    got = differential_attention_step(q[last], cache_k, cache_v, *rest, lambda_init=LAMBDA_INIT, key_mask=mask)
+    wanted = differential_attention(q, k, v, *rest, **options)[last]
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    full = differential_attention_step(q[last], cache_k, cache_v, *rest, lambda_init=LAMBDA_INIT)
+    torch.testing.assert_close(full[2], wanted[2], rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(full[0], wanted[0])
+
+
+def test_step_in_half_precision_masks_exactly() -> None:
+    leaves, _ = make([3], heads=(4, 2), dtype=torch.bfloat16)
+    q, *rest = (x.detach() for x in leaves)
+    k, v = (torch.randn(3, 2, 6, 4, dtype=torch.bfloat16) for _ in range(2))
+    mask = torch.tensor([True] * 4 + [False] * 2).expand(3, 6)
+    got = differential_attention_step(q, k, v, *rest[2:], lambda_init=LAMBDA_INIT, key_mask=mask)
+    short = differential_attention_step(q, k[:, :, :4], v[:, :, :4], *rest[2:], lambda_init=LAMBDA_INIT)
+    torch.testing.assert_close(got, short)
+
+
+def bad(**changes: Any) -> Callable[[], Tensor]:
+    names = ("q", "k", "v", "lambda_full", "subln_weight")
+    leaves, options = make([4, 6], heads=(4, 2))
+    return lambda: differential_attention(**{**dict(zip(names, leaves, strict=True)), **options, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": torch.zeros(10, 4)}, "3 dimensions"),
+        ({"q": torch.zeros(10, 4, 4, dtype=torch.int64)}, "float"),
+        ({"q": torch.zeros(10, 4, 4)}, "one type"),
+        ({"q": torch.zeros(10, 3, 4, dtype=torch.float64)}, "multiple of key heads"),
+        ({"k": torch.zeros(10, 1, 4, dtype=torch.float64), "v": torch.zeros(10, 1, 4, dtype=torch.float64)}, "pairs"),
+        ({"v": torch.zeros(9, 2, 4, dtype=torch.float64)}, "v must have shape"),
+        ({"lambda_full": torch.zeros(1)}, "lambda_full"),
+        ({"subln_weight": torch.ones(4)}, "subln_weight"),
+        ({"window": 0}, "window"),
+        ({"cu_seqlens_q": borders([4, 6]).long()}, "int32"),
+        ({"cu_seqlens_q": borders([4, 5])}, "cu_seqlens_q must end"),
+        ({"cu_seqlens_k": borders([10])}, "as many documents"),
+        ({"cu_seqlens_k": borders([3, 7])}, "document 0 has 4 queries but 3 keys"),
+        ({"cu_seqlens_k": torch.tensor([0, 12, 10], dtype=torch.int32)}, "decrease"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bad(**changes)()
+
+
+def test_bad_step_input_is_named() -> None:
+    q, lam, weight = torch.zeros(2, 4, 4), torch.tensor(0.1), torch.ones(8)
+    k = torch.zeros(2, 2, 5, 4)
+    with pytest.raises(ValueError, match="key_mask must be bool"):
+        differential_attention_step(q, k, k, lam, weight, lambda_init=0.3, key_mask=torch.ones(2, 5))
+    with pytest.raises(ValueError, match="sequences"):
+        differential_attention_step(q[:1], k, k, lam, weight, lambda_init=0.3)
+
+
+def test_reference_backend_is_used_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves, options = make([7, 20], dtype=torch.float32)
+    wanted = differential_attention(*leaves, **options)
+    monkeypatch.setenv("SAMBAY_KERNELS", "reference")
+    got = differential_attention(*leaves, **options)
+    assert "maps_fwd" not in str(got.grad_fn)
+    torch.testing.assert_close(got, wanted)
