@@ -155,7 +155,7 @@ def linear_cross_entropy_sum_flops(
     hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int, *args: Any, **kwargs: Any
 ) -> int:
     """The logits and the gradients that are wanted; softmax isn't counted."""
-    return _product(hidden, weight, labels, ignore_index) * (1 + sum(map(bool, args[-3:-1])))
+    return _product(hidden, weight, labels, ignore_index) * (1 + sum(map(bool, args[-2:])))
 
 
 @register_flop_formula(torch.ops.sambay_kernels.linear_cross_entropy_fwd, get_raw=True)
@@ -171,4 +171,4 @@ def linear_cross_entropy_bwd_flops(
     grad: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor, ignore_index: int, *args: Any, **kw: Any
 ) -> int:
     """The gradients that are wanted; the second computation of the logits isn't counted, as for checkpointing."""
-    return _product(hidden, weight, labels, ignore_index) * sum(map(bool, args[-3:-1]))
+    return _product(hidden, weight, labels, ignore_index) * sum(map(bool, args[-2:]))

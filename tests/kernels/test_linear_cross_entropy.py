@@ -1,0 +1,286 @@
+"""Linear cross entropy against torch's own on full logits; both of its ways, whatever the chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sambay_kernels import linear_cross_entropy
+from sambay_kernels.linear_cross_entropy import torch_backend
+from sambay_kernels.linear_cross_entropy.op import (
+    linear_cross_entropy_bwd,
+    linear_cross_entropy_fwd,
+    linear_cross_entropy_sum,
+)
+from sambay_kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
+from sambay_kernels.linear_cross_entropy.torch_backend import linear_cross_entropy_torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+TOKENS, WIDTH, VOCABULARY = 37, 6, 50
+WAYS = ["by tokens", "by vocabulary"]
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of scoring a sum: the second is meant for large weights, here also in blocks that don't divide V."""
+    if request.param == "by vocabulary":
+        monkeypatch.setattr(torch_backend, "LCE_KEPT_GRADIENT_BYTES", 0)
+        monkeypatch.setattr(torch_backend, "LCE_VOCABULARY_BLOCK", 16)
+    return request.param
+
+
+def make(dtype: torch.dtype = torch.float64, supervised: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    labels = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
+    labels[torch.rand(TOKENS, generator=generator) >= supervised] = -100
+    return hidden, weight, labels
+
+
+def plain(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, z_loss: float) -> Tensor:
+    """Losses by token from full logits, with torch's own cross entropy."""
+    logits = hidden @ weight.T
+    losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    return losses + z_loss * logits.logsumexp(-1).square() * (labels != -100)
+
+
+def assert_all_close(found: Any, wanted: Any, **tolerance: float) -> None:
+    for got, true in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, true, **tolerance)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_sum_equals_torch(smoothing: float, z_loss: float, chunk: int, way: str) -> None:
+    hidden, weight, labels = make()
+    got = linear_cross_entropy(hidden, weight, labels, label_smoothing=smoothing, z_loss=z_loss, chunk_size=chunk)
+    wanted = plain(hidden, weight, labels, smoothing, z_loss).sum()
+    oracle = linear_cross_entropy_reference(hidden, weight, labels, label_smoothing=smoothing, z_loss=z_loss)
+    assert_all_close([got, oracle], [wanted, wanted])
+    # An upstream factor other than 1, as the division by the number of tokens is.
+    found = torch.autograd.grad(got / 7, [hidden, weight])
+    assert_all_close(found, torch.autograd.grad(wanted / 7, [hidden, weight]))
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_by_token_equal_torch(smoothing: float, z_loss: float, way: str) -> None:
+    hidden, weight, labels = make()
+    options = {"label_smoothing": smoothing, "z_loss": z_loss, "reduction": "none"}
+    got = linear_cross_entropy(hidden, weight, labels, **options, chunk_size=4)
+    wanted = plain(hidden, weight, labels, smoothing, z_loss)
+    assert_all_close([got, linear_cross_entropy_reference(hidden, weight, labels, **options)], [wanted, wanted])
+    assert (got[labels == -100] == 0).all()
+    probe = torch.randn_like(got)
+    assert_all_close(
+        torch.autograd.grad(got, [hidden, weight], probe), torch.autograd.grad(wanted, [hidden, weight], probe)
+    )
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_gradcheck(reduction: str, way: str) -> None:
+    hidden, weight, labels = make()
+    op = lambda h, w: linear_cross_entropy(  # noqa: E731
+        h, w, labels, label_smoothing=0.1, z_loss=0.01, reduction=reduction, chunk_size=8
+    )
+    assert torch.autograd.gradcheck(op, (hidden, weight), fast_mode=True)
+
+
+def test_chunks_do_not_change_the_loss(way: str) -> None:
+    hidden, weight, labels = make(torch.float32)
+    whole, *whole_grads = value_and_grads(hidden, weight, labels, chunk_size=TOKENS)
+    for chunk in (1, 3, 16):
+        loss, *grads = value_and_grads(hidden, weight, labels, chunk_size=chunk)
+        assert abs(loss - whole) <= 1e-6 * whole
+        assert_all_close(grads, whole_grads, rtol=1e-5, atol=1e-6)
+    again = value_and_grads(hidden, weight, labels, chunk_size=16)
+    assert all(map(torch.equal, again, [loss, *grads]))
+
+
+def value_and_grads(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> list[Tensor]:
+    loss = linear_cross_entropy(hidden, weight, labels, **options)
+    return [loss, *torch.autograd.grad(loss, [hidden, weight])]
+
+
+@pytest.mark.parametrize("types", [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+def test_half_precision_inputs_are_scored_in_float32(types: tuple[torch.dtype, torch.dtype]) -> None:
+    hidden, weight, labels = make(torch.bfloat16)
+    hidden, weight = (x.detach().to(t).requires_grad_() for x, t in zip((hidden, weight), types, strict=True))
+    got = linear_cross_entropy(hidden, weight, labels, chunk_size=8)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    wanted = plain(*exact, labels, 0.0, 0.0).sum()
+    assert got.dtype == torch.float32
+    assert abs(got.double() - wanted) < 1e-6 * wanted
+    rough = F.cross_entropy(hidden.bfloat16() @ weight.bfloat16().T, labels, reduction="sum")
+    assert abs(rough.double() - wanted) > 1e-4 * wanted
+    found = torch.autograd.grad(got, [hidden, weight])
+    assert [x.dtype for x in found] == list(types)
+    for g, w, leaf in zip(found, torch.autograd.grad(wanted, exact), (hidden, weight), strict=True):
+        assert (g.double() - w).norm() < (4e-3 if leaf.dtype == torch.bfloat16 else 1e-6) * w.norm()
+
+
+def test_autocast_does_not_reach_the_logits(way: str) -> None:
+    hidden, weight, labels = make(torch.float32)
+    wanted = value_and_grads(hidden, weight, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = linear_cross_entropy(hidden, weight, labels)
+        form = linear_cross_entropy_torch(hidden, weight, labels)
+        assert (hidden @ weight.T).dtype == torch.bfloat16
+    assert torch.equal(inside, wanted[0]) and torch.equal(form, wanted[0])
+    assert all(map(torch.equal, torch.autograd.grad(inside, [hidden, weight]), wanted[1:]))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_torch_form_equals_the_op(reduction: str, way: str) -> None:
+    hidden, weight, labels = make(torch.float32)
+    options = {"reduction": reduction, "label_smoothing": 0.1, "z_loss": 0.01, "chunk_size": 8}
+    ours, form = (f(hidden, weight, labels, **options) for f in (linear_cross_entropy, linear_cross_entropy_torch))
+    assert torch.equal(ours, form)
+    probe = torch.randn_like(ours)
+    found = [torch.autograd.grad(x, [hidden, weight], probe) for x in (ours, form)]
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_no_supervised_token(reduction: str, way: str) -> None:
+    hidden, weight, _ = make()
+    for count in (TOKENS, 0):
+        rows, labels = hidden[:count], torch.full((count,), -100)
+        loss = linear_cross_entropy(rows, weight, labels, reduction=reduction)
+        assert loss.shape == (() if reduction == "sum" else (count,)) and loss.sum() == 0
+        for grad in torch.autograd.grad(loss.sum(), [hidden, weight]):
+            assert grad.abs().max() == 0
+
+
+def test_unsupervised_tokens_are_not_read(way: str) -> None:
+    hidden, weight, labels = make()
+    wanted = value_and_grads(hidden, weight, labels)
+    with torch.no_grad():
+        hidden[labels == -100] = float("nan")
+    assert all(map(torch.equal, value_and_grads(hidden, weight, labels), wanted))
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_frozen_inputs_cost_no_gradient(frozen: str, way: str) -> None:
+    hidden, weight, labels = make()
+    wanted = value_and_grads(hidden, weight, labels)
+    leaves = {"hidden": hidden, "weight": weight}
+    leaves[frozen].requires_grad_(False)
+    free = weight if frozen == "hidden" else hidden
+    with FlopCounterMode(display=False) as counter:
+        loss = linear_cross_entropy(hidden, weight, labels)
+        (grad,) = torch.autograd.grad(loss, [free])
+    torch.testing.assert_close(grad, wanted[2 if frozen == "hidden" else 1])
+    assert counter.get_total_flops() == 2 * 2 * int((labels != -100).sum()) * WIDTH * VOCABULARY
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        linear_cross_entropy(hidden, weight, labels)
+    assert counter.get_total_flops() == 2 * int((labels != -100).sum()) * WIDTH * VOCABULARY
+
+
+def test_another_ignore_index_and_int32_labels(way: str) -> None:
+    hidden, weight, labels = make()
+    moved = torch.where(labels == -100, -1, labels).int()
+    assert torch.equal(
+        linear_cross_entropy(hidden, weight, moved, ignore_index=-1), linear_cross_entropy(hidden, weight, labels)
+    )
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, False)], ids=str)
+def test_opcheck_of_the_sum(wanted: tuple[bool, bool]) -> None:
+    hidden, weight, labels = make(torch.float32)
+    leaves = [x.detach().requires_grad_(w) for x, w in zip((hidden, weight), wanted, strict=True)]
+    torch.library.opcheck(linear_cross_entropy_sum, (*leaves, labels, -100, 0.1, 0.01, 8, *wanted))
+
+
+def test_opcheck_of_the_losses() -> None:
+    hidden, weight, labels = make(torch.float32)
+    plan = (-100, 0.1, 0.01, 8)
+    torch.library.opcheck(linear_cross_entropy_fwd, (hidden, weight, labels, *plan))
+    fixed = (hidden.detach(), weight.detach(), labels)
+    losses, lse = linear_cross_entropy_fwd(*fixed, *plan)
+    torch.library.opcheck(linear_cross_entropy_bwd, (losses, *fixed, lse, *plan, True, True))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_compiled_and_checkpointed_gradients_are_the_same(reduction: str) -> None:
+    hidden, weight, labels = make(torch.float32)
+
+    def loss(h: Tensor, w: Tensor) -> Tensor:
+        return linear_cross_entropy(h, w, labels, reduction=reduction).sum() / 3
+
+    wanted = [loss(hidden, weight), *torch.autograd.grad(loss(hidden, weight), [hidden, weight])]
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for other in (compiled, lambda h, w: checkpoint(loss, h, w, use_reentrant=False)):
+        value = other(hidden, weight)
+        assert all(map(torch.equal, [value, *torch.autograd.grad(value, [hidden, weight])], wanted))
+
+
+def test_memory_stays_far_below_the_logits(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor made is a chunk of the logits, or has the size of an input."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    monkeypatch.setattr(torch_backend, "LCE_VOCABULARY_BLOCK", 512)
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(x, Tensor):
+                    self.size = max(self.size, x.numel())
+            return out
+
+    hidden, weight = torch.randn(600, 4), torch.randn(2000, 4)
+    labels = torch.arange(600)
+    plan = (-100, 0.1, 0.0, 32)
+    with Largest() as largest:
+        if way == "by tokens":
+            torch_backend.lce_sum(hidden, weight, labels, *plan, True, True)
+        else:
+            losses, lse = torch_backend.lce_losses(hidden, weight, labels, *plan)
+            torch_backend.lce_losses_backward(losses, hidden, weight, labels, lse, *plan, True, True)
+    assert largest.size == 32 * (2000 if way == "by tokens" else 512)
+
+
+def test_which_sums_keep_their_gradient() -> None:
+    small, large = torch.empty(10, 4), torch.empty(200_064, 2560, device="meta")
+    rule = torch_backend.lce_by_tokens
+    assert rule(small, small, "sum") and rule(small.bfloat16(), small, "sum")
+    assert not rule(small, small, "none")
+    assert not rule(small.bfloat16(), small.bfloat16(), "sum")
+    assert not rule(small, large, "sum")
+
+
+def call(**changes: Any) -> Callable[[], Tensor]:
+    hidden, weight, labels = make()
+    return lambda: linear_cross_entropy(**{"hidden": hidden, "weight": weight, "labels": labels, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": torch.zeros(TOKENS)}, "hidden must have 2 dimensions"),
+        ({"weight": torch.zeros(VOCABULARY, WIDTH + 1)}, "weight must have shape"),
+        ({"labels": torch.zeros(TOKENS)}, "int64 or int32"),
+        ({"labels": torch.zeros(TOKENS + 1, dtype=torch.int64)}, "labels must have shape"),
+        ({"labels": torch.full((TOKENS,), VOCABULARY)}, "labels must lie in 0 .. 49"),
+        ({"labels": torch.full((TOKENS,), -1)}, "got values from -1"),
+        ({"label_smoothing": 1.5}, "label_smoothing"),
+        ({"z_loss": -1.0}, "z_loss"),
+        ({"reduction": "mean"}, "reduction must be 'sum' or 'none'"),
+        ({"chunk_size": 0}, "chunk_size"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(**changes)()
