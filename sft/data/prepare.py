@@ -292,16 +292,22 @@ def _check_outcome(manifest: dict[str, Any], path: Path, job: _Job) -> None:
             f"{limit:g} allows; see them in {path / QUARANTINE_FILE}, then mend the data or raise the limit."
         )
     if funnel["kept"] == 0:
-        seen = manifest["length_seen"]
-        raise UserError(
-            f"No row is left to train on ({_counts(funnel['dropped'])}); the rows have {seen['shortest']} to "
-            f"{seen['longest']} tokens and train.max_length is {job.max_length}: raise it, or set data.over_length "
-            "to truncate."
-        )
+        raise UserError(f"No row is left to train on ({_counts(funnel['dropped'])}){_length_hint(manifest)}.")
     if bad:
         log.warning(
             "%d of %d rows are bad (%s): %s", bad, funnel["rows"], _counts(funnel["bad"]), path / QUARANTINE_FILE
         )
+
+
+def _length_hint(manifest: dict[str, Any]) -> str:
+    seen, settings = manifest["length_seen"], manifest["recipe"]
+    if seen["longest"] == 0:
+        return ": every row is bad"
+    change = "raise it" if settings["over_length"] == "truncate" else "raise it, or set data.over_length to truncate"
+    return (
+        f": the rows have {seen['shortest']} to {seen['longest']} tokens and train.max_length is "
+        f"{settings['max_length']}; {change}"
+    )
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sft.data import hub_source, local_source
 from sft.data.rows import Row
-from sft.errors import UsageError
+from sft.errors import UsageError, UserError
 from sft.files import sha256_file
 from sft.recipe.schema import GenerateSource, Source
 
@@ -48,7 +48,21 @@ def open_source(source: Source) -> OpenSource:
 
 def _open_files(source: Source) -> OpenSource:
     files = local_source.find_files(str(source.path), source.split)
-    return OpenSource(str(source.path), {"files": local_source.identity(files)}, lambda: local_source.read_files(files))
+    before = [_stamp(path) for _, path in files]
+    identity = {"files": local_source.identity(files)}
+
+    def read() -> Iterator[Row]:
+        yield from local_source.read_files(files)
+        for (_, path), stamp in zip(files, before, strict=True):
+            if _stamp(path) != stamp:
+                raise UserError(f"{path}: changed while it was read; run again when it is complete.")
+
+    return OpenSource(str(source.path), identity, read)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _open_hub(source: Source) -> OpenSource:

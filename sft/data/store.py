@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from sft.files import read_json, sha256_file, write_json
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+
+log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
 SHARD_TOKENS = 64_000_000  # 320 MB
@@ -195,7 +198,11 @@ def locked(root: Path, key: str) -> Iterator[None]:
         (root / _LOCKS).mkdir(parents=True, exist_ok=True)
         handle = open(root / _LOCKS / key, "w")  # noqa: SIM115
     with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process that prepares the same data (%s)", key)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

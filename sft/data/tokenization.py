@@ -21,6 +21,15 @@ from sft.errors import UserError
 from sft.files import sha256_json
 
 _PARALLEL = "TOKENIZERS_PARALLELISM"
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +79,12 @@ def _as_it_is(tokenizer: Any) -> Any:
 def _parallel() -> Iterator[None]:
     """Let the tokenizer use all cores for this one call.
 
-    The switch is off elsewhere because a process that forked after using it could hang; it looks at the variable anew
-    in every call, so after this one it is off again.
+    The variable is looked at anew in every call, so what was set before holds again afterwards. A process that was
+    forked from one that used the threads would wait for them for ever, so in forked processes nothing is changed.
     """
+    if _forked:
+        yield
+        return
     before = os.environ.get(_PARALLEL)
     os.environ[_PARALLEL] = "true"
     try:
