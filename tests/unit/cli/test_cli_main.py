@@ -1,0 +1,214 @@
+"""The command itself: help, exit statuses, and one sentence for every way to fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.cli.main import MODULES, VERBS, main
+from sft.errors import UsageError, UserError
+
+RECIPE = """\
+name: small
+output_dir: run
+model: {tokenizer: tiny, config: {hidden_size: 32}}
+stages:
+  - name: one
+    data: {sources: [{generate: {rows: 5}}]}
+"""
+
+
+@pytest.fixture
+def recipe(in_tmp: Path) -> Path:
+    """A recipe in an otherwise empty current folder."""
+    (in_tmp / "r.yaml").write_text(RECIPE)
+    return in_tmp / "r.yaml"
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run `sft recipes` with a verb that raises what it is given; the exit status and standard error."""
+    import sft.cli.recipes
+
+    def run(error: BaseException, *words: str) -> tuple[int, str]:
+        def execute(arguments: Any, overrides: Sequence[str]) -> int:
+            raise error
+
+        monkeypatch.setattr(sft.cli.recipes, "execute", execute)
+        return main(["recipes", *words]), capsys.readouterr().err
+
+    return run
+
+
+def sft(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "sft", *words], capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("verb", [*VERBS, ""])
+def test_help_is_quick_and_light(verb: str) -> None:
+    words = [verb, "--help"] if verb else ["--help"]
+    code = (
+        "import sys; from sft.cli.main import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'numpy', 'deepspeed'} & set(sys.modules);"
+        "print('heavy:', sorted(heavy)); sys.exit(status)"
+    )
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+        if seconds[-1] < 0.9:
+            break
+    assert done.returncode == 0 and done.stdout.endswith("heavy: []\n"), done.stdout[-200:]
+    assert "usage: sft" in done.stdout and done.stderr == ""
+    assert min(seconds) < 1.0, seconds
+
+
+def test_every_verb_has_a_module() -> None:
+    folder = Path(main.__code__.co_filename).parent
+    for verb in VERBS:
+        assert (folder / f"{MODULES.get(verb, verb)}.py").is_file(), verb
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rn"], "sft: no verb 'rn', did you mean run?; `sft --help` lists them"),
+        (["zzz"], "sft: no verb 'zzz'; `sft --help` lists them"),
+        (["run"], "sft: the following arguments are required: --config; see `sft run --help`"),
+        (["run", "--config", "nosuch.yaml"], "sft: nosuch.yaml: no such recipe file"),
+        (
+            ["run", "--config", "r.yaml", "--stage", "two"],
+            "sft: the recipe small has no stage 'two'; its stages are: one",
+        ),
+        (["run", "--config", "r.yaml", "--restart", "two"], "sft: the recipe small has no stage 'two'"),
+        (["run", "--config", "r.yaml", "--seeed", "1"], "sft: --seeed: unknown key, did you mean seed?"),
+        (["run", "--config", "r.yaml", "extra"], "sft: 'extra': expected --key value"),
+        (["doctor", "--seed", "1"], "sft: unknown argument '--seed'; see `sft doctor --help`"),
+        (["recipes", "copy"], "sft: say which recipe"),
+        (["recipes", "show", "gsm9k"], "sft: gsm9k: no such recipe file, and no packaged recipe of that name, did you"),
+        (["push", "--config", "r.yaml"], "sft: say where to: --repo_id my-name/my-model, or set push.repo_id"),
+        (["chat"], "sft: say which model answers: --config RECIPE or --model PATH"),
+        (["chat", "--model", "x", "--seeed", "1"], "sft: unknown argument '--seeed'"),
+        (["preview", "--config", "r.yaml", "--rows", "0"], "sft: argument --rows: must be at least 1, not 0"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(
+    recipe: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(message) and err.count("\n") == 1, err
+
+
+def test_every_problem_of_a_recipe_is_a_line(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text(RECIPE.replace("name: small", "nam: small").replace("rows: 5", "rows: x"))
+    assert main(["run", "--config", "r.yaml"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("sft: r.yaml:") for line in lines), lines
+
+
+@pytest.mark.parametrize("verb", ["run", "prepare", "preview", "train", "eval", "export", "push", "report"])
+def test_dry_run_writes_the_resolved_recipe(recipe: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    from sft.recipe import load_recipe
+
+    assert main([verb, "--config", "r.yaml", "--dry_run", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == "run/resolved.yaml\n"
+    assert load_recipe("run/resolved.yaml") == load_recipe("r.yaml", ["--seed", "3"])
+    assert sorted(path.name for path in Path("run").iterdir()) == ["resolved.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (UserError("it broke"), 1, "sft: it broke\n"),
+        (UsageError("wrong\ntwice"), 2, "sft: wrong\nsft: twice\n"),
+        (KeyboardInterrupt(), 130, "sft: interrupted; the same command continues it\n"),
+        (OSError(errno.ENOSPC, "No space", "big.bin"), 1, "sft: the disk is full while writing big.bin; make room and"),
+        (RuntimeError("Error: No space left on device (os error 28)"), 1, "sft: the disk is full; make room and"),
+        (ValueError("what\nelse"), 1, "sft: ValueError: what (run again with --debug for the traceback)\n"),
+        (MemoryError(), 1, "sft: out of memory; lower per_device_train_batch_size"),
+    ],
+)
+def test_failures_are_one_sentence(
+    failing: Callable[..., tuple[int, str]], error: BaseException, status: int, text: str
+) -> None:
+    found, err = failing(error)
+    assert found == status and err.startswith(text) and "Traceback" not in err
+
+
+def test_a_disk_full_further_down_is_found(failing: Callable[..., tuple[int, str]]) -> None:
+    outer = RuntimeError("writing failed")
+    outer.__cause__ = OSError(errno.ENOSPC, "No space", "x")
+    assert failing(outer)[1].startswith("sft: the disk is full while writing x")
+
+
+def test_debug_shows_the_traceback(failing: Callable[..., tuple[int, str]]) -> None:
+    status, err = failing(UserError("it broke"), "--debug")
+    assert status == 1 and "Traceback" in err and err.startswith("sft: it broke\n")
+
+
+def test_sigterm_is_143(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import sft.cli.recipes
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def execute(arguments: Any, overrides: Sequence[str]) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        return 0
+
+    monkeypatch.setattr(sft.cli.recipes, "execute", execute)
+    assert main(["recipes"]) == 143
+    assert capsys.readouterr().err == "sft: interrupted; the same command continues it\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_real_process(recipe: Path, number: signal.Signals, status: int) -> None:
+    command = [sys.executable, "-m", "sft", "chat", "--model", "nothing", "--prompt", "-"]
+    waiting = (
+        "import sys, sft.cli.chat as chat; chat._load = lambda *a: (None, None); chat.quiet_libraries = lambda: None;"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        waiting + "from sft.cli.main import main; sys.exit(main(sys.argv[1:]))",
+        *command[3:],
+    ]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    process.send_signal(number)
+    assert process.stderr is not None
+    err = process.stderr.read()
+    assert process.wait(20) == status and err == "sft: interrupted; the same command continues it\n"
+
+
+def test_a_closed_pipe_is_no_error_message() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "sft", "recipes"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == "" and done.returncode == 1
+
+
+def test_version_and_module_entry() -> None:
+    done = sft("--version")
+    assert (done.returncode, done.stdout) == (0, "sambay-sft 0.1.0\n")
+
+
+def test_eval_and_export_of_an_untrained_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--config", "r.yaml"]) == 1
+    assert capsys.readouterr().err.startswith("sft: no stage is trained in run; `sft run` trains")
+    assert main(["export", "--config", "r.yaml"]) == 1
+    assert capsys.readouterr().err.startswith("sft: no stage of small is trained in run; run `sft run`")
