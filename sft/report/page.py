@@ -1,0 +1,125 @@
+"""Put the report together: `report/index.html` (self-contained), `report/report.md` and the figures as PNG."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sft.evaluate.run import read_samples
+from sft.files import atomic_open, write_text
+from sft.recipe.layout import RunLayout
+from sft.recipe.schema import Recipe
+from sft.report import tables
+from sft.report.collect import RunFacts, collect
+from sft.report.figures import draw_all
+
+_SHOWN_SAMPLES = 3
+_LONGEST_TEXT = 6_000
+
+
+def write_report(recipe: Recipe, layout: RunLayout) -> Path:
+    """Write the report of the run, as far as it has got; returns the path of the page.
+
+    Everything is read from the run's folder: nothing is computed anew, and no model is loaded.
+    """
+    run = collect(recipe, layout)
+    figures = draw_all(run)
+    folder = layout.report
+    for name, (_, png, _) in figures.items():
+        with atomic_open(folder / "figures" / f"{name}.png", "wb") as handle:
+            handle.write(png)
+    content = _content(run, layout) | {"figures": figures}
+    page = folder / "index.html"
+    write_text(folder / "report.md", _environment(False).get_template("report.md.j2").render(content))
+    write_text(page, _environment(True).get_template("page.html.j2").render(content))
+    return page
+
+
+def _environment(escape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=escape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters["unique_ids"] = unique_ids
+    return environment
+
+
+def unique_ids(svg: str, name: str) -> str:
+    """The SVG with its ids made unique in the page: matplotlib names clip paths and markers alike in every figure."""
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+
+
+def _content(run: RunFacts, layout: RunLayout) -> dict[str, Any]:
+    """What both templates are filled with."""
+    from sft.recipe.load import resolved_yaml
+
+    recipe = run.recipe
+    return {
+        "run": run,
+        "title": recipe.report.title or recipe.name,
+        "tables": tables,
+        "results": tables.result_rows(run),
+        "summary": _summary(run),
+        "examples": [example for suite in run.suites if (example := _examples(run, suite))],
+        "recipe_text": resolved_yaml(recipe),
+        "root": layout.root.name,
+    }
+
+
+def _summary(run: RunFacts) -> list[tuple[str, str, str]]:
+    """(label, value, note) of the numbers at the top."""
+    tiles = []
+    for row in tables.result_rows(run):
+        reached = [cell for cell in row.cells if cell is not tables.NONE]
+        if not row.group and reached:
+            gain = f", {row.total_gain:+.1f} since {run.points[row.cells.index(reached[0])]}" if row.total_gain else ""
+            tiles.append((f"{row.suite}, pass@1", reached[-1].value, f"95%: {reached[-1].interval}{gain}"))
+    if run.parameters:
+        name = run.recipe.model.model_name_or_path or "from scratch"
+        tiles.append(("parameters", _short(run.parameters), name))
+    done = [stage for stage in run.stages if stage.manifest]
+    totals = {name: sum(stage.total(name) or 0 for stage in run.stages) for name in ("tokens", "seconds")}
+    supervised = sum(stage.total("supervised_tokens") or 0 for stage in run.stages)
+    tiles.append(("stages done", f"{len(done)} of {len(run.stages)}", ", ".join(stage.name for stage in run.stages)))
+    if totals["tokens"]:
+        tiles.append(("tokens trained on", _short(totals["tokens"]), f"{_short(supervised)} supervised"))
+        tiles.append(("training time", tables.duration(totals["seconds"]), str(run.environment.get("device") or "")))
+    return tiles
+
+
+def _short(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def _examples(run: RunFacts, suite: str) -> dict[str, Any] | None:
+    """Completions of the suite at the last point that has it: some right ones, some wrong, some undecided."""
+    points = [point for point in run.points if (point, suite) in run.results]
+    if not points:
+        return None
+    samples = read_samples(run.results[points[-1], suite].samples)
+    shown: list[dict[str, Any]] = []
+    for verdict in ("right", "wrong", "undecided"):
+        chosen = [sample for sample in samples if sample["verdict"] == verdict]
+        # Spread over the suite, so that different groups are seen.
+        step = max(1, len(chosen) // _SHOWN_SAMPLES)
+        shown += [_shortened(sample) for sample in chosen[::step][:_SHOWN_SAMPLES]]
+    return {"suite": suite, "point": points[-1], "samples": shown} if shown else None
+
+
+def _shortened(sample: dict[str, Any]) -> dict[str, Any]:
+    text = str(sample["completion"])
+    if len(text) > _LONGEST_TEXT:
+        half = _LONGEST_TEXT // 2
+        text = f"{text[:half]}\n\n[... {len(text) - 2 * half:,} characters left out ...]\n\n{text[-half:]}"
+    return {**sample, "completion": text}

@@ -1,0 +1,273 @@
+"""The report of whole, partial and damaged runs."""
+
+from __future__ import annotations
+
+import json
+import random
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.evaluate.metrics import summarize
+from sft.recipe import Recipe, RunLayout
+from sft.report import write_report
+from sft.report.collect import collect
+from sft.report.page import unique_ids
+from sft.report.tables import count, data_rows, duration, result_rows, training_rows
+
+STAGES = ("broad", "hard", "long")
+REACHED = {"start": 0.04, "broad": 0.6, "hard": 0.8, "long": 0.94}
+
+
+def make_recipe(root: Path) -> Recipe:
+    suite = {"name": "held-out", "source": {"path": "x.jsonl"}}
+    stages = [
+        {"name": name, "data": {"sources": [{"path": "x.jsonl"}]}, "evaluate": {"suites": [suite]}} for name in STAGES
+    ]
+    model = {"config": {"hidden_size": 64}, "tokenizer": "tiny"}
+    return Recipe.model_validate(
+        {"name": "demo", "description": "A <small> run.", "output_dir": str(root), "model": model, "stages": stages}
+    )
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_stage(layout: RunLayout, name: str, *, done: bool = True, steps: int = 120) -> None:
+    rng = random.Random(name)
+    lines = [
+        {
+            "step": step,
+            "epoch": step / 60,
+            "loss": 2.5 * 0.98**step + 0.1 + 0.05 * rng.random(),
+            "tokens": 2048 * step,
+            "supervised_tokens": 1500 * step,
+            "seconds": 0.5 * step,
+            "tokens_per_second": 4000 + 200 * rng.random(),
+        }
+        for step in range(1, steps)
+    ]
+    layout.metrics(name).parent.mkdir(parents=True, exist_ok=True)
+    layout.metrics(name).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    funnel = {"rows": 1000, "kept": 993, "dropped": {"bad": 2, "over_length": 5}, "bad": {"json": 2}, "truncated": 0}
+    if done:
+        data = {"inputs": [{"source": "x.jsonl", "rows": 1000}], "funnel": funnel, "packs": 70, "tokens": 140_000}
+        counters = {"tokens": 2048 * 120, "supervised_tokens": 1500 * 120, "seconds": 60.0}
+        manifest = {"steps": 120, "epochs": 2.0, "counters": counters, "final_loss": 0.15, "lora": None, "data": data}
+        write(layout.stage_manifest(name), {**manifest, "environment": {"device": "cpu"}})
+
+
+def write_suite(layout: RunLayout, point: str, suite: str = "held-out") -> None:
+    rng = random.Random(point)
+    samples = []
+    for index in range(200):
+        right = rng.random() < REACHED.get(point, 0.5)
+        samples.append(
+            {
+                "problem": index,
+                "sample": 0,
+                "id": f"p{index}",
+                "group": ("arithmetic", "words")[index % 2],
+                "steps": 3 + index % 4,
+                "prompt": "<|user|>1 < 2?",
+                "completion": "<think>because\n</think>\\boxed{1}" * (400 if index == 0 else 1),
+                "tokens": int(rng.lognormvariate(5, 0.6)) + 3,
+                "finished": rng.random() < 0.97,
+                "answer": "1",
+                "gold": "1" if right else "2",
+                "verdict": "right" if right else "wrong" if index % 50 else "undecided",
+                "reason": "same number",
+            }
+        )
+    folder = layout.eval_dir(point, suite)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    settings = {"max_new_tokens": 512, "temperature": 0.0, "samples_per_problem": 1}
+    write(
+        folder / "metrics.json", {**summarize(samples), "settings": settings, "seconds": 63, "tokens_per_second": 900}
+    )
+
+
+class Page(HTMLParser):
+    """Which tags are open at the end, what is loaded from elsewhere, all ids, all text."""
+
+    VOID = ("meta", "br", "img", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and not str(value).startswith("#"):
+                self.loaded.append(str(value))
+            if name == "id":
+                self.ids.append(str(value))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a report's time; whole and partial runs draw, the other tests don't look at figures."""
+    monkeypatch.setattr("sft.report.page.draw_all", lambda run: {})
+
+
+def report(recipe: Recipe) -> tuple[Page, Path]:
+    path = write_report(recipe, RunLayout(recipe))
+    return Page(path.read_text(encoding="utf-8")), path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return make_recipe(tmp_path / "run")
+
+
+@pytest.fixture
+def whole(recipe: Recipe) -> Recipe:
+    layout = RunLayout(recipe)
+    write_suite(layout, "start")
+    for name in STAGES:
+        write_stage(layout, name)
+        write_suite(layout, name)
+    return recipe
+
+
+def check_markdown(folder: Path, whole: Recipe) -> None:
+    """The Markdown tells the same results, in whole tables, with the pictures that are beside it."""
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| **held-out**")]
+    expected = result_rows(collect(whole, RunLayout(whole)))[0]
+    assert len(rows) == 1 and all(cell.value in rows[0] for cell in expected.cells)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 + 3 + 2 + 4 + 2 + 3 + 2 + 3
+    for line in text.splitlines():
+        if line.startswith("![") and line.endswith(".png)"):
+            assert (folder / line[line.rindex("(") + 1 : -1]).is_file()
+
+
+def test_a_whole_run_is_one_page_that_loads_nothing(whole: Recipe) -> None:
+    page, path = report(whole)
+    assert page.open == [] and page.loaded == []
+    assert len(page.ids) == len(set(page.ids))
+    assert path == RunLayout(whole).report / "index.html"
+    assert "not complete" not in page.text and "A <small> run." in page.text
+    # Two figures of results, of lengths, of training twice, each as a picture beside the page too.
+    assert {figure.name for figure in (path.parent / "figures").iterdir()} == {
+        f"{name}.png" for name in ("accuracy", "steps", "lengths", "loss", "throughput")
+    }
+    assert page.text.count("characters left out") == 1
+    for word in ("over_length", "2 bad (2 json)", "245,760", "cut off", "greedy", "1 min 03 s", "output_dir"):
+        assert word in page.text, word
+    check_markdown(path.parent, whole)
+
+
+def test_gains_are_those_between_points(whole: Recipe) -> None:
+    run = collect(whole, RunLayout(whole))
+    rows = {(row.suite, row.group): row for row in result_rows(run)}
+    assert list(rows) == [("held-out", ""), ("held-out", "arithmetic"), ("held-out", "words")]
+    row = rows["held-out", ""]
+    values = [float(cell.value.rstrip("%")) for cell in row.cells]
+    assert [cell.gain for cell in row.cells[1:]] == pytest.approx([b - a for a, b in pairwise(values)])
+    assert row.total_gain == pytest.approx(values[-1] - values[0]) and row.problems == "200"
+
+
+def test_an_empty_run_says_what_is_missing(recipe: Recipe) -> None:
+    page, _ = report(recipe)
+    assert "This run is not complete." in page.text and "No evaluation has finished yet." in page.text
+    for name in STAGES:
+        assert f"Stage {name}: not trained yet." in page.text
+    assert "Suite held-out at start: not evaluated yet." in page.text
+
+
+def test_a_run_under_way_shows_what_there_is(recipe: Recipe) -> None:
+    layout = RunLayout(recipe)
+    write_suite(layout, "start")
+    write_stage(layout, "broad")
+    write_stage(layout, "hard", done=False, steps=31)
+    folder = layout.eval_dir("broad", "held-out")
+    folder.mkdir(parents=True)
+    (folder / "samples.jsonl").write_text('{"problem": 0}\n{"problem": 1}\n{"prob')
+    page, _ = report(recipe)
+    assert "Suite held-out at broad: interrupted after 2 answers." in page.text
+    assert "Stage hard: interrupted after step 30." in page.text and "Stage long: not trained yet." in page.text
+    rows = training_rows(collect(recipe, layout))
+    assert [row[:2] for row in rows] == [["broad", "120"], ["hard (not done)", "30"], ["long (not done)", "–"]]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_broken_files_are_named_and_left_out(whole: Recipe) -> None:
+    layout = RunLayout(whole)
+    (layout.eval_dir("long", "held-out") / "metrics.json").write_text('{"pass_at_1": 0.')
+    layout.stage_manifest("long").write_text("[]")
+    page, _ = report(whole)
+    assert page.text.count("can't be read and is left out") == 2
+    assert "Stage long: interrupted after step 119." in page.text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_other_evaluated_models_and_suites_join(whole: Recipe) -> None:
+    layout = RunLayout(whole)
+    write_suite(layout, "model-peer")
+    write_suite(layout, "long", "extra")
+    run = collect(whole, layout)
+    assert run.points == ["start", *STAGES, "model-peer"] and run.suites == ["held-out", "extra"]
+    page, _ = report(whole)
+    assert "model-peer" in page.text and "extra, pass@1" in page.text
+
+
+def test_parameters_are_counted_from_the_saved_weights(whole: Recipe) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = RunLayout(whole).final_dir("long")
+    folder.mkdir(parents=True)
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, str(folder / "model.safetensors"))
+    assert collect(whole, RunLayout(whole)).parameters == 22
+
+
+def test_rows_that_are_kept_and_dropped_add_up(whole: Recipe) -> None:
+    first = data_rows(collect(whole, RunLayout(whole)))[0]
+    assert first[:5] == ["broad", "1,000", "2 bad (2 json); 5 over_length", "0", "993"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_text_from_models_cannot_break_the_page(whole: Recipe) -> None:
+    layout = RunLayout(whole)
+    path = layout.eval_dir("long", "held-out") / "samples.jsonl"
+    lines = path.read_text().splitlines()
+    hostile = "</pre><script>alert(1)</script>\x00 | `|"
+    lines = [json.dumps({**json.loads(line), "completion": hostile, "id": hostile}) for line in lines]
+    path.write_text("\n".join(lines))
+    page, target = report(whole)
+    assert "<script" not in target.read_text(encoding="utf-8") and page.open == []
+
+
+def test_svg_ids_become_unique() -> None:
+    svg = '<g id="a"><use xlink:href="#a" style="clip-path: url(#b)"/></g>'
+    assert unique_ids(svg, "x") == '<g id="x-a"><use xlink:href="#x-a" style="clip-path: url(#x-b)"/></g>'
+
+
+def test_numbers_for_reading() -> None:
+    assert [duration(s) for s in (None, 5.4, 725, 11_220)] == ["–", "5 s", "12 min 05 s", "3 h 07 min"]
+    assert [count(v) for v in (None, 0, 1234567.8)] == ["–", "0", "1,234,568"]
