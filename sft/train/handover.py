@@ -119,15 +119,23 @@ def read_base(final: Path) -> dict[str, Any]:
 def load_start(layout: RunLayout, *, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model and tokenizer that the run starts from. A model from scratch is held in float32 whatever `dtype` says:
     its random weights are drawn in that type."""
-    from sft.model.load import load_model, load_tokenizer
+    from sft.model.load import load_model
 
     section = layout.recipe.model
-    name = section.tokenizer or str(section.model_name_or_path)
-    revision = None if section.tokenizer else section.model_revision
-    tokenizer = load_tokenizer(name, revision=revision)
+    tokenizer = start_tokenizer(layout)
     dtype = "float32" if section.config is not None else dtype
     model = load_model(section.model_copy(update={"dtype": dtype}), tokenizer, seed=layout.recipe.seed)
     return model, tokenizer
+
+
+def start_tokenizer(layout: RunLayout) -> PreTrainedTokenizerBase:
+    """The tokenizer that the run starts with."""
+    from sft.model.load import load_tokenizer
+
+    section = layout.recipe.model
+    if section.tokenizer:
+        return load_tokenizer(section.tokenizer)
+    return load_tokenizer(str(section.model_name_or_path), revision=section.model_revision)
 
 
 def _load_weights(layout: RunLayout, folder: Path, dtype: str) -> PreTrainedModel:

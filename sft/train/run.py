@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from sft.errors import UserError
 from sft.files import read_json, sha256_json, write_json
 from sft.recipe.layout import RunLayout
 from sft.train.checkpoints import describe_difference
-from sft.train.handover import default_dtype, load_final, load_stage_model, load_start, read_base, write_folder
+from sft.train.handover import (
+    default_dtype,
+    load_final,
+    load_stage_model,
+    load_start,
+    read_base,
+    start_tokenizer,
+    write_folder,
+)
 from sft.train.keys import done_manifest, previous_stage, stage_key, stage_parts, start_parts
 from sft.train.lora import lora_settings
 from sft.train.stage import train_stage
@@ -73,10 +82,10 @@ def _one_stage(layout: RunLayout, stage: Stage) -> dict[str, Any]:
     from sft.data.prepare import prepare_stage
 
     recipe = layout.recipe
-    before = previous_stage(layout, stage)
-    tokenizer = _tokenizer_before(layout, before)
+    # The stages hand the tokenizer on unchanged, so the rows of all are made with the one that the run starts with.
+    tokenizer = start_tokenizer(layout)
     with PartialState().main_process_first():
-        prepared = prepare_stage(recipe, stage, tokenizer)
+        prepared = prepare_stage(recipe, stage, tokenizer, progress=_PrepareLines(stage.name))
     parts = stage_parts(layout, stage, prepared.manifest["key"])
     done = done_manifest(layout, stage.name)
     if done is not None:
@@ -87,7 +96,7 @@ def _one_stage(layout: RunLayout, stage: Stage) -> dict[str, Any]:
             )
         _say(f"{stage.name}: done already ({done['steps']} steps), skipped")
         return done
-    point = _starting_point(layout, stage, before)
+    point = _starting_point(layout, stage)
     return train_stage(
         recipe,
         stage,
@@ -99,22 +108,26 @@ def _one_stage(layout: RunLayout, stage: Stage) -> dict[str, Any]:
     )
 
 
-def _tokenizer_before(layout: RunLayout, before: Stage | None) -> Any:
-    from sft.model.load import load_tokenizer
+class _PrepareLines:
+    """Progress of the preparation: a line every few seconds, and none when it is quick."""
 
-    section = layout.recipe.model
-    if before is not None and layout.final_dir(before.name).exists():
-        return load_tokenizer(str(layout.final_dir(before.name)))
-    name = section.tokenizer or str(section.model_name_or_path)
-    return load_tokenizer(name, revision=None if section.tokenizer else section.model_revision)
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._last = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int | None) -> None:
+        if time.monotonic() - self._last >= 5:
+            self._last = time.monotonic()
+            _say(f"{self.stage}: {done:,}{f' of {total:,}' if total else ''} {phase} prepared")
 
 
-def _starting_point(layout: RunLayout, stage: Stage, before: Stage | None) -> StartingPoint:
+def _starting_point(layout: RunLayout, stage: Stage) -> StartingPoint:
     """The model that `stage` goes on from.
 
     After a LoRA stage with the same LoRA settings the same adapter is trained on; otherwise it is merged first, and
     merged weights that get a new adapter are written to `stages/<name>/base`, so that the adapter's base stays.
     """
+    before = previous_stage(layout, stage)
     settings = lora_settings(stage)
     dtype = "float32" if settings is None else default_dtype(layout)
     if before is None:
