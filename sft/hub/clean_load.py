@@ -28,16 +28,28 @@ class Blocker(importlib.abc.MetaPathFinder):
 
 
 def load(folder: str, adapters: bool) -> Any:
-    """The model of `folder`, in evaluation mode, in the dtypes of its files."""
+    """The model of `folder`, in evaluation mode, in the dtypes of its files.
+
+    Weights are copied to memory of the allocator's own: where they lie in a file shifts their alignment, on which the
+    last bits of a matrix product depend.
+    """
+    model = from_folder(folder, adapters).eval()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
+
+
+def from_folder(folder: str, adapters: bool) -> Any:
+    """What transformers (or peft) makes of `folder`."""
     from transformers import AutoModelForCausalLM
 
     if not adapters:
-        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
     from peft import AutoPeftModelForCausalLM
 
     import sft.model  # noqa: F401  (registers phi4flash)
 
-    return AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    return AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
 def compute(model: Any, inputs: list[list[int]], new_tokens: int) -> dict[str, Any]:
