@@ -67,19 +67,35 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _panels(count: int, *, height: float = 3.0, share_x: bool = False, share_y: bool = True) -> tuple[Any, list[Any]]:
-    """A figure with `count` panels, up to three in a row."""
+def _panels(count: int, *, height: float = 3.0) -> tuple[Any, list[Any]]:
+    """A figure with `count` panels beside and below each other; they share the vertical scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(count, 3)
+    columns = count if count <= 3 else 2 if count == 4 else 3
     rows = -(-count // columns)
     figure = Figure(figsize=(9.2, height * rows))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for unused in axes[count:]:
         unused.set_visible(False)
     return figure, list(axes[:count])
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    """The legend of all panels, above them."""
+    handles, labels = axis.get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside upper right", ncols=min(len(labels), 8), fontsize=9)
+
+
+def _log_ticks(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 of each power of ten, in plain digits."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def point_color(run: RunFacts, point: str) -> str:
@@ -107,8 +123,11 @@ def draw_accuracy(run: RunFacts) -> Figure | None:
         axis.set_xlim(-0.4, len(points) - 0.6)
         _percent_axis(axis)
         axis.set_title(suite)
-        if len(groups) > 1:
+        # Suites may have different groups.
+        if len(groups) > 1 and len(suites) > 1:
             axis.legend(fontsize=8)
+    if len(suites) == 1:
+        _legend(figure, axes[0])
     axes[0].set_ylabel("pass@1, %")
     return figure
 
@@ -131,7 +150,7 @@ def draw_steps(run: RunFacts) -> Figure | None:
         axis.set_title(suite)
         axis.set_xlabel("reasoning steps of the problem")
     axes[0].set_ylabel("pass@1, %")
-    axes[0].legend(fontsize=8)
+    _legend(figure, max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
     return figure
 
 
@@ -164,15 +183,14 @@ def draw_loss(run: RunFacts) -> Figure | None:
         axis.set_xlabel("step")
         if min(losses) > 0:
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("{x:g}" if max(losses) < 8 * min(losses) else "")
+            _log_ticks(axis.yaxis)
     axes[0].set_ylabel("loss per supervised token")
     return figure
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential, over about a twentieth of the values, and started without bias."""
-    decay = 1 - 1 / max(2.0, len(values) / 20)
+    """Exponential, over about a fortieth of the values, and started without bias."""
+    decay = 1 - 1 / max(2.0, len(values) / 40)
     mean = weight = 0.0
     smooth = []
     for value in values:
@@ -192,19 +210,20 @@ def draw_lengths(run: RunFacts) -> Figure | None:
     points = [point for point in run.points if point in tokens and any(tokens[point])]
     if not points:
         return None
-    longest = max(max(right + other) for right, other in (tokens[point] for point in points))
-    ratio = (longest + 1) ** (1 / 36)
-    bins = sorted({ratio**index for index in range(37)})
-    figure, axes = _panels(len(points), height=2.6, share_x=True)
+    everything = [length for point in points for lengths in tokens[point] for length in lengths]
+    shortest, longest = min(everything), max(everything) + 1
+    bins = [shortest * (longest / shortest) ** (index / 32) for index in range(33)]
+    figure, axes = _panels(len(points), height=2.4)
     for axis, point in zip(axes, points, strict=True):
         right, other = tokens[point]
         axis.hist([right, other], bins=bins, stacked=True, color=["#3ca951", "#d7d7d7"], label=["right", "not right"])
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlim(shortest / 1.1, longest * 1.1)
+        _log_ticks(axis.xaxis)
         axis.set_title(point)
         axis.set_xlabel("tokens of the completion")
     axes[0].set_ylabel("samples")
-    axes[0].legend(fontsize=8)
+    _legend(figure, axes[0])
     return figure
 
 
@@ -221,10 +240,10 @@ def draw_throughput(run: RunFacts) -> Figure | None:
         rates = [entry["tokens_per_second"] for entry in entries]
         axes[0].plot(minutes, rates, color=point_color(run, stage.name), label=stage.name)
         began += entries[-1]["seconds"] if entries else 0.0
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.1 * axes[0].get_ylim()[1])
     axes[0].set_xlabel("minutes of training")
     axes[0].set_ylabel("tokens per second")
-    axes[0].legend(fontsize=8)
+    _legend(figure, axes[0])
     return figure
 
 
