@@ -63,14 +63,14 @@ def _sentence(source: Source, error: Exception) -> str:
 
 
 def identity(source: Source, data: datasets.Dataset) -> dict[str, Any]:
-    """What the content of a Hub split is keyed by.
-
-    Its data files' addresses carry the commit they were resolved to; where a loader doesn't record them, the
-    fingerprint of the downloaded table stands in.
-    """
-    checksums = data.info.download_checksums or {}
-    content: Any = sorted(checksums) or data._fingerprint
-    return {"hub": source.path, "config": data.info.config_name, "split": str(data.split), "content": content}
+    """What the content of a Hub split is keyed by: the fingerprint of a loaded split is made from its configuration
+    and the hash of the commit that it was resolved to."""
+    return {
+        "hub": source.path,
+        "config": data.info.config_name,
+        "split": str(data.split),
+        "fingerprint": data._fingerprint,
+    }
 
 
 def read_split(source: Source, data: datasets.Dataset) -> Iterator[Row]:

@@ -76,7 +76,7 @@ def _coloured(document: Document, max_characters: int, colour: bool) -> Text:
 
 
 def _shortened(text: str, limit: int) -> str:
-    if len(text) <= limit:
+    if len(text) <= limit + limit // 4:
         return text
     head, tail = text[: limit - limit // 2], text[len(text) - limit // 2 :]
     return f"{head}\n... {len(text) - limit} characters not shown ...\n{tail}"

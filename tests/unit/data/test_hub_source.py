@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, running_hub
 
+from sft.data.hub_source import _sentence
+from sft.recipe.schema import Source
+
 SCRIPT = """
 import json, os, sys
 import pyarrow as pa, pyarrow.parquet as pq
@@ -54,14 +57,16 @@ pq.write_table(table, "train.parquet")
 api.upload_file(path_or_fileobj="train.parquet", path_in_repo="data/train-00000-of-00001.parquet",
                 repo_id="tester/open", repo_type="dataset", token=token)
 tell("changed", path="tester/open")
+os.environ["HF_TOKEN"] = token
+tell("with token", path="tester/secret")
 print("TOLD" + json.dumps(told))
 """
 
 
 def _run(folder: Path, environment: dict[str, str], script: str) -> Any:
-    env = {**os.environ, **environment, "HF_HOME": str(folder / "hf"), "TEST_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
-        env.pop(name, None)
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    ours = {"HF_HOME": str(folder / "hf"), "TEST_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    env = {**theirs, **ours, **environment}
     root = str(Path(__file__).resolve().parents[3])
     env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
     done = subprocess.run(
@@ -84,6 +89,10 @@ def test_rows_and_identity(told: dict[str, Any]) -> None:
     assert rows[0] == ["tester/open:train", 1, {"question": "q0", "answer": "a0"}] and len(rows) == 7
     assert told["again"] == told["open"]
     assert told["first"]["rows"] == rows[:2]
+
+
+def test_private_set_is_read_with_a_token(told: dict[str, Any]) -> None:
+    assert len(told["with token"]["rows"]) == 7
 
 
 def test_new_commit_is_other_content(told: dict[str, Any]) -> None:
@@ -117,6 +126,18 @@ try:
 except UserError as error:
     print("TOLD" + json.dumps(str(error)))
 """
-    for environment in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
-        sentence = _run(tmp_path, environment, script)
-        assert "the Hub can't be reached" in sentence and "\n" not in sentence
+    sentence = _run(tmp_path, {"HF_HUB_OFFLINE": "1"}, script)
+    assert "the Hub can't be reached" in sentence and "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("Couldn't reach 'a/b' on the Hub (LocalEntryNotFoundError)"), "can't be reached"),
+        (RuntimeError("Dataset 'a/b' is a gated dataset on the Hub.\nVisit the page"), "ask for access"),
+        (ValueError("bad column\nand more"), "can't be loaded (config None, split train): bad column"),
+    ],
+)
+def test_other_refusals(error: Exception, said: str) -> None:
+    sentence = _sentence(Source.model_validate({"path": "a/b"}), error)
+    assert sentence.startswith("a/b: ") and said in sentence and "\n" not in sentence
