@@ -209,3 +209,9 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.formatwarning = _plain_warning
+
+
+def _plain_warning(message: Warning | str, *place: object, **line: object) -> str:
+    """A warning as one line for users, without the place in the code that gave it."""
+    return f"sft: {message}\n"

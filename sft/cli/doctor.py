@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
 import shutil
@@ -75,7 +74,7 @@ def examine() -> Iterator[Finding]:
     """Everything, cheapest first."""
     yield _python()
     yield from _packages()
-    yield _compiler()
+    yield from _compiler()
     yield from _devices()
     yield from _kernels()
     yield _disk()
@@ -99,15 +98,16 @@ def _packages() -> Iterator[Finding]:
         yield Finding(name, "ok", version) if version else Finding(name, "note", f"not installed (optional); {remedy}")
 
 
-def _compiler() -> Finding:
-    name = os.environ.get("CXX") or next((found for found in ("c++", "g++", "clang++") if shutil.which(found)), None)
-    if name is None or shutil.which(name) is None:
-        return Finding(
-            "C++ compiler", "note", "none: CPU kernels fall back to plain torch (slower); apt-get install g++"
-        )
-    if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
-        return Finding("C++ compiler", "note", f"{shutil.which(name)}, but no ninja; pip install ninja")
-    return Finding("C++ compiler", "ok", str(shutil.which(name)))
+def _compiler() -> Iterator[Finding]:
+    if package_version("torch") is None:
+        return
+    from sambay_kernels.cpp_build import REMEDY, compiler
+
+    path = compiler()
+    if path is None:
+        yield Finding("C++ compiler", "note", f"none, so CPU kernels run in plain torch, slower: {REMEDY}")
+    else:
+        yield Finding("C++ compiler", "ok", path)
 
 
 def _devices() -> Iterator[Finding]:
@@ -130,12 +130,15 @@ def _devices() -> Iterator[Finding]:
 def _kernels() -> Iterator[Finding]:
     if package_version("torch") is None:
         return
+    import warnings
+
     import sambay_kernels  # noqa: F401  (registers the ops)
     from sambay_kernels.dispatch import BackendError, ops, why
 
     for op in ops():
         try:
-            choice = why(op)
+            with warnings.catch_warnings(action="ignore"):
+                choice = why(op)
         except BackendError as error:
             yield Finding(op, "problem", str(error))
             continue
