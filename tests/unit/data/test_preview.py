@@ -75,7 +75,7 @@ def test_plain_text_marks_what_is_trained(prepared: PreparedStage, toy: Any) -> 
         "a" * 50 + "<|end|><|endoftext|>",
     ]
     assert "\x1b" not in shown and "\\x1b[31m" in shown
-    assert re.search(r"trained tokens .* 94 ", shown) and "document 2: rows.jsonl:2: 57 tokens, 52 trained" in shown
+    assert re.search(r"trained tokens .* 94 ", shown) and "document 2: rows.jsonl:2: 56 tokens, 52 trained" in shown
 
 
 def test_colours(prepared: PreparedStage, toy: Any) -> None:
