@@ -195,15 +195,33 @@ def test_any_memory_layout() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 8])
-def test_devices_without_the_cpu_kernel_compute_the_same(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_form_equals_the_op(window: int | None) -> None:
     leaves, options = make([3, 50], [7, 90])
+    ours, form = (
+        value_and_grads(f, leaves, {**options, "window": window})
+        for f in (differential_attention, differential_attention_torch)
+    )
+    assert all(map(torch.equal, ours, form))
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_bounded_scores_change_nothing(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few scores at a time: pairs of heads and tiles are then done one by one."""
+    leaves, options = make([30, 200], heads=(8, 4))
     wanted = value_and_grads(differential_attention, leaves, {**options, "window": window})
-    same = value_and_grads(differential_attention_torch, leaves, {**options, "window": window})
-    monkeypatch.setattr(torch_backend, "diff_cpu_kernel", lambda q: False)
-    other = value_and_grads(differential_attention_torch, leaves, {**options, "window": window})
-    for x, y, z in zip(wanted, same, other, strict=True):
-        assert torch.equal(x, y)
-        torch.testing.assert_close(z, x, rtol=1e-10, atol=1e-10)
+    monkeypatch.setattr(torch_backend, "DIFF_SCORES", 1)
+    for got, w in zip(
+        value_and_grads(differential_attention, leaves, {**options, "window": window}), wanted, strict=True
+    ):
+        torch.testing.assert_close(got, w, rtol=1e-12, atol=1e-12)
+
+
+def test_autocast_does_not_reach_the_scores() -> None:
+    leaves, options = make([30, 90], dtype=torch.float32)
+    wanted = value_and_grads(differential_attention, leaves, options)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = value_and_grads(differential_attention, leaves, options)
+    assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (12, 4)])

@@ -4,17 +4,18 @@ The file imports nothing but torch and keeps its names to itself, so that it can
 
 Heads are striped: query head 2j+a is stripe a of pair j, key and value heads likewise. Both stripes of a pair read both
 value heads of their key pair side by side, so a pair of heads is two ordinary attention maps whose values are twice as
-wide as their keys. Queries and keys are padded with zeros to the width of the values: fused attention kernels want one
-width, the score product costs what two calls would, and every softmax is computed once.
+wide as their keys. Fused kernels want one width: FlashAttention gets queries and keys padded with zeros, in one call.
 
-On CPU every document is cut into pieces: runs of queries with the keys that they can see, aligned at their last one. No
-piece holds two documents and no mask is larger than one piece, so memory is linear in the tokens, and a document's
-result depends on nothing else in the row, to the last bit.
+Elsewhere every document is cut into pieces: runs of queries with the keys that they can see, aligned at their last one.
+A piece is a few products of matrices, with wide values and shared key heads as they are; on CPU that is as fast as
+torch's fused attention on padded heads, and faster where heads are many or wide. No piece holds two documents, so a
+document's result depends on nothing else in the row, to the last bit. The scores of a piece are bounded by the keys it
+sees, so memory is linear in the tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,126 +23,116 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DIFF_PIECE_ROWS = 128  # queries of a masked piece; small ones waste less of the triangle, large ones cost fewer calls
-DIFF_CAUSAL_ROWS = 1024  # documents from here on go to the causal kernel whole: it skips what lies above the diagonal
+DIFF_ROWS = 128  # queries of a piece: fewer waste less of the triangle, more make larger products
+DIFF_SCORES = 1 << 21  # scores made at once, unless a single pair of heads of a piece has more
 
 
 class DiffPiece(NamedTuple):
-    """`tiles` runs of `rows` queries from `query` on; run i sees the `columns` keys from `key + i * rows` on.
-
-    causal: the piece is the plain triangle, which kernels know without a mask.
-    """
+    """`tiles` runs of `rows` queries from `query` on; run i sees the `columns` keys from `key + i * rows` on."""
 
     query: int
     key: int
     rows: int
     columns: int
-    tiles: int = 1
-    causal: bool = False
+    tiles: int
 
 
-def diff_pieces(bounds_q: list[int], bounds_k: list[int], window: int) -> list[DiffPiece]:
+def diff_pieces(bounds_q: list[int], bounds_k: list[int], window: int, heads: int) -> list[DiffPiece]:
     """Cut packed documents into pieces; query i of n stands at key n_keys - n + i (bottom-right). window 0 = none."""
     pieces: list[DiffPiece] = []
+    tile = min(max(32, window // 4), DIFF_ROWS)
+    together = max(1, DIFF_SCORES // (heads * tile * (tile + window)))
     for q0, q1, k0, k1 in zip(bounds_q[:-1], bounds_q[1:], bounds_k[:-1], bounds_k[1:], strict=True):
         n, m = q1 - q0, k1 - k0
         reach = min(window, m) if window else m
         # Queries that still see the document's first key; the others have a full window before them.
         head = min(n, max(0, reach - (m - n)))
-        rows = DIFF_PIECE_ROWS if head < DIFF_CAUSAL_ROWS or n < m else head
-        for start in range(0, head, rows):
-            stop = min(start + rows, head)
-            columns = m - n + stop
-            pieces.append(DiffPiece(q0 + start, k0, stop - start, columns, causal=stop - start == columns))
-        if head < n:
-            rows = min(max(32, window // 4), DIFF_PIECE_ROWS)
-            key = k0 + (m - n) + head - window + 1
-            full, rest = divmod(n - head, rows)
-            if full:
-                pieces.append(DiffPiece(q0 + head, key, rows, rows + window - 1, full))
-            if rest:
-                done = full * rows
-                pieces.append(DiffPiece(q0 + head + done, key + done, rest, rest + window - 1))
+        for start in range(0, head, DIFF_ROWS):
+            stop = min(start + DIFF_ROWS, head)
+            pieces.append(DiffPiece(q0 + start, k0, stop - start, m - n + stop, 1))
+        done, offset = head, k0 - q0 + (m - n) - window + 1
+        while done < n:
+            rows = min(tile, n - done)
+            tiles = min(together, (n - done) // rows)
+            pieces.append(DiffPiece(q0 + done, q0 + done + offset, rows, rows + window - 1, tiles))
+            done += tiles * rows
     return pieces
 
 
 def diff_mask(pieces: list[DiffPiece], window: int, like: Tensor) -> Tensor:
     """One additive mask whose bottom-right corner of (rows, columns) is the mask of any piece."""
-    masked = [piece for piece in pieces if piece.rows > 1 and not piece.causal]
-    rows = max((piece.rows for piece in masked), default=0)
-    columns = max((piece.columns for piece in masked), default=0)
+    rows = max((piece.rows for piece in pieces), default=0)
+    columns = max((piece.columns for piece in pieces), default=0)
     # Distance of a query to a key behind it, negative when the key lies ahead.
     behind = torch.arange(rows, device=like.device)[:, None] - torch.arange(columns, device=like.device)
     behind += columns - rows
     hidden = behind < 0
     if window:
         hidden |= behind >= window
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.zeros(rows, columns, dtype=dtype, device=like.device).masked_fill_(hidden, float("-inf"))
-
-
-def diff_pad_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ordinary attention heads of width 2d in q's order: (Tq, Hq, d), (Tk, Hkv, d) -> (Tq, Hq, 2d), (Tk, Hq, 2d)."""
-    keys, heads_kv, d = k.shape
-    pairs, group = heads_kv // 2, q.shape[1] // heads_kv
-    k = F.pad(k, (0, d)).view(keys, pairs, 1, 2, 2 * d).expand(-1, -1, group, -1, -1)
-    v = v.reshape(keys, pairs, 1, 2 * d).expand(-1, -1, 2 * group, -1)
-    heads = (keys, q.shape[1], 2 * d)
-    return F.pad(q, (0, d)).contiguous(), k.reshape(heads).contiguous(), v.reshape(heads).contiguous()
+    return torch.zeros(rows, columns, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
 
 
 def diff_tiles(x: Tensor, start: int, rows: int, step: int, tiles: int) -> Tensor:
-    """Tiles of a packed (T, H, D) tensor as a view (tiles, H, rows, D); tiles overlap where step < rows."""
-    heads, width = x.shape[1:]
-    strides = (step * heads * width, width, heads * width, 1)
-    return x.as_strided((tiles, heads, rows, width), strides, x.storage_offset() + start * heads * width)
+    """Runs of `rows` along the first dimension of x (T, ...), one every `step`, as a view (tiles, rows, ...)."""
+    strides = (step * x.stride(0), *x.stride())
+    return x.as_strided((tiles, rows, *x.shape[1:]), strides, x.storage_offset() + start * x.stride(0))
 
 
-def diff_cpu_kernel(q: Tensor) -> bool:
-    """Whether torch's CPU attention kernel takes q; it is called by name because its log-sum-exp is wanted."""
-    return q.device.type == "cpu"
+def diff_add_tiles(total: Tensor, part: Tensor, start: int, step: int) -> None:
+    """Add runs (tiles, rows, ...) that begin every `step` rows to total (T, ...); runs may overlap."""
+    tiles, rows = part.shape[:2]
+    for begin in range(0, rows, step):
+        width = min(step, rows - begin)
+        diff_tiles(total, start + begin, width, step, tiles).add_(part[:, begin : begin + width])
 
 
-def diff_corner(piece: DiffPiece, mask: Tensor) -> Tensor | None:
-    """The piece's own mask, or None where it needs none (the triangle, or a single query, which sees all its keys)."""
-    if piece.causal or piece.rows == 1:
-        return None
-    return mask[mask.shape[0] - piece.rows :, mask.shape[1] - piece.columns :]
+def diff_queries(x: Tensor, piece: DiffPiece) -> Tensor:
+    """A piece of a tensor by query, (Tq, pairs, group, 2, width), as a view (tiles, pairs, 2, group, rows, width)."""
+    return diff_tiles(x, piece.query, piece.rows, piece.rows, piece.tiles).permute(0, 2, 4, 3, 1, 5)
 
 
-def diff_sdpa(
-    q: Tensor, k: Tensor, v: Tensor, piece: DiffPiece, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention of one piece, (tiles, H, rows, D), and on CPU the log-sum-exp (tiles, H, rows) its backward wants."""
-    if diff_cpu_kernel(q):
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, is_causal=piece.causal, attn_mask=mask, scale=scale
-        )
-    bias = None if mask is None else mask.to(q.dtype)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=piece.causal, scale=scale)
-    return out, out.new_zeros(out.shape[:-1])
+def diff_keys(x: Tensor, piece: DiffPiece) -> Tensor:
+    """A piece of a tensor by key, (Tk, heads, width), as (tiles * heads, columns, width); a view for a single tile."""
+    return diff_tiles(x, piece.key, piece.columns, piece.rows, piece.tiles).transpose(1, 2).flatten(0, 1)
 
 
-def diff_sdpa_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    piece: DiffPiece,
-    mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v of one piece; devices without the CPU kernel compute the piece once more."""
-    if diff_cpu_kernel(q):
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, piece.causal, attn_mask=mask, scale=scale
-        )
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    with torch.enable_grad():
-        again, _ = diff_sdpa(leaves[0], leaves[1], leaves[2], piece, mask, scale)
-    return torch.autograd.grad(again, leaves, grad)
+def diff_split(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, pieces: list[DiffPiece]
+) -> Iterator[tuple[DiffPiece, slice, Tensor, Tensor, Tensor]]:
+    """Every piece, with as many pairs of heads as fit in DIFF_SCORES: the pairs, scaled queries, keys and values.
+
+    q: (Tq, pairs, group, 2, d); k: (Tk, pairs, 2, d); v: (Tk, pairs, 2d), as the products want them:
+    queries (tiles*pairs*2, group*rows, d), keys (tiles*pairs*2, columns, d), values (tiles*pairs, columns, 2d).
+    """
+    for piece in pieces:
+        scores = piece.tiles * q.shape[2] * 2 * piece.rows * piece.columns
+        step = max(1, DIFF_SCORES // scores)
+        for first in range(0, q.shape[1], step):
+            pairs = slice(first, min(first + step, q.shape[1]))
+            queries = diff_queries(q[:, pairs], piece).mul(scale).flatten(3, 4).flatten(0, 2)
+            yield piece, pairs, queries, diff_keys(k[:, pairs].flatten(1, 2), piece), diff_keys(v[:, pairs], piece)
+
+
+def diff_scores(queries: Tensor, keys: Tensor, piece: DiffPiece, mask: Tensor) -> Tensor:
+    """Masked scores of a piece: (tiles*pairs*2, group*rows, columns)."""
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    if piece.rows > 1:
+        corner = mask[mask.shape[0] - piece.rows :, mask.shape[1] - piece.columns :]
+        scores.view(-1, piece.rows, piece.columns).add_(corner)
+    return scores
+
+
+def diff_views(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q (Tq, pairs, group, 2, d), k (Tk, pairs, 2, d), v (Tk, pairs, 2d) in the type of the sums, contiguous."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q, k, v = (x.to(wide).contiguous() for x in (q, k, v))
+    (tokens, heads, d), (keys, heads_kv, _) = q.shape, k.shape
+    pairs = heads_kv // 2
+    return (
+        q.view(tokens, pairs, heads // heads_kv, 2, d),
+        k.view(keys, pairs, 2, d),
+        v.view(keys, pairs, 2 * d),
+    )
 
 
 def diff_maps(
@@ -155,27 +146,23 @@ def diff_maps(
     Returns:
         maps (Tq, Hq, 2d) in q's type, log-sum-exp (Tq, Hq) in float32 (float64 for float64).
     """
-    pieces = diff_pieces(bounds_q, bounds_k, window)
-    mask = diff_mask(pieces, window, q)
-    q, k, v = diff_pad_heads(q, k, v)
-    maps = torch.empty_like(q)
-    lse = torch.empty(*q.shape[:2], 1, dtype=mask.dtype, device=q.device)
-    for piece in pieces:
-        start, key, rows, columns, tiles, _ = piece
-        queries = diff_tiles(q, start, rows, rows, tiles)
-        keys, values = diff_tiles(k, key, columns, rows, tiles), diff_tiles(v, key, columns, rows, tiles)
-        out, sums = diff_sdpa(queries, keys, values, piece, diff_corner(piece, mask), scale)
-        diff_tiles(maps, start, rows, rows, tiles).copy_(out)
-        diff_tiles(lse, start, rows, rows, tiles).copy_(sums[..., None])
-    return maps, lse[..., 0]
-
-
-def diff_add_tiles(total: Tensor, part: Tensor, start: int, step: int) -> None:
-    """Add tiles (tiles, H, rows, D) that begin every `step` rows to a packed (T, H, D) tensor; tiles may overlap."""
-    tiles, _, rows, _ = part.shape
-    for begin in range(0, rows, step):
-        width = min(step, rows - begin)
-        diff_tiles(total, start + begin, width, step, tiles).add_(part[:, :, begin : begin + width])
+    tokens, heads, d = q.shape
+    dtype = q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        pieces = diff_pieces(bounds_q, bounds_k, window, heads)
+        q, k, v = diff_views(q, k, v)
+        mask = diff_mask(pieces, window, q)
+        maps, lse = q.new_empty(*q.shape[:-1], 2 * d, dtype=dtype), q.new_empty(*q.shape[:-1], 1)
+        for piece, pairs, queries, keys, values in diff_split(q, k, v, scale, pieces):
+            weights = diff_scores(queries, keys, piece, mask)
+            top = weights.amax(-1, keepdim=True)
+            total = weights.sub_(top).exp_().sum(-1, keepdim=True)
+            out = torch.bmm(weights.view(values.shape[0], -1, piece.columns), values)
+            place = diff_queries(maps[:, pairs], piece)
+            place.copy_(out.div_(total.view(values.shape[0], -1, 1)).view(place.shape))
+            sums = diff_queries(lse[:, pairs], piece)
+            sums.copy_(total.log_().add_(top).view(sums.shape))
+        return maps.view(tokens, heads, 2 * d), lse.view(tokens, heads)
 
 
 def diff_maps_backward(
@@ -191,25 +178,29 @@ def diff_maps_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`diff_maps` to q, k and v, each in its input's type (summed in lse's)."""
-    pieces = diff_pieces(bounds_q, bounds_k, window)
-    mask = diff_mask(pieces, window, q)
-    d, (keys, heads_kv, _) = q.shape[-1], k.shape
-    wide_q, wide_k, wide_v = diff_pad_heads(q, k, v)
-    grad, lse, grad_q = grad.contiguous(), lse[..., None].contiguous(), torch.empty_like(wide_q)
-    grad_k, grad_v = (torch.zeros(wide_k.shape, dtype=lse.dtype, device=q.device) for _ in range(2))
-    for piece in pieces:
-        start, key, rows, columns, tiles, _ = piece
-        own = [diff_tiles(x, start, rows, rows, tiles) for x in (grad, wide_q, maps, lse)]
-        seen = [diff_tiles(x, key, columns, rows, tiles) for x in (wide_k, wide_v)]
-        sums, corner = own[3][..., 0].contiguous(), diff_corner(piece, mask)
-        found = diff_sdpa_backward(own[0], own[1], seen[0], seen[1], own[2], sums, piece, corner, scale)
-        diff_tiles(grad_q, start, rows, rows, tiles).copy_(found[0])
-        diff_add_tiles(grad_k, found[1], key, rows)
-        diff_add_tiles(grad_v, found[2], key, rows)
-    pairs = heads_kv // 2
-    grad_k = grad_k[..., :d].reshape(keys, pairs, -1, 2, d).sum(2)
-    grad_v = grad_v.view(keys, pairs, -1, 2 * d).sum(2)
-    return grad_q[..., :d].contiguous(), grad_k.view(k.shape).to(k.dtype), grad_v.view(v.shape).to(v.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        pieces = diff_pieces(bounds_q, bounds_k, window, q.shape[1])
+        wide_q, wide_k, wide_v = diff_views(q, k, v)
+        mask = diff_mask(pieces, window, wide_q)
+        rows = wide_q.shape[:-1]
+        grad = grad.to(lse.dtype).contiguous().view(*rows, 2 * q.shape[-1])
+        dot = (grad * maps.view(grad.shape)).sum(-1, keepdim=True)
+        lse = lse.contiguous().view(*rows, 1)
+        grad_q, grad_k, grad_v = torch.empty_like(wide_q), torch.zeros_like(wide_k), torch.zeros_like(wide_v)
+        for piece, pairs, queries, keys, values in diff_split(wide_q, wide_k, wide_v, scale, pieces):
+            flat = (keys.shape[0], -1, 1)
+            sums, inner = (diff_queries(x[:, pairs], piece).reshape(flat) for x in (lse, dot))
+            weights = diff_scores(queries, keys, piece, mask).sub_(sums).exp_()
+            out = diff_queries(grad[:, pairs], piece).reshape(values.shape[0], -1, values.shape[2])
+            both = weights.view(values.shape[0], -1, piece.columns)
+            part_v = torch.bmm(both.transpose(1, 2), out)
+            slope = torch.bmm(out, values.transpose(1, 2)).view(weights.shape).sub_(inner).mul_(weights)
+            place = diff_queries(grad_q[:, pairs], piece)
+            place.copy_(torch.bmm(slope, keys).mul_(scale).view(place.shape))
+            for total, part in ((grad_k, torch.bmm(slope.transpose(1, 2), queries)), (grad_v, part_v)):
+                run = part.view(piece.tiles, -1, *part.shape[1:]).transpose(1, 2)
+                diff_add_tiles(total[:, pairs].flatten(1, -2), run, piece.key, piece.rows)
+        return grad_q.view(q.shape).to(q.dtype), grad_k.view(k.shape).to(k.dtype), grad_v.view(v.shape).to(v.dtype)
 
 
 class DiffMaps(torch.autograd.Function):
