@@ -207,6 +207,8 @@ class AnswerChecker:
         for _ in range(workers):
             self._idle.put(None)
         self._workers = workers
+        self._busy: set[_Worker] = set()
+        self._stopped = False
         self.replaced = 0
 
     def submit(self, text: str, gold: str, *, free_form: bool = True) -> Future[Verdict]:
@@ -235,13 +237,14 @@ class AnswerChecker:
             gold = str(number.numerator)
         prediction = text.rpartition("</think>")[2][-_TAIL:] if answer is None else answer
         verdict = self._ask(prediction, gold, answer is None)
-        if verdict.reason.startswith(_DIED):
+        if verdict.reason.startswith(_DIED) and not self._stopped:
             # Something else may have ended it (the machine short of memory, a user); if not, it will die again.
             verdict = self._ask(prediction, gold, answer is None)
         return verdict if answer is None else Verdict(verdict.status, verdict.reason, answer)
 
     def _ask(self, prediction: str, gold: str, free_form: bool) -> Verdict:
         worker = self._idle.get() or _Worker()
+        self._busy.add(worker)
         try:
             verdict = worker.ask(prediction, gold, free_form, self.timeout)
             if verdict is None:
@@ -249,15 +252,20 @@ class AnswerChecker:
                 self.replaced += 1
             return verdict
         finally:
+            self._busy.discard(worker)
             self._idle.put(worker if worker.process.poll() is None else None)
 
-    def close(self) -> None:
-        """Stop the workers; checks that have not begun are dropped."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Stop the workers. Checks that have not begun are dropped; those under way are too with `at_once`."""
+        self._stopped = True
+        if at_once:
+            for worker in list(self._busy):
+                worker.process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for _ in range(self._workers):
-            worker = self._idle.get()
-            if worker is not None:
-                worker.close()
+            idle = self._idle.get()
+            if idle is not None:
+                idle.close()
 
     def __enter__(self) -> AnswerChecker:
         return self
@@ -265,7 +273,7 @@ class AnswerChecker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(at_once=kind is not None)
 
 
 @lru_cache(maxsize=1)

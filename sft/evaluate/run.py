@@ -201,7 +201,7 @@ class _Recorder:
             if error is None:
                 self._write(wait=True)
         finally:
-            self._checker.close()
+            self._checker.close(at_once=error is not None)
             self._file.close()
 
     def add(self, task: _Task, ids: list[int], finished: bool) -> None:

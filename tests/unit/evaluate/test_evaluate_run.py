@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -260,6 +261,37 @@ def test_a_file_in_the_way_is_told_and_what_was_done_is_kept(
     (tmp_path / "sums").write_text("in the way")
     with pytest.raises(UserError, match="run the same command again"):
         evaluate(model, tokenizer, helper.make_section(data), prompt_defaults=None, out_dir=tmp_path, point="start")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB; skips where mounting isn't allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
+    helper: ModuleType,
+    model: Any,
+    tokenizer: Any,
+    data: Path,
+    straight: tuple[dict[str, Any], Path],
+    small_disk: Path,
+) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * 50_000)
+    section = helper.make_section(data)
+    with pytest.raises(UserError, match="No space left on device"):
+        evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=small_disk, point="start")
+    assert not (small_disk / "sums" / "metrics.json").exists()
+    ballast.unlink()
+    metrics = evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=small_disk, point="start")["sums"]
+    assert metrics["resumed_samples"] > 0 and lasting(metrics) == lasting(straight[0])
 
 
 def test_progress_tells_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,17 @@ def test_mode_and_global_randomness_are_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_adapters_take_part() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = qwen3()
+    base = generate_batch(model, Vocabulary(), prompts(), max_new_tokens=8, eos_ids=())
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    got = generate_batch(adapted, Vocabulary(), prompts(), max_new_tokens=8, eos_ids=())
+    assert got != base
+    assert got == generate_batch(adapted.merge_and_unload(), Vocabulary(), prompts(), max_new_tokens=8, eos_ids=())
+
+
 def test_on_done_reports_each_request_once() -> None:
     seen: dict[int, Generation] = {}
     got = generate_batch(
