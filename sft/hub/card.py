@@ -123,13 +123,13 @@ def _what(record: dict[str, Any], facts: dict[str, Any]) -> str:
 
 
 def _usage(facts: dict[str, Any]) -> str:
+    trust = ", trust_remote_code=True" if facts["model_type"] == "phi4flash" and not facts["adapter_base"] else ""
     if facts["adapter_base"]:
         load = "from peft import AutoPeftModelForCausalLM\n"
         load += "import sft.model  # pip install sambay-sft\n" if facts["model_type"] == "phi4flash" else ""
         call = 'AutoPeftModelForCausalLM.from_pretrained(name, dtype="auto")'
     else:
         load = "from transformers import AutoModelForCausalLM\n"
-        trust = ", trust_remote_code=True" if facts["model_type"] == "phi4flash" else ""
         call = f'AutoModelForCausalLM.from_pretrained(name, dtype="auto"{trust})'
     prompt = (
         'messages = [{"role": "user", "content": "What is 17 * 23 + 5?"}]\n'
@@ -141,7 +141,7 @@ def _usage(facts: dict[str, Any]) -> str:
     code = (
         f"{load}from transformers import AutoTokenizer\n\n"
         'name = "..."  # this repository, or a folder with its files\n'
-        f"tokenizer = AutoTokenizer.from_pretrained(name)\nmodel = {call}\n{prompt}"
+        f"tokenizer = AutoTokenizer.from_pretrained(name{trust})\nmodel = {call}\n{prompt}"
         "output = model.generate(**inputs, max_new_tokens=2048)\n"
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))'
     )
@@ -254,7 +254,7 @@ def _environment(record: dict[str, Any]) -> str:
     )
     text = ", ".join(f"{name} {version}" for name, version in packages.items())
     where = ", ".join(str(environment[key]) for key in ("device", "platform") if environment.get(key))
-    return f"{text}; Python {environment.get('python')}{commit}. {where}"
+    return f"{text}; Python {environment.get('python')}{commit}." + (f" {where}." if where else "")
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

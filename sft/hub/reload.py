@@ -132,7 +132,10 @@ def vocabulary_size(folder: str | Path) -> int:
 
         return int(AutoConfig.from_pretrained(base).get_text_config().vocab_size)
     config = read_json(folder / "config.json")
-    return int(config.get("text_config", config)["vocab_size"])
+    size = (config.get("text_config") or config).get("vocab_size")
+    if not isinstance(size, int):
+        raise UserError(f"{folder / 'config.json'} is no language model's: it names no vocab_size")
+    return size
 
 
 def clean_results(

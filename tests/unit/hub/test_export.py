@@ -63,7 +63,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 folder, again = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules.")
 messages = [{{"role": "user", "content": "2+2"}}, {{"role": "assistant", "content": "<think>so</think>4"}}]
 text = tokenizer.apply_chat_template(messages, tokenize=False)

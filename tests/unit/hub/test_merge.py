@@ -1,0 +1,140 @@
+"""Adapters: merged and shown to be the same, or exported as they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sft.errors import UserError
+from sft.files import read_json, write_json
+from sft.hub.export import export
+from sft.hub.folder import MANIFEST
+from sft.hub.merge import check_merge, logits_of, merge_adapter
+from sft.hub.reload import fixed_inputs, relative_error
+
+INPUTS = fixed_inputs(320)
+
+
+@pytest.fixture
+def adapted(tiny_sambay: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a PeftModel with a random adapter: adapted(dtype, size of B, dora)."""
+
+    def make(dtype: str = "float32", size: float = 0.05, dora: bool = False) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        from sft.model.load import lora_target_modules
+
+        base = tiny_sambay(dtype)
+        # DoRA as peft writes it takes the layer's bias for a part of its output, which it isn't in dt_proj.
+        targets = [name for name in lora_target_modules(base.config) if not (dora and name == "dt_proj")]
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, use_dora=dora, task_type="CAUSAL_LM")
+        model = get_peft_model(base, config)
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=size)
+        return model.eval()
+
+    return make
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_merging_keeps_the_logits(adapted: Callable[..., Any], dora: bool) -> None:
+    model = adapted(dora=dora)
+    wanted = logits_of(model, INPUTS)
+    merged, report = merge_adapter(model, in_place=False)
+    assert type(merged).__name__ == "Phi4FlashForCausalLM" and not any("lora" in n for n in merged.state_dict())
+    assert report.error < 1e-5 < 0.05 < report.effect
+    found = logits_of(merged, INPUTS)
+    assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) < 1e-5
+    again = logits_of(model, INPUTS)
+    assert all(torch.equal(a, b) for a, b in zip(again, wanted, strict=True)), "the model in memory stays as it was"
+
+
+def test_merging_in_bf16_differs_by_rounding(adapted: Callable[..., Any]) -> None:
+    _, report = merge_adapter(adapted("bfloat16"), in_place=True)
+    assert 1e-4 < report.error < report.tolerance < report.effect
+
+
+def test_a_merge_that_loses_the_adapter_is_refused(adapted: Callable[..., Any]) -> None:
+    """Also when the adapter does little: a no-op merge differs by less than a loose bound would allow."""
+    for size in (0.05, 2e-4):
+        model = adapted(size=size)
+        wanted = logits_of(model, INPUTS)
+        with model.disable_adapter():
+            base = logits_of(model, INPUTS)
+        with pytest.raises(UserError, match="merging the adapter changes the logits by"):
+            check_merge(base, wanted, base, "float32")
+        assert check_merge(wanted, wanted, base, "float32").error == 0
+
+
+def test_a_merge_with_nan_is_refused(adapted: Callable[..., Any]) -> None:
+    model = adapted()
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+    with pytest.raises(UserError, match="merg"):
+        merge_adapter(model, in_place=True)
+
+
+@pytest.fixture
+def run(adapted: Callable[..., Any], sambay: tuple[Any, Any], tmp_path: Path) -> Path:
+    """A run of a full stage and a LoRA stage, as `sft.train` leaves it."""
+    root = tmp_path / "run"
+    model = adapted()
+    base = copy.deepcopy(model).unload()
+    first, second = root / "stages" / "full" / "final", root / "stages" / "lora" / "final"
+    base.save_pretrained(first)
+    model.save_pretrained(second)
+    write_json(second / "base.json", {"kind": "folder", "path": "stages/full/final", "fingerprint": "x"})
+    for folder in (first, second):
+        sambay[1].save_pretrained(folder)
+    source = "{generate: {family: arithmetic, rows: 10}}"
+    stages = "".join(
+        f"  - {{name: {name}, data: {{sources: [{source}]}}, train: {{max_length: 64}}}}\n" for name in ("full", "lora")
+    )
+    (root / "resolved.yaml").write_text(
+        f"name: trial\noutput_dir: {root}\nmodel: {{tokenizer: tiny, dtype: float32, config: {{hidden_size: 32}}}}\n"
+        f"stages:\n{stages}"
+    )
+    return root
+
+
+def test_a_lora_stage_is_exported_merged(run: Path, adapted: Callable[..., Any], tmp_path: Path) -> None:
+    out = export(run / "stages" / "lora" / "final", tmp_path / "out")
+    manifest = read_json(out / MANIFEST)
+    assert manifest["merge"]["error"] < 1e-5 and manifest["reload"]["error"] < 1e-5
+    assert manifest["dtype"] == "float32" and manifest["adapter_base"] is None
+    assert manifest["run"]["name"] == "trial" and (out / "recipe.yaml").exists()
+    from sft.model.load import load_checkpoint
+
+    found = logits_of(load_checkpoint(str(out), dtype="float32"), INPUTS)
+    errors = [relative_error(a, b) for a, b in zip(found, logits_of(adapted(), INPUTS), strict=True)]
+    assert max(errors) < 1e-5
+    assert "adapters were merged" in (out / "README.md").read_text()
+
+
+def test_a_lora_stage_is_exported_as_it_is(run: Path, tmp_path: Path) -> None:
+    out = export(run / "stages" / "lora" / "final", tmp_path / "out", merge_lora=False)
+    assert (out / "adapter_model.safetensors").exists() and not (out / "model.safetensors").exists()
+    manifest = read_json(out / MANIFEST)
+    assert Path(manifest["adapter_base"]).is_absolute() and manifest["reload"]["error"] < 1e-5
+    assert read_json(out / "adapter_config.json")["base_model_name_or_path"] == manifest["adapter_base"]
+    assert "AutoPeftModelForCausalLM" in (out / "README.md").read_text()
+
+
+def test_an_adapter_without_a_base_is_refused(run: Path, tmp_path: Path) -> None:
+    final = run / "stages" / "lora" / "final"
+    (final / "base.json").unlink()
+    config = read_json(final / "adapter_config.json")
+    write_json(final / "adapter_config.json", {**config, "base_model_name_or_path": None})
+    with pytest.raises(UserError, match="doesn't say what its base model is"):
+        export(final, tmp_path / "out")
+    write_json(final / "base.json", {"kind": "start"})
+    (run / "resolved.yaml").unlink()
+    with pytest.raises(UserError, match=r"resolved\.yaml is gone"):
+        export(final, tmp_path / "out")
