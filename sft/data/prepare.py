@@ -18,7 +18,7 @@ from sft.data import store
 from sft.data.columns import ColumnMap, check_templates, choose_columns, row_id, to_messages
 from sft.data.filters import judge
 from sft.data.packing import pack
-from sft.data.quarantine import QUARANTINE_FILE, SideFiles
+from sft.data.quarantine import DROPPED_FILE, QUARANTINE_FILE, SideFiles
 from sft.data.render import Rendered, Renderer
 from sft.data.rows import BadRow, Row
 from sft.data.sources import OpenSource, open_source
@@ -293,16 +293,28 @@ def _check_outcome(manifest: dict[str, Any], path: Path, job: _Job) -> None:
         )
     if funnel["kept"] == 0:
         raise UserError(f"No row is left to train on ({_counts(funnel['dropped'])}){_length_hint(manifest)}.")
+    _tell(funnel, path)
+
+
+def _tell(funnel: dict[str, Any], path: Path) -> None:
+    rows, dropped = funnel["rows"], dict(funnel["dropped"])
+    bad = dropped.pop("bad", 0)
     if bad:
+        log.warning("%d of %d rows are bad (%s): %s", bad, rows, _counts(funnel["bad"]), path / QUARANTINE_FILE)
+    if dropped:
         log.warning(
-            "%d of %d rows are bad (%s): %s", bad, funnel["rows"], _counts(funnel["bad"]), path / QUARANTINE_FILE
+            "%d of %d rows dropped (%s): %s", sum(dropped.values()), rows, _counts(dropped), path / DROPPED_FILE
         )
+    if funnel["truncated"]:
+        log.warning("%d of %d rows cut at max_length; they end without an end token", funnel["truncated"], rows)
 
 
 def _length_hint(manifest: dict[str, Any]) -> str:
     seen, settings = manifest["length_seen"], manifest["recipe"]
     if seen["longest"] == 0:
         return ": every row is bad"
+    if settings["max_length"] is None or seen["longest"] <= settings["max_length"]:
+        return ": the chat template marks none of their tokens as trained"
     change = "raise it" if settings["over_length"] == "truncate" else "raise it, or set data.over_length to truncate"
     return (
         f": the rows have {seen['shortest']} to {seen['longest']} tokens and train.max_length is "

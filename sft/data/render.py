@@ -10,6 +10,7 @@ from typing import Any, cast
 from sft.data.columns import Message
 from sft.data.rows import BadRow
 from sft.data.template import training_template
+from sft.errors import UserError
 
 Span = tuple[int, int]
 
@@ -32,6 +33,7 @@ class Renderer:
         special |= {token for token in tokenizer.all_special_tokens if token}
         ordered = sorted(special, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._check_marks()
 
     def render(self, messages: Sequence[Message]) -> Rendered | BadRow:
         """The conversation's text and trained spans, or why it can't be rendered.
@@ -56,6 +58,19 @@ class Renderer:
         except (TemplateError, TypeError) as error:
             return BadRow("template", f"the chat template refused it: {error}")
         return Rendered(texts[0], _merged(spans[0]))
+
+    def _check_marks(self) -> None:
+        """Raise UserError unless the marks cover an answer and something after it: the token that ends the turn."""
+        rendered = self.render([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "four"}])
+        if isinstance(rendered, BadRow):
+            raise UserError(f"The tokenizer's chat template can't render a question and its answer: {rendered.detail}.")
+        marked = "".join(rendered.text[start:end] for start, end in rendered.spans)
+        answer, found, end = marked.partition("four")
+        if not found or not end.strip() or "2+2?" in answer:
+            raise UserError(
+                "The tokenizer's chat template marks the wrong part as trained: put the assistant's content and its "
+                f"end token, and nothing of the user's, inside {{% generation %}}; now it marks {marked!r}."
+            )
 
 
 def _merged(spans: Sequence[Span]) -> list[Span]:

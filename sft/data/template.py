@@ -57,7 +57,7 @@ def training_template(tokenizer: Any) -> str:
         template = template.get("default")
     if not template:
         raise UserError("The tokenizer has no chat template; set `model.tokenizer` to one that has.")
-    if template == PUBLISHED_TEMPLATE:
+    if template.removesuffix("\n") == PUBLISHED_TEMPLATE:  # jinja renders nothing for a last newline
         return TRAINING_TEMPLATE
     if _MARK.search(template):
         return str(template)

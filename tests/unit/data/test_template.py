@@ -94,6 +94,22 @@ def test_template_that_trl_knows_gets_its_twin(toy: Any) -> None:
     assert any("2" in rendered.text[start:end] for start, end in rendered.spans)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{{ m['content'] }}{% generation %}{% endgeneration %}",
+        "{% generation %}{{ m['content'] }}{% endgeneration %}<|end|>",
+        "{% generation %}{{ m['content'] + '<|end|>' }}{% endgeneration %}",
+    ],
+    ids=["nothing", "without the end token", "the user's too"],
+)
+def test_wrong_marks_are_refused(toy: Any, body: str) -> None:
+    other = copy.deepcopy(toy)
+    other.chat_template = "{% for m in messages %}" + body + "{% endfor %}"
+    with pytest.raises(UserError, match="marks the wrong part"):
+        Renderer(other)
+
+
 @pytest.mark.parametrize(("template", "said"), [(None, "no chat template"), ("{{ messages }}", "generation")])
 def test_other_templates_are_refused(toy: Any, template: str | None, said: str) -> None:
     other = copy.deepcopy(toy)
