@@ -1,7 +1,7 @@
 """Load model folders the way a stranger would, and write down what they compute.
 
-Run as a program of its own (`python -P clean_load.py job.json`), never imported: it imports only the standard library,
-torch and transformers, and refuses `sft` and `sambay_kernels` to everything that it loads, so that a folder which works
+Run as a program of its own (`python -P clean_load.py job.json`): it imports only the standard library, torch and
+transformers, and hides this project and every optional package from all that it loads, so that a folder which works
 here works where they are not installed. The job file holds:
 
     folders         list of model folders
@@ -11,20 +11,43 @@ here works where they are not installed. The job file holds:
     out             where to write {folder: {"logits": [Tensor (T, V)], "generated": [list of ids], "dtypes": {...}}}
 """
 
-import importlib.abc
 import json
 import sys
 from typing import Any
 
-BLOCKED = ("sft", "sambay_kernels")
+# This project, and what transformers or a model file would use if it found it.
+HIDDEN = (
+    "sft",
+    "sambay_kernels",
+    "accelerate",
+    "causal_conv1d",
+    "datasets",
+    "deepspeed",
+    "flash_attn",
+    "mamba_ssm",
+    "peft",
+    "trl",
+)
 
 
-class Blocker(importlib.abc.MetaPathFinder):
-    """Answers imports of this project's packages as if they weren't installed."""
+class Hiding:
+    """A finder of modules that doesn't find hidden packages: they look as if they weren't installed."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        if fullname.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+    def __init__(self, finder: Any) -> None:
+        self.finder = finder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.finder, name)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if fullname.split(".")[0] in HIDDEN:
+            return None
+        return self.finder.find_spec(fullname, path, target)
+
+
+def hide() -> None:
+    """Hide the packages of HIDDEN from every import from now on."""
+    sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 
 
 def load(folder: str, adapters: bool) -> Any:
@@ -79,7 +102,7 @@ def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as handle:
         job = json.load(handle)
     if not job["adapters"]:
-        sys.meta_path.insert(0, Blocker())
+        hide()
     import torch
 
     results = {}
@@ -89,7 +112,7 @@ def main() -> None:
         del model
     torch.save(results, job["out"])
     if not job["adapters"]:
-        loaded = sorted(name for name in sys.modules if name.split(".")[0] in BLOCKED)
+        loaded = sorted(name for name in sys.modules if name.split(".")[0] in HIDDEN)
         if loaded:
             sys.exit(f"these were to stay away but were loaded: {loaded}")
 

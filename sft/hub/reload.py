@@ -1,7 +1,7 @@
 """Whether a folder computes what it should, found out in a clean process.
 
-Clean: its own interpreter, an empty Hugging Face home, no network, no compiler on the PATH, and neither `sft` nor
-`sambay_kernels` importable, only torch and transformers.
+Clean: its own interpreter, an empty Hugging Face home, no network, no compiler on the PATH, and nothing but torch,
+transformers and what those require to be found: not this project, and no optional package (`clean_load.HIDDEN`).
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ def relative_error(one: Tensor, other: Tensor) -> float:
 
 def vocabulary_size(folder: str | Path) -> int:
     """Rows of the model's embedding, from the folder's config.json (an adapter's: from its base model's)."""
-    from transformers import AutoConfig
-
     folder = Path(folder)
     if (folder / "adapter_config.json").exists():
+        from transformers import AutoConfig
+
         base = str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
         import sft.model  # noqa: F401  (registers phi4flash)
 

@@ -44,8 +44,8 @@ def _load_from_hub(hub: HubServer, tmp_path: Path) -> None:
     """Anybody can load the published model by its name, with transformers alone and without a token."""
     code = f"""
 import sys
-from clean_load import Blocker
-sys.meta_path.insert(0, Blocker())
+from clean_load import hide
+hide()
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({REPO!r}, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained({REPO!r}, trust_remote_code=True)
