@@ -109,11 +109,26 @@ def _compile(path: str, target: Path) -> None:
             problem = _run([path, *compile_flags, "-c", str(SOURCES / "cpu.cpp"), "-o", str(part)])
             problem = problem or _run([path, "-shared", str(part), "-o", str(whole), *link_flags])
             if not problem:
-                ctypes.CDLL(str(whole))
+                # Loaders ignore what follows the last section; `_load` doesn't.
+                with open(whole, "ab") as file:
+                    file.write(hashlib.sha256(whole.read_bytes()).digest())
+                _load(whole)
                 os.replace(whole, target)
                 return
             problems.append(problem)
     raise BuildError(f"{path} can't build the C++ backend ({problems[0]}): {REMEDY}")
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """Load a library that ends with its own hash: mapping a torn file would kill the process.
+
+    Raises:
+        OSError: it is missing, torn or not for this system.
+    """
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise OSError(f"{path} is damaged")
+    return ctypes.CDLL(str(path))
 
 
 def _library_path(path: str) -> Path:
@@ -137,18 +152,16 @@ def library() -> ctypes.CDLL:
         raise BuildError(f"CXX={named} is not a program: {REMEDY}" if named else f"no C++ compiler was found: {REMEDY}")
     try:
         target = _library_path(path)
-        if target.exists():
-            try:
-                return ctypes.CDLL(str(target))
-            except OSError:
-                logger.warning("%s can't be loaded, building it again", target)
-                target.unlink(missing_ok=True)
         with open(target.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.exists():
+            try:
+                return _load(target)
+            except FileNotFoundError:
                 logger.info("building the C++ backend of sambay_kernels (once, some seconds)")
-                _compile(path, target)
-        return ctypes.CDLL(str(target))
+            except OSError as error:
+                logger.warning("%s: building the C++ backend of sambay_kernels again", error)
+            _compile(path, target)
+            return _load(target)
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"the C++ backend can't be built or loaded ({error}): {REMEDY}") from error
 

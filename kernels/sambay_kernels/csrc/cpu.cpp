@@ -1,11 +1,11 @@
 // CPU backend: selective scan, causal convolution and gate, forward and backward, for float and double.
 //
-// A plain C interface without torch or Python headers: it builds in seconds with any C++17 compiler and fits every torch.
+// A plain C interface without torch or Python headers: any C++17 compiler builds it in seconds, it fits every torch.
 //
 // Work is cut into tasks of (64 channels) x (a group of documents). A channel of a document is computed by the same
 // instructions whatever stands beside it, so a document's results don't depend on the pack. Sums over channels (the
-// gradients of B and C) and over documents (those of the weights) go through partial buffers added in a fixed order: the
-// same bits for any number of threads.
+// gradients of B and C) and over documents (those of the weights) go through partial buffers, added in a fixed order:
+// the same bits for any number of threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -187,8 +187,8 @@ struct Block {  // per-task constants and state
 };
 
 template <typename T>
-void forward_token(const Block<T>& block, T* h, const T* delta, const T* delta_u, const T* b, const T* c, int64_t states,
-                   T* y) {
+void forward_token(const Block<T>& block, T* h, const T* delta, const T* delta_u, const T* b, const T* c,
+                   int64_t states, T* y) {
   for (int64_t n = 0; n < states; ++n) {
     const T bn = b[n], cn = c[n];
     const T* a2 = block.A2.data() + n * kLanes;
@@ -342,8 +342,8 @@ void backward_chunk(const ScanBackward<T>& args, const Block<T>& block, const Ti
 }
 
 template <typename T>
-void scan_backward_task(const ScanBackward<T>& args, const Documents& docs, int64_t group, int64_t index, int64_t channel,
-                        int lanes) {
+void scan_backward_task(const ScanBackward<T>& args, const Documents& docs, int64_t group, int64_t index,
+                        int64_t channel, int lanes) {
   const ScanArgs<T>& in = args.in;
   Block<T> block(in, channel, lanes);
   Tile<T> tile(in, channel, lanes);
@@ -412,128 +412,145 @@ struct ConvBackward {
   ConvArgs<T> in;
   Rows<T> grad_y;       // data may be null
   const T* grad_final;  // (S, K-1, D), may be null
-  T *x, *weight, *bias, *initial;  // (T, D); partials (groups, K, D), (groups, D); (S, K-1, D); bias, initial may be null
+  T *x, *weight, *bias, *initial;  // (T, D); partials (groups, K, D), (groups, D); (S, K-1, D); last two may be null
 };
 
 namespace {
 
-// The inputs of one document, the K-1 before it included: row(-1) is the last of the initial state.
+// K rows of a block of channels that move along a document: row k meets tap k, the last row is the current token's.
 template <typename T>
-struct Context {
+struct Window {
+  std::vector<T> buffer;
+  std::vector<T*> rows;
+  explicit Window(int64_t width) : buffer(width * kLanes), rows(width) {
+    for (int64_t k = 0; k < width; ++k) rows[k] = buffer.data() + k * kLanes;
+  }
+  void clear() { std::fill(buffer.begin(), buffer.end(), T(0)); }
+  void advance() { std::rotate(rows.begin(), rows.begin() + 1, rows.end()); }
+};
+
+// Taps, bias and recent inputs of one block of channels.
+template <typename T>
+struct Filter {
   const ConvArgs<T>& in;
-  int64_t document, channel;
-  const T* zeros;
-  const T* row(int64_t position) const {
-    if (position >= 0) return in.x.at(in.borders[document] + position) + channel;
-    if (!in.initial) return zeros;
-    return in.initial + (document * (in.width - 1) + in.width - 1 + position) * in.channels + channel;
+  int64_t channel;
+  int lanes;
+  std::vector<T> taps;
+  alignas(64) T bias[kLanes] = {};
+  Window<T> inputs;
+
+  Filter(const ConvArgs<T>& args, int64_t first, int count)
+      : in(args), channel(first), lanes(count), taps(args.width * kLanes), inputs(args.width) {
+    for (int64_t k = 0; k < in.width; ++k) load(&taps[k * kLanes], in.weight + k * in.channels + channel, lanes);
+    if (in.bias) load(bias, in.bias + channel, lanes);
+  }
+
+  // The K-1 inputs before a document.
+  void start(int64_t document) {
+    inputs.clear();
+    if (!in.initial) return;
+    for (int64_t k = 0; k + 1 < in.width; ++k)
+      load(inputs.rows[k], in.initial + (document * (in.width - 1) + k) * in.channels + channel, lanes);
+  }
+
+  void token(int64_t token, T* out) {
+    load(inputs.rows[in.width - 1], in.x.at(token) + channel, lanes);
+    std::copy(bias, bias + kLanes, out);
+    for (int64_t k = 0; k < in.width; ++k) {
+      const T *row = inputs.rows[k], *tap = &taps[k * kLanes];
+      SAMBAY_SIMD
+      for (int w = 0; w < kLanes; ++w) out[w] += tap[w] * row[w];
+    }
   }
 };
 
 template <typename T>
-void conv_token(const Context<T>& context, int64_t position, int lanes, T* out) {
-  const ConvArgs<T>& in = context.in;
-  for (int w = 0; w < lanes; ++w) out[w] = in.bias ? in.bias[context.channel + w] : T(0);
-  for (int64_t k = 0; k < in.width; ++k) {
-    const T* row = context.row(position - in.width + 1 + k);
-    const T* tap = in.weight + k * in.channels + context.channel;
-    SAMBAY_SIMD
-    for (int w = 0; w < lanes; ++w) out[w] += tap[w] * row[w];
-  }
-}
-
-template <typename T>
 void conv_forward_task(const ConvForward<T>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
   const ConvArgs<T>& in = args.in;
-  const T zeros[kLanes] = {};
+  Filter<T> filter(in, channel, lanes);
   for (int64_t s = docs.first[group]; s < docs.first[group + 1]; ++s) {
-    const Context<T> context{in, s, channel, zeros};
-    const int64_t length = in.borders[s + 1] - in.borders[s];
-    for (int64_t t = 0; t < length; ++t) {
+    filter.start(s);
+    for (int64_t token = in.borders[s]; token < in.borders[s + 1]; ++token) {
       alignas(64) T out[kLanes];
-      conv_token(context, t, lanes, out);
+      filter.token(token, out);
       if (in.silu) {
         SAMBAY_SIMD
-        for (int w = 0; w < lanes; ++w) out[w] *= sigmoid(out[w]);
+        for (int w = 0; w < kLanes; ++w) out[w] *= sigmoid(out[w]);
       }
-      store(args.y + (in.borders[s] + t) * in.channels + channel, out, lanes);
+      store(args.y + token * in.channels + channel, out, lanes);
+      filter.inputs.advance();
     }
     for (int64_t k = 0; k + 1 < in.width; ++k)
-      store(args.final_state + (s * (in.width - 1) + k) * in.channels + channel,
-            context.row(length - in.width + 1 + k), lanes);
+      store(args.final_state + (s * (in.width - 1) + k) * in.channels + channel, filter.inputs.rows[k], lanes);
   }
 }
 
-// Gradient below the activation, into args.x; the weight's and bias's gradients on the way.
+// Gradient below the activation of one token.
 template <typename T>
-void conv_backward_outputs(const ConvBackward<T>& args, const Context<T>& context, int64_t length, int lanes,
-                           T* grad_weight, T* grad_bias) {
-  const ConvArgs<T>& in = args.in;
-  for (int64_t t = 0; t < length; ++t) {
-    const int64_t token = in.borders[context.document] + t;
-    T* g = args.x + token * in.channels + context.channel;
-    alignas(64) T out[kLanes];
-    if (args.grad_y.data)
-      store(g, args.grad_y.at(token) + context.channel, lanes);
-    else
-      std::fill(g, g + lanes, T(0));
-    if (in.silu) {
-      conv_token(context, t, lanes, out);
-      SAMBAY_SIMD
-      for (int w = 0; w < lanes; ++w) g[w] *= silu_slope(out[w], sigmoid(out[w]));
-    }
-    for (int64_t k = 0; k < in.width; ++k) {
-      const T* row = context.row(t - in.width + 1 + k);
-      SAMBAY_SIMD
-      for (int w = 0; w < lanes; ++w) grad_weight[k * kLanes + w] += g[w] * row[w];
-    }
-    SAMBAY_SIMD
-    for (int w = 0; w < lanes; ++w) grad_bias[w] += g[w];
-  }
+void conv_output_grad(const ConvBackward<T>& args, Filter<T>& filter, int64_t token, T* g) {
+  alignas(64) T out[kLanes];
+  filter.token(token, out);
+  if (args.grad_y.data)
+    load(g, args.grad_y.at(token) + filter.channel, filter.lanes);
+  else
+    std::fill(g, g + kLanes, T(0));
+  if (!args.in.silu) return;
+  SAMBAY_SIMD
+  for (int w = 0; w < kLanes; ++w) g[w] *= silu_slope(out[w], sigmoid(out[w]));
 }
 
-// Gradient of the input at `position` (negative: the initial state) from the outputs it entered and the final state.
+// Store the gradient of an input; before the document's start it belongs to the initial state.
 template <typename T>
-void conv_backward_input(const ConvBackward<T>& args, int64_t document, int64_t position, int64_t length,
-                         int64_t channel, int lanes, T* out) {
+void conv_emit(const ConvBackward<T>& args, int64_t document, int64_t position, int64_t channel, int lanes,
+               const T* value) {
   const ConvArgs<T>& in = args.in;
-  std::fill(out, out + kLanes, T(0));
-  for (int64_t k = 0; k < in.width; ++k) {
-    const int64_t t = position + in.width - 1 - k;
-    if (t < 0 || t >= length) continue;
-    const T* g = args.x + (in.borders[document] + t) * in.channels + channel;
-    const T* tap = in.weight + k * in.channels + channel;
-    SAMBAY_SIMD
-    for (int w = 0; w < lanes; ++w) out[w] += g[w] * tap[w];
-  }
-  const int64_t kept = position - (length - in.width + 1);
-  if (args.grad_final && kept >= 0) {
-    const T* g = args.grad_final + (document * (in.width - 1) + kept) * in.channels + channel;
-    for (int w = 0; w < lanes; ++w) out[w] += g[w];
-  }
+  if (position >= 0)
+    store(args.x + (in.borders[document] + position) * in.channels + channel, value, lanes);
+  else if (args.initial)
+    store(args.initial + (document * (in.width - 1) + in.width - 1 + position) * in.channels + channel, value, lanes);
 }
 
 template <typename T>
 void conv_backward_task(const ConvBackward<T>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
   const ConvArgs<T>& in = args.in;
-  const T zeros[kLanes] = {};
+  Filter<T> filter(in, channel, lanes);
+  Window<T> grads(in.width);  // of the inputs in the filter's window; the oldest is complete after its token's turn
   std::vector<T> grad_weight(in.width * kLanes);
-  alignas(64) T grad_bias[kLanes] = {}, out[kLanes];
+  alignas(64) T grad_bias[kLanes] = {}, g[kLanes], kept[kLanes];
   for (int64_t s = docs.first[group]; s < docs.first[group + 1]; ++s) {
-    const Context<T> context{in, s, channel, zeros};
     const int64_t length = in.borders[s + 1] - in.borders[s];
-    conv_backward_outputs(args, context, length, lanes, grad_weight.data(), grad_bias);
-    // Upwards in time: an input reads the outputs' gradients at its own place and later, so it may overwrite its own.
-    for (int64_t position = 1 - in.width; position < length; ++position) {
-      if (position < 0 && !args.initial) continue;
-      conv_backward_input(args, s, position, length, channel, lanes, out);
-      T* to = position < 0 ? args.initial + (s * (in.width - 1) + in.width - 1 + position) * in.channels
-                           : args.x + (in.borders[s] + position) * in.channels;
-      store(to + channel, out, lanes);
+    filter.start(s);
+    grads.clear();
+    for (int64_t t = 0; t < length; ++t) {
+      conv_output_grad(args, filter, in.borders[s] + t, g);
+      for (int64_t k = 0; k < in.width; ++k) {
+        const T *row = filter.inputs.rows[k], *tap = &filter.taps[k * kLanes];
+        T *grad_row = grads.rows[k], *grad_tap = &grad_weight[k * kLanes];
+        SAMBAY_SIMD
+        for (int w = 0; w < kLanes; ++w) {
+          grad_tap[w] += g[w] * row[w];
+          grad_row[w] += g[w] * tap[w];
+        }
+      }
+      SAMBAY_SIMD
+      for (int w = 0; w < kLanes; ++w) grad_bias[w] += g[w];
+      conv_emit(args, s, t - in.width + 1, channel, lanes, grads.rows[0]);
+      std::fill(grads.rows[0], grads.rows[0] + kLanes, T(0));
+      grads.advance();
+      filter.inputs.advance();
+    }
+    // The last K-1 inputs are the final state as well.
+    for (int64_t k = 0; k + 1 < in.width; ++k) {
+      T* row = grads.rows[k];
+      if (args.grad_final) {
+        load(kept, args.grad_final + (s * (in.width - 1) + k) * in.channels + channel, lanes);
+        for (int w = 0; w < kLanes; ++w) row[w] += kept[w];
+      }
+      conv_emit(args, s, length - in.width + 1 + k, channel, lanes, row);
     }
   }
   for (int64_t k = 0; k < in.width; ++k)
-    store(args.weight + (group * in.width + k) * in.channels + channel, grad_weight.data() + k * kLanes, lanes);
+    store(args.weight + (group * in.width + k) * in.channels + channel, &grad_weight[k * kLanes], lanes);
   if (args.bias) store(args.bias + group * in.channels + channel, grad_bias, lanes);
 }
 
@@ -557,21 +574,38 @@ void conv_backward(const ConvBackward<T>& args, int threads) {
             });
 }
 
+// Run `task(first, last)` over pieces of [0, count).
+template <typename Task>
+void run_pieces(int64_t count, int threads, const Task& task) {
+  constexpr int64_t kPiece = 1 << 13;
+  const int64_t pieces = (count + kPiece - 1) / kPiece;
+  const int used = count < kSmall ? 1 : threads;
+#pragma omp parallel for schedule(static) num_threads(used) if (used > 1)
+  for (int64_t i = 0; i < pieces; ++i) {
+    FlushDenormals guard;
+    task(i * kPiece, std::min(count, (i + 1) * kPiece));
+  }
+}
+
 template <typename T>
 void gate_forward(const T* gate, const T* memory, T* out, int64_t count, int threads) {
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (count >= kSmall && threads > 1)
-  for (int64_t i = 0; i < count; ++i) out[i] = gate[i] * sigmoid(gate[i]) * memory[i];
+  run_pieces(count, threads, [=](int64_t first, int64_t last) {
+    SAMBAY_SIMD
+    for (int64_t i = first; i < last; ++i) out[i] = gate[i] * sigmoid(gate[i]) * memory[i];
+  });
 }
 
 template <typename T>
 void gate_backward(const T* grad, const T* gate, const T* memory, T* grad_gate, T* grad_memory, int64_t count,
                    int threads) {
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (count >= kSmall && threads > 1)
-  for (int64_t i = 0; i < count; ++i) {
-    const T s = sigmoid(gate[i]);
-    grad_gate[i] = grad[i] * memory[i] * silu_slope(gate[i], s);
-    grad_memory[i] = grad[i] * gate[i] * s;
-  }
+  run_pieces(count, threads, [=](int64_t first, int64_t last) {
+    SAMBAY_SIMD
+    for (int64_t i = first; i < last; ++i) {
+      const T s = sigmoid(gate[i]);
+      grad_gate[i] = grad[i] * memory[i] * silu_slope(gate[i], s);
+      grad_memory[i] = grad[i] * gate[i] * s;
+    }
+  });
 }
 
 }  // namespace

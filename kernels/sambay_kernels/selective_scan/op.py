@@ -48,7 +48,7 @@ def selective_scan_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     u, A, cu_seqlens = inputs[0], inputs[2], inputs[9]
     check_cu_seqlens_values(cu_seqlens, u.shape[0])
     if backend == "cpp":
-        return selective_scan_cpp(*inputs, _kept_shape(u, A, cu_seqlens, save, backend))
+        return selective_scan_cpp(*inputs, kept_shape=_kept_shape(u, A, cu_seqlens, save, backend))
     y, final = selective_scan_torch(*inputs)
     return y, final, final.new_empty(_kept_shape(u, A, cu_seqlens, save, backend))
 
@@ -71,7 +71,9 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def selective_scan_bwd(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state, each in its input's type; empty for None."""
     given, kept, backend = args[:13], args[13], args[14]
-    grads = selective_scan_torch_backward(*given) if backend == "torch" else selective_scan_cpp_backward(*given, kept)
+    grads = (
+        selective_scan_torch_backward(*given) if backend == "torch" else selective_scan_cpp_backward(*given, kept=kept)
+    )
     return tuple(
         args[2].new_empty(0) if value is None or grad is None else grad.to(value.dtype).contiguous()
         for value, grad in zip(_differentiable(args[2:]), grads, strict=True)

@@ -1,6 +1,6 @@
 """The backward pass of the scan in plain torch, with the two levels of `torch_backend` run backwards.
 
-Written out, not left to autograd: an op's inside isn't recorded, and this keeps a slice of channels in memory at a time.
+Written out because autograd doesn't record an op's inside. Only a slice of channels is in memory at a time.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .torch_backend import (
 def _grads_at_chunk_ends(local: Tensor, through: Tensor, last: Tensor, plan: _ScanPlan) -> Tensor:
     """Gradient (chunks, N, w) of the state at the end of each chunk.
 
-    local: gradient of each chunk's first state from its own outputs; through: its decay; last: gradient (ranks[0], N, w)
-    of the documents' final states, longest document first.
+    local: gradient of each chunk's first state from its own outputs; through: its decay; last: gradient of the
+    documents' final states (ranks[0], N, w), longest document first.
     """
     ends: list[Tensor] = []
     start = local[:0]
