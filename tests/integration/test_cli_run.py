@@ -1,0 +1,176 @@
+"""The command from a recipe to an export and a report, and the real recipes on small local data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sft.cli.main import main
+
+RECIPE = """\
+name: mini
+output_dir: run
+seed: 3
+model:
+  tokenizer: tiny
+  dtype: float32
+  config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 4, num_attention_heads: 4,
+           num_key_value_heads: 2, sliding_window: 16}
+defaults:
+  train: {max_length: 512, max_steps: 3, per_device_train_batch_size: 2, learning_rate: 1e-3, save_steps: 2}
+  evaluate:
+    suites:
+      - {name: words, source: {generate: {family: words, rows: 4, split: test}}, max_new_tokens: 8}
+stages:
+  - name: packed
+    data: {sources: [{generate: {family: words, rows: 40}}]}
+    train: {packing: true}
+  - name: adapters
+    data: {sources: [{generate: {family: words, rows: 20, seed: 1}}]}
+    train: {packing: false, use_peft: true, lora_r: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `sft run` has done RECIPE."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "r.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["run", "--config", "r.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def there(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder, as the current one."""
+    monkeypatch.chdir(finished)
+    return finished
+
+
+def test_run_leaves_everything_it_promises(finished: Path) -> None:
+    run = finished / "run"
+    for name in ("resolved.yaml", "manifest.json", "report/index.html", "export/config.json", "export/README.md"):
+        assert (run / name).is_file(), name
+    for stage in ("packed", "adapters"):
+        assert (run / "stages" / stage / "manifest.json").is_file()
+        steps = [json.loads(line) for line in (run / "stages" / stage / "metrics.jsonl").read_text().splitlines()]
+        assert steps[-1]["step"] == 3 and steps[-1]["supervised_tokens"] > 0
+    for point in ("start", "packed", "adapters"):
+        samples = (run / "eval" / point / "words" / "samples.jsonl").read_text().splitlines()
+        assert sum('"verdict"' in line for line in samples) == 4, point
+    assert json.loads((run / "manifest.json").read_text())["environment"]["packages"]["trl"]
+
+
+def test_the_same_command_again_does_nothing_twice(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in there.glob("run/stages/*/final/*")}
+    assert main(["run", "--config", "r.yaml"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("skipped") == 5, captured.err
+    assert "report: run/report/index.html" in captured.out and "export: run/export" in captured.out
+    assert before and before == {path: path.stat().st_mtime_ns for path in there.glob("run/stages/*/final/*")}
+
+
+def test_a_changed_recipe_is_refused_and_restart_does_it_again(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = ["train", "--config", "r.yaml", "--stages.adapters.train.learning_rate", "5e-4"]
+    assert main(changed) == 1
+    assert "--restart adapters" in capsys.readouterr().err
+    assert main([*changed, "--restart", "adapters"]) == 0
+    assert "threw away adapters" in capsys.readouterr().err
+
+
+def test_eval_of_a_stage_the_start_and_another_model(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--config", "r.yaml", "--stage", "packed"]) == 0
+    assert "packed" in capsys.readouterr().out
+    assert main(["eval", "--config", "r.yaml", "--start"]) == 0
+    assert "start" in capsys.readouterr().out
+    assert main(["eval", "--config", "r.yaml", "--model", "run/stages/packed/final"]) == 0
+    assert "model-final" in capsys.readouterr().out
+    assert main(["eval", "--config", "r.yaml", "--model", "run/nothing"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_chat_answers_once_and_converses(
+    there: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = ["chat", "--config", "r.yaml", "--stage", "packed", "--prompt", "What is 2 + 2?", "--max_new_tokens", "6"]
+    assert main(once) == 0
+    answer = capsys.readouterr().out
+    assert main(once) == 0
+    assert capsys.readouterr().out == answer
+    lines = iter(["What is 2 + 2?", "/clear", "What is 2 + 2?"])
+
+    def typed(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert main(["chat", "--model", "run/stages/packed/final", "--max_new_tokens", "6"]) == 0
+    assert capsys.readouterr().out == answer * 2
+
+
+def test_push_without_a_token_says_how_to_log_in(
+    there: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    words = ["push", "--config", "r.yaml", "--repo_id", "me/mini", "--folder", "run/export"]
+    assert main(words) == 1
+    assert "hf auth login" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def rows(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Twelve real problems with solutions, in the columns of each real recipe's data."""
+    folder = tmp_path_factory.mktemp("rows")
+    lines = (shared_dir / "data/math500/test.jsonl").read_text(encoding="utf-8").splitlines()
+    problems = [json.loads(line) for line in lines[:12]]
+    shapes = {
+        "messages": lambda p, s: {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": s}]},
+        "limo": lambda p, s: {"question": p, "solution": s, "answer": "1"},
+        "dasd": lambda p, s: {"input": p, "output": s, "domain": "math", "meta": "{}"},
+    }
+    for name, shape in shapes.items():
+        with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as handle:
+            for number, row in enumerate(problems):
+                solution = f"<think>\n{row['solution']}\n</think>\n\n{row['solution']}"
+                handle.write(json.dumps({"uuid": str(number), **shape(row["problem"], solution)}) + "\n")
+    return {name: str(folder / f"{name}.jsonl") for name in shapes}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "variables", "stages"),
+    [
+        ("phi4-mini-flash", {"stage1": "messages", "stage2": "limo", "stage3": "messages"}, 3),
+        ("phi4-mini-flash/lora", {"stage1": "messages", "stage2": "limo", "stage3": "messages"}, 3),
+        ("phi4-mini-flash-dasd", {"dasd_low": "dasd", "dasd_high": "dasd"}, 2),
+        ("phi4-mini-flash-dasd/mixed", {"dasd_low": "dasd", "dasd_high": "dasd", "dasd_mixed": "dasd"}, 3),
+    ],
+)
+def test_the_real_recipes_prepare_local_data(
+    recipe: str, variables: dict[str, str], stages: int, rows: dict[str, str], shared_dir: Path, in_tmp: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = ["prepare", "--config", recipe, "--model.tokenizer", str(shared_dir / "models/Phi-4-mini-flash-reasoning")]
+    for name, shape in variables.items():
+        words += [f"--variables.{name}", rows[shape]]
+    assert main([*words, "--prepared_dir", "prepared"]) == 0
+    assert capsys.readouterr().out.count("rows read") == stages
+    manifests = [json.loads(path.read_text()) for path in Path("prepared").glob("*/manifest.json")]
+    assert manifests and all(manifest["documents"] == 12 for manifest in manifests)
+    assert all(0.5 < manifest["supervised_tokens"] / manifest["tokens"] < 1 for manifest in manifests)
+
+
+def test_gsm8k_takes_a_folder_in_one_override(
+    shared_dir: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model.tokenizer", str(shared_dir / "models/Phi-4-mini-flash-reasoning")]
+    words += ["--variables.gsm8k", str(shared_dir / "data/gsm8k"), "--stages.sft.data.sources.0.max_rows", "50"]
+    assert main(["prepare", "--config", "gsm8k", *words]) == 0
+    (manifest,) = (json.loads(path.read_text()) for path in Path("runs/gsm8k/prepared").glob("*/manifest.json"))
+    assert manifest["documents"] == 50 and "train.jsonl" in json.dumps(manifest["inputs"])
