@@ -27,6 +27,7 @@ from sft.train.handover import (
 )
 from sft.train.keys import done_manifest, previous_stage, stage_key, stage_parts, start_parts
 from sft.train.lora import lora_settings
+from sft.train.processes import processes
 from sft.train.stage import train_stage
 
 if TYPE_CHECKING:
@@ -77,14 +78,12 @@ def train(recipe: Recipe, *, only_stage: str | None = None, restart: str | None 
 
 def _one_stage(layout: RunLayout, stage: Stage) -> dict[str, Any]:
     """Prepare and train one stage unless it is done."""
-    from accelerate import PartialState
-
     from sft.data.prepare import prepare_stage
 
     recipe = layout.recipe
     # The stages hand the tokenizer on unchanged, so the rows of all are made with the one that the run starts with.
     tokenizer = start_tokenizer(layout)
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         prepared = prepare_stage(recipe, stage, tokenizer, progress=_PrepareLines(stage.name))
     parts = stage_parts(layout, stage, prepared.manifest["key"])
     done = done_manifest(layout, stage.name)
@@ -150,12 +149,10 @@ def _starting_point(layout: RunLayout, stage: Stage) -> StartingPoint:
 def _written_base(
     layout: RunLayout, stage: Stage, model: Any, tokenizer: Any, dtype: str
 ) -> tuple[Any, Any, dict[str, Any]]:
-    from accelerate import PartialState
-
     from sft.model.load import load_checkpoint
 
     folder = layout.stage_dir(stage.name) / "base"
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         if not folder.exists():
             write_folder(folder, lambda path: model.save_pretrained(path))
     written = load_checkpoint(str(folder), dtype=dtype, trust_remote_code=layout.recipe.model.trust_remote_code)
@@ -170,8 +167,6 @@ def evaluate_point(layout: RunLayout, stage: str | None) -> dict[str, Any]:
 
     Returns the metrics by suite; empty without suites.
     """
-    from accelerate import PartialState
-
     owner = layout.recipe.stages[0] if stage is None else layout.recipe.stage(stage)
     section, point = owner.evaluate, stage or "start"
     if not section.suites:
@@ -184,10 +179,10 @@ def evaluate_point(layout: RunLayout, stage: str | None) -> dict[str, Any]:
             _say(f"{point}: evaluated already, skipped")
             return dict(done["metrics"])
     metrics: dict[str, Any] = {}
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         metrics = _evaluate(layout, owner, stage, point)
         write_json(marker, {"key": key, "metrics": metrics})
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return metrics
 
 
@@ -241,12 +236,10 @@ def _model_key(layout: RunLayout, stage: str | None) -> Any:
 @contextmanager
 def _lock(layout: RunLayout) -> Iterator[None]:
     """One run at a time in a folder; the lock goes with the process, however that ends."""
-    from accelerate import PartialState
-
     layout.root.mkdir(parents=True, exist_ok=True)
     path: Path = layout.root / ".lock"
     with open(path, "w", encoding="utf-8") as handle:
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -258,22 +251,18 @@ def _lock(layout: RunLayout) -> Iterator[None]:
 
 def _throw_away(layout: RunLayout, name: str) -> None:
     """Remove what a stage and those after it have made. Asked for by name, never done otherwise."""
-    from accelerate import PartialState
-
     layout.recipe.stage(name)
     names = [stage.name for stage in layout.recipe.stages]
     for stage in reversed(names[names.index(name) :]):
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             # Without its manifest first: a kill in the middle must not leave a stage that looks done.
             layout.stage_manifest(stage).unlink(missing_ok=True)
             shutil.rmtree(layout.eval_dir(stage), ignore_errors=True)
             shutil.rmtree(layout.stage_dir(stage), ignore_errors=True)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     _say(f"threw away {', '.join(names[names.index(name) :])}")
 
 
 def _say(text: str) -> None:
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print(text, file=sys.stderr, flush=True)

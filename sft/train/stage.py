@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sft.errors import UsageError, UserError
 from sft.files import write_json
 from sft.train.arguments import build_arguments
-from sft.train.checkpoints import Checkpoint, resumable
+from sft.train.checkpoints import Checkpoint, checkpoint_folders, resumable
 from sft.train.handover import fingerprint, save_final
 from sft.train.interrupt import Interrupted, StopSignals
 from sft.train.keys import previous_stage, stage_key, stage_parts
@@ -58,7 +59,7 @@ def train_stage(
 
     `model` gets fresh adapters when the stage asks for LoRA and it has none yet; `base` then names what they stand on
     (default: the run's start, or the previous stage's weights). With `resume`, training goes on from the newest whole
-    checkpoint of the same stage, bit for bit as if it had not stopped.
+    checkpoint of the same stage, bit for bit as if it had not stopped; without, its checkpoints are thrown away.
 
     Raises UserError for a model that mixes documents, leaves trainable tensors without a gradient, diverges, or can't
     be continued from what is there; Interrupted after a signal, with everything saved.
@@ -73,6 +74,9 @@ def train_stage(
     folder = layout.stage_dir(stage.name)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = None
+    if not resume and args.should_save:
+        for _, path in checkpoint_folders(folder):
+            shutil.rmtree(path)
     if resume:
         with args.main_process_first(desc="looking for a checkpoint"):
             checkpoint = resumable(folder, identity, remove_broken=args.should_save)
@@ -244,6 +248,7 @@ def _hand_over(
         "collator": type(trainer.data_collator).__name__,
         "environment": environment(),
     }
+    trainer.restore_config()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_deepspeed_enabled else None
     if trainer.args.should_save:
         with _plain_errors(job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import time
@@ -49,6 +50,10 @@ class SambayTrainer(SFTTrainer):
     ) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         own_forward = base.__dict__.get("forward")
+        self._config_use_cache = getattr(base.config, "use_cache", None)
+        if hasattr(model, "peft_config"):
+            # The base has the embeddings; peft's default would ask the Hub at each save whether they were resized.
+            model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
         super().__init__(model=model, **kwargs)
         # TRL replaces the forward by one that leaves the model's own loss out; take the model's own back.
         base.__dict__.pop("forward", None)
@@ -62,6 +67,12 @@ class SambayTrainer(SFTTrainer):
         self._clock: float | None = None
         self._audit: GradientAudit | None = None
         self._audited = False
+
+    def restore_config(self) -> None:
+        """Undo what training changes in the model's configuration, before the model is handed on."""
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if self._config_use_cache is not None:
+            base.config.use_cache = self._config_use_cache
 
     def _send_telemetry(self) -> None:
         """Nothing is sent anywhere."""
@@ -162,6 +173,7 @@ class SambayTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything a resume needs; mark the folder whole; only then delete older checkpoints."""
+        self._tick()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
@@ -171,11 +183,12 @@ class SambayTrainer(SFTTrainer):
             Trainer._save_checkpoint(self, model, trial)
         finally:
             self.args.save_total_limit = limit
-        self._tick()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_marker(folder, step=self.state.global_step, identity=self.identity, counters=self.counters)
             rotate(folder.parent, limit)
+        # Saving isn't training time.
+        self._clock = time.perf_counter()
 
 
 def takes_decay(name: str, parameter: nn.Parameter) -> bool:

@@ -121,6 +121,36 @@ def test_full_fine_tuning_holds_float32_weights(tmp_path):
     assert {tensor.dtype for tensor in saved_weights(layout.final_dir("one")).values()} == {torch.float32}
 
 
+def test_the_configuration_is_handed_on_as_it_came(tmp_path):
+    model = tiny_qwen()
+    before = model.config.to_dict()
+    _, layout = train_toy(tmp_path, {"max_steps": 1, "gradient_checkpointing": True}, model=model)
+    after = json.loads((layout.final_dir("one") / "config.json").read_text())
+    # These two are filled in by any save.
+    compared = before.keys() & after.keys() - {"dtype", "architectures"}
+    assert {key: after[key] for key in compared} == {key: before[key] for key in compared}
+    assert after["use_cache"] is True
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    """Recomputed activations give the same losses and weights, bit for bit, in every layer of SambaY."""
+    runs = []
+    for on in (False, True):
+        train = {"packing": True, "max_steps": 4, "per_device_train_batch_size": 2, "gradient_checkpointing": on}
+        _, layout = train_toy(tmp_path / str(on), train, model=tiny_sambay())
+        runs.append((read_metrics(layout.metrics("one")), saved_weights(layout.final_dir("one"))))
+    assert [line["loss"] for line in runs[0][0]] == [line["loss"] for line in runs[1][0]]
+    assert all(torch.equal(runs[0][1][name], runs[1][1][name]) for name in runs[0][1])
+
+
+def test_without_resume_old_checkpoints_go(tmp_path):
+    train = {"max_steps": 4, "save_steps": 2}
+    first, layout = train_toy(tmp_path, train)
+    second, _ = train_toy(tmp_path, train, resume=False)
+    assert second["final_loss"] == first["final_loss"]
+    assert [line["step"] for line in read_metrics(layout.metrics("one"))] == [1, 2, 3, 4]
+
+
 def test_lora_trains_float32_adapters_on_weights_that_stay(tmp_path):
     model = tiny_qwen().to(torch.bfloat16)
     before = model.model.layers[0].mlp.up_proj.weight.clone()
