@@ -63,6 +63,7 @@ def selective_scan_cpp(
     delta_softplus: bool,
     cu_seqlens: Tensor | None,
     initial_state: Tensor | None,
+    *,
     kept_shape: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, final_state and the states kept for the backward, (rows, N, d_inner); with 0 rows none is."""
@@ -90,6 +91,7 @@ def selective_scan_cpp_backward(
     delta_softplus: bool,
     cu_seqlens: Tensor | None,
     initial_state: Tensor | None,
+    *,
     kept: Tensor,
 ) -> list[Tensor | None]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state in the compute type; None for None."""

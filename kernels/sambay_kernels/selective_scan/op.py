@@ -71,9 +71,10 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def selective_scan_bwd(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state, each in its input's type; empty for None."""
     given, kept, backend = args[:13], args[13], args[14]
-    grads = (
-        selective_scan_torch_backward(*given) if backend == "torch" else selective_scan_cpp_backward(*given, kept=kept)
-    )
+    if backend == "cpp":
+        grads = selective_scan_cpp_backward(*given, kept=kept)
+    else:
+        grads = selective_scan_torch_backward(*given)
     return tuple(
         args[2].new_empty(0) if value is None or grad is None else grad.to(value.dtype).contiguous()
         for value, grad in zip(_differentiable(args[2:]), grads, strict=True)
