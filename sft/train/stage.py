@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from sft.train.callbacks import Progress
     from sft.train.trainer import SambayTrainer
 
+FULL = 1 << 16
+"""Bytes left on a disk that counts as full when a write to it has failed."""
+
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
 
 
@@ -294,8 +297,7 @@ def _plain_errors(job: _Job) -> Iterator[None]:
 
 
 def _is_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error comes from a full disk; torch and safetensors wrap the errno in texts of their own."""
-    if isinstance(error, OSError):
+    """Whether an error comes from a full disk. torch and safetensors hide the errno, so the disk is asked too."""
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    text = str(error)
-    return any(words in text for words in ("No space left", "PytorchStreamWriter failed", "os error 28"))
+    return "No space left" in str(error) or shutil.disk_usage(folder).free < FULL

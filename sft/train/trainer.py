@@ -77,6 +77,16 @@ class SambayTrainer(SFTTrainer):
     def _send_telemetry(self) -> None:
         """Nothing is sent anywhere."""
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that doesn't fill the model (the parent warns); tied weights are stored once."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        wrong = [name for name in load_result.missing_keys if name not in tied] + list(load_result.unexpected_keys)
+        if wrong:
+            raise UserError(
+                f"The checkpoint in {self.args.output_dir} doesn't fit the model ({len(wrong)} tensors missing or left "
+                f"over, such as {wrong[0]}): start the stage again with --restart {self.identity.get('stage')}."
+            )
+
     # ---- counting ----
 
     def get_batch_samples(

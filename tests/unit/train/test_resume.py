@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 
@@ -143,10 +144,28 @@ def test_interrupted_exit_codes():
     assert Interrupted("x", signal.SIGTERM).exit_code == 143
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("kind", ["os", "torch"])
+def test_a_full_disk_is_told(tmp_path, monkeypatch, kind):
+    """torch.save reports a full disk as a RuntimeError about stream positions: there the disk's free space tells."""
+    error = OSError(28, "No space left on device") if kind == "os" else RuntimeError("unexpected pos 64 vs 0")
 
-    monkeypatch.setattr("sft.train.trainer.write_marker", full)
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("torch.save", full)
+    usage = shutil.disk_usage(tmp_path)
+    if kind == "torch":
+        with pytest.raises(RuntimeError, match="unexpected pos"):
+            train_toy(tmp_path / "room left", {"max_steps": 2, "save_steps": 1})
+        monkeypatch.setattr("shutil.disk_usage", lambda folder: usage._replace(free=100))
     with pytest.raises(UserError, match=r"The disk is full at .*: make room and give the same command again"):
-        train_toy(tmp_path, {"max_steps": 2, "save_steps": 1})
+        train_toy(tmp_path / "full", {"max_steps": 2, "save_steps": 1})
+
+
+def test_a_checkpoint_that_does_not_fill_the_model_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        with pytest.raises(Interrupted):
+            train_toy(tmp_path, {"max_steps": 4})
+    with pytest.raises(UserError, match=r"doesn't fit the model \(11 tensors missing .* --restart one"):
+        train_toy(tmp_path, {"max_steps": 4}, model=tiny_qwen(num_hidden_layers=3))
