@@ -99,7 +99,7 @@ def test_too_many_bad_rows_stop_the_run_and_say_where_they_are(prepare: Prepare,
     assert prepare(path, max_bad_fraction=0.03).manifest["documents"] == 97
 
 
-def test_length_policies(prepare: Prepare, write_rows: Write) -> None:
+def test_length_policies(prepare: Prepare, write_rows: Write, caplog: pytest.LogCaptureFixture) -> None:
     rows = [*_rows(3), {"prompt": "q", "completion": "y" * 90}, {"prompt": "p" * 90, "completion": "lost"}]
     path = write_rows(rows)
     dropped = prepare(path, train={"max_length": 60})
@@ -113,6 +113,8 @@ def test_length_policies(prepare: Prepare, write_rows: Write) -> None:
         "rows": 5, "kept": 4, "dropped": {"no_supervised_token": 1}, "bad": {}, "truncated": 1,
     }  # fmt: skip
     assert max(len(row["input_ids"]) for row in cut.dataset) == 60
+    assert "2 of 5 rows dropped (over_length: 2)" in caplog.text
+    assert "1 of 5 rows cut at max_length" in caplog.text
     with pytest.raises(UserError, match=r"rows.jsonl:4: .* more than train.max_length 60"):
         prepare(path, train={"max_length": 60}, over_length="error")
     assert prepare(path, train={"max_length": None}).manifest["documents"] == 5
@@ -211,6 +213,18 @@ def test_gsm8k(shared_dir: Path, phi: Any, tmp_path: Path) -> None:
     assert prepared.manifest["funnel"]["kept"] == 400
     assert prepared.manifest["tokens"] / (len(prepared.dataset) * 1024) > 0.95
     assert prepared.dataset[0]["document_ids"][0] == "train.jsonl:1"
+
+
+def test_generated_problems_with_the_built_in_tokenizer(tmp_path: Path) -> None:
+    from sft.data.tiny_tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    recipe = stage_of([{"generate": {"rows": 60}}], tmp_path, {"max_length": 1024, "packing": True}, {})
+    prepared = prepare_stage(recipe, recipe.stages[0], tokenizer)
+    assert prepared.manifest["funnel"]["kept"] == 60
+    row = prepared.dataset[0]
+    trained = [i for i, kept in zip(row["input_ids"], row["assistant_masks"], strict=True) if kept]
+    assert trained.count(tokenizer.convert_tokens_to_ids("<|end|>")) == len(row["seq_lengths"])
 
 
 junk_text = st.text(max_size=30) | st.sampled_from(["", "a" * 80, "<|end|>", "\ud800"])
