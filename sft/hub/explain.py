@@ -19,7 +19,7 @@ def scrub(text: str, *tokens: str | None) -> str:
     for token in tokens:
         if token:
             text = text.replace(token, "<token>")
-    return re.sub(r"\b(hf|api|hf_oauth)_[A-Za-z0-9_.-]{16,}", "<token>", text)
+    return re.sub(r"\b(hf_(oauth_|jwt_|app_)?|api_org_)[A-Za-z0-9]{16,}[\w.-]*", "<token>", text)
 
 
 @contextmanager

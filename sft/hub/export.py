@@ -21,7 +21,7 @@ from sft.errors import UserError
 from sft.files import read_json, write_json, write_text
 from sft.hub.card import licence_text, model_card
 from sft.hub.flatten import ops_file
-from sft.hub.folder import KIND, MANIFEST, describe_files, is_export
+from sft.hub.folder import KIND, MANIFEST, describe_files, is_export, remove_scratch, scratch_name
 from sft.hub.merge import TOLERANCE, logits_of, merge_adapter
 from sft.hub.provenance import run_record, write_recipe
 from sft.hub.reload import ReloadReport, check_against, fixed_inputs
@@ -67,7 +67,7 @@ def export(
         UserError: when the source can't be loaded, the target is something else's, the disk is full, a merge changes
             the logits, or the folder doesn't compute in a clean process what the model does.
     """
-    out, say = Path(out_dir), progress or (lambda line: None)
+    out, say = Path(os.path.abspath(out_dir)), progress or (lambda line: None)
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"export stores weights in float32 or bfloat16, not in {dtype}")
     _make_way(out)
@@ -79,10 +79,10 @@ def export(
         opened.model, report = merge_adapter(opened.model, in_place=opened.folder is not None)
         merge = asdict(report)
     opened.dtype = dtype or opened.dtype
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    temporary = out.with_name(scratch_name(out, "tmp"))
     temporary.mkdir(parents=True)
     try:
-        say(f"writing {out}")
+        say(f"writing {out_dir}")
         _write(temporary, opened, max_shard_size)
         reload = None
         if check:
@@ -95,17 +95,28 @@ def export(
         if _disk_full(error):
             raise UserError(f"the disk of {out} is full; the export needs about {_size_gb(opened):.1f} GB") from error
         raise
-    return out
+    return Path(out_dir)
 
 
 def _write(folder: Path, source: Source, max_shard_size: str) -> None:
     """Everything that loading needs."""
     if source.is_adapter:
-        source.model.save_pretrained(folder, safe_serialization=True)
+        _write_adapter(folder, source)
     else:
         _write_model(folder, source, max_shard_size)
     if source.tokenizer is not None:
         source.tokenizer.save_pretrained(folder)
+
+
+def _write_adapter(folder: Path, source: Source) -> None:
+    """The adapter, with the name of a base model that can be loaded."""
+    if not source.base:
+        raise UserError(
+            "the adapter's base model was made in this run and has no name; export it merged (push.merge_lora: true)"
+        )
+    for config in source.model.peft_config.values():
+        config.base_model_name_or_path = source.base
+    source.model.save_pretrained(folder, safe_serialization=True)
 
 
 def _describe(folder: Path, source: Source, checks: dict[str, Any]) -> None:
@@ -246,11 +257,16 @@ def _facts(source: Source) -> dict[str, Any]:
 def _check(folder: Path, source: Source) -> ReloadReport:
     """The folder has to compute in a clean process what the model computes here."""
     inputs = fixed_inputs(source.model.config.get_text_config().vocab_size)
-    return check_against(folder, logits_of(source.model, inputs), inputs, tolerance=TOLERANCE[source.dtype])
+    logits = logits_of(source.model, inputs)
+    if not all(bool(rows.isfinite().all()) for rows in logits):
+        raise UserError("the model's logits aren't finite: its weights are broken, and nothing was exported")
+    return check_against(folder, logits, inputs, tolerance=TOLERANCE[source.dtype])
 
 
 def _make_way(out: Path) -> None:
     """Refuse a target that isn't ours to replace; put right what a kill may have left."""
+    if not out.name:
+        raise UserError(f"{out} can't be an export folder")
     previous = out.with_name(f".{out.name}.old")
     if previous.exists():
         if out.exists():
@@ -259,14 +275,8 @@ def _make_way(out: Path) -> None:
             os.replace(previous, out)
     if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and isn't an export of ours; choose another folder or remove it")
-    for left in out.parent.glob(f".{out.name}.tmp-*"):
-        if not _alive(left.name.rpartition("-")[2]):
-            shutil.rmtree(left)
+    remove_scratch(out, "tmp")
     out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _alive(pid: str) -> bool:
-    return pid.isdigit() and Path("/proc", pid).exists()
 
 
 def _replace(temporary: Path, out: Path) -> None:

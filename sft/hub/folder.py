@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,30 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def scratch_name(folder: Path, use: str) -> str:
+    """The name of this process's scratch folder beside `folder`."""
+    return f".{folder.name}.{use}-{os.getpid()}"
+
+
+def remove_scratch(folder: Path, use: str) -> None:
+    """Remove the scratch folders beside `folder` whose processes are gone: a kill left them."""
+    for left in folder.parent.glob(f".{folder.name}.{use}-*"):
+        if not _alive(left.name.rpartition("-")[2]):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    if not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _hash(path: Path, name: str) -> LocalFile:

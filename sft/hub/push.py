@@ -149,6 +149,9 @@ class _Hub:
             found = token or get_token()
         if not found:
             raise UserError(LOG_IN)
+        if not re.fullmatch(r"[!-~]+", found):
+            # Such a header would be refused with an error that quotes it.
+            raise UserError("the Hugging Face token holds spaces or characters that no token has; copy it again")
         self.token = found
         self.api: HfApi = HfApi(endpoint=self.endpoint, token=found)
 

@@ -164,7 +164,8 @@ def clean_results(
             )
         )
         program = Path(__file__).with_name("clean_load.py")
-        environment = clean_environment(Path(scratch, "home"), offline=not adapters)
+        # An adapter's base model may have to come from the Hub, or lie in this user's cache.
+        environment = dict(os.environ) if adapters else clean_environment(Path(scratch, "home"))
         try:
             done = subprocess.run(
                 [sys.executable, "-P", str(program), str(job)],
@@ -182,8 +183,8 @@ def clean_results(
         return torch.load(out, weights_only=True)
 
 
-def clean_environment(home: Path, *, offline: bool = True) -> dict[str, str]:
-    """The environment of a clean process: no token, no compiler, no cache of anything, no network where `offline`."""
+def clean_environment(home: Path) -> dict[str, str]:
+    """The environment of a clean process: no token, no compiler, no cache of anything, no network."""
     dropped = (
         "HF_",
         "HUGGING_FACE",
@@ -202,4 +203,4 @@ def clean_environment(home: Path, *, offline: bool = True) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    return {**kept, **clean, "HF_HUB_OFFLINE": "1" if offline else "0"}
+    return {**kept, **clean, "HF_HUB_OFFLINE": "1"}

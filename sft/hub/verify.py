@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from sft.errors import UserError
 from sft.files import sha256_file
 from sft.hub.explain import LOG_IN, explained
-from sft.hub.folder import list_files
+from sft.hub.folder import list_files, remove_scratch, scratch_name
 from sft.hub.reload import ReloadReport, check_reload
 
 
@@ -35,13 +34,16 @@ def verify_upload(
     from huggingface_hub import get_token, snapshot_download
     from huggingface_hub.constants import ENDPOINT
 
-    folder = Path(folder)
-    files = list_files(folder)
+    files = list_files(Path(folder))
     endpoint, found = endpoint or ENDPOINT, token or get_token()
     if not found:
         raise UserError(LOG_IN)
     # Beside the folder: a disk that held the export once has a better chance to hold it twice than /tmp.
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.verify-", dir=folder.resolve().parent))
+    folder = Path(os.path.abspath(folder))
+    remove_scratch(folder, "verify")
+    scratch = folder.with_name(scratch_name(folder, "verify"))
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     try:
         _need_space(scratch, sum(file.size for file in files), repo_id)
         with explained(f"{repo_id} can't be downloaded again to check it", repo_id, endpoint, found):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,15 @@ def test_a_folder_that_does_not_load_is_refused(sambay_export: Path, tmp_path: P
         check_reload(folder, sambay_export)
 
 
+def test_a_model_with_broken_weights_is_refused(tiny_sambay: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny_sambay()
+    with torch.no_grad():
+        model.model.layers[0].mlp.fc1.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="logits aren't finite"):
+        export((model, None), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_code_that_needs_another_package_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.py:1: einops would be missing"):
         export_module._refuse_foreign_imports("x.py", "import einops\n")
@@ -234,6 +244,8 @@ def test_bad_arguments(sambay: tuple[Any, Any], tmp_path: Path) -> None:
         export(sambay, tmp_path / "out", dtype="int8")
     with pytest.raises(UserError, match="no model folder at"):
         export(tmp_path / "missing", tmp_path / "out")
+    with pytest.raises(UserError, match="/ can't be an export folder"):
+        export(sambay, "/")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"config\.json"):
         export(tmp_path / "empty", tmp_path / "out")

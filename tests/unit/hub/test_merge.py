@@ -19,6 +19,12 @@ from sft.hub.reload import fixed_inputs, relative_error
 
 INPUTS = fixed_inputs(320)
 
+# The shape of the tiny SambaY, as a recipe writes it.
+SHAPE = (
+    "vocab_size: 320, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 8, num_attention_heads: 4, "
+    "num_key_value_heads: 2, sliding_window: 8"
+)
+
 
 @pytest.fixture
 def adapted(tiny_sambay: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,7 +104,7 @@ def run(adapted: Callable[..., Any], sambay: tuple[Any, Any], tmp_path: Path) ->
         f"  - {{name: {name}, data: {{sources: [{source}]}}, train: {{max_length: 64}}}}\n" for name in ("full", "lora")
     )
     (root / "resolved.yaml").write_text(
-        f"name: trial\noutput_dir: {root}\nmodel: {{tokenizer: tiny, dtype: float32, config: {{hidden_size: 32}}}}\n"
+        f"name: trial\noutput_dir: {root}\nmodel: {{tokenizer: tiny, dtype: float32, config: {{{SHAPE}}}}}\n"
         f"stages:\n{stages}"
     )
     return root
@@ -135,6 +141,8 @@ def test_an_adapter_without_a_base_is_refused(run: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="doesn't say what its base model is"):
         export(final, tmp_path / "out")
     write_json(final / "base.json", {"kind": "start"})
+    with pytest.raises(UserError, match="was made in this run and has no name"):
+        export(final, tmp_path / "out", merge_lora=False)
     (run / "resolved.yaml").unlink()
     with pytest.raises(UserError, match=r"resolved\.yaml is gone"):
         export(final, tmp_path / "out")

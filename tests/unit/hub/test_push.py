@@ -239,6 +239,13 @@ def test_a_refused_token(hub: HubServer, fake_export: Path) -> None:
     assert "refused the token (401)" in str(caught.value) and wrong not in str(caught.value)
 
 
+@pytest.mark.parametrize("token", ["hf_broken\ntoken", "hf broken token", "hf_tökentökentökentöken"])
+def test_a_mangled_token_is_not_quoted(hub: HubServer, fake_export: Path, token: str) -> None:
+    with pytest.raises(UserError, match="holds spaces or characters that no token has") as caught:
+        send(hub, fake_export, token=token)
+    assert "broken" not in str(caught.value) and not hub.requests
+
+
 def test_a_token_that_may_only_read(hub: HubServer, fake_export: Path) -> None:
     hub.role = "read"
     text = refusal(hub, fake_export)
