@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from sft.data.rows import BadRow
 from sft.errors import UsageError, UserError
 from sft.recipe.schema import DataSection
+
+log = logging.getLogger(__name__)
 
 Message = dict[str, str]
 
@@ -62,10 +65,13 @@ class _UnusableError(Exception):
 def choose_columns(name: str, present: Iterable[str], given: Mapping[str, str] | None) -> ColumnMap:
     """Decide which of the columns `present` in source `name` is what; `given` is the recipe's own choice.
 
-    Raises UserError naming the columns there are when none is known or one that the recipe names isn't there.
+    Raises UserError naming the columns there are when none is known or one that the recipe names isn't there. A missing
+    `id` column alone is no error, since a recipe's data may be replaced by local files: rows are then named by place.
     """
     columns = sorted(set(present))
     given = dict(given or {})
+    if "id" in given and given["id"] not in columns:
+        log.warning("%s: there is no column '%s' for ids; rows are named by their place", name, given.pop("id"))
     for role, column in given.items():
         if column not in columns:
             near = difflib.get_close_matches(column, columns, n=1)

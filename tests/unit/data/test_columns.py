@@ -54,6 +54,11 @@ def test_a_mapped_column_that_is_missing_is_named() -> None:
         choose_columns("rows.jsonl", ["question", "answer"], {"prompt": "questoin"})
 
 
+def test_a_missing_id_column_is_told_and_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    chosen = choose_columns("rows.jsonl", ["messages"], {"messages": "messages", "id": "uuid"})
+    assert chosen.described() == {"messages": "messages"} and "no column 'uuid' for ids" in caplog.text
+
+
 def test_both_forms_mapped_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="both"):
         choose_columns("rows.jsonl", ["m", "p"], {"messages": "m", "prompt": "p"})
