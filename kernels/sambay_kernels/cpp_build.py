@@ -48,12 +48,12 @@ def cache_folder() -> Path:
     """Where built libraries are kept: $TORCH_EXTENSIONS_DIR, else $XDG_CACHE_HOME, else ~/.cache, else a private
     temporary folder when none of them can be written."""
     named = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(named) if named else Path.home() / ".cache") / "sambay_kernels"
     try:
+        folder = (Path(named) if named else Path.home() / ".cache") / "sambay_kernels"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         pass
     folder = Path(tempfile.gettempdir()) / f"sambay_kernels-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -103,7 +103,10 @@ def _run(command: list[str]) -> str:
 def _compile(path: str, target: Path) -> None:
     """Compile the source into `target`, which appears whole or not at all."""
     problems: list[str] = []
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:
+    prefix = f"build-{target.stem}-"
+    for left in target.parent.glob(f"{prefix}*"):  # by a process that was killed: the caller holds this target's lock
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
         part, whole = Path(folder) / "cpu.o", Path(folder) / target.name
         for compile_flags, link_flags in _attempts():
             problem = _run([path, *compile_flags, "-c", str(SOURCES / "cpu.cpp"), "-o", str(part)])

@@ -116,6 +116,25 @@ def test_denormal_states_stay_right(name: str) -> None:
 
 
 @backends
+def test_softplus_and_decay_are_accurate_everywhere(name: str) -> None:
+    """One-token documents whose output is the step itself, or the decay itself: relative error of each value."""
+    count = 4001
+    borders, one = torch.arange(count + 1, dtype=torch.int32), torch.ones(count, 1)
+    steps = torch.linspace(-80, 30, count)[:, None]
+    with ops.backend(name):
+        y, _ = selective_scan(one, steps, torch.zeros(1, 1), one, one, cu_seqlens=borders)
+        want = torch.nn.functional.softplus(steps.double())
+        # Rounding the exponent of an exponential alone costs 6e-8 times its size.
+        assert ((y - want).abs() / want / (1 + steps.double().abs())).max() <= 3e-7
+        steps = torch.linspace(0, 86, count)[:, None]
+        inputs = {"delta_softplus": False, "cu_seqlens": borders, "initial_state": one[:, :, None]}
+        y, _ = selective_scan(one * 0, steps, -torch.ones(1, 1), one, one, **inputs)
+        want = torch.exp(-steps.double())
+    assert ((y - want).abs() / want / (1 + steps.double())).max() <= 3e-7
+    assert y[0] == 1
+
+
+@backends
 def test_packed_equals_separate(name: str) -> None:
     ops.assert_packed_equals_separate(ops.scan_case(ops.LENGTHS, channels=70), name, exact=name == "cpp")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 SCAN_CHUNK = 32
 # State values (tokens x states x channels) worked on at a time; channels are independent, so wide rows go in slices.
-SCAN_BLOCK_ELEMENTS = 1 << 24
+SCAN_BLOCK_ELEMENTS = 1 << 23
 
 
 class _ScanPlan(NamedTuple):
