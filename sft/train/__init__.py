@@ -1,0 +1,1 @@
+"""Training: stages chained, on TRL's SFTTrainer with the model's own loss, resumable bit for bit."""

@@ -27,7 +27,7 @@ class Checkpoint:
     marker: dict[str, Any]
 
 
-def write_marker(folder: Path, *, step: int, identity: Mapping[str, Any], counters: Mapping[str, float]) -> None:
+def write_marker(folder: Path, *, step: int, identity: Mapping[str, Any], counters: Mapping[str, Any]) -> None:
     """Declare `folder` a whole checkpoint: flush all its files to disk, then write the marker."""
     marker = folder / MARKER
     marker.unlink(missing_ok=True)

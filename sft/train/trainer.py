@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
@@ -20,6 +21,7 @@ from sft.train.audit import GradientAudit
 from sft.train.checkpoints import rotate, write_marker
 from sft.train.collator import IGNORE
 from sft.train.probe import LossScaling, accepted_inputs
+from sft.train.sampler import EpochOrder
 
 NO_DECAY = re.compile(r"(^|\.)(A_log|D|lambda_\w+|\w*bias|\w*norm\w*)($|\.)")
 """Parameters that take no weight decay by name: state space A and D, attention lambdas, norms, biases."""
@@ -45,11 +47,12 @@ class SambayTrainer(SFTTrainer):
         *,
         loss_scaling: LossScaling,
         identity: Mapping[str, Any],
-        counters: Mapping[str, float] | None = None,
+        counters: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         own_forward = base.__dict__.get("forward")
+        self._order: EpochOrder | None = None
         self._config_use_cache = getattr(base.config, "use_cache", None)
         if hasattr(model, "peft_config"):
             # The base has the embeddings; peft's default would ask the Hub at each save whether they were resized.
@@ -62,7 +65,9 @@ class SambayTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self.loss_scaling = loss_scaling
         self.identity = dict(identity)
-        self.counters: dict[str, float] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0, **(counters or {})}
+        kept = dict(counters or {})
+        self._unlogged: dict[str, float] | None = kept.pop("unlogged", None)
+        self.counters: dict[str, float] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0, **kept}
         self._logged = dict(self.counters)
         self._clock: float | None = None
         self._audit: GradientAudit | None = None
@@ -86,6 +91,27 @@ class SambayTrainer(SFTTrainer):
                 f"The checkpoint in {self.args.output_dir} doesn't fit the model ({len(wrong)} tensors missing or left "
                 f"over, such as {wrong[0]}): start the stage again with --restart {self.identity.get('stage')}."
             )
+
+    # ---- order of rows ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        """Rows in an order that follows from data_seed and the epoch."""
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        strategy = self.args.train_sampling_strategy
+        if strategy == "sequential":
+            return SequentialSampler(dataset)
+        lengths, group = None, self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        if strategy == "group_by_length":
+            lengths = [int(sum(row)) for row in dataset["seq_lengths"]]
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._order = EpochOrder(len(dataset), seed=seed, lengths=lengths, group=group)
+        return self._order
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """One epoch, in that epoch's order."""
+        if self._order is not None:
+            self._order.current_epoch = kwargs["epoch"]
+        super()._run_epoch(*args, **kwargs)
 
     # ---- counting ----
 
@@ -146,11 +172,19 @@ class SambayTrainer(SFTTrainer):
         """One forward and backward pass; the first one of a run is audited."""
         if not self._audited and self._audit is None:
             self._audit = GradientAudit(self.model)
+            self._restore_unlogged()
         loss = super().training_step(*args, **kwargs)
         if self._audit is not None:
             self._audit.finish()
             self._audit, self._audited = None, True
         return loss
+
+    def _restore_unlogged(self) -> None:
+        """Take up the logging window that the checkpoint was saved in: its losses, and the step it began at."""
+        if self._unlogged is not None:
+            self._tr_loss += self._unlogged["loss"]
+            self._globalstep_last_logged = int(self._unlogged["since"])
+            self._unlogged = None
 
     # ---- optimizer ----
 
@@ -194,8 +228,10 @@ class SambayTrainer(SFTTrainer):
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
+        loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="mean").item()
         if self.args.should_save:
-            write_marker(folder, step=self.state.global_step, identity=self.identity, counters=self.counters)
+            counters = {**self.counters, "unlogged": {"loss": loss, "since": self._globalstep_last_logged}}
+            write_marker(folder, step=self.state.global_step, identity=self.identity, counters=counters)
             rotate(folder.parent, limit)
         # Saving isn't training time.
         self._clock = time.perf_counter()

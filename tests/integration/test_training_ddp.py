@@ -16,22 +16,27 @@ from train_worker import ROWS
 TRAIN = {"packing": True, "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
 
 
-def torchrun(root: Path, train: dict[str, object], model: str) -> None:
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     worker = Path(__file__).parents[1] / "support/train_worker.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(worker)]
-    done = subprocess.run(
-        [*command, str(root), json.dumps(train), model],
+    return subprocess.run(
+        [*command, *arguments],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """14 rows in steps of 4: the last step of an epoch has 2 rows, and one process may hold no token at all."""
-    torchrun(tmp_path / "two", {**TRAIN, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}, "sambay")
+    """14 rows in steps of 4, so that some micro-batches are empty. A signal to one process stops both, in the second of
+    two epochs; the same command goes on."""
+    train = {**TRAIN, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    arguments = (str(tmp_path / "two"), json.dumps(train), "sambay")
+    stopped = torchrun(*arguments, "6")
+    assert stopped.returncode != 0 and "Stopped at step 6 of 8 of stage one" in stopped.stderr, stopped.stderr[-3000:]
+    resumed = torchrun(*arguments)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
     two = json.loads((tmp_path / "two/stages/one/manifest.json").read_text())
     assert (two["world_size"], two["engine"]) == (2, "DistributedDataParallel")
 

@@ -1,19 +1,39 @@
-"""Train a toy stage in a process of its own: `python train_worker.py ROOT TRAIN_JSON [model]`, also under torchrun."""
+"""Train a toy stage in its own process: `python train_worker.py ROOT TRAIN_JSON MODEL [STOP]`, also under torchrun.
+
+With STOP the last process sends itself a SIGTERM at the end of that step.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from train_toys import tiny_qwen, tiny_sambay, toy_rows, train_toy
 
 from sft.errors import UserError
+from sft.train.callbacks import StopOnSignal
 
 ROWS = 14
 
 
+def stop_at(step: int) -> None:
+    original = StopOnSignal.on_step_end
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step == step and args.process_index == args.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, args, state, control, **kwargs)
+
+    StopOnSignal.on_step_end = on_step_end  # type: ignore[method-assign]
+
+
 def main() -> int:
+    if len(sys.argv) > 4:
+        stop_at(int(sys.argv[4]))
     root, train = Path(sys.argv[1]), json.loads(sys.argv[2])
     make = {"qwen": tiny_qwen, "sambay": tiny_sambay}[sys.argv[3]]
     try:
