@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sft.errors import UsageError
+from sft.errors import UsageError, UserError
 from sft.generate.cache import can_join, join_rows, new_cache, select_rows, trim_left
 from sft.generate.sampling import Sampling, next_tokens, request_randoms
 
@@ -75,8 +75,8 @@ def generate_batch(
         on_done: called with (position of the prompt, completion) as soon as each is done.
 
     The result of a request doesn't depend on its batch beyond floating-point rounding. The model is in eval mode
-    meanwhile and returns to the mode it was in. Raises UsageError for an empty prompt, UserError for logits that
-    aren't finite.
+    meanwhile and returns to the mode it was in. Raises UsageError for an empty prompt, UserError for tokens
+    outside the model's vocabulary and for logits that aren't finite.
     """
     sampling = Sampling(temperature, top_p)
     if max_new_tokens < 1 or batch_size < 1:
@@ -86,6 +86,7 @@ def generate_batch(
         raise ValueError(f"{len(numbers)} request numbers for {len(prompts)} prompts")
     ends = frozenset(end_token_ids(model, tokenizer) if eos_ids is None else eos_ids)
     queue = _queue(prompts, numbers, sampling, seed, max_new_tokens)
+    _check_vocabulary(model, prompts)
     results: list[Generation | None] = [None] * len(prompts)
     with _evaluating(model):
         batch = _Batch(model, sampling, max_new_tokens, ends, prefill_chunk)
@@ -110,6 +111,16 @@ def _queue(
         randoms = request_randoms(seed, numbers[index], max_new_tokens) if sampling.temperature else None
         queue.append(_Request(index, list(prompts[index]), randoms, []))
     return queue
+
+
+def _check_vocabulary(model: Any, prompts: Sequence[Sequence[int]]) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max((max(prompt) for prompt in prompts), default=0)
+    if largest >= rows:
+        raise UserError(
+            f"The tokenizer makes token {largest}, but the model's vocabulary ends at {rows - 1}: they don't belong "
+            "together; check model.tokenizer, or model.config.vocab_size of a model from scratch."
+        )
 
 
 @contextmanager
