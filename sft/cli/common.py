@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from sft.errors import UserError
-from sft.files import write_json, write_text
+from sft.files import read_json, write_json, write_text
 from sft.recipe import Recipe, RunLayout, Stage, environment, load_recipe, resolved_yaml
 
 if TYPE_CHECKING:
@@ -53,20 +53,56 @@ def recipe_of(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
 
 
 def dry_run(recipe: Recipe) -> int:
-    """Write the resolved recipe and say where."""
-    layout = RunLayout(recipe)
-    write_text(layout.resolved, resolved_yaml(recipe))
-    print(layout.resolved)
+    """Write the resolved recipe and say where. The one that a run was trained with is never overwritten."""
+    layout, text = RunLayout(recipe), resolved_yaml(recipe)
+    path = layout.resolved
+    if _trained(layout) and not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        path = path.with_name("resolved.dry_run.yaml")
+    write_text(path, text)
+    print(path)
     return 0
 
 
 def start_run(recipe: Recipe) -> RunLayout:
-    """Leave the resolved recipe and what it runs with in the run's folder, from one process."""
+    """Leave the resolved recipe and what it runs with in the run's folder, from one process.
+
+    Where stages are trained already this waits for `finish_run`: what is there may be refused as another recipe's.
+    """
     layout = RunLayout(recipe)
-    if os.environ.get("RANK", "0") == "0":
-        write_text(layout.resolved, resolved_yaml(recipe))
-        write_json(layout.manifest, {"recipe": recipe.name, "seed": recipe.seed, "environment": environment()})
+    if os.environ.get("RANK", "0") == "0" and not _trained(layout):
+        _write_run(layout)
     return layout
+
+
+def finish_run(layout: RunLayout) -> None:
+    """Bring the run's recipe and manifest up to date with what has been done."""
+    _write_run(layout)
+
+
+def _trained(layout: RunLayout) -> bool:
+    return any(layout.stage_manifest(stage.name).is_file() for stage in layout.recipe.stages)
+
+
+def _write_run(layout: RunLayout) -> None:
+    """`resolved.yaml` and `manifest.json`: versions and commit, seed, and each stage's data, counts and results."""
+    recipe = layout.recipe
+    stages, evaluations = {}, {}
+    for stage in recipe.stages:
+        if layout.stage_manifest(stage.name).is_file():
+            found = read_json(layout.stage_manifest(stage.name))
+            stages[stage.name] = {key: found.get(key) for key in ("key", "steps", "epochs", "final_loss", "counters")}
+            data = found.get("data") or {}
+            kept = ("key", "inputs", "rows", "documents", "packs", "tokens", "supervised_tokens", "funnel")
+            stages[stage.name]["data"] = {key: data[key] for key in kept if key in data}
+    for point in ("start", *(stage.name for stage in recipe.stages)):
+        marker = layout.eval_dir(point) / "manifest.json"
+        if marker.is_file():
+            suites = read_json(marker)["metrics"]
+            numbers = ("pass_at_1", "interval", "problems", "samples")
+            evaluations[point] = {name: {key: suite.get(key) for key in numbers} for name, suite in suites.items()}
+    manifest = {"recipe": recipe.name, "seed": recipe.seed, "environment": environment()}
+    write_text(layout.resolved, resolved_yaml(recipe))
+    write_json(layout.manifest, {**manifest, "stages": stages, "evaluations": evaluations})
 
 
 def stages_of(recipe: Recipe, arguments: argparse.Namespace) -> list[Stage]:
@@ -202,7 +238,6 @@ def quiet_libraries() -> None:
         ("TOKENIZERS_PARALLELISM", "false"),
         ("TORCH_CPP_LOG_LEVEL", "ERROR"),
         ("DS_LOG_LEVEL", "error"),
-        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
     ):
         os.environ.setdefault(name, value)
     for name in ("DeepSpeed", "torch.distributed.elastic", "torch.utils.cpp_extension", "absl", "httpx", "filelock"):

@@ -8,6 +8,7 @@ from sft.cli.common import (
     add_recipe_arguments,
     add_restart_argument,
     dry_run,
+    finish_run,
     quiet_libraries,
     recipe_of,
     show_results,
@@ -37,6 +38,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     result = run(recipe, only_stage=arguments.stage, restart=arguments.restart)
     if not PartialState().is_main_process:
         return 0
+    finish_run(layout)
     show_results(recipe, result)
     if all(layout.stage_manifest(stage.name).is_file() for stage in recipe.stages):
         from sft.cli.export import export_last

@@ -8,6 +8,7 @@ from sft.cli.common import (
     add_recipe_arguments,
     add_restart_argument,
     dry_run,
+    finish_run,
     quiet_libraries,
     recipe_of,
     show_results,
@@ -33,8 +34,9 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     from sft.train.run import train
 
-    start_run(recipe)
+    layout = start_run(recipe)
     result = train(recipe, only_stage=arguments.stage, restart=arguments.restart)
     if PartialState().is_main_process:
+        finish_run(layout)
         show_results(recipe, result)
     return 0

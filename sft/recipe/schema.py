@@ -5,6 +5,7 @@ Keys under `train` are those of transformers' TrainingArguments and TRL's SFTCon
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -34,6 +35,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ModelSection:
+        self.model_name_or_path, self.tokenizer = _at_home(self.model_name_or_path), _at_home(self.tokenizer)
         if (self.model_name_or_path is None) == (self.config is None):
             reason = "needs exactly one of model_name_or_path (a checkpoint) and config (a model built from scratch)"
             raise_problems("model", [KeyProblem((), reason, None)])
@@ -199,6 +201,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        self.output_dir, self.prepared_dir = str(_at_home(self.output_dir)), _at_home(self.prepared_dir)
         names = [stage.name for stage in self.stages]
         problems = [
             KeyProblem(("stages", index, "name"), f"can't be {name!r}: `sft` uses that word itself", name)
@@ -220,6 +223,11 @@ class Recipe(Section):
                 return stage
         names = ", ".join(stage.name for stage in self.stages)
         raise UsageError(f"the recipe {self.name} has no stage {name!r}; its stages are: {names}")
+
+
+def _at_home(path: str | None) -> str | None:
+    """`~/runs` as a path; a Hub id stays what it is."""
+    return os.path.expanduser(path) if path is not None else None
 
 
 def raise_on_repeats(key: str, names: list[str]) -> None:

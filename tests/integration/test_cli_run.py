@@ -62,7 +62,10 @@ def test_run_leaves_everything_it_promises(finished: Path) -> None:
     for point in ("start", "packed", "adapters"):
         samples = (run / "eval" / point / "words" / "samples.jsonl").read_text().splitlines()
         assert sum('"verdict"' in line for line in samples) == 4, point
-    assert json.loads((run / "manifest.json").read_text())["environment"]["packages"]["trl"]
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["environment"]["packages"]["trl"]
+    assert manifest["stages"]["packed"]["steps"] == 3 and manifest["stages"]["packed"]["data"]["rows"] == 40
+    assert manifest["evaluations"]["start"]["words"]["problems"] == 4
 
 
 def test_the_same_command_again_does_nothing_twice(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,10 +79,16 @@ def test_the_same_command_again_does_nothing_twice(there: Path, capsys: pytest.C
 
 def test_a_changed_recipe_is_refused_and_restart_does_it_again(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = ["train", "--config", "r.yaml", "--stages.adapters.train.learning_rate", "5e-4"]
+    resolved = Path("run/resolved.yaml").read_text()
     assert main(changed) == 1
     assert "--restart adapters" in capsys.readouterr().err
+    assert main([*changed, "--dry_run"]) == 0
+    assert capsys.readouterr().out == "run/resolved.dry_run.yaml\n"
+    # What the trained weights came from stays told by the recipe beside them.
+    assert Path("run/resolved.yaml").read_text() == resolved
     assert main([*changed, "--restart", "adapters"]) == 0
     assert "threw away adapters" in capsys.readouterr().err
+    assert "learning_rate: 0.0005" in Path("run/resolved.yaml").read_text()
 
 
 def test_eval_of_a_stage_the_start_and_another_model(there: Path, capsys: pytest.CaptureFixture[str]) -> None:

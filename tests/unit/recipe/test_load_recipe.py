@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from child_time import run_timed
 
 from sft.errors import UsageError
 from sft.recipe import Recipe, RunLayout, environment, load_recipe, resolved_yaml
@@ -328,6 +327,12 @@ def test_layout(load: Any) -> None:
     assert str(RunLayout(load(GOOD, ["--prepared_dir", "/p"])).prepared) == "/p"
 
 
+def test_home_folders_are_meant(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = load(GOOD, ["--output_dir", "~/runs/x", "--model.tokenizer", "~/tok"])
+    assert (recipe.output_dir, recipe.model.tokenizer) == ("/home/me/runs/x", "/home/me/tok")
+
+
 def test_checkpoints_are_ordered_by_step(load: Any, tmp_path: Path) -> None:
     layout = RunLayout(load(GOOD, ["--output_dir", str(tmp_path / "run")]))
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x", "final"):
@@ -343,10 +348,7 @@ def test_environment_names_versions() -> None:
 
 def test_import_is_quick_and_light() -> None:
     code = "import sys, sft.recipe; print(sorted({'torch', 'transformers', 'trl', 'numpy', 'rich'} & set(sys.modules)))"
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
-    assert done.stdout.strip() == "[]"
-    assert min(seconds) < 0.5, seconds
+    # The best of three: the first one may write bytecode.
+    runs = [run_timed([sys.executable, "-c", code]) for _ in range(3)]
+    assert runs[0][0].stdout.strip() == "[]", runs[0][0].stderr
+    assert min(seconds for _, seconds in runs) < 0.5, runs
