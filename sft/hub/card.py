@@ -125,11 +125,11 @@ def _what(record: dict[str, Any], facts: dict[str, Any]) -> str:
 def _usage(facts: dict[str, Any]) -> str:
     trust = ", trust_remote_code=True" if facts["model_type"] == "phi4flash" and not facts["adapter_base"] else ""
     if facts["adapter_base"]:
-        load = "from peft import AutoPeftModelForCausalLM\n"
+        load = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
         load += "import sft.model  # pip install sambay-sft\n" if facts["model_type"] == "phi4flash" else ""
         call = 'AutoPeftModelForCausalLM.from_pretrained(name, dtype="auto")'
     else:
-        load = "from transformers import AutoModelForCausalLM\n"
+        load = "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         call = f'AutoModelForCausalLM.from_pretrained(name, dtype="auto"{trust})'
     prompt = (
         'messages = [{"role": "user", "content": "What is 17 * 23 + 5?"}]\n'
@@ -139,7 +139,7 @@ def _usage(facts: dict[str, Any]) -> str:
         else 'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
     )
     code = (
-        f"{load}from transformers import AutoTokenizer\n\n"
+        f"{load}\n"
         'name = "..."  # this repository, or a folder with its files\n'
         f"tokenizer = AutoTokenizer.from_pretrained(name{trust})\nmodel = {call}\n{prompt}"
         "output = model.generate(**inputs, max_new_tokens=2048)\n"
@@ -148,8 +148,8 @@ def _usage(facts: dict[str, Any]) -> str:
     text = f"```python\n{code}\n```"
     if facts["model_type"] == "phi4flash" and not facts["adapter_base"]:
         text += (
-            "\n\nIt needs torch and transformers 5 and nothing else, and runs on a CPU too. Where sambay-sft is "
-            "installed, its faster kernels are used."
+            f"\n\nIt needs torch and transformers 5 (written with {facts['transformers']}), and runs on a CPU too. "
+            "Where sambay-sft is installed, its faster kernels are used."
         )
     return text
 

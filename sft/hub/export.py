@@ -238,6 +238,8 @@ def _set_end_tokens(source: Source) -> None:
 
 def _facts(source: Source) -> dict[str, Any]:
     """What the manifest and the card say of the model itself."""
+    import transformers
+
     config = source.model.config
     parameters = {id(p): p.numel() for p in source.model.parameters()}
     return {
@@ -251,6 +253,7 @@ def _facts(source: Source) -> dict[str, Any]:
         "has_tokenizer": source.tokenizer is not None,
         "has_template": bool(getattr(source.tokenizer, "chat_template", None)),
         "adapter_base": source.base if source.is_adapter else None,
+        "transformers": transformers.__version__,
     }
 
 

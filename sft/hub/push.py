@@ -330,7 +330,7 @@ def _check_repo_id(repo_id: str) -> str:
 
 def _refuse_unportable(folder: Path) -> None:
     base = read_manifest(folder).get("adapter_base")
-    if base and Path(base).is_absolute():
+    if base and (base.startswith(("/", ".", "~")) or base.count("/") > 1 or Path(base).is_dir()):
         raise UserError(
             f"{folder} is an adapter on a model folder of this machine ({base}), which nobody else can load; "
             "export with merged weights (push.merge_lora: true)"

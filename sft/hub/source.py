@@ -111,7 +111,7 @@ def _open_base(folder: Path, tokenizer: Any, run: Path | None) -> tuple[Any, str
         section = recipe.model.model_copy(update={"dtype": "float32"})
         return load_model(section, tokenizer, seed=recipe.seed), recipe.model.dtype, recipe.model.model_name_or_path
     if told.get("kind") == "folder" and run is not None:
-        name = str(run / told["path"])
+        name = str((run / told["path"]).resolve())
     else:
         name = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
     if not name:

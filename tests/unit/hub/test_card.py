@@ -24,6 +24,7 @@ FACTS = {
     "has_tokenizer": True,
     "has_template": True,
     "adapter_base": None,
+    "transformers": "5.23.0",
     "merge": None,
     "reload": {"error": 2e-3},
 }

@@ -134,6 +134,30 @@ def test_bf16_export_keeps_the_published_fp32_tensors(sambay: tuple[Any, Any], t
     assert 1e-5 < relative_error(results["logits"][0], logits_of(model, inputs)[0]) < 6e-2
 
 
+def test_the_published_template_renders_the_same_after_export(
+    shared_dir: Path, tiny_sambay: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The training template, marks and all, travels; what it renders is what the published one does."""
+    from sft.data.template import training_template
+    from sft.model.load import load_tokenizer
+
+    tokenizer = load_tokenizer(str(shared_dir / "models" / "Phi-4-mini-flash-reasoning"))
+    published = tokenizer.chat_template
+    tokenizer.chat_template = training_template(tokenizer)
+    assert "generation" in tokenizer.chat_template != published
+    out = export((tiny_sambay(), tokenizer), tmp_path / "out", check=False)
+    again = load_tokenizer(str(out))
+    turns = [("system", "Be brief."), ("user", "1 < 2?\n"), ("assistant", "<think>\nyes</think> Yes"), ("user", "So?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    for length in range(1, 5):
+        for prompt in (False, True):
+            options = {"tokenize": False, "add_generation_prompt": prompt}
+            text = again.apply_chat_template(messages[:length], **options)
+            assert text == tokenizer.apply_chat_template(messages[:length], chat_template=published, **options)
+            assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert read_json(out / "generation_config.json")["eos_token_id"] == [200020, 199999]
+
+
 def test_an_ordinary_model_is_a_plain_folder(sambay: tuple[Any, Any], tmp_path: Path) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

@@ -85,6 +85,19 @@ def test_a_file_that_changed_on_the_way_is_noticed(hub: HubServer, sambay_export
     assert not list(sambay_export.parent.glob(".*"))
 
 
+def test_a_disk_too_small_for_the_check_is_told(
+    hub: HubServer, sambay_export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(
+        UserError, match=r"needs 0\.0 GB beside the export, 0\.0 GB are free .* the push itself is complete"
+    ):
+        push(sambay_export, REPO, endpoint=hub.endpoint, token=TOKEN)
+    assert "config.json" in hub.files(REPO)
+
+
 def test_nothing_is_published_when_the_check_fails(hub: HubServer, fake_export: Path) -> None:
     """fake_export holds no model, so it can't be loaded: the repository stays private."""
     with pytest.raises(UserError, match=r"config\.json is no language model's"):
