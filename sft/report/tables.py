@@ -107,8 +107,9 @@ def training_rows(run: RunFacts) -> list[list[str]]:
 
 def _trained(stage: StageFacts) -> str:
     lora = (stage.manifest or {}).get("lora")
-    rank = lora.get("r", lora.get("lora_r")) if isinstance(lora, dict) else None
-    return "all weights" if not lora else f"LoRA, rank {rank}" if rank else "LoRA"
+    if not isinstance(lora, dict):
+        return "all weights"
+    return f"{'DoRA' if lora.get('use_dora') else 'LoRA'} adapters of rank {lora.get('r', '?')}"
 
 
 DATA_HEAD = ("stage", "rows read", "dropped", "truncated", "kept", "packs", "tokens", "supervised", "longest")

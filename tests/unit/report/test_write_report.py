@@ -246,6 +246,15 @@ def test_parameters_are_counted_from_the_saved_weights(whole: Recipe) -> None:
     assert collect(whole, RunLayout(whole)).parameters == 22
 
 
+def test_what_was_trained_is_told(whole: Recipe) -> None:
+    layout = RunLayout(whole)
+    for name, lora in (("hard", {"r": 16, "use_dora": False}), ("long", {"r": 8, "use_dora": True})):
+        path = layout.stage_manifest(name)
+        write(path, {**json.loads(path.read_text()), "lora": lora})
+    trained = [row[-1] for row in training_rows(collect(whole, layout))]
+    assert trained == ["all weights", "LoRA adapters of rank 16", "DoRA adapters of rank 8"]
+
+
 def test_rows_that_are_kept_and_dropped_add_up(whole: Recipe) -> None:
     first = data_rows(collect(whole, RunLayout(whole)))[0]
     assert first[:5] == ["broad", "1,000", "2 bad (2 json); 5 over_length", "0", "993"]
