@@ -68,9 +68,7 @@ def export(
             the logits, or the folder doesn't compute in a clean process what the model does.
     """
     out, say = Path(os.path.abspath(out_dir)), progress or (lambda line: None)
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"export stores weights in float32 or bfloat16, not in {dtype}")
-    _make_way(out)
+    _make_way(out, dtype)
     say(f"loading {source}" if isinstance(source, str | Path) else "exporting the model in memory")
     opened = open_source(source, Path(run_dir) if run_dir else None)
     merge = None
@@ -266,8 +264,10 @@ def _check(folder: Path, source: Source) -> ReloadReport:
     return check_against(folder, logits, inputs, tolerance=TOLERANCE[source.dtype])
 
 
-def _make_way(out: Path) -> None:
-    """Refuse a target that isn't ours to replace; put right what a kill may have left."""
+def _make_way(out: Path, dtype: str | None) -> None:
+    """Refuse a target that isn't ours to replace, and a type; put right what a kill may have left."""
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"export stores weights in float32 or bfloat16, not in {dtype}")
     if not out.name:
         raise UserError(f"{out} can't be an export folder")
     previous = out.with_name(f".{out.name}.old")

@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,21 @@ def push(
     hub = _Hub(repo_id, endpoint=endpoint, token=token, revision=revision)
     publish = public or not private
     hub.prepare(publish=publish)
+    result = _transfer(hub, folder, files, commit_message or f"Upload {folder.name} with sft push", say)
+    if verify:
+        from sft.hub.verify import verify_upload
+
+        say(f"downloading {hub.repo_id} again to compare it")
+        verify_upload(folder, hub.repo_id, revision=result.commit, endpoint=hub.endpoint, token=hub.token)
+    if publish:
+        hub.publish()
+    return replace(result, public=publish, verified=verify)
+
+
+def _transfer(
+    hub: _Hub, folder: Path, files: Sequence[LocalFile], message: str, say: Callable[[str], None]
+) -> PushResult:
+    """Send what the repository hasn't got, in one commit."""
     with hub.storage():
         remote = hub.tree()
         todo = [file for file in files if not _same(file, remote.get(file.path))]
@@ -112,16 +127,8 @@ def push(
         say(_plan_line(hub, files, todo))
         commit = hub.head
         if todo or stale:
-            message = commit_message or f"Upload {folder.name} with sft push"
             commit = _Upload(hub, folder, todo, stale, say).run(message)
             hub.check_tree(files, commit)
-    if verify:
-        from sft.hub.verify import verify_upload
-
-        say(f"downloading {hub.repo_id} again to compare it")
-        verify_upload(folder, hub.repo_id, revision=commit, endpoint=hub.endpoint, token=hub.token)
-    if publish:
-        hub.publish()
     return PushResult(
         repo_id=hub.repo_id,
         url=f"{hub.endpoint}/{hub.repo_id}",
@@ -129,8 +136,6 @@ def push(
         uploaded=[file.path for file in todo],
         unchanged=[file.path for file in files if file not in todo],
         deleted=stale,
-        public=publish,
-        verified=verify,
     )
 
 
