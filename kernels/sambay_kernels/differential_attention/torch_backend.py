@@ -316,14 +316,17 @@ def differential_attention_step_torch(
     batch, heads_q, d = q.shape
     pairs, keys = k.shape[1] // 2, k.shape[2]
     scale = d**-0.5 if scale is None else scale
-    # Queries of one key head side by side, so that no key is repeated in memory.
-    q = (q * scale).view(batch, pairs, -1, 2, d).transpose(2, 3)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = torch.matmul(q, k.reshape(batch, pairs, 2, keys, d).transpose(-1, -2)).to(wide)
-    if key_mask is not None:
-        scores = scores.masked_fill(~key_mask[:, None, None, None, :], torch.finfo(wide).min)
-    weights = scores.softmax(-1).to(v.dtype).view(batch, pairs, 1, -1, keys)
-    maps = torch.matmul(weights, v.reshape(batch, pairs, 2, keys, d))
+    # Half precision is widened here: its products would round the scores, which the fused kernels don't.
+    wide, dtype = torch.promote_types(q.dtype, torch.float32), q.dtype
+    q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    with torch.autocast(q.device.type, enabled=False):
+        # Queries of one key head side by side, so that no key is repeated in memory.
+        q = (q * scale).view(batch, pairs, -1, 2, d).transpose(2, 3)
+        scores = torch.matmul(q, k.reshape(batch, pairs, 2, keys, d).transpose(-1, -2))
+        if key_mask is not None:
+            scores = scores.masked_fill(~key_mask[:, None, None, None, :], torch.finfo(wide).min)
+        weights = scores.softmax(-1).view(batch, pairs, 1, -1, keys)
+        maps = torch.matmul(weights, v.reshape(batch, pairs, 2, keys, d)).to(dtype)
     # (B, pairs, value half, stripe, group, d) -> (B, pairs, group, stripe, value half, d)
     maps = maps.view(batch, pairs, 2, 2, -1, d).permute(0, 1, 4, 3, 2, 5).reshape(batch, heads_q, 2 * d)
     return diff_combine(maps, lambda_full, subln_weight, lambda_init, eps)
