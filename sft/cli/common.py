@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -177,8 +178,6 @@ def prepare_with_progress(recipe: Recipe, stage: Stage, tokenizer: Any) -> Prepa
 
 def console() -> Console:
     """Where tables go: the terminal, or lines that aren't folded when it isn't one."""
-    import sys
-
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -186,8 +185,6 @@ def console() -> Console:
 
 def progress_line(text: str) -> None:
     """One step of long work, on standard error: standard output is for results."""
-    import sys
-
     print(text, file=sys.stderr, flush=True)
 
 
@@ -240,6 +237,9 @@ def quiet_libraries() -> None:
         ("DS_LOG_LEVEL", "error"),
     ):
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        # Bars are for eyes; in a log each of their steps would be a line.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("DeepSpeed", "torch.distributed.elastic", "torch.utils.cpp_extension", "absl", "httpx", "filelock"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

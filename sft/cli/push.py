@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe's options, what to push, and to whom it shows."""
     add_recipe_arguments(parser, stage=False)
     parser.add_argument(
-        "--folder", metavar="DIR", help="exported folder to push (default: <output_dir>/export, made anew)"
+        "--folder", metavar="DIR", help="exported folder to push (default: <output_dir>/export, made where needed)"
     )
     parser.add_argument("--repo_id", metavar="NAME/MODEL", help="default: the recipe's push.repo_id")
     parser.add_argument("--public", action="store_true", help="publish it; without this the repository is private")
@@ -35,7 +35,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if folder is None:
         from sft.cli.export import export_last
 
-        folder = export_last(recipe)
+        folder = export_last(recipe, reuse=True)
     push_exported(
         recipe, folder=folder, repo_id=arguments.repo_id, public=arguments.public, revision=arguments.revision
     )

@@ -44,7 +44,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from sft.cli.export import export_last
         from sft.cli.push import push_exported
 
-        print(f"export: {export_last(recipe)}")
+        print(f"export: {export_last(recipe, reuse=True)}")
         if recipe.push.repo_id:
             push_exported(recipe)
     from sft.report import write_report

@@ -69,12 +69,14 @@ def test_run_leaves_everything_it_promises(finished: Path) -> None:
 
 
 def test_the_same_command_again_does_nothing_twice(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in there.glob("run/stages/*/final/*")}
+    (there / "run/export/README.md").write_text("a card of my own")
+    made = [*there.glob("run/stages/*/final/*"), *there.glob("run/export/*")]
+    before = {path: path.stat().st_mtime_ns for path in made}
     assert main(["run", "--config", "r.yaml"]) == 0
     captured = capsys.readouterr()
     assert captured.err.count("skipped") == 5, captured.err
     assert "report: run/report/index.html" in captured.out and "export: run/export" in captured.out
-    assert before and before == {path: path.stat().st_mtime_ns for path in there.glob("run/stages/*/final/*")}
+    assert before == {path: path.stat().st_mtime_ns for path in made}
 
 
 def test_a_changed_recipe_is_refused_and_restart_does_it_again(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +90,9 @@ def test_a_changed_recipe_is_refused_and_restart_does_it_again(there: Path, caps
     assert Path("run/resolved.yaml").read_text() == resolved
     assert main([*changed, "--restart", "adapters"]) == 0
     assert "threw away adapters" in capsys.readouterr().err
+    # The export is of the old weights: it is made again, the card with it.
+    assert main(["run", *changed[1:]]) == 0
+    assert (there / "run/export/README.md").read_text() != "a card of my own"
     assert "learning_rate: 0.0005" in Path("run/resolved.yaml").read_text()
 
 
