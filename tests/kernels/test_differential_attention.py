@@ -347,6 +347,24 @@ def test_step_in_half_precision_keeps_its_scores_in_float32() -> None:
         assert (found.double() - exact).norm() < 1e-2 * exact.norm()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 64])
+@pytest.mark.parametrize("suffix", [False, True])
+def test_cuda_equals_the_definition(suffix: bool, window: int | None, dtype: torch.dtype) -> None:
+    keys = [300, 64, 1, 129]
+    leaves, options = make([5, 0, 1, 129] if suffix else keys, keys, heads=(8, 4), d=64, dtype=dtype)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    wanted = value_and_grads(differential_attention_reference, exact, {**options, "window": window})
+    moved = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in options.items()}
+    on_device = [x.detach().cuda().requires_grad_() for x in leaves]
+    found = value_and_grads(
+        lambda *x, **o: differential_attention(*x, **o).cpu(), on_device, {**moved, "window": window}
+    )
+    assert_relative([x.cpu() for x in found], wanted, 2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
 def bad(**changes: Any) -> Callable[[], Tensor]:
     names = ("q", "k", "v", "lambda_full", "subln_weight")
     leaves, options = make([4, 6], heads=(4, 2))
