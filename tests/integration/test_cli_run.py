@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hub_server import TOKEN, running_hub
 
 from sft.cli.main import main
 
@@ -136,6 +140,32 @@ def test_push_without_a_token_says_how_to_log_in(
     words = ["push", "--config", "r.yaml", "--repo_id", "me/mini", "--folder", "run/export"]
     assert main(words) == 1
     assert "hf auth login" in capsys.readouterr().err
+
+
+def test_push_goes_up_once_and_is_private_until_published(there: Path, tmp_path: Path) -> None:
+    with running_hub(tmp_path / "hub") as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+
+        def push(*words: str) -> str:
+            command = [
+                sys.executable,
+                "-m",
+                "sft",
+                "push",
+                "--config",
+                "r.yaml",
+                "--push.repo_id",
+                "tester/mini",
+                *words,
+            ]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            assert TOKEN not in done.stdout + done.stderr
+            return done.stdout
+
+        assert "(private;" in push() and "model.safetensors" in hub.files("tester/mini")
+        second = push("--public")
+        assert "(public; 0 files sent" in second and second.endswith("reloaded and equal)\n")
 
 
 @pytest.fixture(scope="module")

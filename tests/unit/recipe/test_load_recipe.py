@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from child_time import run_timed
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sft.errors import UsageError
 from sft.recipe import Recipe, RunLayout, environment, load_recipe, resolved_yaml
@@ -117,6 +119,29 @@ def test_resolved_recipe_loads_to_the_same_recipe(load: Any) -> None:
 def test_resolved_recipe_keeps_text_as_text(load: Any, text: str) -> None:
     recipe = load().model_copy(update={"description": text})
     assert load(resolved_yaml(recipe)).description == text
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=30).filter(str.isprintable), number=st.floats(allow_nan=False, allow_infinity=False))
+def test_resolved_recipe_keeps_any_text_and_number(load: Any, text: str, number: float) -> None:
+    recipe = load().model_copy(deep=True, update={"description": text.replace("${", "$ {")})
+    recipe.model.config = {"x": [number, text.replace("${", "")], "y": {"z": None}}
+    assert load(resolved_yaml(recipe)) == recipe
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    start=st.integers(0, len(GOOD)),
+    length=st.integers(0, 40),
+    junk=st.text(alphabet="{}[]:-#&*!|>'\"%@`,? \n\tax1$", max_size=8),
+)
+def test_mangled_recipes_load_or_are_refused_in_lines_that_name_the_file(
+    load: Any, start: int, length: int, junk: str
+) -> None:
+    try:
+        load(GOOD[:start] + junk + GOOD[start + length :])
+    except UsageError as error:
+        assert all(" " in line and "r.yaml" in line for line in str(error).splitlines()), str(error)
 
 
 @pytest.mark.parametrize(
