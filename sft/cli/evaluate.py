@@ -68,6 +68,6 @@ def _other_model(recipe: Recipe, name: str, stage: str | None) -> dict[str, dict
     owner = recipe.stage(stage) if stage else recipe.stages[-1]
     model, tokenizer = load_any_model(name, recipe.model.trust_remote_code)
     point = f"model-{Path(name).resolve().name if Path(name).exists() else name.replace('/', '--')}"
-    folder = RunLayout(recipe).root / "eval"
+    folder = RunLayout(recipe).eval_dir(point)
     results = evaluate(model, tokenizer, owner.evaluate, prompt_defaults=owner.data, out_dir=folder, point=point)
     return {point: dict(results)}

@@ -44,7 +44,7 @@ def attach_adapters(model: PreTrainedModel, settings: dict[str, Any], *, seed: i
         r=settings["r"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
-        target_modules=settings["target_modules"] or default_targets(model),
+        target_modules=settings["target_modules"] or default_targets(model, dora=settings["use_dora"]),
         target_parameters=settings["target_parameters"],
         modules_to_save=settings["modules_to_save"],
         use_rslora=settings["use_rslora"],
@@ -53,17 +53,23 @@ def attach_adapters(model: PreTrainedModel, settings: dict[str, Any], *, seed: i
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise UsageError(f"train.lora_target_modules: {_first_sentence(error)}") from error
+    if settings["use_dora"] and any(".dt_proj.lora_" in name for name, _ in adapted.named_parameters()):
+        raise UsageError(
+            "train.lora_target_modules: DoRA can't adapt dt_proj (peft takes its bias off an output that doesn't hold "
+            "it yet: the scan adds it); name the other modules, or leave the key out."
+        )
+    return adapted
 
 
-def default_targets(model: PreTrainedModel) -> list[str] | str:
+def default_targets(model: PreTrainedModel, *, dora: bool = False) -> list[str] | str:
     """Which modules get adapters when the recipe doesn't say: SambaY's projections, else every linear layer."""
     if getattr(model.config, "model_type", None) == "phi4flash":
         from sft.model.load import lora_target_modules
 
-        return lora_target_modules(model.config)
+        return [name for name in lora_target_modules(model.config) if not (dora and name == "dt_proj")]
     return "all-linear"
 
 
