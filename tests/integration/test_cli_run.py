@@ -107,6 +107,7 @@ def test_eval_of_a_stage_the_start_and_another_model(there: Path, capsys: pytest
     assert "start" in capsys.readouterr().out
     assert main(["eval", "--config", "r.yaml", "--model", "run/stages/packed/final"]) == 0
     assert "model-final" in capsys.readouterr().out
+    assert Path("run/eval/model-final/words/metrics.json").is_file()
     assert main(["eval", "--config", "r.yaml", "--model", "run/nothing"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
