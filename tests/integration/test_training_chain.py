@@ -63,7 +63,7 @@ def chained(tmp_path_factory) -> RunLayout:
     """LoRA, the same LoRA again (packed), another LoRA, all weights."""
     root = tmp_path_factory.mktemp("chain")
     whole = {"per_device_train_batch_size": 24}
-    trains = [LORA, {**LORA, "packing": True}, {**LORA, "lora_r": 2, "use_dora": True}, {}]
+    trains = [LORA, {**LORA, "packing": True}, {**LORA, "lora_r": 2, "use_dora": True, "learning_rate": 3e-3}, {}]
     recipe = chain(root, *[{**whole, **train} for train in trains])
     result = run(recipe)
     assert list(result["stages"]) == ["s0", "s1", "s2", "s3"]

@@ -1,20 +1,15 @@
-"""Multi-step arithmetic: a list of definitions, each using the one before it (and perhaps another earlier one)."""
+"""Multi-step arithmetic: a number, and what is done to it."""
 
 from __future__ import annotations
 
 import random
 
-from sft.data.procedural.chains import draw_chain
-from sft.data.procedural.labels import draw_labels
+from sft.data.procedural.chains import draw as draw_chain
 from sft.data.procedural.problem import Problem
 
 
 def draw(rng: random.Random, steps: int) -> Problem:
-    """A problem whose last quantity takes `steps` calculations."""
-    chain = draw_chain(rng, steps, reference_share=0.2)
-    labels = draw_labels(rng, steps + 1)
-    lines = [f"{labels[0]} = {chain.values[0]}"]
-    for index, move in enumerate(chain.moves):
-        lines.append(f"{labels[index + 1]} = {labels[index]} {move.operator} {chain.operand(index, labels)}")
-    lines.append(f"Find {labels[-1]}.")
-    return Problem(chain.canonical(), "\n".join(lines), chain.solution(labels), chain.values[-1])
+    """A problem of `steps` calculations (a long one of at most as many)."""
+    chain = draw_chain(rng, steps)
+    told = [f" ({mark}) {move}" for mark, move in enumerate(chain.moves, start=1)]
+    return chain.pose(f"Start with {chain.start}.", told, "Result?")

@@ -1,72 +1,69 @@
-"""Chains of calculations: each quantity follows from the one before it. What arithmetic and word problems share."""
+"""Random chains of calculations whose every value has two digits."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
-from sft.data.procedural.numbers import LARGEST, SMALLEST, compute, draw_operand, worked
+from sft.data.procedural.numbers import LARGEST, LARGEST_OPERAND, SMALLEST, compute, draw_operand, in_range
+from sft.data.procedural.problem import Chain, Move
+
+MOST_SHORT_STEPS = 12
+"""Problems with more steps are told as rounds of the same few calculations."""
+MOST_ROUNDS = 60
+MOST_MOVES = 6
+MAX_STEPS = MOST_ROUNDS * MOST_MOVES
 
 _OPERATORS = "+-*/"
 _WEIGHTS = (34, 34, 16, 16)
 
 
-@dataclass(frozen=True)
-class Move:
-    """One calculation: the quantity before it, `operator`, and a constant or (`reference`) an earlier quantity."""
-
-    operator: str
-    operand: int
-    reference: int | None = None
+def draw(rng: random.Random, steps: int) -> Chain:
+    """A chain of `steps` calculations; a long one of about, and never more than, so many."""
+    return _draw_rounds(rng, steps) if steps > MOST_SHORT_STEPS else _draw_short(rng, steps)
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A first value and the moves made from it; `values[i]` is the quantity after `i` moves."""
-
-    values: tuple[int, ...]
-    moves: tuple[Move, ...]
-
-    def canonical(self) -> str:
-        """The problem without its wording: what is calculated."""
-        parts = [f"{m.operator}{m.operand if m.reference is None else f'[{m.reference}]'}" for m in self.moves]
-        return f"{self.values[0]}{''.join(parts)}"
-
-    def operand(self, index: int, labels: tuple[str, ...]) -> str:
-        """How the operand of move `index` is written in the problem."""
-        move = self.moves[index]
-        return str(move.operand) if move.reference is None else labels[move.reference]
-
-    def solution(self, labels: tuple[str, ...]) -> str:
-        """Every quantity in turn: its definition, the definition with values put in, and the calculation."""
-        lines = [f"{labels[0]} = {self.values[0]}"]
-        for index, move in enumerate(self.moves):
-            definition = f"{labels[index]} {move.operator} {self.operand(index, labels)}"
-            lines.append(
-                f"{labels[index + 1]} = {definition} = {worked(self.values[index], move.operator, move.operand)}"
-            )
-        return "\n".join(lines)
-
-
-def _draw_move(rng: random.Random, values: list[int], reference_share: float) -> Move:
-    value = values[-1]
-    while True:
+def _draw_short(rng: random.Random, steps: int) -> Chain:
+    start = value = rng.randint(SMALLEST, LARGEST)
+    moves: list[Move] = []
+    while len(moves) < steps:
         operator = rng.choices(_OPERATORS, _WEIGHTS)[0]
-        if operator in "+-" and len(values) > 1 and rng.random() < reference_share:
-            reference = rng.randrange(len(values) - 1)
-            if SMALLEST <= compute(value, operator, values[reference]) <= LARGEST:
-                return Move(operator, values[reference], reference)
         operand = draw_operand(rng, value, operator)
         if operand is not None:
-            return Move(operator, operand)
+            moves.append(Move(operator, operand))
+            value = compute(value, operator, operand)
+    return Chain(start, tuple(moves))
 
 
-def draw_chain(rng: random.Random, steps: int, *, reference_share: float) -> Chain:
-    """A chain of `steps` moves; `reference_share` of the additions and subtractions use an earlier quantity."""
-    values = [rng.randint(SMALLEST, LARGEST)]
-    moves = []
-    for _ in range(steps):
-        move = _draw_move(rng, values, reference_share)
-        moves.append(move)
-        values.append(compute(values[-1], move.operator, move.operand))
-    return Chain(tuple(values), tuple(moves))
+def _draw_rounds(rng: random.Random, steps: int) -> Chain:
+    """A few additions and subtractions, many rounds.
+
+    A round changes the value by a little, so that no round repeats another and all values keep two digits.
+    """
+    fewest = max(2, -(-steps // MOST_ROUNDS))
+    while True:
+        count = rng.randint(fewest, MOST_MOVES)
+        rounds = steps // count
+        drift = rng.choice((-1, 1)) * rng.randint(1, max(1, min(3, MOST_ROUNDS // rounds)))
+        moves = _round_of(rng, count, drift)
+        start = rng.randint(SMALLEST, LARGEST)
+        # Values move one way from round to round, so the first and the last round hold the extremes.
+        if moves and _stays(start, moves) and _stays(start + drift * (rounds - 1), moves):
+            return Chain(start, moves, rounds)
+
+
+def _round_of(rng: random.Random, count: int, drift: int) -> tuple[Move, ...] | None:
+    """`count` moves that add up to `drift`, or None when the last one would not have one digit."""
+    changes = [rng.choice((-1, 1)) * rng.randint(1, LARGEST_OPERAND) for _ in range(count - 1)]
+    last = drift - sum(changes)
+    if not 1 <= abs(last) <= LARGEST_OPERAND:
+        return None
+    return tuple(Move("+" if change > 0 else "-", abs(change)) for change in (*changes, last))
+
+
+def _stays(value: int, moves: tuple[Move, ...]) -> bool:
+    """Whether every value of one round has two digits."""
+    for move in moves:
+        value = compute(value, move.operator, move.operand)
+        if not in_range(value):
+            return False
+    return True

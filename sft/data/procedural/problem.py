@@ -1,8 +1,11 @@
-"""One generated problem."""
+"""One generated problem, and the chain of calculations that it is made of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from sft.data.procedural.numbers import compute
 
 
 @dataclass(frozen=True)
@@ -10,9 +13,60 @@ class Problem:
     """A question, its worked solution and its answer.
 
     `canonical` is the problem without its names and wording: two problems with the same calculations have the same one.
+    `steps` is how many calculations lead to the answer.
     """
 
     canonical: str
     prompt: str
     solution: str
     answer: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """One calculation on the value before it, e.g. `+ 4`."""
+
+    operator: str
+    operand: int
+
+    def __str__(self) -> str:
+        return f"{self.operator} {self.operand}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A first value and the moves made from it, all of them once or, in a long problem, `rounds` times over."""
+
+    start: int
+    moves: tuple[Move, ...]
+    rounds: int = 1
+
+    @property
+    def steps(self) -> int:
+        """How many calculations the chain takes."""
+        return len(self.moves) * self.rounds
+
+    @property
+    def canonical(self) -> str:
+        """The calculations alone."""
+        return f"{self.rounds}x {self.start} {' '.join(map(str, self.moves))}"
+
+    def pose(self, opening: str, told: Sequence[str], question: str, so: Sequence[str] | None = None) -> Problem:
+        """The problem that tells each move as `told` says (with its mark), and its solution.
+
+        A line of the solution is the value so far, the move as the question tells it, and the value it makes (after
+        `so[i]`, default ` =`): what has to be looked up far away continues words just read, and the numbers stand
+        close by.
+        """
+        head = [opening] if self.rounds == 1 else [opening, f"Repeat {self.rounds} rounds."]
+        lines, value = [], self.start
+        for turn in range(1, self.rounds + 1):
+            if self.rounds > 1:
+                lines.append(f"Round {turn} of {self.rounds}")
+            for index, move in enumerate(self.moves):
+                result = compute(value, move.operator, move.operand)
+                lines.append(f"{value}{told[index]}{so[index] if so else ' ='} {result}")
+                value = result
+        prompt = "\n".join([*head, *told, question])
+        return Problem(self.canonical, prompt, "\n".join(lines), value, self.steps)

@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sft.data.procedural import arithmetic, equations, stories
-from sft.data.procedural.labels import LABELS
+from sft.data.procedural.chains import MAX_STEPS
 from sft.data.procedural.problem import Problem
 from sft.errors import UserError
 from sft.recipe.schema import GenerateSource
-
-MAX_STEPS = len(LABELS) - 1
-"""Longest problem: every quantity has a label of its own."""
 
 _TEST_SHARE = 10
 _PATIENCE = 1000
@@ -39,14 +36,15 @@ def completion_of(problem: Problem) -> str:
     return f"<think>\n{problem.solution}\n</think>\n\\boxed{{{problem.answer}}}"
 
 
-def _draw_new(rng: random.Random, family: str, steps: int, split: str, seen: set[str]) -> Problem:
+def _draw_new(rng: random.Random, family: str, source: GenerateSource, seen: set[str]) -> Problem:
+    steps = rng.randint(source.min_steps, source.max_steps)
     for _ in range(_PATIENCE):
         problem = _DRAW[family](rng, steps)
-        if split_of(problem) == split and problem.canonical not in seen:
+        if split_of(problem) == source.split and problem.canonical not in seen and problem.steps >= source.min_steps:
             seen.add(problem.canonical)
             return problem
     raise UserError(
-        f"generate: no new {split} problem of family {family!r} with {steps} steps in {_PATIENCE} draws; "
+        f"generate: no new {source.split} problem of family {family!r} with {steps} steps in {_PATIENCE} draws; "
         "ask for fewer rows or more steps"
     )
 
@@ -55,10 +53,11 @@ def generate_rows(source: GenerateSource) -> Iterator[dict[str, Any]]:
     """The rows that `source` asks for: id, prompt, completion, answer (text), family, steps.
 
     The same source always gives the same rows, in the same order, and no problem twice. Family `all` takes the three
-    families in turn. The number of steps is uniform over `min_steps..max_steps`.
+    families in turn. The number of steps is about uniform over `min_steps..max_steps`; problems of more than 12 steps
+    are told as rounds of a few calculations, so that the question stays short and the solution gets long.
 
     Raises:
-        UserError: for problems with more steps than there are labels, or when there are no more new problems.
+        UserError: for problems with more than MAX_STEPS steps, or when there are no more new problems.
     """
     if source.max_steps > MAX_STEPS:
         raise UserError(f"generate: max_steps {source.max_steps} is too many; at most {MAX_STEPS}")
@@ -68,13 +67,12 @@ def generate_rows(source: GenerateSource) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for index in range(source.rows):
         family = families[index % len(families)]
-        steps = rng.randint(source.min_steps, source.max_steps)
-        problem = _draw_new(rng, family, steps, source.split, seen)
+        problem = _draw_new(rng, family, source, seen)
         yield {
             "id": f"{family}-{source.split}-{source.seed}-{source.min_steps}-{source.max_steps}-{index}",
             "prompt": problem.prompt,
             "completion": completion_of(problem),
             "answer": str(problem.answer),
             "family": family,
-            "steps": steps,
+            "steps": problem.steps,
         }

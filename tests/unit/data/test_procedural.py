@@ -6,19 +6,24 @@ import re
 import time
 from collections import Counter
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data.procedural import MAX_STEPS, generate_rows
-from sft.data.procedural.numbers import worked
 from sft.data.template import PUBLISHED_TEMPLATE
 from sft.data.tiny_tokenizer import CHAT_TOKENS, THINK_TOKENS, build_tokenizer
 from sft.errors import UserError
 from sft.recipe.schema import GenerateSource
 
 FAMILIES = ("arithmetic", "equations", "words")
+LONG = (100, 240)
+SIGNS = {sign: sign for sign in "+-*/"}
+SIGNS |= dict.fromkeys(("buys", "gets", "finds", "earns", "wins", "board", "enter"), "+")
+SIGNS |= dict.fromkeys(("sells", "loses", "gives", "spends", "pays", "leave", "exit"), "-")
+SIGNS |= {"multiplies": "*", "divides": "/"}
 
 
 def rows_of(**keys) -> list[dict]:
@@ -29,96 +34,143 @@ def boxed(row: dict) -> str:
     return re.fullmatch(r"<think>\n.*\n</think>\n\\boxed\{(\d+)\}", row["completion"], re.S).group(1)
 
 
+def reasoning(row: dict) -> list[str]:
+    return row["completion"].split("<think>\n")[1].split("\n</think>")[0].split("\n")
+
+
+def calculations(row: dict) -> list[str]:
+    """What each line of reasoning claims, as equations between numbers: value, move and result."""
+    claims = []
+    for line in reasoning(row):
+        if line.startswith("Round "):
+            continue
+        chain = re.fullmatch(r"(\d+) \(\d+\) (\D+?)(\d+) = (\d+)", line)
+        equation = re.fullmatch(r"(\d+) \(\d+\) ([a-y]) ([-+*/]) (\d) = [a-y] so \2 = (\d+)", line)
+        assert chain or equation, line
+        if chain:
+            claims.append(f"{chain[1]} {SIGNS[chain[2].split(' ')[0]]} {chain[3]} = {chain[4]}")
+        else:
+            claims.append(f"{equation[5]} {equation[3]} {equation[4]} = {equation[1]}")
+    return claims
+
+
 def value_of(expression: str, known: dict[str, Fraction]) -> Fraction:
-    """Evaluate a chain of `+ - * /` over numbers and labels, with Python's precedence and exact fractions."""
+    """Evaluate a chain of `+ - * /` over numbers and unknowns, with Python's precedence and exact fractions."""
     exact = re.sub(r"\b(\d+)\b", r"F(\1)", expression)
     return eval(exact, {"F": Fraction, **known})
 
 
+def root_of(equation: str, unknown: str, known: dict[str, Fraction]) -> Fraction:
+    """What the unknown of a linear equation is, from two points of left - right."""
+    left, right = equation.split(" = ")
+    at_0, at_1 = (
+        value_of(left, {**known, unknown: Fraction(x)}) - value_of(right, {**known, unknown: Fraction(x)})
+        for x in (0, 1)
+    )
+    return -at_0 / (at_1 - at_0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("steps", [(3, 3), (4, 4), (3, 12), (MAX_STEPS, MAX_STEPS)])
+@pytest.mark.parametrize("steps", [(3, 3), (4, 4), (3, 12), LONG, (MAX_STEPS, MAX_STEPS)])
 def test_rows_have_what_was_asked_for(family: str, steps: tuple[int, int]) -> None:
     rows = rows_of(family=family, rows=20, min_steps=steps[0], max_steps=steps[1])
-    assert len(rows) == 20 == len({row["id"] for row in rows}) == len({row["prompt"] for row in rows})
+    assert len(rows) == 20 == len({row["id"] for row in rows}) == len({row["completion"] for row in rows})
     for row in rows:
         assert set(row) == {"id", "prompt", "completion", "answer", "family", "steps"}
         assert row["family"] == family and steps[0] <= row["steps"] <= steps[1]
         assert boxed(row) == row["answer"]
+        assert len(calculations(row)) == row["steps"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_line_of_reasoning_is_true(family: str) -> None:
-    """An evaluator that knows nothing of the generator finds every `=` of every line to hold."""
-    for row in rows_of(family=family, rows=100, max_steps=20):
-        lines = row["completion"].split("<think>\n")[1].split("\n</think>")[0].split("\n")
-        found = {
-            match[1]: Fraction(match[2])
-            for line in lines
-            if (match := re.fullmatch(r"([A-T]\d) = (?:.* = )?(\d+)", line))
-        }
-        for line in lines:
-            assert len({value_of(side, found) for side in line.split(" = ")}) == 1, line
-        asked = re.search(r"([A-T]\d)[.?]$", row["prompt"])[1]
-        assert found[asked] == int(row["answer"])
+@pytest.mark.parametrize("steps", [(3, 12), LONG])
+def test_every_line_of_reasoning_is_true(family: str, steps: tuple[int, int]) -> None:
+    """An evaluator that knows nothing of the generator finds every claim to hold, each going on from the one before."""
+    for row in rows_of(family=family, rows=60, min_steps=steps[0], max_steps=steps[1]):
+        for claim in calculations(row):
+            assert len({value_of(side, {}) for side in claim.split(" = ")}) == 1, claim
+        lines = [line for line in reasoning(row) if not line.startswith("Round ")]
+        assert all(after.split(" ")[0] == line.split(" = ")[-1] for line, after in pairwise(lines))
+        assert lines[-1].split(" = ")[-1] == row["answer"]
 
 
-@pytest.mark.parametrize("family", ["arithmetic", "equations"])
-def test_the_answer_follows_from_the_prompt(family: str) -> None:
-    for row in rows_of(family=family, rows=100, max_steps=15):
-        known: dict[str, Fraction] = {}
-        for line in row["prompt"].split("\n")[:-1]:
-            left, right = line.split(" = ")
-            label = (set(re.findall(r"[A-T]\d", line)) - set(known)).pop()
-            # Two points of left - right, which is linear in the unknown, give its root.
-            at_0, at_1 = (
-                value_of(left, {**known, label: Fraction(x)}) - value_of(right, {**known, label: Fraction(x)})
-                for x in (0, 1)
-            )
-            known[label] = -at_0 / (at_1 - at_0)
-        assert list(known.values())[-1] == int(row["answer"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_step_quotes_its_line_of_the_question(family: str) -> None:
+    for row in rows_of(family=family, rows=30, max_steps=12) + rows_of(
+        family=family, rows=3, min_steps=LONG[0], max_steps=LONG[1]
+    ):
+        told = [line for line in row["prompt"].split("\n") if line.startswith(" (")]
+        quoted = [line for line in reasoning(row) if " (" in line]
+        assert len(quoted) % len(told) == 0
+        assert all(told[i % len(told)] in line for i, line in enumerate(quoted))
+
+
+def test_the_answer_of_arithmetic_follows_from_the_prompt() -> None:
+    for row in rows_of(family="arithmetic", rows=100) + rows_of(
+        family="arithmetic", rows=10, min_steps=LONG[0], max_steps=LONG[1]
+    ):
+        value = re.search(r"Start with (\d+)", row["prompt"])[1]
+        rounds = re.search(r"Repeat (\d+) rounds", row["prompt"])
+        for _ in range(int(rounds[1]) if rounds else 1):
+            for move in re.findall(r"\(\d+\) ([-+*/] \d+)", row["prompt"]):
+                value = str(value_of(f"{value} {move}", {}))
+        assert value == row["answer"]
+
+
+def test_the_answer_of_equations_follows_from_the_prompt() -> None:
+    for row in rows_of(family="equations", rows=100, max_steps=12):
+        opening, *equations, question = row["prompt"].split("\n")
+        known = {"a": Fraction(re.search(r"a = (\d+)", opening)[1])}
+        for line in equations:
+            equation = line.split(") ")[1]
+            unknown = (set(re.findall(r"[a-m]", equation)) - set(known)).pop()
+            known[unknown] = root_of(equation, unknown, known)
+        assert known[question[-2]] == int(row["answer"])
+    for row in rows_of(family="equations", rows=10, min_steps=LONG[0], max_steps=LONG[1]):
+        x = Fraction(re.search(r"x = (\d+)", row["prompt"])[1])
+        for _ in range(int(re.search(r"Repeat (\d+) rounds", row["prompt"])[1])):
+            for equation in re.findall(r"\(\d+\) (y .*)", row["prompt"]):
+                x = root_of(equation, "y", {"x": x})
+        assert x == int(row["answer"])
 
 
 def test_stories_tell_the_chain_that_is_calculated() -> None:
-    signs = {"more": "+", "get on": "+", "buys": "+", "gets": "+", "earns": "+", "wins": "+", "board": "+"}
-    signs |= {"fewer": "-", "get off": "-", "leave": "-", "sells": "-", "loses": "-", "spends": "-", "pays": "-"}
-    signs |= {"times": "*", "1/": "/"}
     for row in rows_of(family="words", rows=200, max_steps=8):
-        sentences = re.split(r"(?<=[.?]) ", row["prompt"])[1:-1]
-        value = int(re.search(r"\b\d+\b", sentences[0])[0])
-        for sentence in sentences[1:]:
-            found = [sign for phrase, sign in signs.items() if phrase in re.sub("now|many more", "", sentence)]
-            assert len(set(found)) == 1, sentence
-            operand = re.search(r"1/(\d)|\b(\d+)\b", sentence)
-            value = value_of(f"{value} {found[0]} {operand[1] or operand[2]}", {})
+        opening, *events, _ = row["prompt"].split("\n")
+        value = Fraction(re.search(r"\d+", opening)[0])
+        for event in events:
+            verb, operand = re.fullmatch(r" \(\d+\) (\w+).* (\d+)", event).groups()
+            value = value_of(f"v {SIGNS[verb]} {operand}", {"v": value})
         assert value == int(row["answer"])
 
 
-@given(st.integers(1, 99), st.sampled_from("+-"), st.integers(1, 99))
-def test_worked_sums_hold(left: int, operator: str, right: int) -> None:
-    sides = worked(left, operator, right).split(" = ")
-    assert sides[0] == f"{left} {operator} {right}"
-    assert len({value_of(side, {}) for side in sides}) == 1
+@pytest.mark.parametrize("family", FAMILIES)
+def test_long_traces_have_one_to_four_thousand_tokens(tokenizer, family: str) -> None:
+    rows = rows_of(family=family, rows=60, min_steps=LONG[0], max_steps=LONG[1])
+    lengths = [len(tokenizer(row["completion"]).input_ids) for row in rows]
+    assert min(lengths) >= 1000 and max(lengths) <= 4000
+    assert max(len(tokenizer(row["prompt"]).input_ids) for row in rows) < 100
 
 
 def test_train_and_test_share_no_calculation() -> None:
     """The same calculation never stands on both sides, whatever its names or wording; nor is a problem given twice."""
 
-    def calculations(split: str, family: str, seed: int) -> list[str]:
+    def solutions(split: str, family: str, seed: int) -> list[str]:
         rows = rows_of(family=family, rows=1500, max_steps=4, split=split, seed=seed)
-        return [re.sub(r"[A-T]\d", "", row["completion"]) for row in rows]
+        return ["\n".join(calculations(row)) for row in rows]
 
     for family in FAMILIES:
-        train, test = (calculations(split, family, seed) for split, seed in (("train", 1), ("test", 2)))
+        train, test = (solutions(split, family, seed) for split, seed in (("train", 1), ("test", 2)))
         assert not set(train) & set(test)
         assert len(set(train)) > 1480
-    assert not set(calculations("train", "arithmetic", 3)) & set(calculations("test", "words", 4))
+    assert not set(solutions("train", "arithmetic", 3)) & set(solutions("test", "words", 4))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_answer_can_be_guessed(family: str) -> None:
     answers = Counter(row["answer"] for row in rows_of(family=family, rows=4000, max_steps=12))
     assert max(answers.values()) < 0.05 * 4000
-    assert len(answers) > (40 if family == "equations" else 90)
+    assert len(answers) > 85
 
 
 def test_the_same_source_gives_the_same_rows_and_another_seed_others() -> None:
@@ -153,19 +205,19 @@ def test_any_text_survives_the_tokenizer(tokenizer, text: str) -> None:
 
 @pytest.mark.parametrize("max_steps", [6, MAX_STEPS])
 def test_problems_need_no_bytes(tokenizer, max_steps: int) -> None:
-    """Every piece of a problem is a token of its own: only digits, `/` and line ends are single characters."""
+    """Every piece of a problem is a token of its own, and the few that are single characters are meant to be."""
     for row in rows_of(rows=30, max_steps=max_steps, seed=9):
         text = f"{row['prompt']}\n{row['completion']}"
         tokens = [tokenizer.decode([i]) for i in tokenizer(text).input_ids]
         assert "".join(tokens) == text
-        assert {token for token in tokens if len(token) == 1} <= set("0123456789/\n.?}") | {"a "}
+        assert {token for token in tokens if len(token) == 1} <= set("0123456789abcdefghijklmxy\n.?}")
 
 
 def test_chat_tokens_are_special_and_think_tokens_are_kept(tokenizer) -> None:
     assert all(len(tokenizer(token).input_ids) == 1 for token in (*CHAT_TOKENS, *THINK_TOKENS))
-    text = "<|user|>Find A1.<|end|><|assistant|><think>\n7</think>\n\\boxed{7}<|end|><|endoftext|>"
+    text = "<|user|>Find a.<|end|><|assistant|><think>\n7</think>\n\\boxed{7}<|end|><|endoftext|>"
     decoded = tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True)
-    assert decoded == "Find A1.<think>\n7</think>\n\\boxed{7}"
+    assert decoded == "Find a.<think>\n7</think>\n\\boxed{7}"
     assert tokenizer.eos_token == "<|endoftext|>" and tokenizer.pad_token_id != tokenizer.eos_token_id
     assert tokenizer.chat_template == PUBLISHED_TEMPLATE
 
