@@ -11,5 +11,5 @@ from sft.data.procedural.problem import Problem
 def draw(rng: random.Random, steps: int) -> Problem:
     """A problem of `steps` calculations (a long one of at most as many)."""
     chain = draw_chain(rng, steps)
-    told = [f" ({mark}) {move}" for mark, move in enumerate(chain.moves, start=1)]
+    told = [f"{mark} {move}" for mark, move in zip(chain.marks, chain.moves, strict=True)]
     return chain.pose(f"Start with {chain.start}.", told, "Result?")

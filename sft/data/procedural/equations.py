@@ -23,7 +23,8 @@ def draw(rng: random.Random, steps: int) -> Problem:
     names = ["x", *["y"] * len(chain.moves)] if long else list(UNKNOWNS[: len(chain.moves) + 1])
     before = ["x"] * len(chain.moves) if long else names
     told = [
-        f" ({mark}) {_equation(move, before[mark - 1], names[mark])}" for mark, move in enumerate(chain.moves, start=1)
+        f"{mark} {_equation(move, before[index], names[index + 1])}"
+        for index, (mark, move) in enumerate(zip(chain.marks, chain.moves, strict=True))
     ]
     so = [f" so {name} =" for name in names[1:]]
     return chain.pose(f"Start with {names[0]} = {chain.start}.", told, f"Find {names[-1]}.", so)

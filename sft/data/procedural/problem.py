@@ -48,6 +48,12 @@ class Chain:
         return len(self.moves) * self.rounds
 
     @property
+    def marks(self) -> list[str]:
+        """What each move begins with, in the question as in the solution; the last one says that it is the last."""
+        marks = [f" ({number})" for number in range(1, len(self.moves) + 1)]
+        return [*marks[:-1], f"{marks[-1]} finally"]
+
+    @property
     def canonical(self) -> str:
         """The calculations alone."""
         return f"{self.rounds}x {self.start} {' '.join(map(str, self.moves))}"

@@ -67,6 +67,6 @@ def draw(rng: random.Random, steps: int) -> Problem:
     """A story of `steps` calculations (a long one of at most as many)."""
     chain = draw_chain(rng, steps)
     setting, name, thing = rng.choice(_SETTINGS), rng.choice(NAMES), rng.choice(THINGS)
-    told = [f" ({mark}) {_event(rng, setting, move)}" for mark, move in enumerate(chain.moves, start=1)]
+    told = [f"{mark} {_event(rng, setting, move)}" for mark, move in zip(chain.marks, chain.moves, strict=True)]
     opening = setting.opening.format(name=name, thing=thing, n=chain.start)
     return chain.pose(opening, told, setting.question.format(name=name, thing=thing))
