@@ -22,7 +22,7 @@ THINK_TOKENS = ("<think>", "</think>", "\\boxed{")
 
 # A word takes the spaces around it, an operator too, so that a space is never a token of its own. Digits and unknowns
 # stay single; a step's mark is one token, the same in the question and in its solution, so that it can be looked up.
-PATTERN = r" \([0-9]+\)| ?\b[a-mxy]\b| ?[-+*/=] |[0-9]| ?[A-Za-z]+ ?|[.:?] ?|\n"
+PATTERN = r" \([0-9]+\)| ?\b[a-mxy]\b| [-+*/=] | last|[0-9]| ?[A-Za-z]+ ?|[.:?] ?|\n"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

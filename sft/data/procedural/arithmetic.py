@@ -11,5 +11,4 @@ from sft.data.procedural.problem import Problem
 def draw(rng: random.Random, steps: int) -> Problem:
     """A problem of `steps` calculations (a long one of at most as many)."""
     chain = draw_chain(rng, steps)
-    told = [f"{mark} {move}" for mark, move in zip(chain.marks, chain.moves, strict=True)]
-    return chain.pose(f"Start with {chain.start}.", told, "Result?")
+    return chain.pose(f"Start with {chain.start}.", chain.tell([str(move) for move in chain.moves]), "Result?")

@@ -22,9 +22,6 @@ def draw(rng: random.Random, steps: int) -> Problem:
     long = chain.rounds > 1
     names = ["x", *["y"] * len(chain.moves)] if long else list(UNKNOWNS[: len(chain.moves) + 1])
     before = ["x"] * len(chain.moves) if long else names
-    told = [
-        f"{mark} {_equation(move, before[index], names[index + 1])}"
-        for index, (mark, move) in enumerate(zip(chain.marks, chain.moves, strict=True))
-    ]
+    told = chain.tell([_equation(move, before[i], names[i + 1]) for i, move in enumerate(chain.moves)])
     so = [f" so {name} =" for name in names[1:]]
     return chain.pose(f"Start with {names[0]} = {chain.start}.", told, f"Find {names[-1]}.", so)

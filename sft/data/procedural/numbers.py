@@ -7,6 +7,7 @@ import random
 SMALLEST, LARGEST = 10, 99
 """Every value has two digits, so that a calculation always has the same shape."""
 LARGEST_OPERAND = 9
+LARGEST_FACTOR = 5
 
 _COMPUTE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a // b}
 INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
@@ -24,10 +25,10 @@ def in_range(value: int) -> bool:
 
 def draw_operand(rng: random.Random, value: int, operator: str) -> int | None:
     """A one-digit operand for which `value operator operand` is exact and has two digits; None where there is none."""
-    smallest = 1 if operator in "+-" else 2
+    smallest, largest = (1, LARGEST_OPERAND) if operator in "+-" else (2, LARGEST_FACTOR)
     choices = [
         operand
-        for operand in range(smallest, LARGEST_OPERAND + 1)
+        for operand in range(smallest, largest + 1)
         if (operator != "/" or value % operand == 0) and in_range(compute(value, operator, operand))
     ]
     return rng.choice(choices) if choices else None

@@ -47,11 +47,10 @@ class Chain:
         """How many calculations the chain takes."""
         return len(self.moves) * self.rounds
 
-    @property
-    def marks(self) -> list[str]:
-        """What each move begins with, in the question as in the solution; the last one says that it is the last."""
-        marks = [f" ({number})" for number in range(1, len(self.moves) + 1)]
-        return [*marks[:-1], f"{marks[-1]} finally"]
+    def tell(self, moves: Sequence[str]) -> list[str]:
+        """The moves as lines of a question, each behind its mark; the last one says that it is the last."""
+        told = [f" ({number}) {move}" for number, move in enumerate(moves, start=1)]
+        return [*told[:-1], f"{told[-1]} last"]
 
     @property
     def canonical(self) -> str:

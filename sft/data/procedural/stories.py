@@ -35,20 +35,20 @@ class _Setting:
 _SETTINGS = (
     _Setting(
         "{name} trades {thing} and has {n}.",
-        ("buys {n}", "gets {n}", "finds {n}"),
-        ("sells {n}", "loses {n}", "gives {n}"),
+        ("buys {n}", "finds {n}"),
+        ("sells {n}", "loses {n}"),
         "How many {thing} has {name} now?",
     ),
     _Setting(
         "{name} saves money and has {n}.",
-        ("earns {n}", "wins {n}"),
-        ("spends {n}", "pays {n}"),
+        ("earns {n}",),
+        ("spends {n}",),
         "How much has {name} now?",
     ),
     _Setting(
         "{name} drives a bus with {n} riders.",
-        ("board {n}", "enter {n}"),
-        ("leave {n}", "exit {n}"),
+        ("board {n}",),
+        ("leave {n}",),
         "How many riders has {name} now?",
     ),
 )
@@ -67,6 +67,6 @@ def draw(rng: random.Random, steps: int) -> Problem:
     """A story of `steps` calculations (a long one of at most as many)."""
     chain = draw_chain(rng, steps)
     setting, name, thing = rng.choice(_SETTINGS), rng.choice(NAMES), rng.choice(THINGS)
-    told = [f"{mark} {_event(rng, setting, move)}" for mark, move in zip(chain.marks, chain.moves, strict=True)]
+    told = chain.tell([_event(rng, setting, move) for move in chain.moves])
     opening = setting.opening.format(name=name, thing=thing, n=chain.start)
     return chain.pose(opening, told, setting.question.format(name=name, thing=thing))
