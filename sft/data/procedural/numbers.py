@@ -6,8 +6,8 @@ import random
 
 SMALLEST, LARGEST = 10, 99
 """Every value has two digits, so that a calculation always has the same shape."""
-LARGEST_OPERAND = 9
-LARGEST_FACTOR = 5
+LARGEST_OPERAND = 5
+"""Operands go from 1 (2 for factors) to this: small tables, which a small model can learn whole."""
 
 _COMPUTE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a // b}
 INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
@@ -25,10 +25,10 @@ def in_range(value: int) -> bool:
 
 def draw_operand(rng: random.Random, value: int, operator: str) -> int | None:
     """A one-digit operand for which `value operator operand` is exact and has two digits; None where there is none."""
-    smallest, largest = (1, LARGEST_OPERAND) if operator in "+-" else (2, LARGEST_FACTOR)
+    smallest = 1 if operator in "+-" else 2
     choices = [
         operand
-        for operand in range(smallest, largest + 1)
+        for operand in range(smallest, LARGEST_OPERAND + 1)
         if (operator != "/" or value % operand == 0) and in_range(compute(value, operator, operand))
     ]
     return rng.choice(choices) if choices else None
