@@ -38,7 +38,7 @@ def write_rows(path: Path, rows: int) -> Path:
 def chain(root: Path, *trains: dict[str, Any], **overrides: Any) -> Recipe:
     data = write_rows(root / "rows.jsonl", 24)
     source = {"path": str(data), "columns": {"prompt": "question", "completion": "answer"}}
-    base = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 4, "max_length": 96}
+    base = {"max_steps": 4, "learning_rate": 2e-3, "per_device_train_batch_size": 4, "max_length": 96}
     return Recipe.model_validate(
         {
             "name": "chain",
@@ -63,7 +63,7 @@ def chained(tmp_path_factory) -> RunLayout:
     """LoRA, the same LoRA again (packed), another LoRA, all weights."""
     root = tmp_path_factory.mktemp("chain")
     whole = {"per_device_train_batch_size": 24}
-    trains = [LORA, {**LORA, "packing": True}, {**LORA, "lora_r": 2, "use_dora": True, "learning_rate": 3e-3}, {}]
+    trains = [LORA, {**LORA, "packing": True}, {**LORA, "lora_r": 2, "use_dora": True}, {}]
     recipe = chain(root, *[{**whole, **train} for train in trains])
     result = run(recipe)
     assert list(result["stages"]) == ["s0", "s1", "s2", "s3"]
@@ -126,7 +126,7 @@ def test_a_changed_recipe_is_refused_and_nothing_is_touched(chained):
     changed = chained.recipe.model_copy(deep=True)
     changed.stages[1].train.learning_rate = 0.5
     before = saved_weights(chained.final_dir("s1"))
-    with pytest.raises(UserError, match=r"Stage s1 is done, but with other settings: train\.learning_rate was 0\.01"):
+    with pytest.raises(UserError, match=r"Stage s1 is done, but with other settings: train\.learning_rate was 0\.002"):
         train(changed)
     after = saved_weights(chained.final_dir("s1"))
     assert all(torch.equal(before[name], after[name]) for name in before)
