@@ -12,7 +12,8 @@ import pytest
 
 SMALLER = {
     "stages.midtrain.data.sources.0.generate.rows": 900,
-    "stages.hard.data.sources.0.generate.rows": 120,
+    "stages.hard.data.sources.0.generate.rows": 90,
+    "stages.hard.data.sources.1.generate.rows": 30,
     "stages.long.data.sources.0.generate.rows": 3,
     "stages.long.data.sources.1.generate.rows": 60,
     "stages.all.train.logging_steps": 5,
