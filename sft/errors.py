@@ -13,3 +13,9 @@ class UsageError(UserError):
     """The recipe or the command line is wrong. The command exits with 2."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says, to be quoted in a sentence; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

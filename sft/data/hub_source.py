@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sft.data.rows import Row
-from sft.errors import UserError
+from sft.errors import UserError, first_line
 from sft.recipe.schema import Source
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _sentence(source: Source, error: Exception) -> str:
     import datasets
 
     where = f"{source.path}" + (f"@{source.revision}" if source.revision else "")
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = first_line(error)
     kind = type(error).__name__
     names = {cls.__name__ for cls in type(error).__mro__}
     if "GatedRepoError" in names or "gated" in first.lower():

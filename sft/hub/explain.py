@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sft.errors import UserError
+from sft.errors import UserError, first_line
 
 LOG_IN = (
     "no Hugging Face token: run `hf auth login`, or set the environment variable HF_TOKEN to a token with write access "
@@ -54,12 +54,13 @@ def _reason(error: BaseException, repo_id: str, endpoint: str) -> str | None:
         if isinstance(link, errors.HfHubHTTPError):
             return _http_reason(link, repo_id, endpoint)
         if isinstance(link, errors.HFValidationError):
-            return f"{repo_id!r} is no valid repository name: {_line(link)}"
+            return f"{repo_id!r} is no valid repository name: {first_line(link)}"
     for link in chain:
         if isinstance(link, network_error | ConnectionError | TimeoutError):
-            return f"{endpoint} can't be reached or broke off ({type(link).__name__}: {_line(link)}); check the network"
+            what = f"{type(link).__name__}: {first_line(link)}"
+            return f"{endpoint} can't be reached or broke off ({what}); check the network"
     if isinstance(error, OSError) or _from_hub(error):
-        return _line(error)
+        return first_line(error)
     return None
 
 
@@ -106,8 +107,3 @@ def _from_hub(error: BaseException) -> bool:
         frame = frame.tb_next
     module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
     return str(module).split(".")[0] in ("huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2")
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

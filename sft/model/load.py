@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError
+from sft.errors import UserError, first_line
 from sft.model.checkpoint import check_checkpoint
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> PreTrai
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     except Exception as error:
-        raise UserError(f"the tokenizer {name_or_path} can't be loaded: {_first_line(error)}") from error
+        raise UserError(f"the tokenizer {name_or_path} can't be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -97,7 +97,7 @@ def load_checkpoint(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the model {name_or_path} can't be loaded: {_first_line(error)}") from error
+        raise UserError(f"the model {name_or_path} can't be loaded: {first_line(error)}") from error
     model, loading = loaded
     _check_loading(name_or_path, loading)
     return model
@@ -120,7 +120,7 @@ def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, see
     try:
         config = Phi4FlashConfig(**options)
     except (ValueError, TypeError) as error:
-        raise UserError(f"model.config: {_first_line(error)}") from error
+        raise UserError(f"model.config: {first_line(error)}") from error
     if config.vocab_size < len(tokenizer):
         raise UserError(
             f"model.config.vocab_size is {config.vocab_size}, but the tokenizer gives ids up to {len(tokenizer) - 1}; "
@@ -158,11 +158,6 @@ def _check_loading(name: str, loading: dict[str, Any]) -> None:
         if keys:
             shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
             raise UserError(f"the model {name} can't be loaded: {len(keys)} tensors {meaning}: {shown}")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

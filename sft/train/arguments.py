@@ -6,7 +6,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UsageError
+from sft.errors import UsageError, first_line
 from sft.recipe.packaged import find_deepspeed
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def build_arguments(stage: Stage, layout: RunLayout) -> SFTConfig:
             warnings.simplefilter("ignore", FutureWarning)
             return SFTConfig(**values)
     except (ValueError, TypeError, ImportError) as error:
-        raise UsageError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+        raise UsageError(f"{where}: {first_line(error)}") from error
 
 
 def _defaults(cuda: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UsageError
+from sft.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,7 +55,7 @@ def attach_adapters(model: PreTrainedModel, settings: dict[str, Any], *, seed: i
     try:
         adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"train.lora_target_modules: {_first_sentence(error)}") from error
+        raise UsageError(f"train.lora_target_modules: {first_line(error)}") from error
     if settings["use_dora"] and any(".dt_proj.lora_" in name for name, _ in adapted.named_parameters()):
         raise UsageError(
             "train.lora_target_modules: DoRA can't adapt dt_proj (peft takes its bias off an output that doesn't hold "
@@ -71,7 +71,3 @@ def default_targets(model: PreTrainedModel, *, dora: bool = False) -> list[str] 
 
         return [name for name in lora_target_modules(model.config) if not (dora and name == "dt_proj")]
     return "all-linear"
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UsageError, UserError
+from sft.errors import UsageError, UserError, first_line
 from sft.files import write_json
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, resumable
@@ -170,7 +170,7 @@ def _put_together(
             callbacks=callbacks,
         )
     except ValueError as error:
-        raise UsageError(f"stages[{stage.name}].train: {str(error).strip().splitlines()[0]}") from error
+        raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
     return _Job(stage, layout, trainer, progress, checkpoint)
 
