@@ -48,9 +48,12 @@ class Chain:
         return len(self.moves) * self.rounds
 
     def tell(self, moves: Sequence[str]) -> list[str]:
-        """The moves as lines of a question, each behind its mark; the last one says that it is the last."""
-        told = [f" ({number}) {move}" for number, move in enumerate(moves, start=1)]
-        return [*told[:-1], f"{told[-1]} last"]
+        """The moves as lines of a question, each behind its mark; the last one says that it is the last.
+
+        It says so right behind its mark, so that knowing when to stop is the same look-up as knowing what to do.
+        """
+        *others, last = moves
+        return [f" ({number}) {move}" for number, move in enumerate([*others, f"last {last}"], start=1)]
 
     @property
     def canonical(self) -> str:
@@ -66,9 +69,9 @@ class Chain:
         """
         head = [opening] if self.rounds == 1 else [opening, f"Repeat {self.rounds} rounds."]
         lines, value = [], self.start
-        for turn in range(1, self.rounds + 1):
+        for left in range(self.rounds, 0, -1):
             if self.rounds > 1:
-                lines.append(f"Round {turn} of {self.rounds}")
+                lines.append(f"Rounds left: {left}")
             for index, move in enumerate(self.moves):
                 result = compute(value, move.operator, move.operand)
                 lines.append(f"{value}{told[index]}{so[index] if so else ' ='} {result}")

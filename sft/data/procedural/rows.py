@@ -37,15 +37,15 @@ def completion_of(problem: Problem) -> str:
 
 
 def _draw_new(rng: random.Random, family: str, source: GenerateSource, seen: set[str]) -> Problem:
-    steps = rng.randint(source.min_steps, source.max_steps)
     for _ in range(_PATIENCE):
-        problem = _DRAW[family](rng, steps)
+        # Drawn anew each time: rounds can't make every number of steps (13 is no product).
+        problem = _DRAW[family](rng, rng.randint(source.min_steps, source.max_steps))
         if split_of(problem) == source.split and problem.canonical not in seen and problem.steps >= source.min_steps:
             seen.add(problem.canonical)
             return problem
     raise UserError(
-        f"generate: no new {source.split} problem of family {family!r} with {steps} steps in {_PATIENCE} draws; "
-        "ask for fewer rows or more steps"
+        f"generate: no new {source.split} problem of family {family!r} with {source.min_steps} to {source.max_steps} "
+        f"steps in {_PATIENCE} draws; ask for fewer rows or another number of steps"
     )
 
 

@@ -42,9 +42,9 @@ def calculations(row: dict) -> list[str]:
     """What each line of reasoning claims, as equations between numbers: value, move and result."""
     claims = []
     for line in reasoning(row):
-        if line.startswith("Round "):
+        if line.startswith("Rounds left: "):
             continue
-        line = line.replace(" last", "")
+        line = line.replace(" last ", " ")
         chain = re.fullmatch(r"(\d+) \(\d+\) (\D+?)(\d+) = (\d+)", line)
         equation = re.fullmatch(r"(\d+) \(\d+\) ([a-y]) ([-+*/]) (\d) = [a-y] so \2 = (\d+)", line)
         assert chain or equation, line
@@ -90,7 +90,7 @@ def test_every_line_of_reasoning_is_true(family: str, steps: tuple[int, int]) ->
     for row in rows_of(family=family, rows=60, min_steps=steps[0], max_steps=steps[1]):
         for claim in calculations(row):
             assert len({value_of(side, {}) for side in claim.split(" = ")}) == 1, claim
-        lines = [line for line in reasoning(row) if not line.startswith("Round ")]
+        lines = [line for line in reasoning(row) if not line.startswith("Rounds left: ")]
         assert all(after.split(" ")[0] == line.split(" = ")[-1] for line, after in pairwise(lines))
         assert lines[-1].split(" = ")[-1] == row["answer"]
 
@@ -113,7 +113,7 @@ def test_the_answer_of_arithmetic_follows_from_the_prompt() -> None:
         value = re.search(r"Start with (\d+)", row["prompt"])[1]
         rounds = re.search(r"Repeat (\d+) rounds", row["prompt"])
         for _ in range(int(rounds[1]) if rounds else 1):
-            for move in re.findall(r"\(\d+\) ([-+*/] \d+)", row["prompt"]):
+            for move in re.findall(r"\(\d+\) (?:last )?([-+*/] \d+)", row["prompt"]):
                 value = str(value_of(f"{value} {move}", {}))
         assert value == row["answer"]
 
@@ -123,14 +123,14 @@ def test_the_answer_of_equations_follows_from_the_prompt() -> None:
         opening, *equations, question = row["prompt"].split("\n")
         known = {"a": Fraction(re.search(r"a = (\d+)", opening)[1])}
         for line in equations:
-            equation = line.split(") ")[1].removesuffix(" last")
+            equation = line.split(") ")[1].removeprefix("last ")
             unknown = (set(re.findall(r"[a-m]", equation)) - set(known)).pop()
             known[unknown] = root_of(equation, unknown, known)
         assert known[question[-2]] == int(row["answer"])
     for row in rows_of(family="equations", rows=10, min_steps=LONG[0], max_steps=LONG[1]):
         x = Fraction(re.search(r"x = (\d+)", row["prompt"])[1])
         for _ in range(int(re.search(r"Repeat (\d+) rounds", row["prompt"])[1])):
-            for equation in re.findall(r"\(\d+\) (y .* = x)", row["prompt"]):
+            for equation in re.findall(r"\(\d+\) (?:last )?(y .* = x)", row["prompt"]):
                 x = root_of(equation, "y", {"x": x})
         assert x == int(row["answer"])
 
@@ -140,7 +140,7 @@ def test_stories_tell_the_chain_that_is_calculated() -> None:
         opening, *events, _ = row["prompt"].split("\n")
         value = Fraction(re.search(r"\d+", opening)[0])
         for event in events:
-            verb, operand = re.fullmatch(r" \(\d+\) (\w+).* (\d+)(?: last)?", event).groups()
+            verb, operand = re.fullmatch(r" \(\d+\) (?:last )?(\w+).* (\d+)", event).groups()
             value = value_of(f"v {SIGNS[verb]} {operand}", {"v": value})
         assert value == int(row["answer"])
 
