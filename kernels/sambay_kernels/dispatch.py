@@ -10,7 +10,8 @@ Every op registers its backends here, best first. `SAMBAY_KERNELS` chooses one f
     reference  plain loops in time, for tests and benchmarks only
 
 An op that has no implementation by the requested name uses its best one (`why` says so). A requested implementation
-that exists and can't run here is an error, never a silent change of backend.
+that exists and can't run here is an error, never a silent change of backend. Triton and CUDA kernels calculate in
+float32; float64 tensors, which are for checking, take the torch form on a GPU.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 ENVIRONMENT = "SAMBAY_KERNELS"
+SINGLE_PRECISION = ("triton", "cuda")
 CHOICES = ("auto", "triton", "cuda", "cpp", "torch", "reference")
 
 
@@ -145,12 +147,13 @@ def _backend_name(op_name: str, device: str) -> str:
 
 
 def backend_for(op_name: str, tensor: Tensor) -> str:
-    """Name of the backend that runs `op_name` on this tensor's device.
+    """Name of the backend that runs `op_name` on this tensor.
 
     Raises:
         BackendError: SAMBAY_KERNELS is unknown or asks for a backend that can't run here.
     """
-    return _backend_name(op_name, tensor.device.type)
+    name = _backend_name(op_name, tensor.device.type)
+    return "torch" if tensor.dtype == torch.float64 and name in SINGLE_PRECISION else name
 
 
 def why(op_name: str, device: str | None = None) -> Choice:

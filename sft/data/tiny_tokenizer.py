@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sft.data.procedural.chains import MAX_STEPS, MOST_SHORT_STEPS
+from sft.data.procedural.chains import MAX_STEPS, MOST_ROUNDS, MOST_SHORT_STEPS
 from sft.data.procedural.rows import generate_rows
 from sft.recipe.schema import GenerateSource
 
@@ -21,8 +21,9 @@ THINK_TOKENS = ("<think>", "</think>", "\\boxed{")
 """Tokens of their own, but not special: decoding with `skip_special_tokens=True` keeps them."""
 
 # A word takes the spaces around it, an operator too, so that a space is never a token of its own. Digits and unknowns
-# stay single; a step's mark is one token, the same in the question and in its solution, so that it can be looked up.
-PATTERN = r" \([0-9]+\)| ?\b[a-mxy]\b| [-+*/=] | last|[0-9]| ?[A-Za-z]+ ?|[.:?] ?|\n"
+# stay single; the mark of a step or a round is one token, the same in the question and in its solution, so that it can
+# be looked up.
+PATTERN = r" \([0-9]+\)| \[[0-9]+\]| ?\b[a-mxy]\b| [-+*/=] | last|[0-9]| ?[A-Za-z]+ ?|[.:?] ?|\n"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -60,7 +61,7 @@ def _words() -> tuple[str, ...]:
     """Every piece that generated problems are made of, sorted: found by generating some, so the two can't disagree."""
     import re
 
-    pieces: set[str] = set()
+    pieces = {f" [{turn}]" for turn in range(1, MOST_ROUNDS + 1)}
     for rows, max_steps in ((3000, MOST_SHORT_STEPS), (30, MAX_STEPS)):
         for row in generate_rows(GenerateSource(rows=rows, max_steps=max_steps)):
             for text in re.split("|".join(map(re.escape, THINK_TOKENS)), f"{row['prompt']}\n{row['completion']}"):

@@ -283,7 +283,7 @@ def test_memory_is_linear() -> None:
 def test_opcheck(window: int) -> None:
     leaves, options = make([5, 20], [9, 20], dtype=torch.float32)
     q, k, v = leaves[:3]
-    plan = (options["cu_seqlens_q"], options["cu_seqlens_k"], window, 0.5)
+    plan = (options["cu_seqlens_q"], options["cu_seqlens_k"], window, 0.5, "torch")
     torch.library.opcheck(differential_maps_fwd, (q, k, v, *plan))
     maps, lse = (x.detach() for x in differential_maps_fwd(q, k, v, *plan))
     fixed = [x.detach() for x in (q, k, v)]

@@ -14,6 +14,7 @@ import torch
 from sambay_kernels import BackendError, backend_for, causal_conv1d, cpp_build, gmu_gate, selective_scan, why
 from sambay_kernels import dispatch as registry
 from sambay_kernels.packing import check_cu_seqlens, document_count
+from sambay_kernels.triton_call import problem as triton_problem
 
 OPS = ("selective_scan", "causal_conv1d", "gmu_gate")
 
@@ -36,7 +37,18 @@ def test_auto_takes_the_best(value: str, monkeypatch: pytest.MonkeyPatch) -> Non
         pass  # skips where there is no compiler
     for op in OPS:
         assert why(op, "cpu").backend == "cpp" and why(op, "cpu").remedy == ""
-        assert why(op, "cuda").backend == "torch"
+        best = why(op, "cuda")
+        assert best.backend == ("torch" if triton_problem() else "triton")
+        assert best.remedy == (f"triton: {triton_problem()}" if triton_problem() else "")
+
+
+def test_kernels_in_single_precision_leave_float64_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registry", {})
+    registry.register("fast", "triton")
+    registry.register("fast", "torch")
+    monkeypatch.setenv("SAMBAY_KERNELS", "auto")
+    assert backend_for("fast", torch.zeros(1)) == "triton"
+    assert backend_for("fast", torch.zeros(1, dtype=torch.float64)) == "torch"
 
 
 def test_bad_requests_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,25 @@ from torch.utils.flop_counter import register_flop_formula
 from ..cpp_build import problem
 from ..dispatch import register
 from ..packing import check_cu_seqlens_values, document_count
+from ..triton_call import DEVICES as TRITON_DEVICES
+from ..triton_call import problem as triton_problem
 from .cpp_backend import causal_conv1d_cpp, causal_conv1d_cpp_backward
 from .torch_backend import causal_conv1d_torch
 from .torch_backward import causal_conv1d_torch_backward
+from .triton_backend import causal_conv1d_triton, causal_conv1d_triton_backward
 
 OP = "causal_conv1d"
 INPUTS = "Tensor x, Tensor weight, Tensor? bias, str? activation, Tensor? cu_seqlens, Tensor? initial_state"
 
+FORWARD = {"cpp": causal_conv1d_cpp, "triton": causal_conv1d_triton, "torch": causal_conv1d_torch}
+BACKWARD = {
+    "cpp": causal_conv1d_cpp_backward,
+    "triton": causal_conv1d_triton_backward,
+    "torch": causal_conv1d_torch_backward,
+}
+
 register(OP, "cpp", ("cpu",), problem)
+register(OP, "triton", TRITON_DEVICES, triton_problem)
 register(OP, "torch")
 register(OP, "reference")
 
@@ -32,7 +43,7 @@ def causal_conv1d_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     """y (T, d), final_state (S, d, K-1)."""
     *inputs, backend = args
     check_cu_seqlens_values(inputs[4], inputs[0].shape[0])
-    return causal_conv1d_cpp(*inputs) if backend == "cpp" else causal_conv1d_torch(*inputs)
+    return FORWARD[backend](*inputs)
 
 
 @causal_conv1d_fwd.register_fake
@@ -49,7 +60,7 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
 def causal_conv1d_bwd(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of x, weight, bias, initial_state, each in its input's type; empty for None."""
     *given, backend = args
-    grads = causal_conv1d_cpp_backward(*given) if backend == "cpp" else causal_conv1d_torch_backward(*given)
+    grads = BACKWARD[backend](*given)
     return tuple(
         args[2].new_empty(0) if value is None or grad is None else grad.to(value.dtype).contiguous()
         for value, grad in zip(_differentiable(args[2:]), grads, strict=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 from ..checks import check_leading, check_tensor
 from ..dispatch import backend_for
 from ..packing import check_cu_seqlens_form
-from .op import OP, differential_maps_fwd
+from .op import COMBINE, OP, differential_combine_fwd, differential_maps_fwd
 from .reference import differential_attention_reference
-from .torch_backend import diff_combine, differential_attention_step_torch, differential_attention_torch
+from .torch_backend import diff_combine, diff_maps_varlen, differential_attention_step_torch
 
 __all__ = ["differential_attention", "differential_attention_step"]
 
@@ -76,20 +76,22 @@ def differential_attention(
             f"{tuple(cu_seqlens_q.shape)} and {tuple(cu_seqlens_k.shape)}"
         )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if backend_for(OP, q) == "reference":
+    backend = backend_for(OP, q)
+    if backend == "reference":
         return differential_attention_reference(
             q, k, v, lambda_full, subln_weight, lambda_init=lambda_init, cu_seqlens_q=cu_seqlens_q,
             cu_seqlens_k=cu_seqlens_k, window=window, scale=scale, eps=eps,
         )  # fmt: skip
-    if q.device.type != "cpu":
-        # On CUDA the fused attention is a registered op with autograd of its own.
-        return differential_attention_torch(
-            q, k, v, lambda_full, subln_weight, lambda_init=lambda_init, cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k=cu_seqlens_k, window=window, scale=scale, eps=eps, max_length_q=max_length_q,
-            max_length_k=max_length_k,
-        )  # fmt: skip
-    maps, _ = differential_maps_fwd(q, k, v, cu_seqlens_q, cu_seqlens_k, window or 0, scale)
-    return diff_combine(maps, lambda_full, subln_weight, lambda_init, eps)
+    if backend == "torch" and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        if max_length_q is None or max_length_k is None:
+            max_length_q, max_length_k = (int(c.diff().max()) for c in (cu_seqlens_q, cu_seqlens_k))
+        # FlashAttention is a registered op with autograd of its own.
+        lengths = (max_length_q, max_length_k)
+        maps = diff_maps_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, lengths, window or 0, scale)
+    else:
+        maps, _ = differential_maps_fwd(q, k, v, cu_seqlens_q, cu_seqlens_k, window or 0, scale, backend)
+    combine = differential_combine_fwd if backend_for(COMBINE, maps) == "triton" else diff_combine
+    return combine(maps, lambda_full, subln_weight, lambda_init, eps)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
-"""The two attention maps as a pair of torch.library ops: forward and backward, with fakes, autograd and FLOP formulas.
+"""The two attention maps, and what follows them, as torch.library ops: fakes, autograd, FLOP formulas.
 
-The op ends before the maps are subtracted: what follows is elementwise, and a compiler fuses it with its neighbours.
+The first op ends before the maps are subtracted: the rest (`differential_combine`) follows FlashAttention's maps too.
+In plain torch that rest is no op, for a compiler fuses it with its neighbours.
 """
 
 from __future__ import annotations
@@ -13,12 +14,24 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..dispatch import register
 from ..packing import check_cu_seqlens_values
+from ..triton_call import DEVICES as TRITON_DEVICES
+from ..triton_call import problem as triton_problem
 from .torch_backend import diff_maps, diff_maps_backward
+from .triton_backend import (
+    diff_combine_triton,
+    diff_combine_triton_backward,
+    diff_maps_triton,
+    diff_maps_triton_backward,
+)
 
-OP = "differential_attention"
+OP, COMBINE = "differential_attention", "differential_combine"
 
+# On CUDA `torch` is FlashAttention, which stays the default until Triton's maps have been measured to be faster.
 register(OP, "torch")
+register(OP, "triton", TRITON_DEVICES, triton_problem)
 register(OP, "reference")
+register(COMBINE, "triton", TRITON_DEVICES, triton_problem)
+register(COMBINE, "torch")
 
 
 def _bounds(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> tuple[list[int], list[int]]:
@@ -35,11 +48,13 @@ def _bounds(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) ->
     return bounds_q, bounds_k
 
 
-@torch.library.custom_op("sambay_kernels::differential_maps_fwd", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sambay_kernels::differential_maps_fwd", mutates_args=())
 def differential_maps_fwd(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, window: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, window: int, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Both softmax maps of every pair of heads: maps (Tq, Hq, 2d) and their log-sum-exp (Tq, Hq). window 0 = none."""
+    if backend == "triton":
+        return diff_maps_triton(q, k, v, cu_seqlens_q, cu_seqlens_k, window, scale)
     return diff_maps(q, k, v, *_bounds(q, k, cu_seqlens_q, cu_seqlens_k), window, scale)
 
 
@@ -49,13 +64,13 @@ def _wide(x: Tensor) -> torch.dtype:
 
 @differential_maps_fwd.register_fake
 def _fwd_fake(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, window: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, window: int, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     tokens, heads, d = q.shape
     return q.new_empty(tokens, heads, 2 * d), q.new_empty(tokens, heads, dtype=_wide(q))
 
 
-@torch.library.custom_op("sambay_kernels::differential_maps_bwd", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sambay_kernels::differential_maps_bwd", mutates_args=())
 def differential_maps_bwd(
     grad: Tensor,
     q: Tensor,
@@ -67,8 +82,11 @@ def differential_maps_bwd(
     cu_seqlens_k: Tensor,
     window: int,
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, each in its input's type."""
+    if backend == "triton":
+        return diff_maps_triton_backward(grad, q, k, v, maps, lse, cu_seqlens_q, cu_seqlens_k, window, scale)
     bounds = _bounds(q, k, cu_seqlens_q, cu_seqlens_k)
     return diff_maps_backward(grad, q, k, v, maps, lse, *bounds, window, scale)
 
@@ -85,24 +103,65 @@ def _bwd_fake(
     cu_seqlens_k: Tensor,
     window: int,
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, window, scale = inputs
+    *tensors, window, scale, backend = inputs
     ctx.save_for_backward(*tensors, *output)
-    ctx.plan = (window, scale)
+    ctx.plan = (window, scale, backend)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     q, k, v, cu_seqlens_q, cu_seqlens_k, maps, lse = ctx.saved_tensors
     found = differential_maps_bwd(grad, q, k, v, maps, lse, cu_seqlens_q, cu_seqlens_k, *ctx.plan)
-    return (*found, None, None, None, None)
+    return (*found, *[None] * 5)
 
 
 differential_maps_fwd.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("sambay_kernels::differential_combine_fwd", mutates_args=())
+def differential_combine_fwd(
+    maps: Tensor, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float
+) -> Tensor:
+    """The maps of every pair subtracted, normalised and scaled: (T, Hq, 2d) -> (T, Hq*d)."""
+    return diff_combine_triton(maps, lambda_full, subln_weight, lambda_init, eps)
+
+
+@differential_combine_fwd.register_fake
+def _combine_fake(maps: Tensor, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float) -> Tensor:
+    return maps.new_empty(maps.shape[0], maps.shape[1] * maps.shape[2] // 2)
+
+
+@torch.library.custom_op("sambay_kernels::differential_combine_bwd", mutates_args=())
+def differential_combine_bwd(
+    grad: Tensor, maps: Tensor, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of maps, lambda_full, subln_weight, each in its input's type."""
+    return diff_combine_triton_backward(grad, maps, lambda_full, subln_weight, lambda_init, eps)
+
+
+@differential_combine_bwd.register_fake
+def _combine_backward_fake(
+    grad: Tensor, maps: Tensor, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(x.shape) for x in (maps, lambda_full, subln_weight))  # type: ignore[return-value]
+
+
+def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.plan = inputs[3:]
+
+
+def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return (*differential_combine_bwd(grad, *ctx.saved_tensors, *ctx.plan), None, None)
+
+
+differential_combine_fwd.register_autograd(_combine_backward, setup_context=_combine_setup)
 
 
 def visible_pairs(bounds_q: list[int], bounds_k: list[int], window: int) -> int:

@@ -11,13 +11,20 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..cpp_build import problem
 from ..dispatch import register
+from ..triton_call import DEVICES as TRITON_DEVICES
+from ..triton_call import problem as triton_problem
 from .cpp_backend import gmu_gate_cpp, gmu_gate_cpp_backward
 from .torch_backend import gmu_gate_torch
 from .torch_backward import gmu_gate_torch_backward
+from .triton_backend import gmu_gate_triton, gmu_gate_triton_backward
 
 OP = "gmu_gate"
 
+FORWARD = {"cpp": gmu_gate_cpp, "triton": gmu_gate_triton, "torch": gmu_gate_torch}
+BACKWARD = {"cpp": gmu_gate_cpp_backward, "triton": gmu_gate_triton_backward, "torch": gmu_gate_torch_backward}
+
 register(OP, "cpp", ("cpu",), problem)
+register(OP, "triton", TRITON_DEVICES, triton_problem)
 register(OP, "torch")
 register(OP, "reference")
 
@@ -25,7 +32,7 @@ register(OP, "reference")
 @torch.library.custom_op("sambay_kernels::gmu_gate_fwd", mutates_args=())
 def gmu_gate_fwd(gate: Tensor, memory: Tensor, backend: str) -> Tensor:
     """silu(gate) * memory, contiguous."""
-    return gmu_gate_cpp(gate, memory) if backend == "cpp" else gmu_gate_torch(gate, memory).contiguous()
+    return FORWARD[backend](gate, memory).contiguous()
 
 
 @gmu_gate_fwd.register_fake
@@ -36,8 +43,7 @@ def _fwd_fake(gate: Tensor, memory: Tensor, backend: str) -> Tensor:
 @torch.library.custom_op("sambay_kernels::gmu_gate_bwd", mutates_args=())
 def gmu_gate_bwd(grad: Tensor, gate: Tensor, memory: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Gradients of gate and memory, each in its input's type."""
-    form = gmu_gate_cpp_backward if backend == "cpp" else gmu_gate_torch_backward
-    grad_gate, grad_memory = form(grad, gate, memory)
+    grad_gate, grad_memory = BACKWARD[backend](grad, gate, memory)
     return grad_gate.to(gate.dtype).contiguous(), grad_memory.to(memory.dtype).contiguous()
 
 

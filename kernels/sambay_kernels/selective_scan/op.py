@@ -16,9 +16,12 @@ from ..checks import compute_dtype
 from ..cpp_build import problem
 from ..dispatch import register
 from ..packing import check_cu_seqlens_values, document_count
+from ..triton_call import DEVICES as TRITON_DEVICES
+from ..triton_call import problem as triton_problem
 from .cpp_backend import SCAN_KEPT_EVERY, selective_scan_cpp, selective_scan_cpp_backward
 from .torch_backend import selective_scan_torch
 from .torch_backward import selective_scan_torch_backward
+from .triton_backend import TRITON_KEPT_EVERY, selective_scan_triton, selective_scan_triton_backward
 
 OP = "selective_scan"
 INPUTS = (
@@ -26,14 +29,19 @@ INPUTS = (
     "bool delta_softplus, Tensor? cu_seqlens, Tensor? initial_state"
 )
 
+KEPT_EVERY = {"cpp": SCAN_KEPT_EVERY, "triton": TRITON_KEPT_EVERY}
+
 register(OP, "cpp", ("cpu",), problem)
+register(OP, "triton", TRITON_DEVICES, triton_problem)
 register(OP, "torch")
 register(OP, "reference")
 
 
 def _kept_shape(u: Tensor, A: Tensor, cu_seqlens: Tensor | None, save: bool, backend: str) -> tuple[int, int, int]:
     """Shape of the states kept for the backward: one before every chunk of a document; the torch form keeps none."""
-    rows = u.shape[0] // SCAN_KEPT_EVERY + document_count(cu_seqlens) if save and backend == "cpp" else 0
+    rows = 0
+    if save and backend in KEPT_EVERY:
+        rows = u.shape[0] // KEPT_EVERY[backend] + document_count(cu_seqlens)
     return rows, A.shape[1], A.shape[0]
 
 
@@ -47,10 +55,13 @@ def selective_scan_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs, save, backend = args[:11], args[11], args[12]
     u, A, cu_seqlens = inputs[0], inputs[2], inputs[9]
     check_cu_seqlens_values(cu_seqlens, u.shape[0])
+    kept_shape = _kept_shape(u, A, cu_seqlens, save, backend)
     if backend == "cpp":
-        return selective_scan_cpp(*inputs, kept_shape=_kept_shape(u, A, cu_seqlens, save, backend))
+        return selective_scan_cpp(*inputs, kept_shape=kept_shape)
+    if backend == "triton":
+        return selective_scan_triton(*inputs, kept_shape=kept_shape)
     y, final = selective_scan_torch(*inputs)
-    return y, final, final.new_empty(_kept_shape(u, A, cu_seqlens, save, backend))
+    return y, final, final.new_empty(kept_shape)
 
 
 @selective_scan_fwd.register_fake
@@ -73,6 +84,8 @@ def selective_scan_bwd(*args: Any) -> tuple[Tensor, ...]:
     given, kept, backend = args[:13], args[13], args[14]
     if backend == "cpp":
         grads = selective_scan_cpp_backward(*given, kept=kept)
+    elif backend == "triton":
+        grads = selective_scan_triton_backward(*given, kept=kept)
     else:
         grads = selective_scan_torch_backward(*given)
     return tuple(

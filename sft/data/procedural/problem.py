@@ -55,6 +55,10 @@ class Chain:
         *others, last = moves
         return [f" ({number}) {move}" for number, move in enumerate([*others, f"last {last}"], start=1)]
 
+    def _round(self, turn: int) -> str:
+        """The heading of a round; like a move, the last one says so behind its mark."""
+        return f" [{turn}] last" if turn == self.rounds else f" [{turn}]"
+
     @property
     def canonical(self) -> str:
         """The calculations alone."""
@@ -67,11 +71,11 @@ class Chain:
         `so[i]`, default ` =`): what has to be looked up far away continues words just read, and the numbers stand
         close by.
         """
-        head = [opening] if self.rounds == 1 else [opening, f"Repeat {self.rounds} rounds."]
+        head = [opening] if self.rounds == 1 else [opening, "Repeat in rounds up to", self._round(self.rounds)]
         lines, value = [], self.start
-        for left in range(self.rounds, 0, -1):
+        for turn in range(1, self.rounds + 1):
             if self.rounds > 1:
-                lines.append(f"Rounds left: {left}")
+                lines.append(self._round(turn))
             for index, move in enumerate(self.moves):
                 result = compute(value, move.operator, move.operand)
                 lines.append(f"{value}{told[index]}{so[index] if so else ' ='} {result}")

@@ -19,7 +19,7 @@ from sft.errors import UserError
 from sft.recipe.schema import GenerateSource
 
 FAMILIES = ("arithmetic", "equations", "words")
-LONG = (100, 240)
+LONG = (110, 250)
 SIGNS = {sign: sign for sign in "+-*/"}
 SIGNS |= dict.fromkeys(("buys", "finds", "earns", "board"), "+")
 SIGNS |= dict.fromkeys(("sells", "loses", "spends", "leave"), "-")
@@ -42,7 +42,7 @@ def calculations(row: dict) -> list[str]:
     """What each line of reasoning claims, as equations between numbers: value, move and result."""
     claims = []
     for line in reasoning(row):
-        if line.startswith("Rounds left: "):
+        if line.startswith(" ["):
             continue
         line = line.replace(" last ", " ")
         chain = re.fullmatch(r"(\d+) \(\d+\) (\D+?)(\d+) = (\d+)", line)
@@ -90,7 +90,7 @@ def test_every_line_of_reasoning_is_true(family: str, steps: tuple[int, int]) ->
     for row in rows_of(family=family, rows=60, min_steps=steps[0], max_steps=steps[1]):
         for claim in calculations(row):
             assert len({value_of(side, {}) for side in claim.split(" = ")}) == 1, claim
-        lines = [line for line in reasoning(row) if not line.startswith("Rounds left: ")]
+        lines = [line for line in reasoning(row) if not line.startswith(" [")]
         assert all(after.split(" ")[0] == line.split(" = ")[-1] for line, after in pairwise(lines))
         assert lines[-1].split(" = ")[-1] == row["answer"]
 
@@ -111,7 +111,7 @@ def test_the_answer_of_arithmetic_follows_from_the_prompt() -> None:
         family="arithmetic", rows=10, min_steps=LONG[0], max_steps=LONG[1]
     ):
         value = re.search(r"Start with (\d+)", row["prompt"])[1]
-        rounds = re.search(r"Repeat (\d+) rounds", row["prompt"])
+        rounds = re.search(r"\[(\d+)\] last", row["prompt"])
         for _ in range(int(rounds[1]) if rounds else 1):
             for move in re.findall(r"\(\d+\) (?:last )?([-+*/] \d+)", row["prompt"]):
                 value = str(value_of(f"{value} {move}", {}))
@@ -129,7 +129,7 @@ def test_the_answer_of_equations_follows_from_the_prompt() -> None:
         assert known[question[-2]] == int(row["answer"])
     for row in rows_of(family="equations", rows=10, min_steps=LONG[0], max_steps=LONG[1]):
         x = Fraction(re.search(r"x = (\d+)", row["prompt"])[1])
-        for _ in range(int(re.search(r"Repeat (\d+) rounds", row["prompt"])[1])):
+        for _ in range(int(re.search(r"\[(\d+)\] last", row["prompt"])[1])):
             for equation in re.findall(r"\(\d+\) (?:last )?(y .* = x)", row["prompt"]):
                 x = root_of(equation, "y", {"x": x})
         assert x == int(row["answer"])

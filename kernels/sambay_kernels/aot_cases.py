@@ -1,0 +1,70 @@
+"""The calls whose kernels are compiled ahead of time: those of the published model, on tensors without data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TOKENS, DOCUMENTS = 32768, 8
+HIDDEN, INNER, STATES, STEP_RANK = 2560, 5120, 16, 160
+HEADS, KEY_HEADS, WIDTH, WINDOW = 40, 20, 64, 512
+
+
+def _tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _cu_seqlens() -> Tensor:
+    return _tensor(DOCUMENTS + 1, dtype=torch.int32)
+
+
+def _scan() -> None:
+    from .selective_scan.triton_backend import TRITON_KEPT_EVERY, selective_scan_triton, selective_scan_triton_backward
+
+    u, delta, z = (_tensor(TOKENS, INNER) for _ in range(3))
+    projected = _tensor(TOKENS, STEP_RANK + 2 * STATES)  # as x_proj makes them: views of one matrix
+    B, C = projected[:, STEP_RANK : STEP_RANK + STATES], projected[:, STEP_RANK + STATES :]
+    A, D, bias = (_tensor(*shape, dtype=torch.float32) for shape in ((INNER, STATES), (INNER,), (INNER,)))
+    inputs = (u, delta, A, B, C, D, z, bias, True, _cu_seqlens(), None)
+    shape = (TOKENS // TRITON_KEPT_EVERY + DOCUMENTS, STATES, INNER)
+    _, _, kept = selective_scan_triton(*inputs, kept_shape=shape)
+    selective_scan_triton_backward(_tensor(TOKENS, INNER), None, *inputs, kept=kept)
+
+
+def _conv() -> None:
+    from .causal_conv1d.triton_backend import causal_conv1d_triton, causal_conv1d_triton_backward
+
+    x = _tensor(TOKENS, 2 * INNER)[:, :INNER]  # as in_proj makes it: half of a matrix
+    weight, bias = _tensor(INNER, 4, dtype=torch.float32), _tensor(INNER, dtype=torch.float32)
+    inputs = (x, weight, bias, "silu", _cu_seqlens(), None)
+    causal_conv1d_triton(*inputs)
+    causal_conv1d_triton_backward(_tensor(TOKENS, INNER), None, *inputs)
+
+
+def _gate() -> None:
+    from .gmu_gate.triton_backend import gmu_gate_triton, gmu_gate_triton_backward
+
+    gate, memory = _tensor(TOKENS, INNER), _tensor(TOKENS, INNER)
+    gmu_gate_triton(gate, memory)
+    gmu_gate_triton_backward(_tensor(TOKENS, INNER), gate, memory)
+
+
+def _attention() -> None:
+    from .differential_attention import triton_backend as backend
+
+    fused = _tensor(TOKENS, (HEADS + 2 * KEY_HEADS) * WIDTH)  # as Wqkv makes it
+    q, k, v = (x.unflatten(1, (-1, WIDTH)) for x in fused.split([HEADS * WIDTH, *[KEY_HEADS * WIDTH] * 2], 1))
+    borders, scale = _cu_seqlens(), WIDTH**-0.5
+    maps, lse = backend.diff_maps_triton(q, k, v, borders, borders, WINDOW, scale)
+    backend.diff_maps_triton_backward(_tensor(*maps.shape), q, k, v, maps, lse, borders, borders, WINDOW, scale)
+    small = (_tensor(dtype=torch.float32), _tensor(2 * WIDTH, dtype=torch.float32), 0.5, 1e-5)
+    out = backend.diff_combine_triton(maps, *small)
+    backend.diff_combine_triton_backward(_tensor(*out.shape), maps, *small)
+
+
+def run_cases() -> None:
+    """Make every call once; to be recorded (triton_call.recording), for there is nothing to compute."""
+    _scan()
+    _conv()
+    _gate()
+    _attention()

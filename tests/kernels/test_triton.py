@@ -1,0 +1,44 @@
+"""Triton kernels without a GPU: by the interpreter in a process of its own, and compiled for A100 and H100."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed (it is on Linux only)")
+
+# Interpreted kernels can't be compiled, and the other way round: neither runs in the tests' own process.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "SAMBAY_KERNELS")}
+
+
+@pytest.mark.parametrize("file", ["test_scan.py", "test_conv_and_gate.py", "test_attention.py"])
+def test_interpreted_kernels_match_the_references(file: str) -> None:
+    folder = Path(__file__).parent / "interpreted"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(folder / file), "-q", "-x", "-p", "no:cacheprovider"],
+        env={**ENVIRONMENT, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = re.search(r"^(\.+)", done.stdout)
+    assert passed and len(passed[1]) >= 10, done.stdout[-1000:]
+
+
+def test_every_kernel_compiles_for_a100_and_h100_without_spilling() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sambay_kernels.aot"], env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    sources = (Path(__file__).parents[2] / "kernels/sambay_kernels").glob("**/triton_*.py")
+    kernels = {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source.read_text(), re.M)}
+    compiled = set(re.findall(r"^(\w+_kernel) +sm_(?:80|90)", done.stdout, re.M))
+    assert compiled == kernels and len(kernels) >= 15
+    assert done.stdout.count("sm_80") == done.stdout.count("sm_90") == len(kernels)
