@@ -23,7 +23,7 @@ THINK_TOKENS = ("<think>", "</think>", "\\boxed{")
 # A word takes the spaces around it, an operator too, so that a space is never a token of its own. Digits and unknowns
 # stay single; the mark of a step or a round is one token, the same in the question and in its solution, so that it can
 # be looked up.
-PATTERN = r" \([0-9]+\)| \[[0-9]+\]| ?\b[a-mxy]\b| [-+*/=] | last|[0-9]| ?[A-Za-z]+ ?|[.:?] ?|\n"
+PATTERN = r" \([0-9]+\)| \[[0-9]+\]| ?\b[a-m]\b| [-+*/=] | last|[0-9]| ?[A-Za-z]+ ?|[.:?] ?|\n"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -27,6 +27,8 @@ class Layout:
         keep_cu_seqlens: int32 `(S + 1,)`, boundaries of the documents among the kept tokens.
         past_length: columns already in the cache.
         key_mask: bool `(B, past_length + T)`, which columns are tokens; None: all. Only with a cache.
+        longest: a bound on the tokens of a document, cached ones included. On an accelerator reading it off the
+            borders makes the host wait, so it is done once for all layers.
     """
 
     batch_shape: tuple[int, int]
@@ -36,6 +38,7 @@ class Layout:
     keep_cu_seqlens: Tensor | None = None
     past_length: int = 0
     key_mask: Tensor | None = None
+    longest: int = 0
 
     @property
     def query_cu_seqlens(self) -> Tensor:
@@ -134,6 +137,7 @@ def make_layout(
     seq_idx: Tensor | None = None,
     position_ids: Tensor | None = None,
     past_length: int = 0,
+    longest: int | None = None,
 ) -> Layout:
     """The layout of a batch, from the most explicit description of its documents that is given.
 
@@ -144,6 +148,7 @@ def make_layout(
         seq_idx: `(B, T)`: number of the document of each token of a packed row.
         position_ids: `(1, T)`: in a single row without a mask, a document starts wherever they fall back.
         past_length: columns in the cache.
+        longest: tokens of the longest packed document, if known; else they are counted.
     Raises:
         ValueError: when packed documents meet a mask or a cache, or when shapes don't fit.
     """
@@ -157,10 +162,13 @@ def make_layout(
     if cu_seqlens is not None:
         if attention_mask is not None or past_length:
             raise ValueError("packed documents (cu_seq_lens) can't come with padding or a cache that holds tokens")
-        return Layout(batch_shape, _check_cu_seqlens(cu_seqlens, rows * width))
+        boundaries = _check_cu_seqlens(cu_seqlens, rows * width)
+        if longest is None:
+            longest = int(boundaries.diff().max()) if boundaries.numel() > 1 else 0
+        return Layout(batch_shape, boundaries, longest=longest)
     if attention_mask is None:
         boundaries = torch.arange(0, rows * width + 1, width, dtype=torch.int32, device=device)
-        return Layout(batch_shape, boundaries, past_length=past_length)
+        return Layout(batch_shape, boundaries, past_length=past_length, longest=past_length + width)
     if attention_mask.shape != (rows, past_length + width):
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; these tokens and the cache need "
@@ -173,7 +181,10 @@ def _padded_layout(batch_shape: tuple[int, int], key_mask: Tensor, past_length: 
     new = key_mask[:, past_length:]
     boundaries = torch.nn.functional.pad(new.sum(1).cumsum(0), (1, 0)).to(torch.int32)
     index = None if bool(new.all()) else new.reshape(-1).nonzero().squeeze(1)
-    return Layout(batch_shape, boundaries, token_index=index, past_length=past_length, key_mask=key_mask)
+    longest = past_length + batch_shape[1]
+    return Layout(
+        batch_shape, boundaries, token_index=index, past_length=past_length, key_mask=key_mask, longest=longest
+    )
 
 
 def _document_starts(

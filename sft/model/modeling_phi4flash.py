@@ -230,7 +230,14 @@ class Phi4FlashAttention(nn.Module):
                 return self._step(queries, keys, values, layout)
             keys, values, cu_keys = _pack_cached(keys, values, layout)
         return self.inner_cross_attn(
-            queries, keys, values, cu_seqlens_q=cu_queries, cu_seqlens_k=cu_keys, window=self.window
+            queries,
+            keys,
+            values,
+            cu_seqlens_q=cu_queries,
+            cu_seqlens_k=cu_keys,
+            window=self.window,
+            max_length_q=layout.longest,
+            max_length_k=layout.longest,
         )
 
     def _step(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
@@ -428,6 +435,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
             seq_idx=seq_idx,
             position_ids=None if past_key_values is not None else position_ids,
             past_length=0 if past_key_values is None else past_key_values.get_seq_length(),
+            longest=kwargs.get("max_length_q"),
         )
         targets = None
         if labels is not None:

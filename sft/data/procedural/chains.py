@@ -9,8 +9,8 @@ from sft.data.procedural.problem import Chain, Move
 
 MOST_SHORT_STEPS = 12
 """Problems with more steps are told as rounds of the same few calculations."""
-MOST_ROUNDS = 60
-MOST_MOVES = 6
+MOST_ROUNDS = 24
+MOST_MOVES = 12
 MAX_STEPS = MOST_ROUNDS * MOST_MOVES
 
 _OPERATORS = "+-*/"
@@ -39,10 +39,10 @@ def _draw_rounds(rng: random.Random, steps: int) -> Chain:
 
     A round changes the value by a little, so that no round repeats another and all values keep two digits.
     """
-    fewest = max(2, -(-steps // MOST_ROUNDS))
+    fewest = max(2, -(-steps // MOST_MOVES))
     while True:
-        count = rng.randint(fewest, MOST_MOVES)
-        rounds = steps // count
+        rounds = rng.randint(fewest, max(fewest, min(MOST_ROUNDS, steps // 2)))
+        count = steps // rounds
         drift = rng.choice((-1, 1)) * rng.randint(1, max(1, min(3, MOST_ROUNDS // rounds)))
         moves = _round_of(rng, count, drift)
         start = rng.randint(SMALLEST, LARGEST)

@@ -1,8 +1,9 @@
-"""Linear equations, each with one new unknown: a system solved step by step, or, if long, a recurrence followed."""
+"""Linear equations, each with one new unknown: a system solved step by step; a long one starts anew from its result."""
 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 from sft.data.procedural.chains import draw as draw_chain
 from sft.data.procedural.numbers import INVERSE
@@ -17,11 +18,12 @@ def _equation(move: Move, before: str, unknown: str) -> str:
 
 
 def draw(rng: random.Random, steps: int) -> Problem:
-    """Equations whose solution takes `steps` calculations (a long one at most as many)."""
+    """Equations whose solution takes `steps` calculations (a long one at most as many).
+
+    In a long one the last unknown of a round is what the first letter stands for in the next.
+    """
     chain = draw_chain(rng, steps)
-    long = chain.rounds > 1
-    names = ["x", *["y"] * len(chain.moves)] if long else list(UNKNOWNS[: len(chain.moves) + 1])
-    before = ["x"] * len(chain.moves) if long else names
-    told = chain.tell([_equation(move, before[i], names[i + 1]) for i, move in enumerate(chain.moves)])
+    names = UNKNOWNS[: len(chain.moves) + 1]
+    told = chain.tell([_equation(move, *pair) for move, pair in zip(chain.moves, pairwise(names), strict=True)])
     so = [f" so {name} =" for name in names[1:]]
     return chain.pose(f"Start with {names[0]} = {chain.start}.", told, f"Find {names[-1]}.", so)

@@ -55,8 +55,10 @@ class Chain:
         *others, last = moves
         return [f" ({number}) {move}" for number, move in enumerate([*others, f"last {last}"], start=1)]
 
-    def _round(self, turn: int) -> str:
-        """The heading of a round; like a move, the last one says so behind its mark."""
+    def mark(self, turn: int) -> str:
+        """The mark of a round; like a move, the last one says so behind its mark. Empty if there is one round only."""
+        if self.rounds == 1:
+            return ""
         return f" [{turn}] last" if turn == self.rounds else f" [{turn}]"
 
     @property
@@ -67,18 +69,16 @@ class Chain:
     def pose(self, opening: str, told: Sequence[str], question: str, so: Sequence[str] | None = None) -> Problem:
         """The problem that tells each move as `told` says (with its mark), and its solution.
 
-        A line of the solution is the value so far, the move as the question tells it, and the value it makes (after
-        `so[i]`, default ` =`): what has to be looked up far away continues words just read, and the numbers stand
-        close by.
+        A line of the solution is the value so far, the mark of the round if there are several, the move as the
+        question tells it, and the value it makes (after `so[i]`, default ` =`): what has to be looked up far away
+        continues words just read, and all that goes on from one line to the next stands close by.
         """
-        head = [opening] if self.rounds == 1 else [opening, "Repeat in rounds up to", self._round(self.rounds)]
+        head = [opening, "Repeat in rounds up to", self.mark(self.rounds)] if self.rounds > 1 else [opening]
         lines, value = [], self.start
         for turn in range(1, self.rounds + 1):
-            if self.rounds > 1:
-                lines.append(self._round(turn))
             for index, move in enumerate(self.moves):
                 result = compute(value, move.operator, move.operand)
-                lines.append(f"{value}{told[index]}{so[index] if so else ' ='} {result}")
+                lines.append(f"{value}{self.mark(turn)}{told[index]}{so[index] if so else ' ='} {result}")
                 value = result
         prompt = "\n".join([*head, *told, question])
         return Problem(self.canonical, prompt, "\n".join(lines), value, self.steps)
