@@ -7,7 +7,7 @@ import random
 from sft.data.procedural.numbers import LARGEST, LARGEST_OPERAND, SMALLEST, compute, draw_operand, in_range
 from sft.data.procedural.problem import Chain, Move
 
-MOST_SHORT_STEPS = 12
+MOST_SHORT_STEPS = 8
 """Problems with more steps are told as rounds of the same few calculations."""
 MOST_ROUNDS = 24
 MOST_MOVES = 8

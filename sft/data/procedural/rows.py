@@ -53,7 +53,7 @@ def generate_rows(source: GenerateSource) -> Iterator[dict[str, Any]]:
     """The rows that `source` asks for: id, prompt, completion, answer (text), family, steps.
 
     The same source always gives the same rows, in the same order, and no problem twice. Family `all` takes the three
-    families in turn. The number of steps is about uniform over `min_steps..max_steps`; problems of more than 12 steps
+    families in turn. The number of steps is about uniform over `min_steps..max_steps`; problems of more than 8 steps
     are told as rounds of a few calculations, so that the question stays short and the solution gets long.
 
     Raises:
