@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 demo: export OMP_NUM_THREADS ?= 2
 test test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint bench test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test lint bench gpu test-gpu bench-gpu gpu-check clean
 
 setup: $(STAMP)
 
@@ -28,21 +28,29 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	@found=0; for file in kernels/benchmarks/bench_*.py; do \
-		test -f "$$file" || continue; found=1; \
-		echo "== $$file"; $(BIN)/python "$$file" || exit 1; \
-	done; test $$found = 1 || { echo "no benchmark in kernels/benchmarks"; exit 1; }
+	$(BIN)/python -m sambay_kernels.bench --device cpu --out kernels/benchmarks/results
+	@for file in kernels/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 # A GPU target without a GPU fails: a run that skipped everything would look like one that passed.
-gpu-check: $(STAMP)
+gpu: $(STAMP)
 	@$(BIN)/python -c "import sys, torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; \
 	sys.exit('no CUDA device: this target needs one') if n == 0 else \
 	print(*(f'{i}: {torch.cuda.get_device_name(i)}, compute capability {torch.cuda.get_device_capability(i)}' for i in range(n)), sep='\n')"
 
-test-gpu: gpu-check
+# Whether a GPU is in order, in minutes: every op against float64, its speed, a short real training.
+gpu-check: gpu
+	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+	$(BIN)/python -m sambay_kernels.bench --device cuda --out kernels/benchmarks/results
+	$(BIN)/sft run --config configs/tiny/recipe.yaml --output_dir runs/gpu-check --stage midtrain \
+		--stages.midtrain.data.sources.0.generate.rows 3000 --stages.midtrain.data.sources.1.generate.rows 300 \
+		--defaults.evaluate.suites.0.source.generate.rows 60
+
+test-gpu: gpu
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
-bench-gpu: gpu-check
+bench-gpu: gpu
+	$(BIN)/python -m sambay_kernels.bench --device cuda --out kernels/benchmarks/results
+	$(BIN)/python kernels/benchmarks/published_step.py --device cuda --out kernels/benchmarks/results/published-step.json
 	@for file in kernels/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" --device cuda || exit 1; done
 
 clean:

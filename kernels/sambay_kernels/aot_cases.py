@@ -62,9 +62,33 @@ def _attention() -> None:
     backend.diff_combine_triton_backward(_tensor(*out.shape), maps, *small)
 
 
+def _loss() -> None:
+    from .linear_cross_entropy.triton_backend import gradient_of_block, take_block
+
+    tokens, block, vocabulary = 6250, 8192, 200064
+    logits, targets = _tensor(tokens, block, dtype=torch.float32), _tensor(tokens, dtype=torch.int64)
+    running = [_tensor(tokens, dtype=torch.float32) for _ in range(4)]
+    take_block(logits, targets, tuple(running), 2 * block, 0.1)
+    gradient_of_block(logits, targets, running[0], running[1], 2 * block, vocabulary, 0.1, 1e-4, True)
+
+
+def _steps() -> None:
+    from . import causal_conv1d_step, selective_scan_step
+
+    sequences, slots = 32, _tensor(32, dtype=torch.int64)
+    u, delta, z = (_tensor(sequences, INNER) for _ in range(3))
+    B, C = (_tensor(sequences, STATES) for _ in range(2))
+    A, D, bias = (_tensor(*shape, dtype=torch.float32) for shape in ((INNER, STATES), (INNER,), (INNER,)))
+    state = _tensor(64, INNER, STATES, dtype=torch.float32)
+    selective_scan_step(state, u, delta, A, B, C, D=D, z=z, delta_bias=bias, slots=slots)
+    causal_conv1d_step(_tensor(64, INNER, 3), u, _tensor(INNER, 4), D, slots=slots)
+
+
 def run_cases() -> None:
     """Make every call once; to be recorded (triton_call.recording), for there is nothing to compute."""
     _scan()
     _conv()
     _gate()
     _attention()
+    _loss()
+    _steps()

@@ -43,6 +43,29 @@ def check_leading(op: str, name: str, value: Tensor, dim: int) -> None:
         )
 
 
+def check_slots(
+    name: str, state: Tensor, slots: Tensor | None, count: int, shape: tuple[int, int], device: torch.device
+) -> None:
+    """Check a state (slots, *shape) that is to be changed in place, and the slots of `count` sequences.
+
+    Raises:
+        ValueError: a wrong shape, type or device, too few slots, or a state that isn't contiguous.
+        TypeError: state is not a tensor.
+    """
+    check_leading(name, "state", state, 3)
+    check_tensor(name, "state", state, (state.shape[0], *shape), device)
+    if not state.is_contiguous():
+        raise ValueError(f"{name}: state must be contiguous, because it is changed in place: pass state.contiguous()")
+    if slots is None:
+        if state.shape[0] != count:
+            raise ValueError(f"{name}: state has {state.shape[0]} slots for {count} sequences: pass slots too")
+    elif slots.shape != (count,) or slots.dtype != torch.int64 or slots.device != device:
+        raise ValueError(
+            f"{name}: slots must be int64 of shape {(count,)} on {device}, "
+            f"got {slots.dtype} of shape {tuple(slots.shape)} on {slots.device}"
+        )
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether a backward pass can follow, so that the op has to keep what it needs for it."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -35,6 +35,7 @@ from .ops_phi4flash import (
     linear_cross_entropy,
     selective_scan,
 )
+from .shared_phi4flash import SharedTensor
 
 IGNORE_INDEX = -100
 
@@ -460,16 +461,19 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         if output_hidden_states and layout.keep_index is not None:
             raise ValueError("output_hidden_states needs every token: don't ask for logits_to_keep or a loss with it")
         compute_dtype = hidden.dtype
-        memory = keys = values = None
+        memory = keys = values = shared = None
         states = []
         for index, layer in enumerate(self.layers):
             if output_hidden_states:
                 states.append(layout.unpack(hidden))
+            read = memory if shared is None else shared.read()
             hidden, memory, keys, values = layer(
-                hidden, memory, keys, values, layout, compute_dtype, past_key_values=past_key_values
+                hidden, read, keys, values, layout, compute_dtype, past_key_values=past_key_values
             )
             if index == self.config.shared_kv_layer and memory is not None:
                 memory = layout.keep(memory)
+                if memory.requires_grad and memory.dtype in (torch.bfloat16, torch.float16):
+                    shared = SharedTensor(memory)
         hidden = self.final_layernorm(hidden).to(compute_dtype)
         return hidden, (*states, layout.unpack(hidden)) if output_hidden_states else None
 

@@ -202,10 +202,10 @@ def test_opcheck_of_the_sum(wanted: tuple[bool, bool]) -> None:
 def test_opcheck_of_the_losses() -> None:
     hidden, weight, labels = make(torch.float32)
     plan = (-100, 0.1, 0.01, 8)
-    torch.library.opcheck(linear_cross_entropy_fwd, (hidden, weight, labels, *plan))
+    torch.library.opcheck(linear_cross_entropy_fwd, (hidden, weight, labels, *plan, "torch"))
     fixed = (hidden.detach(), weight.detach(), labels)
-    losses, lse = linear_cross_entropy_fwd(*fixed, *plan)
-    torch.library.opcheck(linear_cross_entropy_bwd, (losses, *fixed, lse, *plan, True, True))
+    losses, lse = linear_cross_entropy_fwd(*fixed, *plan, "torch")
+    torch.library.opcheck(linear_cross_entropy_bwd, (losses, *fixed, lse, *plan, "torch", True, True))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])

@@ -16,7 +16,9 @@ pytest.importorskip("triton", reason="triton is not installed (it is on Linux on
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "SAMBAY_KERNELS")}
 
 
-@pytest.mark.parametrize("file", ["test_scan.py", "test_conv_and_gate.py", "test_attention.py"])
+@pytest.mark.parametrize(
+    "file", ["test_scan.py", "test_conv_and_gate.py", "test_attention.py", "test_loss.py", "test_model.py"]
+)
 def test_interpreted_kernels_match_the_references(file: str) -> None:
     folder = Path(__file__).parent / "interpreted"
     done = subprocess.run(
@@ -28,7 +30,7 @@ def test_interpreted_kernels_match_the_references(file: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:]
     passed = re.search(r"^(\.+)", done.stdout)
-    assert passed and len(passed[1]) >= 10, done.stdout[-1000:]
+    assert passed and len(passed[1]) >= 2, done.stdout[-1000:]
 
 
 def test_every_kernel_compiles_for_a100_and_h100_without_spilling() -> None:

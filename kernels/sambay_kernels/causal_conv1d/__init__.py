@@ -11,6 +11,9 @@ from ..dispatch import backend_for
 from ..packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
 from .op import OP, causal_conv1d_fwd
 from .reference import causal_conv1d_reference
+from .step import causal_conv1d_step
+
+__all__ = ["causal_conv1d", "causal_conv1d_step"]
 
 
 def causal_conv1d(

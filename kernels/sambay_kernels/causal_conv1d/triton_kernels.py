@@ -137,3 +137,29 @@ def conv_backward_kernel(
         tl.store(grad_weight + (tl.cast(segment, tl.int64) * WIDTH + k) * channels + c, sums[k], mask=c < channels)
     if grad_bias is not None:
         tl.store(grad_bias + tl.cast(segment, tl.int64) * channels + c, sum_bias, mask=c < channels)
+
+
+@triton.jit
+def conv_step_kernel(
+    state, x, weight, bias, slots, y, channels, x_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr
+):
+    """One token of one sequence: y, and the inputs in its slot move on by one."""
+    tile, row = tl.program_id(0), tl.program_id(1)
+    slot = tl.cast(row, tl.int64)
+    if slots is not None:
+        slot = tl.load(slots + row)
+    c = tile * BLOCK + tl.arange(0, BLOCK)
+    taps, out = _weights(weight, bias, c, channels, WIDTH)
+    place = (slot * channels + c) * (WIDTH - 1)
+    new = tl.load(x + tl.cast(row, tl.int64) * x_row + c, mask=c < channels, other=0.0)
+    out += taps[WIDTH - 1] * new.to(tl.float32)
+    for k in tl.static_range(WIDTH - 1):
+        value = tl.load(state + place + k, mask=c < channels, other=0.0)
+        out += taps[k] * value.to(tl.float32)
+        if k > 0:
+            tl.store(state + place + k - 1, value, mask=c < channels)
+    if WIDTH > 1:
+        tl.store(state + place + WIDTH - 2, new.to(state.dtype.element_ty), mask=c < channels)
+    if SILU:
+        out *= sigmoid(out)
+    tl.store(y + tl.cast(row, tl.int64) * channels + c, out.to(y.dtype.element_ty), mask=c < channels)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..checks import check_leading, check_tensor
-from ..dispatch import backend_for
+from ..dispatch import backend_for, requested
 from ..packing import check_cu_seqlens_form
+from ..triton_call import problem
 from .op import COMBINE, OP, differential_combine_fwd, differential_maps_fwd
 from .reference import differential_attention_reference
 from .torch_backend import diff_combine, diff_maps_varlen, differential_attention_step_torch
@@ -48,7 +49,7 @@ def differential_attention(
         window: a query at position t sees keys t-window+1 .. t; None sees all keys up to t.
         scale: of the scores, 1/sqrt(d) if None.
         eps: of the RMSNorm.
-        max_length_q, max_length_k: longest document, used on CUDA only; leaving them out there makes the host wait.
+        max_length_q, max_length_k: longest document or more, read on CUDA only; left out there, the host has to wait.
 
     Softmax sums and everything after the maps are float32, or float64 when q is float64. Memory is linear in Tq and Tk.
 
@@ -82,6 +83,8 @@ def differential_attention(
             q, k, v, lambda_full, subln_weight, lambda_init=lambda_init, cu_seqlens_q=cu_seqlens_q,
             cu_seqlens_k=cu_seqlens_k, window=window, scale=scale, eps=eps,
         )  # fmt: skip
+    if backend == "torch" and q.is_cuda and q.dtype == torch.float32 and requested() == "auto" and not problem():
+        backend = "triton"  # FlashAttention knows no float32
     if backend == "torch" and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         if max_length_q is None or max_length_k is None:
             max_length_q, max_length_k = (int(c.diff().max()) for c in (cu_seqlens_q, cu_seqlens_k))

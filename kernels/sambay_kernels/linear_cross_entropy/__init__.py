@@ -43,8 +43,9 @@ def linear_cross_entropy(
             depend on it beyond float32 rounding.
 
     Logits, softmax and all sums are float32 whatever the inputs' type and whatever autocast says (float64 if an input
-    is). The gradients of a sum are computed with the loss where weight is float32 and at most 512 MiB, else in the
-    backward pass block by block, where nothing of the weight's size is kept (see torch_backend).
+    is). On a GPU, autocast to bfloat16 rounds hidden and weight as for any linear layer; their products are then exact
+    and summed in float32. The gradients of a sum are computed with the loss where weight is float32, at most 512 MiB
+    and not on a GPU, else in the backward pass block by block, where nothing of the weight's size is kept.
 
     Returns:
         A 0-d tensor, or (T,) for "none", float32 (float64 if an input is), differentiable once.
@@ -65,15 +66,18 @@ def linear_cross_entropy(
         raise ValueError(f"{OP}: reduction must be 'sum' or 'none', got {reduction!r}")
     if chunk_size < 1:
         raise ValueError(f"{OP}: chunk_size must be at least 1, got {chunk_size}")
-    if backend_for(OP, hidden) == "reference":
+    backend = backend_for(OP, hidden)
+    if backend == "reference":
         return linear_cross_entropy_reference(
             hidden, weight, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
             reduction=reduction,
         )  # fmt: skip
+    if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+        hidden, weight = hidden.bfloat16(), weight.bfloat16()
     plan = (labels, ignore_index, float(label_smoothing), float(z_loss), chunk_size)
-    if lce_by_tokens(hidden, weight, reduction):
+    if backend == "torch" and lce_by_tokens(hidden, weight, reduction):
         return linear_cross_entropy_sum(hidden, weight, *plan, needs_grad(hidden), needs_grad(weight))[0]
-    losses, _ = linear_cross_entropy_fwd(hidden, weight, *plan)
+    losses, _ = linear_cross_entropy_fwd(hidden, weight, *plan, backend)
     return losses.sum() if reduction == "sum" else losses
 
 

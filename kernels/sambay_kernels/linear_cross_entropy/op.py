@@ -9,10 +9,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..dispatch import register
+from ..triton_call import DEVICES as TRITON_DEVICES
+from ..triton_call import problem as triton_problem
 from .torch_backend import lce_losses, lce_losses_backward, lce_sum, lce_type
+from .triton_backend import lce_losses_triton, lce_losses_triton_backward
 
 OP = "linear_cross_entropy"
 
+register(OP, "triton", TRITON_DEVICES, triton_problem)
 register(OP, "torch")
 register(OP, "reference")
 
@@ -73,9 +77,11 @@ def linear_cross_entropy_fwd(
     label_smoothing: float,
     z_loss: float,
     chunk_size: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Loss and log-sum-exp of every token, (T,) each, zero where there is no label."""
-    return lce_losses(hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size)
+    form = lce_losses_triton if backend == "triton" else lce_losses
+    return form(hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size)
 
 
 @linear_cross_entropy_fwd.register_fake
@@ -87,6 +93,7 @@ def _fwd_fake(
     label_smoothing: float,
     z_loss: float,
     chunk_size: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     wide = lce_type(hidden, weight)
     return hidden.new_empty(labels.shape, dtype=wide), hidden.new_empty(labels.shape, dtype=wide)
@@ -103,12 +110,14 @@ def linear_cross_entropy_bwd(
     label_smoothing: float,
     z_loss: float,
     chunk_size: int,
+    backend: str,
     want_hidden: bool,
     want_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum(grad * losses) to hidden and weight where wanted (else empty)."""
     plan = (ignore_index, label_smoothing, z_loss, chunk_size, want_hidden, want_weight)
-    return lce_losses_backward(grad, hidden, weight, labels, lse, *plan)
+    form = lce_losses_triton_backward if backend == "triton" else lce_losses_backward
+    return form(grad, hidden, weight, labels, lse, *plan)
 
 
 @linear_cross_entropy_bwd.register_fake
@@ -122,6 +131,7 @@ def _bwd_fake(
     label_smoothing: float,
     z_loss: float,
     chunk_size: int,
+    backend: str,
     want_hidden: bool,
     want_weight: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -139,7 +149,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[:2]
     found = linear_cross_entropy_bwd(grad, *ctx.saved_tensors, *ctx.plan, *wanted)
-    return (*[x if want else None for x, want in zip(found, wanted, strict=True)], *[None] * 5)
+    return (*[x if want else None for x, want in zip(found, wanted, strict=True)], *[None] * 6)
 
 
 linear_cross_entropy_fwd.register_autograd(_backward, setup_context=_setup)

@@ -9,6 +9,9 @@ from ..dispatch import backend_for
 from ..packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
 from .op import OP, selective_scan_fwd
 from .reference import selective_scan_reference
+from .step import selective_scan_step
+
+__all__ = ["selective_scan", "selective_scan_step"]
 
 
 def selective_scan(

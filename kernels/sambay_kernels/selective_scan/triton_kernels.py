@@ -346,3 +346,31 @@ def scan_backward_kernel(
             g,
             mask=in_n[:, None] & (c < limit_if((document >= 0) & (start == border), channels))[None, :],
         )
+
+
+@triton.jit
+def scan_step_kernel(
+    state, u, delta, A, B, C, D, z, bias, slots, y, channels, u_row, delta_row, B_row, C_row, z_row,
+    STATES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """One token of one sequence: the state in its slot moves on, y comes out."""
+    tile, row = tl.program_id(0), tl.program_id(1)
+    slot = tl.cast(row, tl.int64)
+    if slots is not None:
+        slot = tl.load(slots + row)
+    c, n = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    in_c = c < channels
+    inside = in_c[:, None] & (n < STATES)[None, :]
+    place = (slot * channels + c[:, None]) * STATES + n[None, :]
+    h = tl.load(state + place, mask=inside, other=0.0)
+    decay = tl.load(A + c[:, None] * STATES + n[None, :], mask=inside, other=0.0).to(tl.float32) * LOG2E
+    x = _load_row(u, u_row, row, c, channels)
+    step = _time_step(_load_row(delta, delta_row, row, c, channels), _load_channels(bias, c, in_c), SOFTPLUS)
+    b, r = _load_row(B, B_row, row, n, STATES), _load_row(C, C_row, row, n, STATES)
+    h = tl.exp2(decay * step[:, None]) * h + b[None, :] * (step * x)[:, None]
+    out = tl.sum(h * r[None, :], 1) + _load_channels(D, c, in_c) * x
+    if z is not None:
+        gate = _load_row(z, z_row, row, c, channels)
+        out *= gate * sigmoid(gate)
+    tl.store(state + place, h, mask=inside)
+    tl.store(y + tl.cast(row, tl.int64) * channels + c, out.to(y.dtype.element_ty), mask=in_c)

@@ -9,7 +9,7 @@ from sft.data.procedural.problem import Chain, Move
 
 MOST_SHORT_STEPS = 8
 """Problems with more steps are told as rounds of the same few calculations."""
-MOST_ROUNDS = 24
+MOST_ROUNDS = 16
 MOST_MOVES = 8
 MAX_STEPS = MOST_ROUNDS * MOST_MOVES
 

@@ -11,6 +11,7 @@ from sambay_kernels import gmu_gate
 from sambay_kernels.causal_conv1d import triton_backend
 from sambay_kernels.causal_conv1d.op import causal_conv1d_bwd, causal_conv1d_fwd
 from sambay_kernels.gmu_gate.op import gmu_gate_bwd, gmu_gate_fwd
+from step_ops import assert_conv_steps_match
 
 LENGTHS = [0, 1, 2, 3, 4, 7, 0, 8, 9, 21, 0]
 
@@ -103,3 +104,9 @@ def test_as_torch_ops() -> None:
     gate = torch.randn(3, 8)
     torch.library.opcheck(gmu_gate_fwd, (gate.requires_grad_(), gate, "triton"))
     torch.library.opcheck(gmu_gate_bwd, (gate.detach(), gate.detach(), gate.detach(), "triton"))
+
+
+@pytest.mark.parametrize("slots", [None, [4, 0, 2]])
+@pytest.mark.parametrize(("width", "activation"), [(4, "silu"), (2, None), (1, "silu")])
+def test_conv_steps_are_those_of_the_whole(slots: list[int] | None, width: int, activation: str | None) -> None:
+    assert_conv_steps_match("triton", slots, width, activation)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sambay_kernels.selective_scan import triton_backend
 from sambay_kernels.selective_scan.op import selective_scan_bwd, selective_scan_fwd
+from step_ops import assert_steps_match
 from torch.utils.checkpoint import checkpoint
 
 KEPT = triton_backend.TRITON_KEPT_EVERY
@@ -156,3 +157,9 @@ def test_checkpointed_and_compiled_gradients_are_the_same() -> None:
         grads = [torch.autograd.grad(form(**leaves), list(leaves.values())) for form in forms]
     for other in grads[1:]:
         assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
+
+
+@pytest.mark.parametrize("slots", [None, [4, 0, 2]])
+@pytest.mark.parametrize("gated", [True, False])
+def test_steps_are_those_of_the_whole_scan(slots: list[int] | None, gated: bool) -> None:
+    assert_steps_match("triton", slots, gated)

@@ -19,7 +19,7 @@ from sft.errors import UserError
 from sft.recipe.schema import GenerateSource
 
 FAMILIES = ("arithmetic", "equations", "words")
-LONG = (100, 190)
+LONG = (98, 128)
 SIGNS = {sign: sign for sign in "+-*/"}
 SIGNS |= dict.fromkeys(("buys", "finds", "earns", "board"), "+")
 SIGNS |= dict.fromkeys(("sells", "loses", "spends", "leave"), "-")

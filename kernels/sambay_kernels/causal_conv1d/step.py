@@ -1,0 +1,67 @@
+"""One token of each sequence (decoding): the last inputs live in slots and are updated in place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..checks import check_leading, check_optional, check_slots, check_tensor
+from ..dispatch import backend_for
+from ..triton_call import channel_block, launch, rows
+from .op import OP, causal_conv1d_fwd
+
+BLOCK = 256  # channels of a program
+
+
+@torch.no_grad()
+def causal_conv1d_step(
+    state: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: Literal["silu"] | None = "silu",
+    slots: Tensor | None = None,
+) -> Tensor:
+    """One step of `causal_conv1d` for one token of each of R sequences; no gradient.
+
+    Args:
+        state: (slots, d, K-1), the last inputs, oldest first, contiguous; CHANGED to those after the step.
+        x: (R, d); weight: (d, K); bias: (d,) or None; activation: as in `causal_conv1d`.
+        slots: (R,) int64, the slot of each sequence, no slot twice; None: sequence r has slot r.
+
+    Returns:
+        y (R, d) in x's type.
+
+    Raises:
+        ValueError: a wrong shape, type, device or activation, or a state that isn't contiguous.
+        TypeError: an argument is not a tensor.
+    """
+    name = f"{OP}_step"
+    check_leading(name, "x", x, 2)
+    check_leading(name, "weight", weight, 2)
+    (count, channels), width, device = x.shape, weight.shape[1], x.device
+    if activation not in ("silu", None):
+        raise ValueError(f"{name}: activation must be 'silu' or None, got {activation!r}")
+    check_tensor(name, "weight", weight, (channels, width), device)
+    check_optional(name, "bias", bias, (channels,), device)
+    check_slots(name, state, slots, count, (channels, width - 1), device)
+    backend = backend_for(OP, x)
+    if backend != "triton":
+        place = slice(None) if slots is None else slots
+        borders = torch.arange(count + 1, dtype=torch.int32, device=device)
+        inputs = (x, weight, bias, activation, borders, state[place])
+        y, final = causal_conv1d_fwd(*inputs, "torch" if backend == "reference" else backend)
+        state[place] = final.to(state.dtype)
+        return y
+    from .triton_kernels import conv_step_kernel
+
+    x, bias = rows(x), None if bias is None else bias.contiguous()
+    y, block = x.new_empty(x.shape), channel_block(channels, BLOCK)
+    launch(
+        conv_step_kernel, (-(-channels // block), count), state, x, weight.contiguous(), bias, slots, y, channels,
+        x.stride(0), WIDTH=width, BLOCK=block, SILU=activation == "silu", warps=1,
+    )  # fmt: skip
+    return y

@@ -1,0 +1,81 @@
+"""One token of each sequence (decoding): states live in slots and are updated in place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import check_leading, check_optional, check_slots, check_tensor, compute_dtype
+from ..dispatch import backend_for
+from ..triton_call import channel_block, launch, power_of_two, rows
+from .op import OP, selective_scan_fwd
+
+BLOCK = 64  # channels of a program
+
+
+@torch.no_grad()
+def selective_scan_step(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """One step of `selective_scan` for one token of each of R sequences; no gradient.
+
+    Args:
+        state: (slots, d_inner, N) float32 (float64 for float64 data), contiguous; CHANGED to the states after the step.
+        u, delta, z: (R, d_inner); A: (d_inner, N); B, C: (R, N); D, delta_bias: (d_inner,), as in `selective_scan`.
+        slots: (R,) int64, the slot of each sequence, no slot twice; None: sequence r has slot r.
+
+    Returns:
+        y (R, d_inner) in u's type.
+
+    Raises:
+        ValueError: a wrong shape, type or device, or a state that isn't contiguous.
+        TypeError: an argument is not a tensor.
+    """
+    name = f"{OP}_step"
+    check_leading(name, "u", u, 2)
+    check_leading(name, "A", A, 2)
+    (count, channels), states, device = u.shape, A.shape[1], u.device
+    check_tensor(name, "delta", delta, (count, channels), device)
+    check_tensor(name, "A", A, (channels, states), device)
+    for key, value in (("B", B), ("C", C)):
+        check_tensor(name, key, value, (count, states), device)
+    for key, value, shape in (
+        ("D", D, (channels,)),
+        ("z", z, (count, channels)),
+        ("delta_bias", delta_bias, (channels,)),
+    ):
+        check_optional(name, key, value, shape, device)
+    check_slots(name, state, slots, count, (channels, states), device)
+    if state.dtype != compute_dtype(u):
+        raise ValueError(f"{name}: state must be {compute_dtype(u)}, got {state.dtype}")
+    backend = backend_for(OP, u)
+    if backend != "triton":
+        place = slice(None) if slots is None else slots
+        borders = torch.arange(count + 1, dtype=torch.int32, device=device)
+        inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, borders, state[place])
+        y, final, _ = selective_scan_fwd(*inputs, False, "torch" if backend == "reference" else backend)
+        state[place] = final
+        return y
+    from .triton_kernels import scan_step_kernel
+
+    u, delta, B, C = rows(u), rows(delta), rows(B), rows(C)
+    z = None if z is None else rows(z)
+    D, delta_bias = (None if value is None else value.contiguous() for value in (D, delta_bias))
+    y, block = u.new_empty(u.shape), channel_block(channels, BLOCK)
+    launch(
+        scan_step_kernel, (-(-channels // block), count), state, u, delta, A.contiguous(), B, C, D, z, delta_bias,
+        slots, y, channels, u.stride(0), delta.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0),
+        STATES=states, PADDED=power_of_two(states), BLOCK=block, SOFTPLUS=delta_softplus, warps=4,
+    )  # fmt: skip
+    return y

@@ -1,0 +1,81 @@
+"""Linear cross entropy with Triton between its products, against the float64 definition."""
+
+from __future__ import annotations
+
+import packed_ops as ops
+import pytest
+import torch
+from sambay_kernels import linear_cross_entropy
+from sambay_kernels.linear_cross_entropy import torch_backend, triton_backend
+from sambay_kernels.linear_cross_entropy.op import linear_cross_entropy_bwd, linear_cross_entropy_fwd
+from torch import Tensor
+
+
+def make(tokens: int = 13, hidden: int = 8, vocabulary: int = 70) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, vocabulary, (tokens,), generator=g)
+    labels[::4] = -100
+    return torch.randn(tokens, hidden, generator=g), torch.randn(vocabulary, hidden, generator=g), labels
+
+
+def run(name: str, hidden: Tensor, weight: Tensor, labels: Tensor, **options: object) -> list[Tensor]:
+    leaves = [hidden.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()]
+    with ops.backend(name):
+        loss = linear_cross_entropy(*leaves, labels, **options)
+    upstream = torch.linspace(0.5, 1.5, loss.numel()).view(loss.shape).to(loss.dtype)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves, upstream)]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize(
+    "extra", [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-2}, {"label_smoothing": 1.0, "z_loss": 1.0}]
+)
+@pytest.mark.parametrize("block", [16, 8192])
+def test_fp32_matches_the_definition(reduction: str, extra: dict, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_backend, "LCE_VOCABULARY_BLOCK", block)
+    monkeypatch.setattr(triton_backend, "LCE_VOCABULARY_BLOCK", block)
+    monkeypatch.setattr(triton_backend, "channel_block", lambda *_: 32)  # several programs and turns for a block
+    hidden, weight, labels = make()
+    exact = run("reference", hidden.double(), weight.double(), labels, reduction=reduction, **extra)
+    found = run("triton", hidden, weight, labels, reduction=reduction, chunk_size=2, **extra)
+    for got, want in zip(found, exact, strict=True):
+        assert got.dtype == torch.float32 and ops.rms_error(got, want) <= 1e-5
+
+
+def test_huge_logits_and_no_labels() -> None:
+    hidden, weight, labels = make()
+    exact = run("reference", 1e3 * hidden.double(), weight.double(), labels)
+    for got, want in zip(run("triton", 1e3 * hidden, weight, labels), exact, strict=True):
+        assert ops.rms_error(got, want) <= 1e-5
+    assert all(not x.any() for x in run("triton", hidden, weight, torch.full_like(labels, -100)))
+
+
+def test_two_bfloat16_matrices_hold_a_gradient_to_16_bits() -> None:
+    hidden, weight, labels = make()
+    kept = labels != -100
+    logits, targets = (hidden @ weight.T)[kept], labels[kept]
+    lse, factor = logits.logsumexp(1), torch.linspace(0.5, 1.5, int(kept.sum()))
+    plan = (logits, targets, lse, factor, 0, weight.shape[0], 0.1, 1e-3)
+    (whole,), (high, low) = (triton_backend.gradient_of_block(*plan, halves) for halves in (False, True))
+    assert high.dtype == low.dtype == torch.bfloat16
+    # The interpreter cuts bfloat16 off where a GPU rounds it, so each part may be wrong by twice as much.
+    assert ((high.float() + low.float() - whole).abs() <= 2**-13 * whole.abs() + 1e-12).all()
+    assert ((high.float() - whole).abs() > 2**-11 * whole.abs()).any()
+
+
+def test_half_precision_weights() -> None:
+    hidden, weight, labels = (x.bfloat16() if x.is_floating_point() else x for x in make())
+    exact = run("reference", hidden.double(), weight.double(), labels)
+    found = run("triton", hidden, weight, labels)
+    assert [x.dtype for x in found] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert ops.rms_error(found[0], exact[0]) <= 1e-5
+    assert max(ops.rms_error(got, want) for got, want in zip(found[1:], exact[1:], strict=True)) <= 5e-3
+
+
+def test_as_torch_ops() -> None:
+    hidden, weight, labels = make()
+    plan = (-100, 0.1, 1e-3, 4, "triton")
+    torch.library.opcheck(linear_cross_entropy_fwd, (hidden.requires_grad_(), weight.requires_grad_(), labels, *plan))
+    fixed = (hidden.detach(), weight.detach(), labels)
+    losses, lse = linear_cross_entropy_fwd(*fixed, *plan)
+    torch.library.opcheck(linear_cross_entropy_bwd, (losses, *fixed, lse, *plan, True, True))
