@@ -73,15 +73,16 @@ def _loss() -> None:
 
 
 def _steps() -> None:
-    from . import causal_conv1d_step, selective_scan_step
+    from .causal_conv1d.step import causal_conv1d_step_triton
+    from .selective_scan.step import selective_scan_step_triton
 
     sequences, slots = 32, _tensor(32, dtype=torch.int64)
     u, delta, z = (_tensor(sequences, INNER) for _ in range(3))
     B, C = (_tensor(sequences, STATES) for _ in range(2))
     A, D, bias = (_tensor(*shape, dtype=torch.float32) for shape in ((INNER, STATES), (INNER,), (INNER,)))
     state = _tensor(64, INNER, STATES, dtype=torch.float32)
-    selective_scan_step(state, u, delta, A, B, C, D=D, z=z, delta_bias=bias, slots=slots)
-    causal_conv1d_step(_tensor(64, INNER, 3), u, _tensor(INNER, 4), D, slots=slots)
+    selective_scan_step_triton(state, u, delta, A, B, C, D, z, bias, True, slots)
+    causal_conv1d_step_triton(_tensor(64, INNER, 3), u, _tensor(INNER, 4), D, "silu", slots)
 
 
 def run_cases() -> None:

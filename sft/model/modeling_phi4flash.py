@@ -461,7 +461,8 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         if output_hidden_states and layout.keep_index is not None:
             raise ValueError("output_hidden_states needs every token: don't ask for logits_to_keep or a loss with it")
         compute_dtype = hidden.dtype
-        memory = keys = values = shared = None
+        memory = keys = values = None
+        shared: SharedTensor | None = None
         states = []
         for index, layer in enumerate(self.layers):
             if output_hidden_states:

@@ -56,8 +56,16 @@ def causal_conv1d_step(
         y, final = causal_conv1d_fwd(*inputs, "torch" if backend == "reference" else backend)
         state[place] = final.to(state.dtype)
         return y
+    return causal_conv1d_step_triton(state, x, weight, bias, activation, slots)
+
+
+def causal_conv1d_step_triton(
+    state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, slots: Tensor | None
+) -> Tensor:
+    """The step by one Triton kernel; arguments checked already."""
     from .triton_kernels import conv_step_kernel
 
+    (count, channels), width = x.shape, weight.shape[1]
     x, bias = rows(x), None if bias is None else bias.contiguous()
     y, block = x.new_empty(x.shape), channel_block(channels, BLOCK)
     launch(

@@ -48,8 +48,8 @@ def selective_scan_step(
     (count, channels), states, device = u.shape, A.shape[1], u.device
     check_tensor(name, "delta", delta, (count, channels), device)
     check_tensor(name, "A", A, (channels, states), device)
-    for key, value in (("B", B), ("C", C)):
-        check_tensor(name, key, value, (count, states), device)
+    check_tensor(name, "B", B, (count, states), device)
+    check_tensor(name, "C", C, (count, states), device)
     for key, value, shape in (
         ("D", D, (channels,)),
         ("z", z, (count, channels)),
@@ -67,8 +67,26 @@ def selective_scan_step(
         y, final, _ = selective_scan_fwd(*inputs, False, "torch" if backend == "reference" else backend)
         state[place] = final
         return y
+    return selective_scan_step_triton(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, slots)
+
+
+def selective_scan_step_triton(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    slots: Tensor | None,
+) -> Tensor:
+    """The step by one Triton kernel; arguments checked already."""
     from .triton_kernels import scan_step_kernel
 
+    (count, channels), states = u.shape, A.shape[1]
     u, delta, B, C = rows(u), rows(delta), rows(B), rows(C)
     z = None if z is None else rows(z)
     D, delta_bias = (None if value is None else value.contiguous() for value in (D, delta_bias))
