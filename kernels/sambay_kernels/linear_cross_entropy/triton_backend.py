@@ -18,14 +18,14 @@ from .torch_backend import LCE_VOCABULARY_BLOCK, lce_blocks, lce_supervised
 BLOCK = 1024
 
 
-def _halves(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether products take the tensor cores' way: both bfloat16 (float16 would lose small gradients), on a GPU."""
-    return hidden.is_cuda and hidden.dtype == weight.dtype == torch.bfloat16
+def _halves(a: Tensor, b: Tensor) -> bool:
+    """Whether a product takes the tensor cores' way: both bfloat16 (float16 would lose small gradients), on a GPU."""
+    return a.is_cuda and a.dtype == b.dtype == torch.bfloat16
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in float32."""
-    if a.is_cuda and a.dtype == b.dtype == torch.bfloat16:
+    if _halves(a, b):
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 
@@ -123,7 +123,7 @@ def lce_losses_triton_backward(
         of_rows = rows.new_zeros(rows.shape if want_hidden else (0,), dtype=torch.float32)
         of_weight = torch.empty_like(weight) if want_weight else weight.new_empty(0)
         for first, block in lce_blocks(weight, weight.dtype):
-            of_block = torch.zeros_like(block, dtype=torch.float32)
+            of_block = torch.zeros_like(block, dtype=torch.float32) if want_weight else block
             for chunk in _chunks(kept.numel(), vocabulary, chunk_size):
                 logits = _product(rows[chunk], block.t())
                 parts = gradient_of_block(
