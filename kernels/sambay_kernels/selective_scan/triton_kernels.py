@@ -41,6 +41,18 @@ def _load_channels(pointer, index, mask):
 
 
 @triton.jit
+def _decay(A, c, n, inside, STATES: tl.constexpr):
+    """A (d_inner, N) as (N, channels), times log2(e)."""
+    return tl.load(A + c[None, :] * STATES + n[:, None], mask=inside, other=0.0).to(tl.float32) * LOG2E
+
+
+@triton.jit
+def _place(segment, c, n, channels, STATES: tl.constexpr):
+    """Where a segment's states stand in (n, N, d_inner)."""
+    return tl.cast(segment, tl.int64) * STATES * channels + n[:, None] * channels + c[None, :]
+
+
+@triton.jit
 def scan_local_kernel(
     u, delta, A, B, bias, starts, ends, documents, borders, local, total_step,
     channels, u_row, delta_row, B_row,
@@ -60,7 +72,7 @@ def scan_local_kernel(
     c, n = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
     in_c, in_n = c < channels, n < STATES
     inside = in_n[:, None] & in_c[None, :]
-    decay = tl.load(A + c[None, :] * STATES + n[:, None], mask=inside, other=0.0).to(tl.float32) * LOG2E
+    decay = _decay(A, c, n, inside, STATES)
     shift = _load_channels(bias, c, in_c)
     h = tl.zeros((PADDED, BLOCK), tl.float32)
     elapsed = tl.zeros((BLOCK,), tl.float32)
@@ -76,9 +88,7 @@ def scan_local_kernel(
         elapsed += step
     place = tl.cast(segment, tl.int64) * channels + c
     tl.store(total_step + place, elapsed, mask=in_c)
-    tl.store(
-        local + tl.cast(segment, tl.int64) * STATES * channels + n[:, None] * channels + c[None, :], h, mask=inside
-    )
+    tl.store(local + _place(segment, c, n, channels, STATES), h, mask=inside)
 
 
 @triton.jit
@@ -92,14 +102,14 @@ def scan_carry_kernel(
     c, n = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
     in_c = c < channels
     inside = (n < STATES)[:, None] & in_c[None, :]
-    decay = tl.load(A + c[None, :] * STATES + n[:, None], mask=inside, other=0.0).to(tl.float32) * LOG2E
+    decay = _decay(A, c, n, inside, STATES)
     h = tl.zeros((PADDED, BLOCK), tl.float32)
     if initial is not None:
         place = (tl.cast(document, tl.int64) * channels + c[None, :]) * STATES + n[:, None]
         h = tl.load(initial + place, mask=inside, other=0.0).to(tl.float32)
     for segment in range(begin, stop - 1):
         elapsed = tl.load(total_step + tl.cast(segment, tl.int64) * channels + c, mask=in_c, other=0.0)
-        place = tl.cast(segment, tl.int64) * STATES * channels + n[:, None] * channels + c[None, :]
+        place = _place(segment, c, n, channels, STATES)
         h = tl.exp2(decay * elapsed[None, :]) * h + tl.load(local + place, mask=inside, other=0.0)
         tl.store(carried + place + STATES * channels, h, mask=inside)
 
@@ -120,7 +130,7 @@ def scan_forward_kernel(
     c, n = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
     in_c, in_n = c < channels, n < STATES
     inside = in_n[:, None] & in_c[None, :]
-    decay = tl.load(A + c[None, :] * STATES + n[:, None], mask=inside, other=0.0).to(tl.float32) * LOG2E
+    decay = _decay(A, c, n, inside, STATES)
     skip, shift = _load_channels(D, c, in_c), _load_channels(bias, c, in_c)
     h = tl.zeros((PADDED, BLOCK), tl.float32)
     by_document = (tl.cast(document, tl.int64) * channels + c[None, :]) * STATES + n[:, None]
@@ -129,7 +139,7 @@ def scan_forward_kernel(
             initial + by_document, mask=in_n[:, None] & (c < limit_if(start == border, channels))[None, :], other=0.0
         ).to(tl.float32)
     if carried is not None:
-        place = tl.cast(segment, tl.int64) * STATES * channels + n[:, None] * channels + c[None, :]
+        place = _place(segment, c, n, channels, STATES)
         h += tl.load(carried + place, mask=in_n[:, None] & (c < limit_if(start > border, channels))[None, :], other=0.0)
     x, raw = (
         _load_row(u, u_row, start, c, limit_if(start < end, channels)),
@@ -184,7 +194,7 @@ def scan_local_backward_kernel(
     c, n = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
     in_c, in_n = c < channels, n < STATES
     inside = in_n[:, None] & in_c[None, :]
-    decay = tl.load(A + c[None, :] * STATES + n[:, None], mask=inside, other=0.0).to(tl.float32) * LOG2E
+    decay = _decay(A, c, n, inside, STATES)
     shift = _load_channels(bias, c, in_c)
     g = tl.zeros((PADDED, BLOCK), tl.float32)
     elapsed = tl.zeros((BLOCK,), tl.float32)
@@ -199,9 +209,7 @@ def scan_local_backward_kernel(
         g *= tl.exp2(decay * step[None, :])
         elapsed += step
     tl.store(total_step + tl.cast(segment, tl.int64) * channels + c, elapsed, mask=in_c)
-    tl.store(
-        local + tl.cast(segment, tl.int64) * STATES * channels + n[:, None] * channels + c[None, :], g, mask=inside
-    )
+    tl.store(local + _place(segment, c, n, channels, STATES), g, mask=inside)
 
 
 @triton.jit
@@ -215,7 +223,7 @@ def scan_carry_backward_kernel(
     c, n = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
     in_c = c < channels
     inside = (n < STATES)[:, None] & in_c[None, :]
-    decay = tl.load(A + c[None, :] * STATES + n[:, None], mask=inside, other=0.0).to(tl.float32) * LOG2E
+    decay = _decay(A, c, n, inside, STATES)
     g = tl.zeros((PADDED, BLOCK), tl.float32)
     if grad_final is not None:
         place = (tl.cast(document, tl.int64) * channels + c[None, :]) * STATES + n[:, None]
@@ -223,7 +231,7 @@ def scan_carry_backward_kernel(
     for back in range(0, stop - 1 - begin):
         segment = stop - 1 - back
         elapsed = tl.load(total_step + tl.cast(segment, tl.int64) * channels + c, mask=in_c, other=0.0)
-        place = tl.cast(segment, tl.int64) * STATES * channels + n[:, None] * channels + c[None, :]
+        place = _place(segment, c, n, channels, STATES)
         g = tl.exp2(decay * elapsed[None, :]) * g + tl.load(local + place, mask=inside, other=0.0)
         tl.store(carried + place - STATES * channels, g, mask=inside)
 
