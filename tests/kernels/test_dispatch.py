@@ -13,6 +13,7 @@ import pytest
 import torch
 from sambay_kernels import BackendError, backend_for, causal_conv1d, cpp_build, gmu_gate, selective_scan, why
 from sambay_kernels import dispatch as registry
+from sambay_kernels.checks import FLOAT_TYPES
 from sambay_kernels.packing import check_cu_seqlens, document_count
 from sambay_kernels.triton_call import problem as triton_problem
 
@@ -49,6 +50,66 @@ def test_kernels_in_single_precision_leave_float64_to_torch(monkeypatch: pytest.
     monkeypatch.setenv("SAMBAY_KERNELS", "auto")
     assert backend_for("fast", torch.zeros(1)) == "triton"
     assert backend_for("fast", torch.zeros(1, dtype=torch.float64)) == "torch"
+    monkeypatch.setenv("SAMBAY_KERNELS", "triton")
+    assert backend_for("fast", torch.zeros(1, dtype=torch.float64)) == "torch"
+    reason = why("fast", "cpu", torch.float64).reason
+    assert reason == "SAMBAY_KERNELS=triton, which fast doesn't have for float64: the best for cpu"
+
+
+def test_a_backend_may_be_the_best_for_some_types_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registry", {})
+    registry.register("mixed", "torch", dtypes=(torch.bfloat16,))
+    registry.register("mixed", "triton")
+    registry.register("mixed", "torch")
+    chosen = {
+        wish: [_chosen("mixed", wish, dtype, monkeypatch) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
+        for wish in ("auto", "triton", "torch")
+    }
+    assert chosen == {
+        "auto": ["torch", "triton", "torch"],
+        "triton": ["triton", "triton", "torch"],
+        "torch": ["torch", "torch", "torch"],
+    }
+
+
+def _chosen(op: str, wish: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The backend that runs; `why` has to name the same."""
+    monkeypatch.setenv("SAMBAY_KERNELS", wish)
+    name = backend_for(op, torch.zeros(1, dtype=dtype))
+    assert why(op, "cpu", dtype).backend == name
+    return name
+
+
+def test_flash_attention_is_for_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMBAY_KERNELS", "auto")
+    names = {dtype: why("differential_attention", "cuda", dtype).backend for dtype in FLOAT_TYPES}
+    wide = "torch" if triton_problem() else "triton"
+    half = (torch.bfloat16, torch.float16)
+    assert names == {torch.float32: wide, torch.float64: "torch", **dict.fromkeys(half, "torch")}
+    assert why("differential_attention", "cuda").backend == "torch"
+
+
+def test_a_backend_that_cannot_run_is_an_error_for_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registry", {})
+    registry.register("fast", "triton", ("cuda",))
+    registry.register("fast", "torch")
+    monkeypatch.setenv("SAMBAY_KERNELS", "triton")
+    with pytest.raises(BackendError, match="fast's triton backend runs on cuda, not on cpu"):
+        backend_for("fast", torch.zeros(1, dtype=torch.float64))
+    monkeypatch.setattr(registry, "_registry", {"fast": registry._registry["fast"][:1]})
+    monkeypatch.setenv("SAMBAY_KERNELS", "auto")
+    with pytest.raises(BackendError, match="fast: no backend can run on cuda in float64"):
+        why("fast", "cuda", torch.float64)
+
+
+def test_the_choice_is_a_constant_of_a_traced_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMBAY_KERNELS", "torch")
+
+    def doubled(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor * 2 if backend_for("gmu_gate", tensor) == "torch" else tensor
+
+    traced = torch.compile(doubled, backend="eager", fullgraph=True)
+    assert traced(torch.ones(1)).item() == 2
 
 
 def test_bad_requests_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_leading, check_tensor
-from ..dispatch import backend_for, requested
+from ..dispatch import backend_for
 from ..packing import check_cu_seqlens_form
-from ..triton_call import problem
 from .op import COMBINE, OP, differential_combine_fwd, differential_maps_fwd
 from .reference import differential_attention_reference
 from .torch_backend import diff_combine, diff_maps_varlen, differential_attention_step_torch
@@ -83,8 +82,6 @@ def differential_attention(
             q, k, v, lambda_full, subln_weight, lambda_init=lambda_init, cu_seqlens_q=cu_seqlens_q,
             cu_seqlens_k=cu_seqlens_k, window=window, scale=scale, eps=eps,
         )  # fmt: skip
-    if backend == "torch" and q.is_cuda and q.dtype == torch.float32 and requested() == "auto" and not problem():
-        backend = "triton"  # FlashAttention knows no float32
     if backend == "torch" and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         if max_length_q is None or max_length_k is None:
             max_length_q, max_length_k = (int(c.diff().max()) for c in (cu_seqlens_q, cu_seqlens_k))

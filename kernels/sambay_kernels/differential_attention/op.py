@@ -26,9 +26,11 @@ from .triton_backend import (
 
 OP, COMBINE = "differential_attention", "differential_combine"
 
-# On CUDA `torch` is FlashAttention, which stays the default until Triton's maps have been measured to be faster.
-register(OP, "torch")
+# On CUDA `torch` is FlashAttention in half precision, which stays the default until Triton's maps have been measured to
+# be faster; FlashAttention knows no float32.
+register(OP, "torch", dtypes=(torch.bfloat16, torch.float16))
 register(OP, "triton", TRITON_DEVICES, triton_problem)
+register(OP, "torch")
 register(OP, "reference")
 register(COMBINE, "triton", TRITON_DEVICES, triton_problem)
 register(COMBINE, "torch")
