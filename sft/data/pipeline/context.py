@@ -1,0 +1,90 @@
+"""What a step may use: the tokenizer, the templates, the seed, a folder for what it must keep while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sft.data.pipeline.record import Record, text_hash
+from sft.data.rows import BadRow
+from sft.data.steps.base import Dropped, Kept
+
+
+@dataclass(frozen=True)
+class Templates:
+    """How a problem becomes a user's message: `prompt_template` with {prompt} in it, `completion_template` with
+    {completion}, `system_prompt` in front of conversations without a system message. None: nothing is added."""
+
+    prompt_template: str | None = None
+    completion_template: str | None = None
+    system_prompt: str | None = None
+
+    def conversation(self, problem: str, completion: str) -> list[dict[str, str]]:
+        """The messages of a problem and its answer."""
+        # Not str.format: prompts and templates are full of LaTeX braces.
+        user = (self.prompt_template or "{prompt}").replace("{prompt}", problem)
+        assistant = (self.completion_template or "{completion}").replace("{completion}", completion)
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return [*system, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may use. It travels to worker processes, so it holds names and numbers, not open things.
+
+    Attributes:
+        tokenizer_path: folder of the saved tokenizer that the stage will train with.
+        templates: of the section that the step stands in.
+        seed: the recipe's.
+        folder: the step's own folder, kept until the step is done: a killed step finds there what it had put there.
+        workers: how many processes work on the step.
+    """
+
+    tokenizer_path: str
+    templates: Templates
+    seed: int
+    folder: Path
+    workers: int = 1
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The fast tokenizer."""
+        from sft.model.load import load_tokenizer
+
+        return load_tokenizer(self.tokenizer_path)
+
+    @cached_property
+    def _renderer(self) -> Any:
+        from sft.data.render import Renderer
+
+        return Renderer(self.tokenizer)
+
+    def measure(self, records: Sequence[Record]) -> list[Kept | Dropped]:
+        """Set `tokens` and `trained` of each record as the chat template renders it; one outcome each, in order.
+
+        Dropped are conversations that can't be rendered: a message spells a control token out, or the template
+        refuses the roles. Call it whenever a step has changed or made conversations.
+        """
+        from sft.data.tokenization import tokenize
+
+        outcomes: list[Kept | Dropped] = []
+        rendered = []
+        for record in records:
+            result = self._renderer.render(record.messages) if record.messages is not None else None
+            if isinstance(result, BadRow):
+                outcomes.append(Dropped(record, result.reason, result.detail))
+                continue
+            outcomes.append(Kept(record))
+            if result is not None:
+                rendered.append((record, result))
+        for (record, _), tokens in zip(rendered, tokenize(self.tokenizer, [item for _, item in rendered]), strict=True):
+            record.tokens, record.trained = len(tokens.ids), tokens.supervised
+        return outcomes
+
+    def uniform(self, name: str, *what: str) -> float:
+        """A number in [0, 1) that depends on the seed, on `name` (the purpose) and on `what` alone: the same in every
+        process and in every order of the rows."""
+        return text_hash("\0".join((str(self.seed), name, *what))) / (1 << 128)

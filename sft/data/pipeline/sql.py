@@ -1,0 +1,26 @@
+"""DuckDB for decisions over all rows: it sorts and joins what doesn't fit into memory on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import duckdb
+
+MEMORY_LIMIT = "1GB"
+
+
+def connect(scratch: Path, threads: int = 1) -> duckdb.DuckDBPyConnection:
+    """An in-memory database that uses up to 1 GB and spills to `scratch`."""
+    import duckdb
+
+    return duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": MEMORY_LIMIT,
+            "temp_directory": str(scratch),
+            "threads": str(threads),
+            "preserve_insertion_order": "false",
+        },
+    )

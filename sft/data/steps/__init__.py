@@ -1,0 +1,32 @@
+"""The steps that a data recipe can name. Each is one file; its settings are a section in `sft.recipe.steps`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from sft.data.steps.base import RowStep, Step, TableStep
+
+__all__ = ["STEPS", "RowStep", "Step", "TableStep", "step_class"]
+
+# Name in a recipe -> the class that does it. Imported when a recipe uses it: some need libraries that others don't.
+STEPS = {
+    "render": "sft.data.steps.render:Render",
+    "explode_rollouts": "sft.data.steps.explode_rollouts:ExplodeRollouts",
+    "length": "sft.data.steps.length:Length",
+    "verify": "sft.data.steps.verify:Verify",
+    "quality": "sft.data.steps.quality:Quality",
+    "dedup": "sft.data.steps.dedup:Dedup",
+    "decontaminate": "sft.data.steps.decontaminate:Decontaminate",
+    "select": "sft.data.steps.select:Select",
+    "mix": "sft.data.steps.mix:Mix",
+    "join": "sft.data.steps.join:Join",
+    "score": "sft.data.steps.score:Score",
+    "generate": "sft.data.steps.generate:Generate",
+}
+
+
+def step_class(name: str) -> type[Step]:
+    """The class of the step `name`."""
+    module, _, attribute = STEPS[name].partition(":")
+    return cast(type[Step], getattr(importlib.import_module(module), attribute))

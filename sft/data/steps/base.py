@@ -1,0 +1,127 @@
+"""What a step is. Two kinds: one that looks at each row by itself, and one that must see all rows to decide on any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sft.data.pipeline.record import Record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sft.data.pipeline.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The row goes on (changed or not)."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The row ends here. `reason` is one of a few words, which are counted; `detail` says what exactly was seen."""
+
+    record: Record
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """The row `record` became other rows (its rollouts, its copies), of which some may be dropped at once."""
+
+    record: Record
+    kept: list[Record] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+
+
+Outcome = Kept | Dropped | Replaced
+
+
+class Step:
+    """What both kinds have. Made once in each process that works on the step.
+
+    Class attributes:
+        version: raised whenever the same input would give other rows; part of the key of what the step made.
+        uses_tokenizer: the result depends on the tokenizer (it reads `context.tokenizer` or sets `tokens`).
+        parallel: several processes may work on it at once. Not where one process fills the machine by itself.
+    """
+
+    version: ClassVar[int] = 1
+    uses_tokenizer: ClassVar[bool] = False
+    parallel: ClassVar[bool] = True
+
+    def __init__(self, config: Any, context: Context) -> None:
+        self.config = config
+        self.context = context
+
+    @classmethod
+    def identity(cls, config: Any) -> dict[str, Any]:
+        """JSON that changes with whatever else decides the result: content hashes of files the settings name.
+
+        Called once, before anything runs: the place to raise UserError for what can't be found.
+        """
+        return {}
+
+    @classmethod
+    def carried(cls, config: Any) -> set[str]:
+        """Columns of the source that the step reads from `record.carried`: the source must carry them."""
+        return set()
+
+    def close(self) -> None:
+        """Give back what the step holds (processes, connections)."""
+
+
+class RowStep(Step):
+    """A step that decides on each row by itself."""
+
+    def __call__(self, batch: list[Record]) -> Iterable[Outcome]:
+        """One outcome for each record, in their order. The step may change the records in place."""
+        raise NotImplementedError
+
+
+class TableStep(Step):
+    """A step that decides when it has seen all rows, by a small sketch of each.
+
+    The sketches may be larger than memory: `decide` reads them through DuckDB (`sft.data.pipeline.sql`), which spills
+    to disk. What it decides must not depend on the order of the rows, nor on how they are spread over shards.
+    """
+
+    def sketch(self, batch: list[Record]) -> pa.Table:
+        """What `decide` has to know of each record, one row each in their order."""
+        raise NotImplementedError
+
+    def decide(self, sketches: Sequence[Path], verdicts: Path, scratch: Path) -> None:
+        """Write `verdicts`, a parquet file of `verdict_schema()`, sorted by `row`.
+
+        `sketches` are parquet files of what `sketch` returned, with a first column `row` (int64, number of the row in
+        the whole table). `scratch` is an empty folder for whatever doesn't fit into memory.
+        """
+        raise NotImplementedError
+
+
+def verdict_schema() -> pa.Schema:
+    """What a TableStep says of a row; rows that it doesn't mention are kept as they are.
+
+    row: its number. copies: how often it goes on, 0 = dropped. reason, detail: of a dropped row (else null).
+    facts: JSON mapping that is noted under the step's name in the record's facts, or null.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("row", pa.int64()),
+            ("copies", pa.int32()),
+            ("reason", pa.string()),
+            ("detail", pa.string()),
+            ("facts", pa.string()),
+        ]
+    )
+
+
+__all__ = ["Dropped", "Kept", "Outcome", "Replaced", "RowStep", "Step", "TableStep", "verdict_schema"]

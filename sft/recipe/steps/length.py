@@ -1,0 +1,17 @@
+"""Settings of the step `length`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sft.recipe.problems import Section
+
+
+class LengthStep(Section):
+    """Drop rows that are too short or too long, in tokens under the chat template."""
+
+    min_tokens: int = Field(default=0, ge=0)
+    max_tokens: int | None = Field(default=None, gt=0)
+    of: Literal["all", "trained"] = Field(default="all", description="Count all tokens, or those that are learned.")

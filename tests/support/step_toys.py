@@ -1,0 +1,85 @@
+"""Runs one step on a few records, as the engine does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sft.data.pipeline.context import Context, Templates
+from sft.data.pipeline.record import Record
+from sft.data.steps import RowStep, TableStep, step_class
+from sft.data.steps.base import Dropped, Outcome
+from sft.recipe.steps import StepEntry
+
+
+def record(
+    problem: str = "What is 2+2?", completion: str | None = "<think>\n2+2=4\n</think>\n\n\\boxed{4}", **fields: Any
+) -> Record:
+    """A row with a problem and, unless `completion` is None, its answer; `tokens` is the number of words."""
+    name = fields.pop("id", f"r{abs(hash((problem, completion))) % 10**8}")
+    messages = None
+    if completion is not None:
+        messages = [{"role": "user", "content": problem}, {"role": "assistant", "content": completion}]
+        fields.setdefault("tokens", len((problem + " " + completion).split()))
+        fields.setdefault("trained", len(completion.split()))
+    values = {"source": "toy", "place": f"toy.jsonl:{name}", "problem": problem, "problem_id": problem, **fields}
+    return Record(id=name, messages=messages, **values)
+
+
+def context(folder: Path, *, tokenizer: str = "", seed: int = 0, templates: Templates | None = None) -> Context:
+    """What a step gets from the engine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Context(tokenizer, templates or Templates(), seed, folder)
+
+
+def entry(name: str, **settings: Any) -> StepEntry:
+    """The recipe's entry for a step."""
+    return StepEntry.model_validate({name: settings})
+
+
+def run_rows(name: str, records: Sequence[Record], place: Context, **settings: Any) -> list[Outcome]:
+    """Outcomes of a RowStep, in order."""
+    step = step_class(name)(entry(name, **settings).config, place)
+    assert isinstance(step, RowStep)
+    try:
+        return list(step(list(records)))
+    finally:
+        step.close()
+
+
+def run_table(
+    name: str, records: Sequence[Record], place: Context, *, shards: int = 1, **settings: Any
+) -> tuple[list[tuple[Record, int]], list[Dropped]]:
+    """(kept records with their copies, dropped ones) of a TableStep; the records are spread over `shards` sketches."""
+    step = step_class(name)(entry(name, **settings).config, place)
+    assert isinstance(step, TableStep)
+    files, start = [], 0
+    for number in range(shards):
+        part = list(records[number::shards])
+        table = step.sketch(part)
+        rows = pa.array(range(start, start + len(part)), pa.int64())
+        files.append(place.folder / f"sketch-{number}.parquet")
+        pq.write_table(table.add_column(0, "row", rows), files[-1])
+        start += len(part)
+    scratch = place.folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    target = place.folder / "verdicts.parquet"
+    step.decide(files, target, scratch)
+    step.close()
+    verdicts = {verdict["row"]: verdict for verdict in pq.read_table(target).to_pylist()}
+    ordered = [item for number in range(shards) for item in records[number::shards]]
+    kept, dropped = [], []
+    for row, item in enumerate(ordered):
+        verdict = verdicts.get(row, {"copies": 1, "facts": None})
+        if verdict["facts"]:
+            item.facts[name] = json.loads(verdict["facts"])
+        if verdict["copies"] == 0:
+            dropped.append(Dropped(item, verdict["reason"], verdict["detail"] or ""))
+        else:
+            kept.append((item, verdict["copies"]))
+    return kept, dropped
