@@ -14,7 +14,7 @@ from typing import Any
 
 from sft.data.rows import BadRow
 from sft.errors import UsageError, UserError
-from sft.recipe.schema import DataSection
+from sft.recipe.schema import Templates
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class ColumnMap:
     completion: str | None = None
     system: str | None = None
     id: str | None = None
+    answer: str | None = None
+    domain: str | None = None
 
     def described(self) -> dict[str, str]:
         """The roles that have a column, for the manifest."""
@@ -62,8 +64,12 @@ class _UnusableError(Exception):
         self.bad = BadRow(reason, detail)
 
 
-def choose_columns(name: str, present: Iterable[str], given: Mapping[str, str] | None) -> ColumnMap:
+def choose_columns(
+    name: str, present: Iterable[str], given: Mapping[str, str] | None, *, problems: bool = False
+) -> ColumnMap:
     """Decide which of the columns `present` in source `name` is what; `given` is the recipe's own choice.
+
+    With `problems` the rows are problems alone, and only the prompt's column is looked for.
 
     Raises UserError naming the columns there are when none is known or one that the recipe names isn't there. A missing
     `id` column alone is no error, since a recipe's data may be replaced by local files: rows are then named by place.
@@ -81,7 +87,8 @@ def choose_columns(name: str, present: Iterable[str], given: Mapping[str, str] |
             )
     if "messages" in given and {"prompt", "completion"} & set(given):
         raise UsageError(f"{name}: `columns` maps both messages and prompt/completion; a row can be only one of them.")
-    chosen = _conversation_columns(name, columns, given)
+    chosen = _problem_column(name, columns, given) if problems else _conversation_columns(name, columns, given)
+    chosen["answer"], chosen["domain"] = given.get("answer"), given.get("domain")
     chosen["system"] = given.get("system") or ("system" if "system" in columns else None)
     chosen["id"] = given.get("id") or next((column for column in ID_COLUMNS if column in columns), None)
     return ColumnMap(**chosen)
@@ -107,12 +114,24 @@ def _conversation_columns(name: str, columns: list[str], given: dict[str, str]) 
     )
 
 
+def _problem_column(name: str, columns: list[str], given: dict[str, str]) -> dict[str, str | None]:
+    if {"messages", "completion"} & set(given):
+        raise UsageError(f"{name}: `rows: problems` takes the column of the prompt alone, not those of an answer.")
+    known = (given.get("prompt"), *(prompt for prompt, _ in PAIR_COLUMNS))
+    prompt = next((column for column in known if column in columns), None)
+    if prompt is None:
+        raise UserError(
+            f"{name}: can't tell which column holds the problem; it has {_list(columns)}. Set columns.prompt."
+        )
+    return {"prompt": prompt}
+
+
 def _list(columns: list[str]) -> str:
     shown = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
     return shown or "no columns"
 
 
-def check_templates(data: DataSection) -> None:
+def check_templates(data: Templates) -> None:
     """Raise UsageError when `prompt_template` or `completion_template` has no place for the text."""
     for key, place in (("prompt_template", "{prompt}"), ("completion_template", "{completion}")):
         template = getattr(data, key)
@@ -120,7 +139,7 @@ def check_templates(data: DataSection) -> None:
             raise UsageError(f"data.{key} must contain {place}, the place where the row's text goes.")
 
 
-def to_messages(value: Mapping[str, Any], mapping: ColumnMap, data: DataSection) -> list[Message] | BadRow:
+def to_messages(value: Mapping[str, Any], mapping: ColumnMap, data: Templates) -> list[Message] | BadRow:
     """The conversation that the row `value` holds, or why it holds none.
 
     Prompt and completion templates apply to prompt/completion rows. `reasoning_content` of an assistant message is
@@ -135,6 +154,16 @@ def to_messages(value: Mapping[str, Any], mapping: ColumnMap, data: DataSection)
     except _UnusableError as error:
         return error.bad
     return messages
+
+
+def to_problem(value: Mapping[str, Any], mapping: ColumnMap) -> str | BadRow:
+    """The problem that the row `value` holds, without an answer, or why it holds none."""
+    assert mapping.prompt is not None
+    try:
+        problem = _text(_get(value, mapping.prompt), f"'{mapping.prompt}'")
+    except _UnusableError as error:
+        return error.bad
+    return problem if problem.strip() else BadRow("empty_prompt", f"'{mapping.prompt}' is empty")
 
 
 def row_id(value: Mapping[str, Any], mapping: ColumnMap, source: str, line: int) -> str:
@@ -164,7 +193,7 @@ def _text(found: Any, what: str) -> str:
     return found
 
 
-def _pair(value: Mapping[str, Any], mapping: ColumnMap, data: DataSection) -> list[Message]:
+def _pair(value: Mapping[str, Any], mapping: ColumnMap, data: Templates) -> list[Message]:
     assert mapping.prompt is not None and mapping.completion is not None
     prompt = _text(_get(value, mapping.prompt), f"'{mapping.prompt}'")
     completion = _text(_get(value, mapping.completion), f"'{mapping.completion}'")
@@ -172,16 +201,11 @@ def _pair(value: Mapping[str, Any], mapping: ColumnMap, data: DataSection) -> li
         raise _UnusableError("empty_prompt", f"'{mapping.prompt}' is empty")
     if not completion.strip():
         raise _UnusableError("empty_answer", f"'{mapping.completion}' is empty")
-    # Not str.format: prompts and templates are full of LaTeX braces.
-    if data.prompt_template is not None:
-        prompt = data.prompt_template.replace("{prompt}", prompt)
-    if data.completion_template is not None:
-        completion = data.completion_template.replace("{completion}", completion)
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    return data.model_copy(update={"system_prompt": None}).conversation(prompt, completion)
 
 
 def _with_system(
-    messages: list[Message], value: Mapping[str, Any], mapping: ColumnMap, data: DataSection
+    messages: list[Message], value: Mapping[str, Any], mapping: ColumnMap, data: Templates
 ) -> list[Message]:
     if messages[0]["role"] == "system":
         return messages

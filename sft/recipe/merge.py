@@ -49,23 +49,43 @@ def fill(target: Document, path: Path, value: Any, source: Document, source_path
 
 
 def include_data_recipes(document: Document, find: Callable[[str], Document]) -> None:
-    """Fill `data: {recipe: NAME}` of every stage from that data recipe, and its variables into the recipe's."""
+    """Fill `data: {recipe: NAME}` of every stage from that data recipe, and its variables into the recipe's.
+
+    The same for each source that names a data recipe, however deep. Raises UsageError for one that includes itself.
+    """
     for index, stage in enumerate(document.value.get("stages") or []):
-        data = stage.get("data") if isinstance(stage, dict) else None
-        name = data.get("recipe") if isinstance(data, dict) else None
-        if not isinstance(name, str):
-            continue
-        path: Path = ("stages", index, "data")
-        try:
-            included = find(substitute_text(name, document, (*path, "recipe")))
-        except UsageError as error:
-            raise UsageError(f"{document.origin((*path, 'recipe'))}: {error}") from error
-        for key, value in included.value.items():
-            if key == "variables" and isinstance(value, dict):
-                document.value.setdefault("variables", {})
-                fill(document, ("variables",), value, included, ("variables",))
-            elif key not in ("name", "description"):
-                fill(document, (*path, key), value, included, (key,))
+        if isinstance(stage, dict) and isinstance(stage.get("data"), dict):
+            _include(document, ("stages", index, "data"), find, ())
+
+
+def _include(document: Document, path: Path, find: Callable[[str], Document], around: tuple[str, ...]) -> None:
+    """Fill the section or source at `path`, then the sources in it; `around` are the recipes that it stands in."""
+    section = document.at(path)
+    name = section.get("recipe")
+    if isinstance(name, str):
+        name = substitute_text(name, document, (*path, "recipe"))
+        if name in around:
+            chain = " -> ".join((*around, name))
+            raise UsageError(f"{document.origin((*path, 'recipe'))}: the data recipe includes itself: {chain}")
+        _fill_from(document, path, name, find)
+        around = (*around, name)
+    sources = section.get("sources")
+    for index, source in enumerate(sources if isinstance(sources, list) else []):
+        if isinstance(source, dict):
+            _include(document, (*path, "sources", index), find, around)
+
+
+def _fill_from(document: Document, path: Path, name: str, find: Callable[[str], Document]) -> None:
+    try:
+        included = find(name)
+    except UsageError as error:
+        raise UsageError(f"{document.origin((*path, 'recipe'))}: {error}") from error
+    for key, value in included.value.items():
+        if key == "variables" and isinstance(value, dict):
+            document.value.setdefault("variables", {})
+            fill(document, ("variables",), value, included, ("variables",))
+        elif key not in ("name", "description"):
+            fill(document, (*path, key), value, included, (key,))
 
 
 def substitute(document: Document) -> None:

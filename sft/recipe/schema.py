@@ -12,10 +12,12 @@ from pydantic import Field, model_validator
 
 from sft.errors import UsageError
 from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.steps import StepEntry
 from sft.recipe.train_keys import TrainSection
 
 # `sft` itself uses these words where a stage's name could stand.
 RESERVED_STAGE_NAMES = ("all", "start")
+TrainColumn = Literal["messages", "prompt", "completion", "id", "system", "answer", "domain"]
 
 
 class ModelSection(Section):
@@ -88,14 +90,9 @@ class Source(Section):
         return self
 
 
-class DataSection(Section):
-    """What a stage learns from."""
+class Templates(Section):
+    """How the texts of a row become messages."""
 
-    recipe: str | None = Field(
-        default=None,
-        description="A data recipe (packaged name or file) whose keys fill in what this section doesn't say.",
-    )
-    sources: list[Source] = Field(min_length=1)
     prompt_template: str | None = Field(
         default=None,
         description="How a prompt column becomes the user's message, e.g. 'Reason step by step. {prompt}'.",
@@ -105,6 +102,62 @@ class DataSection(Section):
     )
     system_prompt: str | None = Field(
         default=None, description="System message put in front of conversations without one."
+    )
+
+    def conversation(self, problem: str, completion: str) -> list[dict[str, str]]:
+        """The messages of a problem and its answer."""
+        # Not str.format: prompts and templates are full of LaTeX braces.
+        user = (self.prompt_template or "{prompt}").replace("{prompt}", problem)
+        assistant = (self.completion_template or "{completion}").replace("{completion}", completion)
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return [*system, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
+class DataSource(Source, Templates):
+    """A source of training rows: a data set, generated problems, or another data recipe; and steps of its own.
+
+    Its templates default to those of the section that it stands in.
+    """
+
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9._/:-]+$",
+        description="What steps such as mix call it. Default: its recipe, Hub id or file name.",
+    )
+    recipe: str | None = Field(
+        default=None, description="A data recipe (packaged name or file): its sources and steps are this source."
+    )
+    sources: list[DataSource] | None = Field(default=None, min_length=1, description="Filled in from `recipe`.")
+    columns: dict[TrainColumn, str] | None = Field(  # type: ignore[assignment]
+        default=None,
+        description="Which column is what, e.g. {prompt: problem, answer: answer}. Default: found by name.",
+    )
+    rows: Literal["conversations", "problems"] = Field(
+        default="conversations",
+        description="`problems`: rows have no answer to learn yet; a step (explode_rollouts, generate) gives them one.",
+    )
+    carry: list[str] = Field(default_factory=list, description="Other columns that steps use, carried along.")
+    steps: list[StepEntry] = Field(default_factory=list, description="Steps for this source's rows alone.")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSource:
+        kinds = [self.path is not None, self.generate is not None, self.recipe is not None or self.sources is not None]
+        if sum(kinds) != 1:
+            reason = "needs exactly one of path (a Hub id or local files), recipe and generate (generated problems)"
+            raise_problems("source", [KeyProblem((), reason, None)])
+        return self
+
+
+class DataSection(Templates):
+    """What a stage learns from."""
+
+    recipe: str | None = Field(
+        default=None,
+        description="A data recipe (packaged name or file) whose keys fill in what this section doesn't say.",
+    )
+    sources: list[DataSource] = Field(min_length=1)
+    steps: list[StepEntry] = Field(
+        default_factory=list, description="What is done with the rows of all sources, in this order."
     )
     over_length: Literal["drop", "truncate", "error"] = Field(
         default="drop", description="What becomes of rows longer than train.max_length."

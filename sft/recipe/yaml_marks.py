@@ -77,6 +77,13 @@ class Document:
     value: Any
     origins: dict[Path, Origin]
 
+    def at(self, path: Path) -> Any:
+        """The value at `path`."""
+        value = self.value
+        for part in path:
+            value = value[part]
+        return value
+
     def origin(self, path: Path) -> Origin:
         """The origin of `path`, or of the nearest thing around it, named by the whole path."""
         for length in range(len(path), -1, -1):

@@ -11,24 +11,9 @@ from typing import Any
 from sft.data.pipeline.record import Record, text_hash
 from sft.data.rows import BadRow
 from sft.data.steps.base import Dropped, Kept
+from sft.recipe.schema import Templates
 
-
-@dataclass(frozen=True)
-class Templates:
-    """How a problem becomes a user's message: `prompt_template` with {prompt} in it, `completion_template` with
-    {completion}, `system_prompt` in front of conversations without a system message. None: nothing is added."""
-
-    prompt_template: str | None = None
-    completion_template: str | None = None
-    system_prompt: str | None = None
-
-    def conversation(self, problem: str, completion: str) -> list[dict[str, str]]:
-        """The messages of a problem and its answer."""
-        # Not str.format: prompts and templates are full of LaTeX braces.
-        user = (self.prompt_template or "{prompt}").replace("{prompt}", problem)
-        assistant = (self.completion_template or "{completion}").replace("{completion}", completion)
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return [*system, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+__all__ = ["Context", "Templates"]
 
 
 @dataclass(frozen=True)

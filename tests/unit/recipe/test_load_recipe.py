@@ -234,7 +234,7 @@ def test_wrong_overrides(problems: Any, overrides: list[str], line: str) -> None
         ("name: second", "name: first", "r.yaml:23: stages[1].name: 'first' is the name of stages[0] already"),
         ("name: second", "name: start", "r.yaml:23: stages[1].name: can't be 'start': `sft` uses that word itself"),
         ("name: second", "name: '3'", "r.yaml:23: stages[1].name: can't be '3': `sft` uses that word itself"),
-        ("- path: ${data}", "- split: x", "r.yaml:20: stages[0].data.sources[0]: needs exactly one of path (a Hub id or local files) and generate (generated problems)"),
+        ("- path: ${data}", "- split: x", "r.yaml:20: stages[0].data.sources[0]: needs exactly one of path (a Hub id or local files), recipe and generate (generated problems)"),
         ("- path: ${data}", "- path: ${dta}", "r.yaml:20: stages[0].data.sources[0].path: no variable ${dta}, did you mean data?"),
         ("  config: {hidden_size: 64}\n", "", "r.yaml:5: model: needs exactly one of model_name_or_path (a checkpoint) and config (a model built from scratch)"),
         ("  tokenizer: tiny\n", "", "r.yaml:5: model.tokenizer: a model built from scratch needs a tokenizer: a folder, a Hub id, or `tiny`"),
