@@ -14,11 +14,13 @@ from pathlib import Path
 
 OPS = (
     "causal_conv1d",
+    "causal_conv1d_step",
     "differential_attention",
     "differential_attention_step",
     "gmu_gate",
     "linear_cross_entropy",
     "selective_scan",
+    "selective_scan_step",
 )
 
 HEADER = '''"""Plain torch form of the ops that modeling_phi4flash.py is built on.
@@ -82,7 +84,8 @@ def ops_file(kernels: Path) -> str:
     backends = sorted(kernels.glob("*/torch_backend.py"))
     flat = flatten(_with_helpers(backends, kernels))
     forms = _functions([ast.parse(flat)])
-    publics = _functions(ast.parse(path.read_text(encoding="utf-8")) for path in sorted(kernels.glob("*/__init__.py")))
+    files = sorted([*kernels.glob("*/__init__.py"), *kernels.glob("*/step.py")])
+    publics = _functions(ast.parse(path.read_text(encoding="utf-8")) for path in files)
     wrappers = "\n\n\n".join(_wrapper(op, publics, forms) for op in OPS)
     names = "".join(f"        {op},\n" for op in OPS)
     guard = (

@@ -29,11 +29,13 @@ from .configuration_phi4flash import Phi4FlashConfig
 from .layout_phi4flash import Layout, make_layout, next_token_targets
 from .ops_phi4flash import (
     causal_conv1d,
+    causal_conv1d_step,
     differential_attention,
     differential_attention_step,
     gmu_gate,
     linear_cross_entropy,
     selective_scan,
+    selective_scan_step,
 )
 from .shared_phi4flash import SharedTensor
 
@@ -63,14 +65,14 @@ class Phi4FlashMLP(nn.Module):
 class CausalConv1d(nn.Conv1d):
     """Depthwise causal convolution and SiLU over packed tokens; parameters as nn.Conv1d's: `(D, 1, K)` and `(D,)`."""
 
-    def forward(self, tokens: Tensor, cu_seqlens: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, tokens: Tensor, layout: Layout, state: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """`(N, D)` -> output `(N, D)` and the state after each document; in a decode step `state` itself, changed."""
+        weight = self.weight.squeeze(1)
+        if layout.is_step:
+            assert state is not None
+            return causal_conv1d_step(state, tokens, weight, self.bias, activation="silu"), state
         return causal_conv1d(
-            tokens,
-            self.weight.squeeze(1),
-            self.bias,
-            activation="silu",
-            cu_seqlens=cu_seqlens,
-            initial_state=initial_state,
+            tokens, weight, self.bias, activation="silu", cu_seqlens=layout.cu_seqlens, initial_state=state
         )
 
 
@@ -101,24 +103,23 @@ class Phi4FlashMamba(nn.Module):
         """`(N, hidden)` -> the mixer's output `(N, hidden)`, and the scan's `(N, inner)` after D, before the gate."""
         conv_state, scan_state = _mamba_states(cache, self.layer_idx, layout)
         inner, gate = self.in_proj(hidden).chunk(2, dim=-1)
-        inner, conv_state = self.conv1d(inner, layout.cu_seqlens, conv_state)
-        delta, b, c = self.x_proj(inner).split(self.split, dim=-1)
-        memory, scan_state = selective_scan(
-            inner,
-            self.dt_proj(delta),
-            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
-            b,
-            c,
-            D=self.D,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
-            cu_seqlens=layout.cu_seqlens,
-            initial_state=scan_state,
-        )
-        if cache is not None:
+        inner, conv_state = self.conv1d(inner, layout, conv_state)
+        memory, scan_state = self._scan(inner, layout, scan_state)
+        if cache is not None and not layout.is_step:  # a step has changed the cache's own states
             cache.update_conv_state(conv_state, self.layer_idx)
             cache.update_recurrent_state(scan_state, self.layer_idx)
         return self.out_proj(gmu_gate(gate, memory)), memory
+
+    def _scan(self, inner: Tensor, layout: Layout, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`(N, inner)` -> output `(N, inner)` and the state after each document; in a step `state` itself, changed."""
+        delta, b, c = self.x_proj(inner).split(self.split, dim=-1)
+        a = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        inputs = (inner, self.dt_proj(delta), a, b, c)
+        bias = self.dt_proj.bias
+        if layout.is_step:
+            assert state is not None
+            return selective_scan_step(state, *inputs, D=self.D, delta_bias=bias), state
+        return selective_scan(*inputs, D=self.D, delta_bias=bias, cu_seqlens=layout.cu_seqlens, initial_state=state)
 
 
 class Phi4FlashGatedMemoryUnit(nn.Module):
@@ -260,6 +261,7 @@ def _pack_cached(keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, 
 
 
 def _mamba_states(cache: Cache | None, layer_idx: int, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
+    """The cache's states after the tokens it holds, `(B, inner, K-1)` and `(B, inner, N)`; None before the first."""
     if cache is None or layout.past_length == 0:
         return None, None
     layer: Any = cache.layers[layer_idx]

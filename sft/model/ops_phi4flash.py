@@ -5,18 +5,22 @@ An exported checkpoint carries a file of this name that holds their plain torch 
 
 from sambay_kernels import (
     causal_conv1d,
+    causal_conv1d_step,
     differential_attention,
     differential_attention_step,
     gmu_gate,
     linear_cross_entropy,
     selective_scan,
+    selective_scan_step,
 )
 
 __all__ = [
     "causal_conv1d",
+    "causal_conv1d_step",
     "differential_attention",
     "differential_attention_step",
     "gmu_gate",
     "linear_cross_entropy",
     "selective_scan",
+    "selective_scan_step",
 ]

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..checks import check_leading, check_optional, check_slots, check_tensor
 from ..dispatch import backend_for
 from ..triton_call import channel_block, launch, rows
-from .op import OP, causal_conv1d_fwd
+from .op import OP
+from .torch_backend import causal_conv1d_step_torch
 
 BLOCK = 256  # channels of a program
 
@@ -49,14 +50,10 @@ def causal_conv1d_step(
     check_optional(name, "bias", bias, (channels,), device)
     check_slots(name, state, slots, count, (channels, width - 1), device)
     backend = backend_for(OP, x)
-    if backend != "triton":
-        place = slice(None) if slots is None else slots
-        borders = torch.arange(count + 1, dtype=torch.int32, device=device)
-        inputs = (x, weight, bias, activation, borders, state[place])
-        y, final = causal_conv1d_fwd(*inputs, "torch" if backend == "reference" else backend)
-        state[place] = final.to(state.dtype)
-        return y
-    return causal_conv1d_step_triton(state, x, weight, bias, activation, slots)
+    if backend == "triton":
+        return causal_conv1d_step_triton(state, x, weight, bias, activation, slots)
+    # For one token C++ has nothing to fuse that would pay for the call: the torch form takes less time.
+    return causal_conv1d_step_torch(state, x, weight, bias, activation, slots)
 
 
 def causal_conv1d_step_triton(

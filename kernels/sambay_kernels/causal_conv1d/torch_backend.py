@@ -59,3 +59,30 @@ def causal_conv1d_torch(
     documents = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
     final = rows.index_select(0, tails).view(documents, context, channels)
     return y.to(x.dtype), final.to(x.dtype).transpose(1, 2).contiguous()
+
+
+def causal_conv1d_step_torch(
+    state: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = "silu",
+    slots: Tensor | None = None,
+) -> Tensor:
+    """One token of each sequence; shapes as in `sambay_kernels.causal_conv1d_step`. Without gradients only."""
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    held, taps = state if slots is None else state[slots], weight.to(work)
+    # Tap by tap: one pass over narrow matrices (d, K) takes longer than K passes over (d,).
+    past = held.unbind(2)
+    y = x.to(work) * taps[:, -1]
+    for tap, values in enumerate(past):
+        y = y.addcmul_(values.to(work), taps[:, tap])
+    for older, newer in zip(past, (*past, x)[1:], strict=True):
+        older.copy_(newer)
+    if slots is not None:
+        state[slots] = held
+    if bias is not None:
+        y = y + bias.to(work)
+    if activation == "silu":
+        y = F.silu(y)
+    return y.to(x.dtype)

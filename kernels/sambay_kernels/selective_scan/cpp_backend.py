@@ -77,6 +77,33 @@ def selective_scan_cpp(
     return y.to(u.dtype), final, kept
 
 
+def selective_scan_step_cpp(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    slots: Tensor | None,
+) -> Tensor:
+    """One token of each sequence: a document of one token, whose state (of the compute type) changes in place."""
+    held = state if slots is None else state[slots]
+    borders = torch.arange(u.shape[0] + 1, dtype=torch.int32)
+    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, borders, held)
+    y = u.new_empty(u.shape, dtype=inputs.dtype)
+    # C++ reads a document's states of a block of channels before it writes them: they may be written where they were.
+    call("scan_forward", inputs.dtype, ScanForward(inputs.args, pointer(y), pointer(held), None))
+    if slots is None:
+        torch.autograd.graph.increment_version(state)  # as an operation of torch would, so that autograd notices
+    else:
+        state[slots] = held
+    return y.to(u.dtype)
+
+
 def selective_scan_cpp_backward(
     grad_y: Tensor | None,
     grad_final: Tensor | None,

@@ -8,7 +8,9 @@ from torch import Tensor
 from ..checks import check_leading, check_optional, check_slots, check_tensor, compute_dtype
 from ..dispatch import backend_for
 from ..triton_call import channel_block, launch, power_of_two, rows
-from .op import OP, selective_scan_fwd
+from .cpp_backend import selective_scan_step_cpp
+from .op import OP
+from .torch_backend import selective_scan_step_torch
 
 BLOCK = 64  # channels of a program
 
@@ -60,14 +62,13 @@ def selective_scan_step(
     if state.dtype != compute_dtype(u):
         raise ValueError(f"{name}: state must be {compute_dtype(u)}, got {state.dtype}")
     backend = backend_for(OP, u)
-    if backend != "triton":
-        place = slice(None) if slots is None else slots
-        borders = torch.arange(count + 1, dtype=torch.int32, device=device)
-        inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, borders, state[place])
-        y, final, _ = selective_scan_fwd(*inputs, False, "torch" if backend == "reference" else backend)
-        state[place] = final
-        return y
-    return selective_scan_step_triton(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, slots)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    if backend == "triton":
+        return selective_scan_step_triton(state, *inputs, slots)
+    # A compiler can't look into C++, and makes one loop of the torch form.
+    if backend == "cpp" and not torch.compiler.is_compiling():
+        return selective_scan_step_cpp(state, *inputs, slots)
+    return selective_scan_step_torch(state, *inputs, slots)
 
 
 def selective_scan_step_triton(

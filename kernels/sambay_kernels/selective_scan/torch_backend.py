@@ -136,12 +136,7 @@ def selective_scan_torch(
 
     Takes about SCAN_CHUNK + longest document / SCAN_CHUNK steps. cu_seqlens is read on the host.
     """
-    work = torch.float64 if u.dtype == torch.float64 else torch.float32
-    x, dt = u.to(work), delta.to(work)
-    if delta_bias is not None:
-        dt = dt + delta_bias.to(work)
-    if delta_softplus:
-        dt = F.softplus(dt, beta=1.0, threshold=20.0)
+    work, x, dt = _scan_inputs(u, delta, delta_bias, delta_softplus)
     plan = _scan_plan(cu_seqlens, u.shape[0], u.device)
     a, b, c = A.to(work).t().contiguous(), B.to(work), C.to(work)
     state = None if initial_state is None else initial_state.to(work).transpose(1, 2)
@@ -152,8 +147,50 @@ def selective_scan_torch(
         for s in slices
     ]
     y, final = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 2)
+    return _scan_output(y, x, D, z).to(u.dtype), final.transpose(1, 2).contiguous()
+
+
+def selective_scan_step_torch(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """One token of each sequence; shapes as in `sambay_kernels.selective_scan_step`. Without gradients only."""
+    work, x, dt = _scan_inputs(u, delta, delta_bias, delta_softplus)
+    h = state if slots is None else state[slots]
+    h.mul_((dt.unsqueeze(2) * A.to(work)).exp_()).addcmul_((dt * x).unsqueeze(2), B.to(work).unsqueeze(1))
+    if slots is not None:
+        state[slots] = h
+    # Not a product of matrices: those are slow on matrices as narrow as a channel's states.
+    y = (h * C.to(work).unsqueeze(1)).sum(2)
+    return _scan_output(y, x, D, z).to(u.dtype)
+
+
+def _scan_inputs(
+    u: Tensor, delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool
+) -> tuple[torch.dtype, Tensor, Tensor]:
+    """The type to calculate in, and in that type the input and the time step."""
+    work = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dt = delta.to(work)
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(work)
+    if delta_softplus:
+        dt = F.softplus(dt, beta=1.0, threshold=20.0)
+    return work, u.to(work), dt
+
+
+def _scan_output(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
+    """What leaves the scan: with the input past it, and gated."""
     if D is not None:
-        y = y + D.to(work) * x
+        y = y + D.to(y.dtype) * x
     if z is not None:
-        y = y * F.silu(z.to(work))
-    return y.to(u.dtype), final.transpose(1, 2).contiguous()
+        y = y * F.silu(z.to(y.dtype))
+    return y

@@ -72,6 +72,11 @@ def _arguments(op: str) -> tuple[list[torch.Tensor], dict[str, Any]]:
         return tensors, {"D": random(6), "z": random(9, 6), "delta_bias": random(6), "cu_seqlens": borders}
     if op == "causal_conv1d":
         return [random(9, 6), random(6, 4), random(6)], {"cu_seqlens": borders, "initial_state": random(2, 6, 3)}
+    if op == "selective_scan_step":
+        tensors = [random(3, 6, 4), random(2, 6), random(2, 6), random(6, 4), random(2, 4), random(2, 4)]
+        return tensors, {"D": random(6), "z": random(2, 6), "delta_bias": random(6), "slots": torch.tensor([2, 0])}
+    if op == "causal_conv1d_step":
+        return [random(3, 6, 3), random(2, 6), random(6, 4), random(6)], {"slots": torch.tensor([2, 0])}
     if op == "gmu_gate":
         return [random(9, 6), random(9, 6)], {}
     if op == "differential_attention":
@@ -94,7 +99,8 @@ def test_ops_and_their_gradients_are_those_of_the_package(op: str, flat: ModuleT
         leaves = [t for t in [*tensors, *options.values()] if isinstance(t, torch.Tensor) and t.requires_grad]
         total = sum((value.square().sum() for value in outs), torch.zeros((), dtype=torch.float64))
         grads = torch.autograd.grad(total, leaves) if total.requires_grad else ()
-        results.append([*(value.detach() for value in outs), *grads])
+        # The arguments too: a step changes its state.
+        results.append([*(value.detach() for value in (*outs, *tensors)), *grads])
     assert len(results[0]) == len(results[1]) > 0
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)

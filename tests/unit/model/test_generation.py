@@ -2,8 +2,13 @@
 
 import pytest
 import torch
+from sambay_kernels import causal_conv1d_step as conv_step
+from sambay_kernels import selective_scan_step as scan_step
 from tiny_sambay import tiny_model
 from transformers import DynamicCache
+
+from sft.model import modeling_phi4flash as modeling
+from sft.model.layout_phi4flash import Layout
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,36 @@ def test_chunked_prefill_with_left_padding(model):
         for row, p in enumerate(prompts):
             expected = model(input_ids=p[None], use_cache=False).logits[0, -1]
             assert (last[row] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_decode_step_is_the_packed_pass(model, monkeypatch):
+    """One token a row goes through the step ops, in place; the packed ops give the same logits and states."""
+    ids = torch.stack([prompt(30, seed=n)[0] for n in (1, 2, 3)])
+    mask = torch.ones_like(ids)
+    mask[1, :7] = mask[2, :25] = 0
+    steps, logits, caches = [], [], []
+    monkeypatch.setattr(modeling, "selective_scan_step", lambda *a, **k: steps.append(a[0]) or scan_step(*a, **k))
+    monkeypatch.setattr(modeling, "causal_conv1d_step", lambda *a, **k: steps.append(a[0]) or conv_step(*a, **k))
+    for packed in (False, True):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(input_ids=ids[:, :20], attention_mask=mask[:, :20], past_key_values=cache, use_cache=True)
+            model(input_ids=ids[:, 20:27], attention_mask=mask[:, :27], past_key_values=cache, use_cache=True)
+            assert bool(steps) == packed  # some rows have no token yet: prefill is packed
+            if packed:
+                monkeypatch.setattr(Layout, "is_step", False)
+            for t in range(27, 30):
+                part = {"input_ids": ids[:, t : t + 1], "attention_mask": mask[:, : t + 1]}
+                logits.append(model(**part, past_key_values=cache, use_cache=True).logits)
+        caches.append(cache)
+        assert len(steps) == 3 * 2 * 3  # tokens, ops, Mamba layers
+    for one, other in zip(logits[:3], logits[3:], strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+    for index in (0, 2, 4):
+        one, other = (cache.layers[index] for cache in caches)
+        assert any(state is one.recurrent_states[0] for state in steps)
+        assert (one.recurrent_states[0] - other.recurrent_states[0]).abs().max() < 1e-5
+        assert (one.conv_states[0] - other.conv_states[0]).abs().max() < 1e-5
 
 
 def test_beams_equal_rescoring_without_cache(model):
