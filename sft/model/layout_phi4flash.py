@@ -55,10 +55,10 @@ class Layout:
         flat = batch.reshape(-1, *batch.shape[2:])
         return flat if self.token_index is None else flat[self.token_index]
 
-    def unpack(self, tokens: Tensor) -> Tensor:
-        """Packed `(N, ...)` -> `(B, T, ...)`, zero where the batch has padding."""
+    def unpack(self, tokens: Tensor, padding: int = 0) -> Tensor:
+        """Packed `(N, ...)` -> `(B, T, ...)`, `padding` where the batch has padding."""
         if self.token_index is not None:
-            batch = tokens.new_zeros(self.batch_shape[0] * self.batch_shape[1], *tokens.shape[1:])
+            batch = tokens.new_full((self.batch_shape[0] * self.batch_shape[1], *tokens.shape[1:]), padding)
             tokens = batch.index_copy(0, self.token_index, tokens)
         return tokens.reshape(*self.batch_shape, *tokens.shape[1:])
 

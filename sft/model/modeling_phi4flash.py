@@ -371,8 +371,8 @@ class Phi4FlashPreTrainedModel(PreTrainedModel):
 
 @dataclass
 class Phi4FlashModelOutput(BaseModelOutputWithPast):
-    """Output of the backbone. With `labels` given, `last_hidden_state` is `(K, hidden)`: the kept tokens, packed, and
-    `targets` `(K,)` is what each of them has to predict."""
+    """Output of the backbone. With `labels` given, `targets` is what each token of `last_hidden_state` has to predict:
+    `(B, T)`, or `(K,)` where only the K tokens that a loss reads are computed, and packed: `(K, hidden)`."""
 
     targets: Tensor | None = None
 
@@ -400,6 +400,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         cu_seq_lens_q: Tensor | None = None,
         seq_idx: Tensor | None = None,
         labels: Tensor | None = None,
+        supervised_only: bool = True,
         logits_to_keep: int = 0,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
@@ -413,8 +414,9 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
                 show where documents begin.
             cu_seq_lens_q: int32 `(S + 1,)`: boundaries of packed documents.
             seq_idx: `(B, T)`: document numbers, read when cu_seq_lens_q is absent.
-            labels: `(B, T)`: compute in the cross-decoder only what a loss on them reads.
-            logits_to_keep: compute in the cross-decoder only the last so many columns; 0: all.
+            labels: `(B, T)`: return the targets of a loss on them too.
+            supervised_only: with labels, compute in the cross-decoder only what that loss reads.
+            logits_to_keep: without labels, compute in the cross-decoder only the last so many columns; 0: all.
         Returns:
             last_hidden_state `(B, T, hidden)`, or `(B, logits_to_keep, hidden)`; zero on padding.
         Raises:
@@ -440,20 +442,20 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
             past_length=0 if past_key_values is None else past_key_values.get_seq_length(),
             longest=kwargs.get("max_length_q"),
         )
-        targets = None
-        if labels is not None:
-            targets = next_token_targets(labels, layout, IGNORE_INDEX)
+        targets = None if labels is None else next_token_targets(labels, layout, IGNORE_INDEX)
+        if targets is not None and supervised_only:
             layout = layout.keep_supervised(targets, IGNORE_INDEX)
-        elif logits_to_keep:
+        elif targets is None and logits_to_keep:
             layout = layout.keep_last(logits_to_keep)
         hidden, states = self._run(layout.pack(embeds), layout, past_key_values, bool(output_hidden_states))
-        if targets is not None:
-            return Phi4FlashModelOutput(last_hidden_state=hidden, targets=layout.keep(targets))
-        columns = min(logits_to_keep, batch_shape[1]) or batch_shape[1]
+        if targets is None:
+            hidden = layout.unpack_tail(hidden, min(logits_to_keep, batch_shape[1]) or batch_shape[1])
+        elif supervised_only:
+            targets = layout.keep(targets)
+        else:
+            hidden, targets = layout.unpack(hidden), layout.unpack(targets, padding=IGNORE_INDEX)
         return Phi4FlashModelOutput(
-            last_hidden_state=layout.unpack_tail(hidden, columns),
-            past_key_values=past_key_values,
-            hidden_states=states,
+            last_hidden_state=hidden, past_key_values=past_key_values, hidden_states=states, targets=targets
         )
 
     def _run(
@@ -532,29 +534,30 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
         Returns:
             loss: scalar; logits `(B, T or logits_to_keep, vocab)`, None where skipped.
         """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache if labels is None else False,
+        loss_only = labels is not None and (self.training if skip_logits is None else skip_logits)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache if labels is None else False,
+            labels=labels,
+            supervised_only=loss_only,
+            logits_to_keep=logits_to_keep,
             **kwargs,
-        }
-        loss = logits = None
+        )
+        hidden, loss = output.last_hidden_state, None
         if labels is not None:
-            output = self.model(**inputs, labels=labels)
+            targets = output.targets.reshape(-1)
             summed = self.lm_head(
-                output.last_hidden_state, output.targets, label_smoothing=label_smoothing, z_loss=z_loss
+                hidden.reshape(-1, hidden.shape[-1]), targets, label_smoothing=label_smoothing, z_loss=z_loss
             )
-            count = (output.targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+            count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
             loss = summed / torch.as_tensor(count, device=summed.device).clamp(min=1)
-        if labels is None or not (self.training if skip_logits is None else skip_logits):
-            output = self.model(**inputs, logits_to_keep=logits_to_keep)
-            logits = self.lm_head(output.last_hidden_state)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            logits=None if loss_only else self.lm_head(hidden[:, -logits_to_keep:]),
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
         )

@@ -154,6 +154,34 @@ def test_the_cross_decoder_sees_only_what_the_loss_reads(model, documents):
     assert seen == [14]  # the token before the first target too: it predicts it
 
 
+@pytest.mark.parametrize("padding", ["packed", "left", "right"])
+def test_loss_and_logits_come_from_one_pass_through_the_layers(model, documents, padding):
+    arguments = packed_arguments(documents)
+    if padding != "packed":
+        arguments = dict(zip(("input_ids", "attention_mask"), padded(documents, padding), strict=True))
+    labels = arguments["input_ids"].masked_fill(arguments["input_ids"] % 3 == 0, -100)  # 0 is padding
+    calls = []
+    hooks = [layer.register_forward_hook(lambda *_: calls.append(1)) for layer in model.model.layers]
+    try:
+        with torch.no_grad():
+            both = model(**arguments, labels=labels)
+            assert len(calls) == len(model.model.layers)
+            alone = model(**arguments, labels=labels, skip_logits=True)
+            logits = model(**arguments).logits
+            tail = model(**arguments, labels=labels, logits_to_keep=3, output_hidden_states=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert alone.logits is None and abs(both.loss - alone.loss) < 1e-6 * alone.loss
+    assert torch.equal(both.logits, logits)
+    if padding != "packed":
+        targets = labels[:, 1:].masked_fill(arguments["attention_mask"][:, :-1] == 0, -100)  # nothing predicts a first
+        expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten())
+        assert abs(both.loss - expected) < 1e-6 * expected
+    assert torch.equal(tail.loss, both.loss) and (tail.logits - logits[:, -3:]).abs().max() < 1e-5 * logits.abs().max()
+    assert len(tail.hidden_states) == len(model.model.layers) + 1
+
+
 def test_a_row_without_targets_gives_zero_loss_and_zero_gradients(documents):
     model = tiny_model().train()
     arguments = packed_arguments(documents)
