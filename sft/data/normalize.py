@@ -1,0 +1,231 @@
+r"""One way of writing for texts that say the same: LaTeX, Unicode, numbers and case brought to one form.
+
+`tokens` are all that carries meaning (words, numbers, operators); `words` are those without operators and figures'
+code, for looking for a text in others. Nothing here knows what a formula means: `2x` and `x+x` stay different.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
+_SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL | re.IGNORECASE)
+
+# Thousands: 1,000 and LaTeX's 1{,}000, 1,\!000, 1\,000. Never a plain space, which separates numbers too.
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!|,\\!|,)(?=\d{3}(?!\d))")
+_DECIMAL_ZEROS = re.compile(r"(?<![\d.])(\d+)\.(?:0+|(\d*?[1-9])0+)(?![\d.]*\d)")
+_BARE_DECIMAL = re.compile(r"(?<![\w.])\.(?=\d)")
+
+_SPACING = re.compile(
+    r"\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|left|right|middle"
+    r"|[bB]igg?[lrm]?|hfill|noindent|par|nonumber)(?![a-zA-Z])"
+)
+_SPACE_SIGNS = re.compile(r"\\[,!;:> ]|~")
+_SKIP = re.compile(r"\\[hv]space\*?\{[^{}]*\}|\\(?:begin|end)\{[^{}]*\}(?:\{[lcr|]*\}|\[[a-z]\])?")
+_LINE_BREAK = re.compile(r"\\\\(?:\[[^\]]*\])?|&")
+# Fonts and boxes whose argument is what is said.
+_FONT = re.compile(
+    r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|sc)?|math(?:rm|bf|it|sf|tt|bb|cal|frak|scr|normal)|bold(?:symbol)?|bm|rm|bf"
+    r"|mbox|hbox|emph|operatorname\*?|ensuremath)(?![a-zA-Z])\s*"
+)
+_FRACTION = re.compile(r"\\[dtc]?frac(?![a-zA-Z])\s*(?:\{([^{}]*)\}|(\w))\s*(?:\{([^{}]*)\}|(\w))")
+_RAISED = re.compile(r"\^\s*(?:\{\s*)?\\(circ|prime)(?![a-zA-Z])\s*\}?")
+_ESCAPED = re.compile(r"\\([%$#_])")
+_COMMAND = re.compile(r"\\([a-zA-Z]+)")
+_SINGLE_BRACED = re.compile(r"\{\s*([^\W_]|\d[\d.]*|[^\W\d_]{2,})\s*\}")
+_FORMULA_PARENTHESES = re.compile(r"\(((?:(?![^\W\d_]{3})[^()])*)\)")
+_LETTER = r"[^\W\d_]"
+# Writing systems without spaces between words: each character stands alone.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = rf"\d+(?:\.\d+)?|[{_UNSPACED}]|(?:(?![{_UNSPACED}]){_LETTER})+"
+_SIGNS = "=<>+*/^%×·÷±∓≤≥≠≈≡∈∉⊂⊆∪∩∑∏∫√∞°∠△⊥∥→⇒⟨⟩{}|!−′"
+_TOKEN = re.compile(rf"{_WORD}|[{re.escape(_SIGNS)}]")
+_WORDS = re.compile(_WORD)
+
+# Sign or name -> LaTeX's commands for it. Greek letters become names, which they are in LaTeX already.
+_MEANINGS = {
+    "×": "times",
+    "·": "cdot bullet",
+    "÷": "div",
+    "±": "pm",
+    "∓": "mp",
+    "≤": "le leq leqslant",
+    "≥": "ge geq geqslant",
+    "≠": "ne neq",
+    "<": "lt",
+    ">": "gt",
+    "≈": "approx",
+    "≡": "equiv",
+    "∈": "in",
+    "∉": "notin",
+    "⊂": "subset",
+    "⊆": "subseteq",
+    "∪": "cup",
+    "∩": "cap",
+    "∑": "sum",
+    "∏": "prod",
+    "∫": "int",
+    "√": "sqrt",
+    "∞": "infty",
+    "°": "circ degree",
+    "∠": "angle",
+    "△": "triangle",
+    "⊥": "perp",
+    "∥": "parallel",
+    "→": "to rightarrow longrightarrow",
+    "⇒": "implies Rightarrow",
+    "′": "prime",
+    "|": "mid vert lvert rvert",
+    "binom": "dbinom tbinom choose",
+    "": "ldots dots cdots dotsc dotsb vdots item",
+}
+_COMMANDS = {name: meaning for meaning, names in _MEANINGS.items() for name in names.split()}
+_GREEK = {
+    chr(code): " " + unicodedata.name(chr(code)).rsplit(" ", 1)[-1].lower().replace("lamda", "lambda") + " "
+    for code in range(0x3B1, 0x3CA)
+    if code != 0x3C2
+}
+_CHARACTERS = str.maketrans(
+    {
+        **_GREEK,
+        "’": "'",
+        "‘": "'",
+        "`": "'",
+        "´": "'",
+        "⋅": "·",
+        "∙": "·",
+        "•": "·",
+        "∗": "*",
+        "∣": "|",
+        "⩽": "≤",
+        "⩾": "≥",
+        "º": "°",
+        "⁄": "/",
+        "∕": "/",
+    }
+)
+_LOOKALIKES = str.maketrans({"´": "'", "º": "°"})
+_DASHES = re.compile("[‐‑‒–—―−﹣－]")
+# A minus sign, not a hyphen or a dash: before a number, a variable, a formula.
+_MINUS = re.compile(r"-(?=\s*(?:[\d(√\\⟨{]|[^\W\d_](?![^\W\d_])))")
+_APOSTROPHE = re.compile(rf"(?<={_LETTER}{{2}})'(?={_LETTER})|(?<=[IiOo])'(?={_LETTER}{{1,2}}\b)")
+_PRIME = re.compile(rf"(?<![^\W_]{{1}}{_LETTER})(?<={_LETTER})'(?!{_LETTER})")
+_NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
+    )
+}
+
+
+def tokens(text: str) -> list[str]:
+    """Words, numbers and signs of `text`, in order. Punctuation, `$` and layout are gone; `two` is `2`."""
+    return [_NUMBER_WORDS.get(token, token) for token in _TOKEN.findall(canonical(text))]
+
+
+def words(text: str) -> list[str]:
+    """Words and numbers of `text`, in order, without signs and without the code of figures ([asy])."""
+    if "[" in text:
+        text = _FIGURE.sub(" ", text)
+    return [_NUMBER_WORDS.get(word, word) for word in _WORDS.findall(canonical(text))]
+
+
+def canonical(text: str) -> str:
+    """`text` in lower case, without LaTeX's layout, with one sign for each operator. Still has its punctuation."""
+    if not text.isascii():
+        text = _plain_characters(text)
+    if "\\" in text:
+        text = _THOUSANDS.sub("", text)
+        text = _without_latex(text)
+    elif "," in text:
+        text = _THOUSANDS.sub("", text)
+    text = text.casefold()
+    if not text.isascii():
+        text = text.translate(_CHARACTERS)
+    if "." in text:
+        text = _DECIMAL_ZEROS.sub(_short_decimal, _BARE_DECIMAL.sub("0.", text))
+    if "'" in text:
+        text = _APOSTROPHE.sub("", _PRIME.sub("′", text))
+    if "-" in text:
+        text = _MINUS.sub("−", text)
+    text = text.replace("<=", "≤").replace(">=", "≥").replace("!=", "≠").replace("**", " ")
+    return _formula_groups(text) if "(" in text or "{" in text else text
+
+
+def _plain_characters(text: str) -> str:
+    """Unicode's many forms of one character as one (NFKC), without what can't be seen; `x²` is `x^2`."""
+    text = _INVISIBLE.sub("", text.translate(_LOOKALIKES))
+    text = _SUPERSCRIPTS.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
+    return _DASHES.sub("-", unicodedata.normalize("NFKC", text).translate({0x2019: "'", 0x2018: "'"}))
+
+
+def _without_latex(text: str) -> str:
+    """`text` with LaTeX's commands as signs or names, and without those that are about layout."""
+    text = _LINE_BREAK.sub(" ", _SKIP.sub(" ", text))
+    text = _FONT.sub(" ", _SPACING.sub(" ", _SPACE_SIGNS.sub(" ", text)))
+    text = text.replace("\\{", "(").replace("\\}", ")").replace("\\|", "|")
+    text = _ESCAPED.sub(r"\1", text)
+    text = _RAISED.sub(lambda found: "°" if found[1] == "circ" else "′", text)
+    text = _repeated(_SINGLE_BRACED.sub, r" \1 ", text)
+    text = _repeated(_FRACTION.sub, _fraction, text)
+    return _COMMAND.sub(lambda found: f" {_COMMANDS.get(found[1], found[1])} ", text)
+
+
+def _repeated(substitute: Callable[..., str], replacement: str | Callable[[re.Match[str]], str], text: str) -> str:
+    """Substitute from the innermost braces outwards; deeper than this nobody writes."""
+    for _ in range(6):
+        changed = substitute(replacement, text)
+        if changed == text:
+            break
+        text = changed
+    return text
+
+
+def _fraction(found: re.Match[str]) -> str:
+    above, below = (found[1] or found[2] or "").strip(), (found[3] or found[4] or "").strip()
+    return f" ({above})/({below}) "
+
+
+def _short_decimal(found: re.Match[str]) -> str:
+    return f"{found[1]}.{found[2]}" if found[2] else found[1]
+
+
+def _formula_groups(text: str) -> str:
+    """Parentheses that group a formula as ⟨ ⟩; those around one thing, and those of prose, mean nothing."""
+    for _ in range(4):
+        changed = _SINGLE_BRACED.sub(r" \1 ", text)
+        changed = _FORMULA_PARENTHESES.sub(_group, changed)
+        if changed == text:
+            break
+        text = changed
+    return text
+
+
+def _group(found: re.Match[str]) -> str:
+    inner = found[1].strip()
+    return f" {inner} " if re.fullmatch(r"[^\W_]*", inner) else f"⟨{inner}⟩"
