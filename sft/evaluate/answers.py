@@ -8,7 +8,6 @@ import os
 import queue
 import re
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from sft.evaluate.verify_worker import WALL_SLACK
+from sft.errors import UserError
+from sft.evaluate.choices import judge_choice
+from sft.evaluate.verify_worker import DIED, WALL_SLACK
 
 Status = Literal["right", "wrong", "undecided"]
 
@@ -31,13 +32,13 @@ _START_LIMIT = 120.0
 _LONGEST_ANSWER = 10_000
 _MOST_BOXES = 50
 _TAIL = 4_000
-_DIED = "verifier died"
+
+_NOT_STARTED = f"{DIED} (not started)"
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _A_COLON = re.compile(r"^[ \t]*A:[ \t]*([^\n]+)", re.MULTILINE)
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
-_LETTER = re.compile(r"\W*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\W*([A-Ja-j])\s*(?:[).:}]|$)")
+_NUMBER = re.compile(r"[-+]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,8 @@ def quick_verdict(answer: str, gold: str) -> Verdict | None:
         # Decimals may be rounded differently: math-verify knows how far apart is still equal.
         if mine.denominator == 1 and theirs.denominator == 1:
             return Verdict("wrong", "other number", answer)
-    if re.fullmatch(r"[A-J]", gold.strip()):
-        letter = _LETTER.match(answer)
-        if letter and letter[1].upper() == gold.strip():
-            return Verdict("right", "same choice", answer)
+    if re.fullmatch(r"[A-J]", gold.strip()) and judge_choice(answer, gold.strip(), {})[0] == "right":
+        return Verdict("right", "same choice", answer)
     return None
 
 
@@ -132,55 +131,56 @@ class _Worker:
 
     def __init__(self) -> None:
         # -P: the script's folder must not enter sys.path, where its modules would shadow others.
+        # The order of sets of names decides how sympy simplifies: the same in every process.
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), str(_MEMORY_LIMIT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, **threads, "PYTHONHASHSEED": "0"},
         )
         self.ready = False
+        self._task = 0
+        self._unread = b""
 
     def ask(self, prediction: str, gold: str, free_form: bool, limit: float) -> Verdict | None:
-        """The verdict; None when the process died over it, for `death` to say how."""
+        """The verdict; None when the process doesn't answer any more."""
         if not self.ready:
-            self.ready = self._read_line(_START_LIMIT) == b"ready"
+            self.ready = self._read_line(time.monotonic() + _START_LIMIT) == b"ready"
             if not self.ready:
                 return None
-        task = {"prediction": prediction, "gold": gold, "free_form": free_form, "limit": limit}
+        self._task += 1
+        task = {"task": self._task, "prediction": prediction, "gold": gold, "free_form": free_form, "limit": limit}
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(task).encode() + b"\n")
             self.process.stdin.flush()
         except OSError:
             return None
-        line = self._read_line(WALL_SLACK * limit + 5.0)
-        return Verdict(**json.loads(line)) if line else None
+        deadline = time.monotonic() + WALL_SLACK * limit + 5.0
+        while (line := self._read_line(deadline)) is not None:
+            reply = json.loads(line)
+            # One that died after its answer has two replies; the second belongs to no task.
+            if reply["task"] == self._task:
+                return Verdict(reply["status"], reply["reason"], reply["answer"])
+        return None
 
-    def _read_line(self, limit: float) -> bytes | None:
-        """A line of the process's output, or None when it ends or `limit` seconds pass."""
+    def _read_line(self, deadline: float) -> bytes | None:
+        """A line of the process's output, or None when it ends or the clock passes `deadline`."""
         assert self.process.stdout is not None
-        descriptor, deadline, data = self.process.stdout.fileno(), time.monotonic() + limit, b""
-        while not data.endswith(b"\n"):
+        descriptor = self.process.stdout.fileno()
+        while b"\n" not in self._unread:
             ready, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))
             chunk = os.read(descriptor, 65536) if ready else b""
             if not chunk:
                 return None
-            data += chunk
-        return data[:-1]
-
-    def death(self) -> str:
-        """Make sure that the process is gone; returns what ended it."""
-        try:
-            code = self.process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            self.close()
-            return "timeout"
-        self.close()
-        return "timeout" if code in (-signal.SIGPROF, -signal.SIGALRM) else f"{_DIED} (exit {code})"
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
 
     def close(self) -> None:
-        """Kill the process."""
+        """Kill the process; what it forked dies with it."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -193,11 +193,13 @@ class _Worker:
 
 
 class AnswerChecker:
-    """Checks answers in worker processes that are killed at a time limit and replaced.
+    """Checks answers in worker processes; a comparison that reaches the time limit is killed.
 
     Args:
         timeout: seconds of CPU time one comparison may take (four times as many on the clock).
         workers: how many processes; they start with the first answer that needs math-verify.
+
+    Checking raises UserError where such a process can't be started at all.
     """
 
     def __init__(self, timeout: float = 5.0, workers: int = 2) -> None:
@@ -237,23 +239,29 @@ class AnswerChecker:
             gold = str(number.numerator)
         prediction = text.rpartition("</think>")[2][-_TAIL:] if answer is None else answer
         verdict = self._ask(prediction, gold, answer is None)
-        if verdict.reason.startswith(_DIED) and not self._stopped:
+        if verdict.reason.startswith(DIED) and not self._stopped:
             # Something else may have ended it (the machine short of memory, a user); if not, it will die again.
             verdict = self._ask(prediction, gold, answer is None)
+        if verdict.reason == _NOT_STARTED and not self._stopped:
+            command = f"{sys.executable} -P {_WORKER} {_MEMORY_LIMIT}"
+            raise UserError(f"Answers can't be checked: the verifying process doesn't start; `{command}` shows why.")
         return verdict if answer is None else Verdict(verdict.status, verdict.reason, answer)
 
     def _ask(self, prediction: str, gold: str, free_form: bool) -> Verdict:
         worker = self._idle.get() or _Worker()
         self._busy.add(worker)
+        verdict = None
         try:
             verdict = worker.ask(prediction, gold, free_form, self.timeout)
-            if verdict is None:
-                verdict = Verdict("undecided", worker.death())
-                self.replaced += 1
-            return verdict
         finally:
             self._busy.discard(worker)
-            self._idle.put(worker if worker.process.poll() is None else None)
+            if verdict is None:
+                worker.close()
+            self._idle.put(worker if verdict is not None else None)
+        if verdict is None:
+            self.replaced += 1
+            return Verdict("undecided", f"{DIED} (no reply)" if worker.ready else _NOT_STARTED)
+        return verdict
 
     def close(self, *, at_once: bool = False) -> None:
         """Stop the workers. Checks that have not begun are dropped; those under way are too with `at_once`."""

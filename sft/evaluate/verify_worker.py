@@ -3,22 +3,34 @@
 It imports nothing of this package, so that it starts fast. Comparing can take for ever, exhaust memory or the C stack
 (sympy on hostile input), so the kernel itself ends it: a timer without a handler, whatever the interpreter is doing.
 math-verify's own time limits are switched off; they raise inside the interpreter and can be swallowed there.
+
+The process that is started loads everything and then only watches a fork of itself at work. When that dies it says over
+which task, and forks again: milliseconds, where a new interpreter would take a second.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import logging
+import mmap
 import os
 import resource
 import signal
+import struct
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 # A busy machine must not turn right answers into undecided ones: CPU time is what counts, the wall has this much slack.
 WALL_SLACK = 4.0
+DIED = "verifier died"
 _LONGEST_ANSWER = 500
+# A fork ends itself after so many tasks, or when it has once been so large (bytes): parsers keep what they have seen.
+_MOST_TASKS, _LARGEST = 5000, 1 << 30
+_RENEW = 3
+_PR_SET_PDEATHSIG = 1
 
 
 def judge(prediction: str, gold: str, free_form: bool) -> tuple[str, str, str | None]:
@@ -65,6 +77,10 @@ def _compare(wanted: Iterable[Any], given: Iterable[Any]) -> tuple[str, str]:
 
 
 def _answer(task: dict[str, Any]) -> tuple[str, str, str | None]:
+    from sympy.core import random
+
+    # sympy tests equality with random numbers, too: the same ones for a task, whatever came before it.
+    random.seed(0)
     signal.setitimer(signal.ITIMER_PROF, task["limit"])
     signal.setitimer(signal.ITIMER_REAL, WALL_SLACK * task["limit"])
     try:
@@ -78,24 +94,100 @@ def _answer(task: dict[str, Any]) -> tuple[str, str, str | None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def main(memory_limit: int) -> None:
-    """Serve tasks from standard input until it closes. `memory_limit` is in bytes."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # Parsers print complaints; they must not get between the replies.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+class _Replies:
+    """Writes replies; `task` is the number of the one under way (0: none) and seen by both sides of a fork."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.dup(1)
+        # Parsers print complaints; they must not get between the replies.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        self._shared = mmap.mmap(-1, 8)
+
+    @property
+    def task(self) -> int:
+        number: int = struct.unpack("q", self._shared[:8])[0]
+        return number
+
+    @task.setter
+    def task(self, number: int) -> None:
+        self._shared[:8] = struct.pack("q", number)
+
+    def ready(self) -> None:
+        os.write(self._descriptor, b"ready\n")
+
+    def send(self, status: str, reason: str, answer: str | None) -> None:
+        """Reply to the task under way."""
+        reply = {"task": self.task, "status": status, "reason": reason, "answer": answer}
+        # ASCII of a few kilobytes: less than a pipe takes at once.
+        os.write(self._descriptor, json.dumps(reply).encode() + b"\n")
+        self.task = 0
+
+
+def _serve(replies: _Replies) -> int:
+    """Work on tasks until the input closes (returns 0) or a fresh fork should go on (_RENEW)."""
+    for _ in range(_MOST_TASKS):
+        line = _read_line()
+        if line is None:
+            return 0
+        task = json.loads(line)
+        replies.task = task["task"]
+        status, reason, answer = _answer(task)
+        replies.send(status, reason, answer)
+        if reason == "out of memory" or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > _LARGEST:
+            break
+    return _RENEW
+
+
+def _read_line() -> bytes | None:
+    """The next line of the input. There is never more than one in the pipe, so nothing is read too far."""
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = os.read(0, 1 << 16)
+        if not chunk:
+            return None
+        data += chunk
+    return data
+
+
+def _fork(replies: _Replies) -> int:
+    """Start a fork that serves; returns its process id."""
+    parent = os.getpid()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:
+            code = _serve(replies)
+    finally:
+        os._exit(code)
+
+
+def _prepare(memory_limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
-    judge("1/2", "0.5", False)
-    replies.write("ready\n")
-    replies.flush()
-    for line in sys.stdin:
-        status, reason, answer = _answer(json.loads(line))
-        replies.write(json.dumps({"status": status, "reason": reason, "answer": answer}) + "\n")
-        replies.flush()
-        if reason == "out of memory":
+    # Imports what comparing needs and warms its caches, for all forks.
+    for prediction, gold in (("1/2", "0.5"), (r"\frac{\sqrt{3}}{2}", r"\{1, x^2\}"), ("x=5", "(1, 2]")):
+        judge(prediction, gold, False)
+    gc.freeze()
+
+
+def main(memory_limit: int) -> None:
+    """Serve tasks from standard input until it closes. `memory_limit` is in bytes."""
+    replies = _Replies()
+    _prepare(memory_limit)
+    replies.ready()
+    while True:
+        _, status = os.waitpid(_fork(replies), 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
             return
+        if replies.task:
+            timeout = code in (-signal.SIGPROF, -signal.SIGALRM)
+            replies.send("undecided", "timeout" if timeout else f"{DIED} (exit {code})", None)
 
 
 if __name__ == "__main__":

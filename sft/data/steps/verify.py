@@ -1,0 +1,136 @@
+"""The step `verify`: rows whose final answer isn't the gold answer go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from sft.data.pipeline.record import Record
+from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
+from sft.evaluate.answers import AnswerChecker, Verdict, extract_answer
+from sft.evaluate.choices import LETTERS, listed_options, options_in
+from sft.evaluate.kinds import Kind, compare, kind_of
+from sft.recipe.steps.verify import VerifyStep
+
+if TYPE_CHECKING:
+    from sft.data.pipeline.context import Context
+
+# What is noted of an answer, and the longest gold answer without a mark: a longer text is a solution.
+_SHOWN, _LONGEST_GOLD = 200, 500
+_LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy")
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A comparison under way. Without a kind there is nothing to compare with, and `gold` says why."""
+
+    kind: Kind | None
+    gold: str
+    verdict: Verdict | Future[Verdict] | None = None
+
+
+class Verify(RowStep):
+    """Drops rows by the verdict on their answer, and notes it.
+
+    Facts: {verdict: right | wrong | undecided | no_gold, reason, kind: math | choice | exact | number | words,
+    answer, gold}; with no_gold, `reason` says what is in its place, and nothing else is noted.
+    """
+
+    config: VerifyStep
+
+    def __init__(self, config: VerifyStep, context: Context) -> None:
+        super().__init__(config, context)
+        # One: other processes work on the step, too, and this one waits while it compares.
+        self._checker = AnswerChecker(config.timeout, workers=1)
+
+    @classmethod
+    def identity(cls, config: VerifyStep) -> dict[str, Any]:
+        """The versions of what compares."""
+        return {name: version(name) for name in _LIBRARIES}
+
+    @classmethod
+    def carried(cls, config: VerifyStep) -> set[str]:
+        """The columns with gold answers and choices."""
+        return {name for name in (config.gold, config.choices) if name not in (None, "answer")}
+
+    def close(self) -> None:
+        """End the checking process; comparisons under way are given up."""
+        self._checker.close(at_once=True)
+
+    def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
+        """Reasons: wrong, undecided, right (where it isn't kept), no_gold, no_conversation (a problem, no answer)."""
+        # All are asked before the first is waited for: the checking process compares while this one extracts.
+        checks = [self._start(record) for record in batch]
+        for record, check in zip(batch, checks, strict=True):
+            yield self._outcome(record, check)
+
+    def _start(self, record: Record) -> _Check | None:
+        """Begin to check; None for a record without an answer."""
+        text = record.completion
+        if text is None:
+            return None
+        gold, missing = self._gold(record)
+        if gold is None:
+            return _Check(None, missing)
+        options = self._options(record) if self.config.kind in ("auto", "choice") else {}
+        kind: Kind = kind_of(gold, options) if self.config.kind == "auto" else self.config.kind
+        free_form = self.config.free_form and ("<think>" not in text or "</think>" in text)
+        return _Check(kind, gold, self._verdict(kind, text, gold, options, free_form))
+
+    def _verdict(
+        self, kind: Kind, text: str, gold: str, options: Mapping[str, str], free_form: bool
+    ) -> Verdict | Future[Verdict]:
+        verdict = compare(kind, text, gold, options, free_form=free_form)
+        if verdict is not None:
+            return verdict
+        # What the settings call a number must be one; by itself, `auto` asks math-verify about \sqrt{4}, too.
+        if kind == "math" or self.config.kind == "auto":
+            return self._checker.submit(text, gold, free_form=free_form)
+        return Verdict("undecided", "the answer or the gold answer is no plain number", extract_answer(text))
+
+    def _gold(self, record: Record) -> tuple[str | None, str]:
+        """(gold answer, why there is none)."""
+        name = self.config.gold
+        value = record.answer if name == "answer" and record.answer is not None else record.carried.get(name)
+        if isinstance(value, (list, tuple)) and len(value) == 1:
+            value = value[0]
+        if value is None or isinstance(value, (list, tuple, dict)):
+            return None, f"'{name}' is {'empty' if value is None else f'{type(value).__name__} of {len(value)}'}"
+        if self.config.kind == "choice" and type(value) is int and 0 <= value < len(LETTERS):
+            return LETTERS[value], ""
+        text = str(value).strip()
+        marked = extract_answer(text)
+        if marked is None and self.config.kind != "exact" and len(text) > _LONGEST_GOLD:
+            return None, f"no marked answer in the {len(text)} characters of '{name}'"
+        return (marked or text or None), f"'{name}' is empty"
+
+    def _options(self, record: Record) -> dict[str, str]:
+        if self.config.choices is not None:
+            return listed_options(record.carried.get(self.config.choices))
+        return options_in(record.problem or "")
+
+    def _outcome(self, record: Record, check: _Check | None) -> Outcome:
+        if check is None:
+            return Dropped(record, "no_conversation", "a problem without an answer can't be checked")
+        if check.verdict is None:
+            record.facts["verify"] = {"verdict": "no_gold", "reason": check.gold}
+            return Kept(record) if self.config.missing_gold == "keep" else Dropped(record, "no_gold", check.gold)
+        verdict = check.verdict if isinstance(check.verdict, Verdict) else check.verdict.result()
+        answer, gold = _shown(verdict.answer), _shown(check.gold)
+        record.facts["verify"] = {
+            "verdict": verdict.status,
+            "reason": verdict.reason,
+            "kind": check.kind,
+            "answer": answer,
+            "gold": gold,
+        }
+        if verdict.status in self.config.keep:
+            return Kept(record)
+        return Dropped(record, verdict.status, f"answer {answer or 'not found'}, gold {gold}: {verdict.reason}")
+
+
+def _shown(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _SHOWN else text[:_SHOWN] + "..."
