@@ -155,8 +155,8 @@ def on_device(model: Any) -> Any:
     return (model.to("cuda") if torch.cuda.is_available() else model).eval()
 
 
-def prepare_with_progress(recipe: Recipe, stage: Stage, tokenizer: Any) -> PreparedStage:
-    """The stage's prepared data; a bar on the terminal counts rows and packs while they are made."""
+def prepare_with_progress(recipe: Recipe, stage: Stage, tokenizer: Any, engine: str = "local") -> PreparedStage:
+    """The stage's prepared data; a bar on the terminal counts rows, shards and packs while they are made."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from sft.data.prepare import prepare_stage
@@ -170,7 +170,7 @@ def prepare_with_progress(recipe: Recipe, stage: Stage, tokenizer: Any) -> Prepa
                 tasks[phase] = bars.add_task(f"{stage.name}: {phase}", total=total)
             bars.update(tasks[phase], completed=done, total=total)
 
-        return prepare_stage(recipe, stage, tokenizer, progress=progress)
+        return prepare_stage(recipe, stage, tokenizer, progress=progress, engine=engine)
 
 
 # ---- the terminal ----

@@ -1,4 +1,4 @@
-"""`sft prepare`: from the stages' sources to the rows they train on."""
+"""`sft prepare`: from the stages' sources, through the data's steps, to the rows they train on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 
 from sft.cli.common import (
     add_recipe_arguments,
+    console,
     dry_run,
     prepare_with_progress,
     quiet_libraries,
@@ -18,8 +19,15 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe's options."""
+    """The recipe's options, who works on the steps, and whose story to tell."""
     add_recipe_arguments(parser)
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="where the data's steps run: processes of this machine, or the Ray cluster that RAY_ADDRESS names",
+    )
+    parser.add_argument("--explain", metavar="ROW_ID", help="tell what each step did with one row")
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -28,10 +36,23 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
+    from sft.data.pipeline.funnel import funnel_table
     from sft.data.preview import show
 
     tokenizer = starting_tokenizer(recipe)
+    told = False
     for stage in stages_of(recipe, arguments):
-        prepared = prepare_with_progress(recipe, stage, tokenizer)
+        prepared = prepare_with_progress(recipe, stage, tokenizer, arguments.engine)
+        if arguments.explain is not None:
+            from sft.data.pipeline.explain import tell
+
+            told = tell(prepared, arguments.explain, console(), f"{recipe.name}: {stage.name}") or told
+            continue
         show(prepared, tokenizer, title=f"{recipe.name}: {stage.name}", rows=0)
+        if "steps" in prepared.manifest:
+            console().print(funnel_table(prepared.manifest["steps"]))
+    if arguments.explain is not None and not told:
+        from sft.errors import UserError
+
+        raise UserError(f"No row of these stages has the id {arguments.explain!r}; `sft preview` shows ids.")
     return 0

@@ -166,6 +166,14 @@ def to_problem(value: Mapping[str, Any], mapping: ColumnMap) -> str | BadRow:
     return problem if problem.strip() else BadRow("empty_prompt", f"'{mapping.prompt}' is empty")
 
 
+def to_conversation(found: Any, where: str) -> list[Message] | BadRow:
+    """The conversation that the list `found` holds, or why it holds none; `where` is what it is called in messages."""
+    try:
+        return _conversation(found, where)
+    except _UnusableError as error:
+        return error.bad
+
+
 def row_id(value: Mapping[str, Any], mapping: ColumnMap, source: str, line: int) -> str:
     """The row's own id where it has one, else `source:line`."""
     own = value.get(mapping.id) if mapping.id is not None else None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -13,19 +12,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-import sft
 from sft.data import store
 from sft.data.columns import ColumnMap, check_templates, choose_columns, row_id, to_messages
 from sft.data.filters import judge
+from sft.data.job import Job, Tally
+from sft.data.outcome import check_outcome, make_manifest
 from sft.data.packing import pack
-from sft.data.quarantine import DROPPED_FILE, QUARANTINE_FILE, SideFiles
+from sft.data.pipeline.engines import make_engine
+from sft.data.pipeline.funnel import FUNNEL_FILE
+from sft.data.pipeline.plan import uses_steps
+from sft.data.pipeline.run import COLUMNS, run_steps
+from sft.data.quarantine import SideFiles
 from sft.data.render import Rendered, Renderer
 from sft.data.rows import BadRow, Row
 from sft.data.sources import OpenSource, open_source
 from sft.data.tokenization import Tokens, check_tokenizer, tokenize, tokenizer_hash
 from sft.errors import UserError
-from sft.files import sha256_json
-from sft.recipe.schema import DataSection, Recipe, Stage
+from sft.files import sha256_json, write_json
+from sft.recipe.schema import Recipe, Stage
 
 if TYPE_CHECKING:
     import datasets
@@ -46,7 +50,8 @@ class PreparedStage:
     """A stage's data, ready to train on.
 
     `manifest`: key, recipe, inputs (with content hashes, columns and rows of each), tokenizer, funnel, rows (read),
-    documents (kept), packs (rows of `dataset`), tokens, supervised_tokens, max_document_length, shards.
+    documents (kept), packs (rows of `dataset`), tokens, supervised_tokens, max_document_length, shards; and of a stage
+    with data steps: steps (a line of the funnel for each).
     """
 
     path: Path
@@ -58,51 +63,31 @@ class PreparedStage:
         return store.open_dataset(self.path, self.manifest)
 
 
-@dataclass
-class _Job:
-    """All that decides the content of a store."""
-
-    data: DataSection
-    sources: list[OpenSource]
-    max_length: int | None
-    packing: bool
-    renderer: Renderer
-    tokenizer: Any
-    identity: dict[str, Any]
-    key: str
-
-
-@dataclass
-class _Tally:
-    """Counts while rows pass."""
-
-    rows: int = 0
-    supervised: int = 0
-    truncated: int = 0
-    lengths: list[int] = field(default_factory=list)  # of the documents kept
-    shortest: int | None = None  # of all documents, kept or not
-    longest: int = 0
-    sources: list[dict[str, Any]] = field(default_factory=list)
-
-
-def prepare_stage(recipe: Recipe, stage: Stage, tokenizer: Any, *, progress: Progress | None = None) -> PreparedStage:
-    """The prepared data of `stage`: looked up by content, or made.
+def prepare_stage(
+    recipe: Recipe, stage: Stage, tokenizer: Any, *, progress: Progress | None = None, engine: str = "local"
+) -> PreparedStage:
+    """The prepared data of `stage`: looked up by content, or made. `engine` (local, ray) works on the data's steps.
 
     Sources, tokenizer, template and the settings that decide the rows make the key, so the same data is prepared once,
     by one process; others that want it wait. Raises UserError (or UsageError) with one sentence when the data can't be
     used: nothing there, no known columns, too many bad rows, no row short enough, a full disk.
     """
-    root = Path(recipe.prepared_dir or Path(recipe.output_dir) / "prepared").expanduser()
-    job = _plan(stage, tokenizer)
+    root = prepared_root(recipe)
+    job = _plan(stage, tokenizer, root, engine, progress)
     manifest = store.find(root, job.key)
     if manifest is None:
         with store.locked(root, job.key):
             manifest = store.find(root, job.key) or _build(job, root, progress)
-    _check_outcome(manifest, root / job.key, job)
+    check_outcome(manifest, root / job.key, job)
     return PreparedStage(root / job.key, manifest)
 
 
-def _plan(stage: Stage, tokenizer: Any) -> _Job:
+def prepared_root(recipe: Recipe) -> Path:
+    """The folder of the recipe's prepared data."""
+    return Path(recipe.prepared_dir or Path(recipe.output_dir) / "prepared").expanduser()
+
+
+def _plan(stage: Stage, tokenizer: Any, root: Path, engine: str, progress: Progress | None) -> Job:
     check_tokenizer(tokenizer)
     check_templates(stage.data)
     train = stage.train if isinstance(stage.train, dict) else stage.train.model_dump()
@@ -110,13 +95,18 @@ def _plan(stage: Stage, tokenizer: Any) -> _Job:
     if packing and max_length is None:
         raise UserError(f"stages.{stage.name}.train: packing needs max_length, the length of a packed row.")
     renderer = Renderer(tokenizer)
-    sources = [open_source(source) for source in stage.data.sources]
+    stepped = None
+    if uses_steps(stage.data):
+        with make_engine(engine, train.get("dataset_num_proc")) as workers:
+            stepped = run_steps(stage.data, root, tokenizer, renderer.template, workers, progress)
+        sources = [stepped.source]
+        columns: list[dict[str, str] | None] = [COLUMNS]
+    else:
+        sources = [open_source(source) for source in stage.data.sources]
+        columns = [cast("dict[str, str] | None", source.columns) for source in stage.data.sources]
     identity = {
         "format": FORMAT_VERSION,
-        "inputs": [
-            {**source.identity, "columns": section.columns}
-            for source, section in zip(sources, stage.data.sources, strict=True)
-        ],
+        "inputs": [{**source.identity, "columns": named} for source, named in zip(sources, columns, strict=True)],
         "recipe": {
             **stage.data.model_dump(include={"prompt_template", "completion_template", "system_prompt", "over_length"}),
             "max_length": max_length,
@@ -124,11 +114,12 @@ def _plan(stage: Stage, tokenizer: Any) -> _Job:
         },
         "tokenizer": tokenizer_hash(tokenizer, renderer.template),
     }
-    return _Job(stage.data, sources, max_length, packing, renderer, tokenizer, identity, sha256_json(identity)[:32])
+    key = sha256_json(identity)[:32]
+    return Job(stage.data, sources, columns, stepped, max_length, packing, renderer, tokenizer, identity, key)
 
 
-def _build(job: _Job, root: Path, progress: Progress | None) -> dict[str, Any]:
-    tally = _Tally()
+def _build(job: Job, root: Path, progress: Progress | None) -> dict[str, Any]:
+    tally = Tally()
     with store.building(root, job.key) as folder:
         writer = store.ShardWriter(folder, "documents" if job.packing else "rows")
         try:
@@ -141,13 +132,15 @@ def _build(job: _Job, root: Path, progress: Progress | None) -> dict[str, Any]:
         shards, packs = writer.shards, len(tally.lengths)
         if job.packing:
             shards, packs = _pack(folder, writer.shards, tally, job.max_length or 0, progress)
-        manifest = _manifest(job, tally, side, shards, packs)
+        manifest = make_manifest(job, tally, side, shards, packs)
+        if job.stepped is not None:
+            write_json(folder / FUNNEL_FILE, {"steps": job.stepped.entries, "total": manifest["funnel"]})
         store.commit(root, job.key, folder, manifest)
     return manifest
 
 
 def _read_source(
-    job: _Job, source: OpenSource, writer: store.ShardWriter, side: SideFiles, tally: _Tally, progress: Progress | None
+    job: Job, source: OpenSource, writer: store.ShardWriter, side: SideFiles, tally: Tally, progress: Progress | None
 ) -> None:
     before, kept = tally.rows, len(tally.lengths)
     rows, mapping = _with_columns(job, source, len(tally.sources))
@@ -176,7 +169,7 @@ def _read_source(
     )
 
 
-def _with_columns(job: _Job, source: OpenSource, number: int) -> tuple[Iterator[Row], ColumnMap | None]:
+def _with_columns(job: Job, source: OpenSource, number: int) -> tuple[Iterator[Row], ColumnMap | None]:
     """The source's rows, and which column is what, seen from its first readable rows (None: it has none)."""
     rows = source.read()
     seen: list[Row] = []
@@ -189,12 +182,11 @@ def _with_columns(job: _Job, source: OpenSource, number: int) -> tuple[Iterator[
             readable += 1
             if readable >= PEEK_ROWS:
                 break
-    given = cast("dict[str, str] | None", job.data.sources[number].columns)
-    mapping = choose_columns(source.name, names, given) if readable else None
+    mapping = choose_columns(source.name, names, job.columns[number]) if readable else None
     return chain(seen, rows), mapping
 
 
-def _render(job: _Job, row: Row, mapping: ColumnMap | None) -> Rendered | BadRow:
+def _render(job: Job, row: Row, mapping: ColumnMap | None) -> Rendered | BadRow:
     if row.value is None or mapping is None:
         return row.bad or BadRow("broken_json", "unreadable")
     messages = to_messages(row.value, mapping, job.data)
@@ -202,7 +194,7 @@ def _render(job: _Job, row: Row, mapping: ColumnMap | None) -> Rendered | BadRow
 
 
 def _tokenize_chunk(
-    job: _Job, chunk: list[tuple[Row, str, Rendered]], writer: store.ShardWriter, side: SideFiles, tally: _Tally
+    job: Job, chunk: list[tuple[Row, str, Rendered]], writer: store.ShardWriter, side: SideFiles, tally: Tally
 ) -> None:
     documents = tokenize(job.tokenizer, [rendered for _, _, rendered in chunk])
     for (row, name, _), tokens in zip(chunk, documents, strict=True):
@@ -222,14 +214,14 @@ def _tokenize_chunk(
         tally.truncated += verdict.truncated
 
 
-def _keep(tokens: Tokens, name: str, writer: store.ShardWriter, tally: _Tally) -> None:
+def _keep(tokens: Tokens, name: str, writer: store.ShardWriter, tally: Tally) -> None:
     tally.lengths.append(len(tokens.ids))
     tally.supervised += tokens.supervised
     writer.write([(tokens.ids, tokens.mask, name)])
 
 
 def _pack(
-    folder: Path, shards: list[dict[str, Any]], tally: _Tally, capacity: int, progress: Progress | None
+    folder: Path, shards: list[dict[str, Any]], tally: Tally, capacity: int, progress: Progress | None
 ) -> tuple[list[dict[str, Any]], int]:
     packs = pack(np.array(tally.lengths, dtype=np.int64), capacity)
     documents = store.Documents(folder, shards)
@@ -246,81 +238,3 @@ def _pack(
     for shard in shards:
         (folder / shard["name"]).unlink()
     return writer.shards, len(packs)
-
-
-def _manifest(job: _Job, tally: _Tally, side: SideFiles, shards: list[dict[str, Any]], packs: int) -> dict[str, Any]:
-    bad, kept = side.bad.total(), len(tally.lengths)
-    dropped = Counter(side.dropped)
-    if bad:
-        dropped["bad"] = bad
-    if tally.rows != kept + dropped.total():
-        raise AssertionError(f"{tally.rows} rows read, {kept} kept and {dropped.total()} dropped: one was lost")
-    inputs = [{**identity, **counted} for identity, counted in zip(job.identity["inputs"], tally.sources, strict=True)]
-    return {
-        "key": job.key,
-        **{name: job.identity[name] for name in ("format", "recipe", "tokenizer")},
-        "inputs": inputs,
-        "sambay_sft": sft.__version__,
-        "funnel": {
-            "rows": tally.rows,
-            "kept": kept,
-            "dropped": dict(sorted(dropped.items())),
-            "bad": dict(sorted(side.bad.items())),
-            "truncated": tally.truncated,
-        },
-        "rows": tally.rows,
-        "documents": kept,
-        "packs": packs,
-        "tokens": sum(tally.lengths),
-        "supervised_tokens": tally.supervised,
-        "max_document_length": max(tally.lengths, default=0),
-        "length_seen": {"shortest": tally.shortest or 0, "longest": tally.longest},
-        "shards": shards,
-    }
-
-
-def _check_outcome(manifest: dict[str, Any], path: Path, job: _Job) -> None:
-    """Say what was dropped; raise UserError when too much was, or nothing is left."""
-    for source in manifest["inputs"]:
-        if source["rows"] == 0:
-            raise UserError(f"{source['source']}: the data is empty, there is no row in it.")
-    funnel = manifest["funnel"]
-    bad, limit = funnel["dropped"].get("bad", 0), job.data.max_bad_fraction
-    if bad > limit * funnel["rows"]:
-        raise UserError(
-            f"{bad} of {funnel['rows']} rows are bad ({_counts(funnel['bad'])}), more than data.max_bad_fraction "
-            f"{limit:g} allows; see them in {path / QUARANTINE_FILE}, then mend the data or raise the limit."
-        )
-    if funnel["kept"] == 0:
-        raise UserError(f"No row is left to train on ({_counts(funnel['dropped'])}){_length_hint(manifest)}.")
-    _tell(funnel, path)
-
-
-def _tell(funnel: dict[str, Any], path: Path) -> None:
-    rows, dropped = funnel["rows"], dict(funnel["dropped"])
-    bad = dropped.pop("bad", 0)
-    if bad:
-        log.warning("%d of %d rows are bad (%s): %s", bad, rows, _counts(funnel["bad"]), path / QUARANTINE_FILE)
-    if dropped:
-        log.warning(
-            "%d of %d rows dropped (%s): %s", sum(dropped.values()), rows, _counts(dropped), path / DROPPED_FILE
-        )
-    if funnel["truncated"]:
-        log.warning("%d of %d rows cut at max_length; they end without an end token", funnel["truncated"], rows)
-
-
-def _length_hint(manifest: dict[str, Any]) -> str:
-    seen, settings = manifest["length_seen"], manifest["recipe"]
-    if seen["longest"] == 0:
-        return ": every row is bad"
-    if settings["max_length"] is None or seen["longest"] <= settings["max_length"]:
-        return ": the chat template marks none of their tokens as trained"
-    change = "raise it" if settings["over_length"] == "truncate" else "raise it, or set data.over_length to truncate"
-    return (
-        f": the rows have {seen['shortest']} to {seen['longest']} tokens and train.max_length is "
-        f"{settings['max_length']}; {change}"
-    )
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{reason}: {count}" for reason, count in counts.items())

@@ -194,7 +194,7 @@ def open_dataset(folder: Path, manifest: dict[str, Any]) -> datasets.Dataset:
 @contextmanager
 def locked(root: Path, key: str) -> Iterator[None]:
     """Hold the right to build `key`; a second process waits here. The kernel releases it when a process dies."""
-    with _writable(root):
+    with writable(root):
         (root / _LOCKS).mkdir(parents=True, exist_ok=True)
         handle = open(root / _LOCKS / key, "w")  # noqa: SIM115
     with handle:
@@ -216,7 +216,7 @@ def building(root: Path, key: str) -> Iterator[Path]:
     _remove_leftovers(root, key)
     folder = root / f"{_BUILDING}{key}"
     try:
-        with _writable(root):
+        with writable(root):
             folder.mkdir()
             yield folder
     finally:
@@ -259,7 +259,7 @@ def _remove_leftovers(root: Path, key: str) -> None:
 
 
 @contextmanager
-def _writable(root: Path) -> Iterator[None]:
+def writable(root: Path) -> Iterator[None]:
     """Turn the system's refusals to write into one sentence."""
     try:
         yield

@@ -159,6 +159,7 @@ class DataSection(Templates):
     steps: list[StepEntry] = Field(
         default_factory=list, description="What is done with the rows of all sources, in this order."
     )
+    seed: int = Field(default=0, description="What steps that choose rows choose by.")
     over_length: Literal["drop", "truncate", "error"] = Field(
         default="drop", description="What becomes of rows longer than train.max_length."
     )

@@ -34,6 +34,9 @@ class Context:
     folder: Path
     workers: int = 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Context, (self.tokenizer_path, self.templates, self.seed, self.folder, self.workers)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The fast tokenizer."""

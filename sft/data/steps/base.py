@@ -49,11 +49,13 @@ class Step:
     Class attributes:
         version: raised whenever the same input would give other rows; part of the key of what the step made.
         uses_tokenizer: the result depends on the tokenizer (it reads `context.tokenizer` or sets `tokens`).
+        measures: it sets `tokens` of every row that it keeps, so nobody has to before.
         parallel: several processes may work on it at once. Not where one process fills the machine by itself.
     """
 
     version: ClassVar[int] = 1
     uses_tokenizer: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
     parallel: ClassVar[bool] = True
 
     def __init__(self, config: Any, context: Context) -> None:

@@ -1,0 +1,92 @@
+"""From a source's rows to records: which column is what, and what can't be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from sft.data.columns import ColumnMap, choose_columns, row_id, to_messages, to_problem
+from sft.data.pipeline.plan import Node, source_name
+from sft.data.pipeline.record import Record, text_hash
+from sft.data.rows import BadRow, Row
+from sft.data.steps.base import Dropped, Kept, Outcome
+from sft.errors import UserError
+from sft.recipe.schema import DataSource, Templates
+
+PEEK_ROWS = 100
+BAD = "bad: "
+
+
+def read_outcomes(node: Node) -> Iterator[Outcome]:
+    """Every row of a source as a record; those that can't be used are dropped for a reason that begins with `BAD`.
+
+    Raises UserError when the source has no known columns, or lacks one that it should carry.
+    """
+    assert node.opened is not None and node.source is not None
+    rows = node.opened.read()
+    rows, mapping = _with_columns(rows, node.opened.name, node.source)
+    for row in rows:
+        yield _outcome(row, mapping, node.source, node.templates)
+
+
+def _with_columns(rows: Iterator[Row], name: str, source: DataSource) -> tuple[Iterator[Row], ColumnMap | None]:
+    """The rows again, and which column is what, seen from the first readable ones (None: there are none)."""
+    seen: list[Row] = []
+    names: set[str] = set()
+    readable = 0
+    for row in rows:
+        seen.append(row)
+        if row.value is not None:
+            names.update(row.value)
+            readable += 1
+            if readable >= PEEK_ROWS:
+                break
+    if not readable:
+        return chain(seen, rows), None
+    missing = [column for column in source.carry if column not in names]
+    if missing:
+        listed = ", ".join(sorted(names)[:20])
+        raise UserError(f"{name}: `carry` names a column '{missing[0]}' that isn't there; it has: {listed}.")
+    given: Any = source.columns
+    return chain(seen, rows), choose_columns(name, names, given, problems=source.rows == "problems")
+
+
+def _outcome(row: Row, mapping: ColumnMap | None, source: DataSource, templates: Templates) -> Outcome:
+    name = source_name(source)
+    if row.value is None or mapping is None:
+        record = Record(f"{row.source}:{row.line}", name, f"{row.source}:{row.line}", carried={"raw": row.raw})
+        bad = row.bad or BadRow("broken_json", "unreadable")
+        return Dropped(record, BAD + bad.reason, bad.detail)
+    record = Record(
+        id=row_id(row.value, mapping, row.source, row.line),
+        source=name,
+        place=f"{row.source}:{row.line}",
+        answer=_plain(row.value, mapping.answer),
+        domain=_plain(row.value, mapping.domain),
+        carried={column: row.value.get(column) for column in source.carry},
+    )
+    filled = to_problem(row.value, mapping) if source.rows == "problems" else to_messages(row.value, mapping, templates)
+    if isinstance(filled, BadRow):
+        record.carried = {"raw": {key: value for key, value in row.value.items() if value is not None}}
+        return Dropped(record, BAD + filled.reason, filled.detail)
+    if isinstance(filled, str):
+        record.problem = filled
+    else:
+        record.messages = filled
+        record.problem = _problem(row.value, mapping, record)
+    record.problem_id = f"{text_hash(f'{name} {(record.problem or record.id).strip()}'):032x}"
+    return Kept(record)
+
+
+def _plain(value: Mapping[str, Any], column: str | None) -> str | None:
+    """A column's value as text; None where it is null or there is no such column."""
+    found = value.get(column) if column is not None else None
+    return None if found is None else str(found)
+
+
+def _problem(value: Mapping[str, Any], mapping: ColumnMap, record: Record) -> str | None:
+    """The question without templates: the prompt's column, or what the user says first."""
+    if mapping.messages is None and mapping.prompt is not None:
+        return str(value[mapping.prompt])
+    return next((message["content"] for message in record.messages or [] if message["role"] == "user"), None)
