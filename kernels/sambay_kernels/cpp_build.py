@@ -1,37 +1,37 @@
 """Builds the C++ backend on first use, keeps it in a cache, loads it.
 
 One source file without torch or Python headers, behind a C interface: a compiler is all it needs, it takes seconds, and
-the result fits every torch. The cache key holds whatever decides the result (sources, flags, compiler, processor), the
-lock is released by the kernel when a process dies, and the library appears under its name only when it is whole.
+the result fits every torch.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
-import hashlib
-import logging
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import warnings
 from pathlib import Path
 
 import torch
 
-logger = logging.getLogger(__name__)
+from .native_build import (
+    SOURCES,
+    BuildError,
+    build_folder,
+    library_path,
+    load_or_build,
+    publish,
+    run_compiler,
+    version_of,
+)
 
-SOURCES = Path(__file__).parent / "csrc"
+FILES = [SOURCES / "cpu.cpp", SOURCES / "scan_core.h"]
 # No -ffast-math: NaN and infinity must keep their meaning, and sums their order.
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 REMEDY = "install a C++17 compiler (for example `apt-get install g++`) or set CXX to one"
-
-
-class BuildError(RuntimeError):
-    """The C++ backend can't be built or loaded here; the message says why and what to do."""
 
 
 def compiler() -> str | None:
@@ -42,24 +42,6 @@ def compiler() -> str | None:
         if path is not None:
             return path
     return None
-
-
-def cache_folder() -> Path:
-    """Where built libraries are kept: $TORCH_EXTENSIONS_DIR, else $XDG_CACHE_HOME, else ~/.cache, else a private
-    temporary folder when none of them can be written."""
-    named = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = (Path(named) if named else Path.home() / ".cache") / "sambay_kernels"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        pass
-    folder = Path(tempfile.gettempdir()) / f"sambay_kernels-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise BuildError(f"the cache folder {folder} belongs to someone else: set TORCH_EXTENSIONS_DIR to one of yours")
-    return folder
 
 
 def _processor() -> str:
@@ -88,58 +70,18 @@ def _attempts() -> list[tuple[list[str], list[str]]]:
     ]
 
 
-def _run(command: list[str]) -> str:
-    """Run a compiler command; returns "" or the end of what it complained about."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    if done.returncode == 0:
-        return ""
-    lines = (done.stderr or done.stdout).strip().splitlines()
-    return " | ".join(lines[:3]) or f"exit status {done.returncode}"
-
-
 def _compile(path: str, target: Path) -> None:
     """Compile the source into `target`, which appears whole or not at all."""
     problems: list[str] = []
-    prefix = f"build-{target.stem}-"
-    for left in target.parent.glob(f"{prefix}*"):  # by a process that was killed: the caller holds this target's lock
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
-        part, whole = Path(folder) / "cpu.o", Path(folder) / target.name
+    with build_folder(target) as folder:
+        part, whole = folder / "cpu.o", folder / target.name
         for compile_flags, link_flags in _attempts():
-            problem = _run([path, *compile_flags, "-c", str(SOURCES / "cpu.cpp"), "-o", str(part)])
-            problem = problem or _run([path, "-shared", str(part), "-o", str(whole), *link_flags])
+            problem = run_compiler([path, *compile_flags, "-c", str(FILES[0]), "-o", str(part)])
+            problem = problem or run_compiler([path, "-shared", str(part), "-o", str(whole), *link_flags])
             if not problem:
-                # Loaders ignore what follows the last section; `_load` doesn't.
-                with open(whole, "ab") as file:
-                    file.write(hashlib.sha256(whole.read_bytes()).digest())
-                _load(whole)
-                os.replace(whole, target)
-                return
+                return publish(whole, target)
             problems.append(problem)
     raise BuildError(f"{path} can't build the C++ backend ({problems[0]}): {REMEDY}")
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    """Load a library that ends with its own hash: mapping a torn file would kill the process.
-
-    Raises:
-        OSError: it is missing, torn or not for this system.
-    """
-    content = path.read_bytes()
-    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-        raise OSError(f"{path} is damaged")
-    return ctypes.CDLL(str(path))
-
-
-def _library_path(path: str) -> Path:
-    version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60).stdout
-    parts = [file.read_text() for file in sorted(SOURCES.glob("*.*"))]
-    parts += [str(_attempts()), version, _processor()]
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return cache_folder() / f"cpu-{key}.so"
 
 
 @functools.cache
@@ -154,17 +96,8 @@ def library() -> ctypes.CDLL:
         named = os.environ.get("CXX", "").strip()
         raise BuildError(f"CXX={named} is not a program: {REMEDY}" if named else f"no C++ compiler was found: {REMEDY}")
     try:
-        target = _library_path(path)
-        with open(target.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                return _load(target)
-            except FileNotFoundError:
-                logger.info("building the C++ backend of sambay_kernels (once, some seconds)")
-            except OSError as error:
-                logger.warning("%s: building the C++ backend of sambay_kernels again", error)
-            _compile(path, target)
-            return _load(target)
+        target = library_path("cpu", FILES, str(_attempts()), version_of(path), _processor())
+        return load_or_build(target, "C++ backend", lambda target: _compile(path, target))
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"the C++ backend can't be built or loaded ({error}): {REMEDY}") from error
 

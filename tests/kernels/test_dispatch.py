@@ -11,7 +11,16 @@ from pathlib import Path
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels import BackendError, backend_for, causal_conv1d, cpp_build, gmu_gate, selective_scan, why
+from sambay_kernels import (
+    BackendError,
+    backend_for,
+    causal_conv1d,
+    cpp_build,
+    gmu_gate,
+    native_build,
+    selective_scan,
+    why,
+)
 from sambay_kernels import dispatch as registry
 from sambay_kernels.checks import FLOAT_TYPES
 from sambay_kernels.packing import check_cu_seqlens, document_count
@@ -117,7 +126,7 @@ def test_bad_requests_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match="SAMBAY_KERNELS='tritn' is unknown, choose from auto, triton"):
         gmu_gate(torch.zeros(1), torch.zeros(1))
     monkeypatch.setenv("SAMBAY_KERNELS", "cuda")
-    with pytest.raises(BackendError, match="no op has a cuda backend yet"):
+    with pytest.raises(BackendError, match="cuda backend runs on cuda, not on cpu"):
         backend_for("gmu_gate", torch.zeros(1))
     monkeypatch.setenv("SAMBAY_KERNELS", "cpp")
     with pytest.raises(BackendError, match="cpp backend runs on cpu, not on meta"):
@@ -250,8 +259,8 @@ def test_the_cache_falls_back_to_a_private_folder(tmp_path: Path, monkeypatch: p
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(blocked))
-    monkeypatch.setattr(cpp_build.tempfile, "gettempdir", lambda: str(tmp_path))
-    folder = cpp_build.cache_folder()
+    monkeypatch.setattr(native_build.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = native_build.cache_folder()
     assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
 
 

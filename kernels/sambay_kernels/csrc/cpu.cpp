@@ -195,7 +195,7 @@ void forward_token(const Block<T>& block, T* h, const T* delta, const T* delta_u
     T* hn = h + n * kLanes;
     SAMBAY_SIMD
     for (int w = 0; w < kLanes; ++w) {
-      hn[w] = scan_step(hn[w], exp2_of(delta[w] * a2[w]), delta_u[w], bn);
+      hn[w] = scan_step(hn[w], decay_of(delta[w], a2[w]), delta_u[w], bn);
       y[w] += hn[w] * cn;
     }
   }
@@ -225,7 +225,7 @@ void scan_forward_task(const ScanForward<T>& args, const Documents& docs, int64_
           alignas(64) T z[kLanes];
           load(z, in.z.at(start + t) + channel, lanes);
           SAMBAY_SIMD
-          for (int w = 0; w < kLanes; ++w) y[w] *= z[w] * sigmoid(z[w]);
+          for (int w = 0; w < kLanes; ++w) y[w] = gate_value(z[w], y[w]);
         }
         store(args.y + (start + t) * in.channels + channel, y, lanes);
       }
@@ -266,7 +266,7 @@ void replay_chunk(const ScanBackward<T>& args, const Block<T>& block, const Tile
       SAMBAY_SIMD
       for (int w = 0; w < kLanes; ++w) {
         const int64_t i = n * kLanes + w;
-        a[i] = exp2_of(tile.delta[t][w] * a2[w]);
+        a[i] = decay_of(tile.delta[t][w], a2[w]);
         after[i] = scan_step(before[i], a[i], tile.delta_u[t][w], bn);
         y[w] += after[i] * cn;
       }
@@ -281,9 +281,9 @@ void replay_chunk(const ScanBackward<T>& args, const Block<T>& block, const Tile
       load(z, in.z.at(start + t) + channel, lanes);
       SAMBAY_SIMD
       for (int w = 0; w < kLanes; ++w) {
-        const T gate = sigmoid(z[w]);
-        grad_z[w] = g[w] * y[w] * silu_slope(z[w], gate);
-        g[w] *= z[w] * gate;
+        const GateGrads<T> out = gate_backward_value(g[w], z[w], y[w]);
+        grad_z[w] = out.gate;
+        g[w] = out.memory;
       }
       store(args.z + (start + t) * in.channels + channel, grad_z, lanes);
     }
@@ -331,8 +331,9 @@ void backward_chunk(const ScanBackward<T>& args, const Block<T>& block, const Ti
     SAMBAY_SIMD
     for (int w = 0; w < kLanes; ++w) {
       const T slope = in.softplus ? softplus_slope(raw[w]) : T(1);
-      grad_delta[w] = (grad_delta[w] + grad_delta_u[w] * u[w]) * slope;
-      grad_u[w] = grad_delta_u[w] * delta[w] + g[w] * tile.D[w];
+      const TokenGrads<T> out = token_backward(grad_delta_u[w], grad_delta[w], g[w], u[w], delta[w], slope, tile.D[w]);
+      grad_u[w] = out.u;
+      grad_delta[w] = out.delta;
       sweep.grad_D[w] += g[w] * u[w];
       sweep.grad_bias[w] += grad_delta[w];
     }
@@ -591,7 +592,7 @@ template <typename T>
 void gate_forward(const T* gate, const T* memory, T* out, int64_t count, int threads) {
   run_pieces(count, threads, [=](int64_t first, int64_t last) {
     SAMBAY_SIMD
-    for (int64_t i = first; i < last; ++i) out[i] = gate[i] * sigmoid(gate[i]) * memory[i];
+    for (int64_t i = first; i < last; ++i) out[i] = gate_value(gate[i], memory[i]);
   });
 }
 
@@ -601,9 +602,9 @@ void gate_backward(const T* grad, const T* gate, const T* memory, T* grad_gate, 
   run_pieces(count, threads, [=](int64_t first, int64_t last) {
     SAMBAY_SIMD
     for (int64_t i = first; i < last; ++i) {
-      const T s = sigmoid(gate[i]);
-      grad_gate[i] = grad[i] * memory[i] * silu_slope(gate[i], s);
-      grad_memory[i] = grad[i] * gate[i] * s;
+      const GateGrads<T> out = gate_backward_value(grad[i], gate[i], memory[i]);
+      grad_gate[i] = out.gate;
+      grad_memory[i] = out.memory;
     }
   });
 }

@@ -10,21 +10,30 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..cpp_build import problem
+from ..cuda_build import problem as cuda_problem
 from ..dispatch import register
 from ..triton_call import DEVICES as TRITON_DEVICES
 from ..triton_call import problem as triton_problem
 from .cpp_backend import gmu_gate_cpp, gmu_gate_cpp_backward
+from .cuda_backend import gmu_gate_cuda, gmu_gate_cuda_backward
 from .torch_backend import gmu_gate_torch
 from .torch_backward import gmu_gate_torch_backward
 from .triton_backend import gmu_gate_triton, gmu_gate_triton_backward
 
 OP = "gmu_gate"
 
-FORWARD = {"cpp": gmu_gate_cpp, "triton": gmu_gate_triton, "torch": gmu_gate_torch}
-BACKWARD = {"cpp": gmu_gate_cpp_backward, "triton": gmu_gate_triton_backward, "torch": gmu_gate_torch_backward}
+FORWARD = {"cpp": gmu_gate_cpp, "triton": gmu_gate_triton, "cuda": gmu_gate_cuda, "torch": gmu_gate_torch}
+BACKWARD = {
+    "cpp": gmu_gate_cpp_backward,
+    "triton": gmu_gate_triton_backward,
+    "cuda": gmu_gate_cuda_backward,
+    "torch": gmu_gate_torch_backward,
+}
 
 register(OP, "cpp", ("cpu",), problem)
 register(OP, "triton", TRITON_DEVICES, triton_problem)
+# After Triton until a measurement on a GPU says otherwise.
+register(OP, "cuda", ("cuda",), cuda_problem)
 register(OP, "torch")
 register(OP, "reference")
 

@@ -14,11 +14,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..checks import compute_dtype
 from ..cpp_build import problem
+from ..cuda_build import problem as cuda_problem
 from ..dispatch import register
 from ..packing import check_cu_seqlens_values, document_count
 from ..triton_call import DEVICES as TRITON_DEVICES
 from ..triton_call import problem as triton_problem
 from .cpp_backend import SCAN_KEPT_EVERY, selective_scan_cpp, selective_scan_cpp_backward
+from .cuda_backend import CUDA_KEPT_EVERY, selective_scan_cuda, selective_scan_cuda_backward
 from .torch_backend import selective_scan_torch
 from .torch_backward import selective_scan_torch_backward
 from .triton_backend import TRITON_KEPT_EVERY, selective_scan_triton, selective_scan_triton_backward
@@ -29,10 +31,12 @@ INPUTS = (
     "bool delta_softplus, Tensor? cu_seqlens, Tensor? initial_state"
 )
 
-KEPT_EVERY = {"cpp": SCAN_KEPT_EVERY, "triton": TRITON_KEPT_EVERY}
+KEPT_EVERY = {"cpp": SCAN_KEPT_EVERY, "triton": TRITON_KEPT_EVERY, "cuda": CUDA_KEPT_EVERY}
 
 register(OP, "cpp", ("cpu",), problem)
 register(OP, "triton", TRITON_DEVICES, triton_problem)
+# After Triton until a measurement on a GPU says otherwise.
+register(OP, "cuda", ("cuda",), cuda_problem)
 register(OP, "torch")
 register(OP, "reference")
 
@@ -60,6 +64,8 @@ def selective_scan_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         return selective_scan_cpp(*inputs, kept_shape=kept_shape)
     if backend == "triton":
         return selective_scan_triton(*inputs, kept_shape=kept_shape)
+    if backend == "cuda":
+        return selective_scan_cuda(*inputs, kept_shape=kept_shape)
     y, final = selective_scan_torch(*inputs)
     return y, final, final.new_empty(kept_shape)
 
@@ -86,6 +92,8 @@ def selective_scan_bwd(*args: Any) -> tuple[Tensor, ...]:
         grads = selective_scan_cpp_backward(*given, kept=kept)
     elif backend == "triton":
         grads = selective_scan_triton_backward(*given, kept=kept)
+    elif backend == "cuda":
+        grads = selective_scan_cuda_backward(*given, kept=kept)
     else:
         grads = selective_scan_torch_backward(*given)
     return tuple(

@@ -1,0 +1,63 @@
+"""The CUDA kernels of csrc/*.cu on the CPU: built with g++ against an emulated CUDA runtime (cuda_emulator/)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from sambay_kernels import cpp_build, cuda_build, cuda_call, native_build
+
+EMULATOR = Path(__file__).parent / "cuda_emulator"
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-Wno-unknown-pragmas"]
+MODULES = ("sambay_kernels.selective_scan", "sambay_kernels.gmu_gate")
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The emulated backend, built if it isn't in the cache; skips the test where there is no C++ compiler."""
+    path = cpp_build.compiler()
+    if path is None:
+        pytest.skip(f"no C++ compiler for the emulator: {cpp_build.REMEDY}")
+    sources = [*cuda_build.FILES, EMULATOR / "emulator.cpp"]
+    headers = [*cuda_build.HEADERS, *sorted(EMULATOR.glob("*.h"))]
+
+    def build(target: Path) -> None:
+        with native_build.build_folder(target) as folder:
+            whole = folder / target.name
+            files = [str(file) for file in sources]
+            problem = native_build.run_compiler([path, *FLAGS, f"-I{EMULATOR}", "-x", "c++", *files, "-o", str(whole)])
+            assert not problem, problem
+            native_build.publish(whole, target)
+
+    target = native_build.library_path("emulated", sources + headers, " ".join(FLAGS), native_build.version_of(path))
+    return native_build.load_or_build(target, "emulated CUDA backend", build)
+
+
+def set_order(seed: int) -> None:
+    """The order in which threads of a block take turns: 0 as numbered, 1 backwards, else shuffled by this seed."""
+    library().emulator_order(seed)
+
+
+@contextmanager
+def emulated() -> Iterator[None]:
+    """CPU tensors take the CUDA backend, emulated; memory that kernels should write starts as NaN."""
+    built = library()
+    empty = torch.Tensor.new_empty
+
+    def poisoned(self: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        made = empty(self, *args, **kwargs)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_call, "_library", lambda device: built)
+        patch.setattr(torch.Tensor, "new_empty", poisoned)
+        for name in MODULES:
+            patch.setattr(sys.modules[name], "backend_for", lambda *_: "cuda")
+        yield
+        set_order(0)
