@@ -117,7 +117,7 @@ class Conversation:
         import torch
         from transformers import TextIteratorStreamer
 
-        from sft.generate import end_token_ids
+        from sft.model.end_tokens import end_token_ids
 
         rendered = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)
         inputs = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt").to(self.model.device)
@@ -134,7 +134,7 @@ class Conversation:
                     **inputs,
                     max_new_tokens=options.max_new_tokens,
                     do_sample=bool(options.temperature),
-                    eos_token_id=sorted(end_token_ids(self.model, self.tokenizer)),
+                    eos_token_id=end_token_ids(self.tokenizer, self.model),
                     pad_token_id=self.tokenizer.pad_token_id,
                     streamer=streamer,
                     stopping_criteria=[stop],

@@ -108,9 +108,9 @@ class _SuiteRun:
 
     def result(self, model_key: str, progress: Progress | None) -> dict[str, Any]:
         """The metrics: looked up, or made from what samples are there and those still to be made."""
-        from sft.generate import end_token_ids
+        from sft.model.end_tokens import end_token_ids
 
-        ends = end_token_ids(self.model, self.tokenizer)
+        ends = end_token_ids(self.tokenizer, self.model)
         key = self._key(model_key, sorted(ends))
         metrics_path = self.folder / "metrics.json"
         if metrics_path.exists() and (known := read_json(metrics_path)).get("key") == key:
@@ -149,7 +149,7 @@ class _SuiteRun:
         ]
         return sha256_json([_VERSION, model_key, settings, ends, sha256_json(asked)])
 
-    def _generate(self, recorder: _Recorder, ends: set[int]) -> None:
+    def _generate(self, recorder: _Recorder, ends: list[int]) -> None:
         """Make the samples that aren't recorded yet."""
         from sft.generate import Generation, generate_batch
 

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from sft.errors import UsageError, UserError
 from sft.generate.cache import can_join, join_rows, new_cache, select_rows, trim_left
 from sft.generate.sampling import Sampling, next_tokens, request_randoms
+from sft.model.end_tokens import end_token_ids
 
 # Rows leave the batch (and others join) when at least this fraction of it has finished: each change copies the cache.
 _RENEW_FRACTION = 0.125
@@ -40,16 +41,6 @@ class _Request:
     done: bool = False
 
 
-def end_token_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Every id that ends a completion: generation config, tokenizer, and the chat format's `<|end|>`."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids: set[int] = set()
-    for value in (configured, getattr(tokenizer, "eos_token_id", None)):
-        ids.update(value if isinstance(value, list | tuple) else [value] if value is not None else [])
-    end = tokenizer.get_vocab().get("<|end|>")
-    return ids | ({end} if end is not None else set())
-
-
 def generate_batch(
     model: Any,
     tokenizer: Any,
@@ -68,7 +59,7 @@ def generate_batch(
     """Complete every prompt (token ids); returns the completions in the prompts' order.
 
     Args:
-        eos_ids: what ends a completion; None: `end_token_ids(model, tokenizer)`.
+        eos_ids: what ends a completion; None: `end_token_ids(tokenizer, model)`.
         requests: the number under which each prompt draws its random numbers (default: its position), so that a part
             of a larger job samples what the whole job would have sampled.
         prefill_chunk: longest piece of a prompt that is run at once, in tokens; None: whole prompts.
@@ -84,7 +75,7 @@ def generate_batch(
     numbers = list(range(len(prompts))) if requests is None else list(requests)
     if len(numbers) != len(prompts):
         raise ValueError(f"{len(numbers)} request numbers for {len(prompts)} prompts")
-    ends = frozenset(end_token_ids(model, tokenizer) if eos_ids is None else eos_ids)
+    ends = frozenset(end_token_ids(tokenizer, model) if eos_ids is None else eos_ids)
     queue = _queue(prompts, numbers, sampling, seed, max_new_tokens)
     _check_vocabulary(model, prompts)
     results: list[Generation | None] = [None] * len(prompts)

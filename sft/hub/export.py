@@ -227,7 +227,7 @@ def _set_end_tokens(source: Source) -> None:
     """A SambaY model stops at the end of its answer; other models keep the generation configuration they came with."""
     if source.tokenizer is None or source.model.config.model_type != "phi4flash":
         return
-    from sft.model.load import end_token_ids
+    from sft.model.end_tokens import end_token_ids
 
     config = source.model.generation_config
     config.eos_token_id = end_token_ids(source.tokenizer)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.errors import UserError, first_line
 from sft.model.checkpoint import check_checkpoint
+from sft.model.end_tokens import end_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -132,13 +133,6 @@ def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, see
     model.generation_config.eos_token_id = end_token_ids(tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
-
-
-def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids at which an answer ends: the chat template's `<|end|>` where there is one, and end-of-text."""
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "<|im_end|>", "<|eot_id|>")]
-    known = [i for i in ids if isinstance(i, int) and i >= 0 and i != tokenizer.unk_token_id]
-    return list(dict.fromkeys([*known, tokenizer.eos_token_id]))
 
 
 def _refuse_missing_folder(name_or_path: str, what: str, key: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sft.errors import UsageError, UserError
-from sft.generate import Generation, end_token_ids, generate_batch
+from sft.generate import Generation, generate_batch
 from sft.generate.sampling import Sampling, next_tokens, request_randoms
 
 END = 3
@@ -167,12 +167,18 @@ def test_end_token_is_not_part_of_the_ids_and_cut_is_told_apart() -> None:
     assert at_once == Generation([], True)
 
 
-def test_end_tokens_come_from_generation_config_tokenizer_and_chat_format() -> None:
-    model = qwen3()
-    model.generation_config.eos_token_id = [11, 12]
-    assert end_token_ids(model, Vocabulary()) == {11, 12, END, 5}
-    model.generation_config.eos_token_id = 11
-    assert end_token_ids(model, Vocabulary()) == {11, END, 5}
+@pytest.mark.parametrize("source", ["generation_config", "tokenizer", "chat"])
+def test_completions_end_at_the_end_tokens_of_model_tokenizer_and_chat_format(source: str) -> None:
+    model, tokenizer = qwen3(), Vocabulary()
+    model.generation_config.eos_token_id = None
+    end = recomputed(model, [8, 9], 10, set()).ids[4]
+    if source == "generation_config":
+        model.generation_config.eos_token_id = [end]
+    elif source == "tokenizer":
+        tokenizer.eos_token_id = end
+    else:
+        tokenizer.get_vocab = lambda: {"<|im_end|>": end}  # type: ignore[method-assign]
+    assert generate_batch(model, tokenizer, [[8, 9]], max_new_tokens=10)[0].finished
 
 
 def test_mode_and_global_randomness_are_left_alone() -> None:
