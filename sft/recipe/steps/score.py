@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sft.recipe.problems import Section
 
@@ -12,12 +13,31 @@ from sft.recipe.problems import Section
 class ScoreStep(Section):
     """The student's probability of each sentence beside the teacher's (divergence-aware sampling, arXiv 2601.09088)."""
 
-    model: str = Field(description="The student: a checkpoint folder or Hub id.")
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    model: str = Field(description="The student before training: a checkpoint folder or Hub id.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub checkpoint.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="What the weights are held in on a GPU; without one it is float32."
+    )
     batch_tokens: int = Field(default=32768, gt=0, description="Tokens of one packed forward pass.")
+    max_tokens: int | None = Field(default=None, gt=0, description="Drop conversations with more tokens unscored.")
     margin: float = Field(
         default=0.2,
         gt=0,
-        description="A sentence is the teacher's when its probability there is higher by this, else the student's.",
+        lt=1,
+        description="A sentence is the teacher's when its probability there is higher by more than this, the student's "
+        "when it is lower by more, else shared.",
     )
+    teacher_tokenizer: str | None = Field(
+        default=None,
+        description="Folder or Hub id of the teacher's tokenizer. Default: its ids are those of the tokenizer that is "
+        "trained with, as gpt-oss's are those of Phi-4-mini.",
+    )
+    required: bool = Field(
+        default=True, description="Drop rows that can't be compared; else they keep the student's figures alone."
+    )
+    keep_sentences: bool = Field(default=False, description="Note both probabilities of each sentence too.")
+
+    @field_validator("model", "teacher_tokenizer")
+    @classmethod
+    def _at_home(cls, path: str | None) -> str | None:
+        return os.path.expanduser(path) if path is not None else None

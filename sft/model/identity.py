@@ -1,0 +1,53 @@
+"""What a checkpoint's content is known by: the hashes of its files, or the commit of a Hub repository."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sft.errors import UserError, first_line
+from sft.files import sha256_file
+from sft.model.checkpoint import check_checkpoint
+
+_DECISIVE = ("config.json", "*.safetensors", "pytorch_model*.bin")
+
+
+def checkpoint_identity(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
+    """JSON that changes with the weights or the configuration: `files` by hash for a folder, `commit` for a Hub id.
+
+    Raises:
+        UserError: when there is no such checkpoint, or a folder's is cut off.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        check_checkpoint(folder)
+        paths = sorted(path for pattern in _DECISIVE for path in folder.glob(pattern))
+        return {"files": {path.name: _hash(str(path), path.stat().st_mtime_ns) for path in paths}}
+    if name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") > 1:
+        raise UserError(f"no model folder at {name_or_path}")
+    return {"hub": name_or_path, "commit": resolved_commit(name_or_path, revision)}
+
+
+def resolved_commit(repo_id: str, revision: str | None = None) -> str:
+    """The commit that a Hub model's revision stands for now (offline: in the local cache).
+
+    Raises:
+        UserError: when the Hub doesn't have it, or can't be reached and the cache doesn't have it either.
+    """
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    try:
+        path = cached_file(repo_id, "config.json", revision=revision)
+    except Exception as error:  # transformers raises OSError, huggingface_hub its own, httpx's
+        raise UserError(f"the model {repo_id} can't be found: {first_line(error)}") from error
+    commit = extract_commit_hash(path, None)
+    if commit is None:
+        raise UserError(f"the model {repo_id}: the Hub names no commit for {revision or 'its main branch'}")
+    return str(commit)
+
+
+@lru_cache(maxsize=64)
+def _hash(path: str, changed: int) -> str:
+    """Once per process and state of the file: gigabytes are read."""
+    return sha256_file(path)
