@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sft.recipe.problems import Section
+from sft.recipe.problems import KeyProblem, Section, raise_problems
 
 
 class QualityStep(Section):
@@ -18,11 +18,28 @@ class QualityStep(Section):
     answer: Literal["boxed", "any", "none"] = Field(
         default="any", description="What must follow the thinking: a boxed answer, any text, nothing in particular."
     )
-    max_repetition: float = Field(
-        default=0.2, gt=0, le=1, description="Largest share of the text that repeated n-grams may cover."
+    finish_reason: str | None = Field(
+        default=None, description="A carried column that says why the generation ended; null says nothing."
     )
+    finished: list[str] = Field(
+        default=["stop"], min_length=1, description="Its values for generations that ended by themselves."
+    )
+    max_repetition: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="Largest share of the words that stand in an n-gram which stood there before.",
+    )
+    ngram: int = Field(default=20, gt=1, description="Words of such an n-gram.")
     max_loop: int = Field(default=8, gt=1, description="A text that ends in this many copies of one passage is a loop.")
     max_foreign: float = Field(
         default=0.02, ge=0, le=1, description="Largest share of letters in another script than the prompt's."
     )
     min_characters: int = Field(default=1, ge=0, description="Shortest completion.")
+
+    @model_validator(mode="after")
+    def _check(self) -> QualityStep:
+        if "finished" in self.model_fields_set and self.finish_reason is None:
+            reason = "needs `finish_reason`, the column whose values these are"
+            raise_problems("quality", [KeyProblem(("finished",), reason, self.finished)])
+        return self
