@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from sft.recipe.problems import Section
+from sft.recipe.problems import KeyProblem, Section, raise_problems
+
+# These change no answer: how fast and how patiently it is asked for, what it costs, and where the model is.
+_RUN_ONLY = {
+    *("base_url", "api_key_env", "concurrency", "timeout", "max_retries", "retry_delay"),
+    *("input_price", "output_price"),
+}
+
+# What the step itself puts into a request; extra_body is for everything else.
+_OWN_KEYS = {
+    *("model", "messages", "prompt", "n", "stream", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
+    *("seed", "logprobs", "top_logprobs", "continue_final_message", "add_generation_prompt"),
+}
 
 
 class Endpoint(Section):
@@ -17,11 +29,55 @@ class Endpoint(Section):
     api_key_env: str = Field(
         default="OPENAI_API_KEY", description="Environment variable that holds the key, if it needs one."
     )
-    concurrency: int = Field(default=32, gt=0)
-    timeout: float = Field(default=600.0, gt=0, description="Seconds one answer may take.")
-    max_retries: int = Field(default=8, ge=0)
+    concurrency: int = Field(default=32, gt=0, le=1000, description="Requests on their way at once.")
+    timeout: float = Field(
+        default=3600.0, gt=0, description="Seconds until a whole answer must be there (they aren't streamed)."
+    )
+    max_retries: int = Field(
+        default=10, ge=0, description="After 408, 409, 429, 5xx, timeouts, broken connections and broken answers."
+    )
+    retry_delay: float = Field(
+        default=1.0, gt=0, description="Seconds before the first retry; each next one waits twice as long, up to 60 s."
+    )
+    send_seed: bool = Field(default=True, description="Whether requests carry `seed`; some servers refuse it.")
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="What the server calls the limit of an answer in a chat request."
+    )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict, description="Further keys of each request: top_k, reasoning_effort, chat_template_kwargs."
+    )
     input_price: float = Field(default=0.0, ge=0, description="Per million tokens, for the count of the cost.")
-    output_price: float = Field(default=0.0, ge=0)
+    output_price: float = Field(default=0.0, ge=0, description="Per million tokens, reasoning included.")
+    tokenizer: str | None = Field(
+        default=None,
+        description="For `continuation: completions`: folder or Hub id of the tokenizer whose chat template renders "
+        "the prompt. Default: that of the model that is trained.",
+    )
+    marks: dict[str, str] = Field(
+        default_factory=dict,
+        description="For `continuation: completions`: our spelling -> the teacher's, of marks such as <think>.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Endpoint:
+        if not self.base_url.startswith(("http://", "https://")):
+            reason = f"must begin with http:// or https://, got {self.base_url!r}"
+            raise_problems("endpoint", [KeyProblem(("base_url",), reason, self.base_url)])
+        if taken := sorted(_OWN_KEYS & self.extra_body.keys()):
+            reason = f"{taken[0]!r} is set by the step itself, from its own keys"
+            raise_problems("endpoint", [KeyProblem(("extra_body", taken[0]), reason, self.extra_body[taken[0]])])
+        if "" in self.marks or "" in self.marks.values():
+            raise_problems("endpoint", [KeyProblem(("marks",), "can't spell anything as nothing", None)])
+        return self
+
+
+class Checkpoint(Section):
+    """A student that answers in this process."""
+
+    checkpoint: str = Field(description="Checkpoint folder or Hub id, with its tokenizer.")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    batch_size: int = Field(default=32, gt=0, description="Answers that are decoded at once.")
 
 
 class GenerateStep(Section):
@@ -29,9 +85,58 @@ class GenerateStep(Section):
 
     mode: Literal["rollouts", "mixed"] = "rollouts"
     teacher: Endpoint
-    student: Endpoint | None = Field(default=None, description="For `mixed`: who answers first.")
+    student: Endpoint | Checkpoint | None = Field(
+        default=None, description="For `mixed`: who answers first, an endpoint or {checkpoint: FOLDER}."
+    )
     n: int = Field(default=1, gt=0, description="Answers for each problem.")
-    temperature: float = Field(default=0.6, ge=0)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    max_tokens: int = Field(default=32768, gt=0)
-    logprobs: bool = Field(default=False, description="Keep the log probabilities, where the server gives them.")
+    temperature: float | None = Field(default=0.6, ge=0, description="null: not sent, the server's own.")
+    top_p: float | None = Field(default=0.95, gt=0, le=1, description="null: not sent, the server's own.")
+    max_tokens: int = Field(default=32768, gt=0, description="Most tokens of one answer, or of one continuation.")
+    truncated: Literal["drop", "keep"] = Field(default="drop", description="Answers that were cut off at max_tokens.")
+    max_failed: float = Field(
+        default=0.05, ge=0, le=1, description="Share of requests that may fail for good; more stop the run."
+    )
+    logprobs: bool = Field(
+        default=False, description="For `rollouts`: keep the tokens' log probabilities, where the server gives them."
+    )
+    cap: float = Field(
+        default=1.5, gt=0, description="For `mixed`: most tokens of the student's answer, over those of the row's own."
+    )
+    continuation: Literal["completions", "chat"] = Field(
+        default="completions",
+        description="For `mixed`: how the teacher goes on with a text: /completions with the rendered prompt, or "
+        "/chat/completions with continue_final_message, which vLLM and SGLang know.",
+    )
+
+    @field_validator("student", mode="before")
+    @classmethod
+    def _which_student(cls, value: Any) -> Any:
+        # By its key, so that a mistake is told once, and not for each of the two.
+        if isinstance(value, dict):
+            return (Checkpoint if "checkpoint" in value else Endpoint).model_validate(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> GenerateStep:
+        problems = []
+        if self.mode == "mixed" and self.student is None:
+            problems.append(KeyProblem(("student",), "mode `mixed` needs a student: who answers first", None))
+        if self.mode == "rollouts" and self.student is not None:
+            problems.append(KeyProblem(("student",), "only mode `mixed` asks a student", None))
+        if self.mode == "mixed" and self.logprobs:
+            reason = "only mode `rollouts` keeps them: of a mixed answer the teacher wrote a part alone"
+            problems.append(KeyProblem(("logprobs",), reason, True))
+        if isinstance(self.student, Checkpoint) and None in (self.temperature, self.top_p):
+            key = "temperature" if self.temperature is None else "top_p"
+            problems.append(KeyProblem((key,), "a student that is a checkpoint needs a number here", None))
+        if self.teacher.marks and (self.mode, self.continuation) != ("mixed", "completions"):
+            reason = "is for mode `mixed` with `continuation: completions`; elsewhere the server spells the marks"
+            problems.append(KeyProblem(("teacher", "marks"), reason, None))
+        if problems:
+            raise_problems("generate", problems)
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what is answered, without those that say how fast, how patiently and from where."""
+        run_only: dict[str, Any] = {"max_failed": True, "teacher": _RUN_ONLY, "student": {*_RUN_ONLY, "batch_size"}}
+        return self.model_dump(mode="json", exclude=run_only)

@@ -1,0 +1,1 @@
+"""Answers from language models behind OpenAI-compatible endpoints: asked, journaled, counted."""

@@ -1,0 +1,77 @@
+"""An event loop that lives as long as a step, and ends in order on Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Loop:
+    """Runs coroutines one after the other; connections stay open in between."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What `work` returns.
+
+        Ctrl-C cancels it and raises KeyboardInterrupt (asyncio.Runner). SIGTERM cancels it too, and when its tasks
+        have ended, the signal goes to the handler that was there before: an exception that a handler raises in the
+        midst of a task would be taken for the task's own.
+        """
+        before = signal.getsignal(signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
+            return self._runner.run(work)
+        stopped = False
+
+        async def guarded() -> Result:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            assert task is not None
+
+            def stop() -> None:
+                nonlocal stopped
+                stopped = True
+                task.cancel()
+
+            loop.add_signal_handler(signal.SIGTERM, stop)
+            try:
+                return await work
+            finally:
+                loop.remove_signal_handler(signal.SIGTERM)
+
+        try:
+            return self._runner.run(guarded())
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            if stopped:
+                signal.raise_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """Cancel what is left and close the loop."""
+        self._runner.close()
+
+
+async def together(work: Callable[[Item], Awaitable[Result]], items: Sequence[Item]) -> list[Result]:
+    """`work` on all items at once; results in their order. The first error cancels the others and is raised itself."""
+
+    async def one(item: Item) -> Result:
+        return await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in items]
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+    return [task.result() for task in tasks]
+
+
+def _first(errors: BaseException) -> BaseException:
+    while isinstance(errors, BaseExceptionGroup):
+        errors = errors.exceptions[0]
+    return errors
