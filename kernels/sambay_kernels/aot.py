@@ -1,9 +1,10 @@
-"""Ahead-of-time compilation of every Triton kernel, without a GPU: registers, spills and size on each architecture.
+"""Ahead-of-time compilation of every GPU kernel, without a GPU: registers, spills and size on each architecture.
 
-    python -m sambay_kernels.aot [--arch 80 90]
+    python -m sambay_kernels.aot [--arch 80 90] [--backend triton cuda]
 
-The launches are those that the ops make for the published model at 32,768 packed tokens: the ops run on tensors without
-data, and their launches are recorded instead of made. A kernel that spills registers to memory is an error.
+Triton's launches are those that the ops make for the published model at 32,768 packed tokens: the ops run on tensors
+without data, and their launches are recorded instead of made. The CUDA C++ kernels are compiled as they stand, where
+there is nvcc. A kernel that keeps registers in memory is an error.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .aot_report import Compiled, disassembler, table, tool
+from .native_build import BuildError
 from .triton_call import Launch, recording
 
 TYPES = {
@@ -31,19 +33,8 @@ TYPES = {
     torch.bool: "*i1",
 }
 ARCHITECTURES = (80, 90)  # A100; H100 and H200
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What the compiler made of one launch."""
-
-    kernel: str
-    arch: int
-    warps: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    instructions: int
+BACKENDS = ("triton", "cuda")
+REPORTED = (r"Used (\d+) registers", r"(\d+) bytes spill stores", r"(\d+) bytes stack frame")
 
 
 def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
@@ -79,23 +70,12 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
     name = launch.kernel.__name__
     said, instructions = _assemble(made.asm["ptx"], arch)
-    registers, spills = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
-    if registers is None or spills is None:
+    found = [re.search(pattern, said) for pattern in REPORTED]
+    registers, spills, stack = (int(match[1]) if match else None for match in found)
+    if registers is None or spills is None or stack is None:
         raise RuntimeError(f"{name}: the assembler's report names no registers: {said.strip()[:300]}")
-    return Compiled(
-        name, arch, launch.options["num_warps"], int(registers[1]), int(spills[1]), made.metadata.shared, instructions
-    )
-
-
-def _tool(name: str, arch: int) -> str:
-    """Path of a tool of the CUDA toolkit that Triton brings with it."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    try:
-        ptxas = Path(get_ptxas(arch).path)
-    except TypeError:  # older Triton
-        ptxas = Path(get_ptxas().path)
-    return str(ptxas if name == "ptxas" else ptxas.with_name(name))
+    warps, shared = launch.options["num_warps"], made.metadata.shared
+    return Compiled(name, arch, registers, spills, stack, instructions, warps, shared)
 
 
 def _assemble(ptx: str, arch: int) -> tuple[str, int]:
@@ -105,9 +85,9 @@ def _assemble(ptx: str, arch: int) -> tuple[str, int]:
         source, binary = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_text(ptx)
         name = target[1] if target else f"sm_{arch}"
-        command = [_tool("ptxas", arch), "-v", f"--gpu-name={name}", str(source), "-o", str(binary)]
+        command = [tool("ptxas", arch), "-v", f"--gpu-name={name}", str(source), "-o", str(binary)]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        listing = subprocess.run([_tool("nvdisasm", arch), "-c", str(binary)], capture_output=True, text=True)
+        listing = subprocess.run([disassembler(arch) or "nvdisasm", "-c", str(binary)], capture_output=True, text=True)
     return said, len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", listing.stdout, re.M))
 
 
@@ -120,26 +100,33 @@ def launches() -> dict[str, Launch]:
     return {launch.kernel.__name__: launch for launch in record}
 
 
-def table(found: list[Compiled]) -> str:
-    """The compiled kernels as text, one a line."""
-    lines = ["kernel                              arch  warps  registers  spill B  shared B  instructions"]
-    lines += [
-        f"{x.kernel:<34}  sm_{x.arch}  {x.warps:>5}  {x.registers:>9}  {x.spill_bytes:>7}  {x.shared_bytes:>8}  "
-        f"{x.instructions:>12,}"
-        for x in found
-    ]
-    return "\n".join(lines)
+def compile_all(backends: list[str], architectures: list[int]) -> list[Compiled]:
+    """Every kernel of these backends for these architectures; without nvcc a line says that CUDA C++ is left out."""
+    from .cuda_aot import compile_kernels
+
+    found: list[Compiled] = []
+    if "triton" in backends:
+        found += [compile_launch(launch, arch) for launch in launches().values() for arch in architectures]
+    if "cuda" in backends:
+        try:
+            found += [kernel for arch in architectures for kernel in compile_kernels(arch)]
+        except BuildError as error:
+            if backends == ["cuda"]:
+                raise SystemExit(str(error)) from error
+            print(f"CUDA C++ kernels are left out: {error}", file=sys.stderr)
+    return found
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     options.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), help="80 for sm_80, and so on")
+    options.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="both by default")
     chosen = options.parse_args()
-    found = [compile_launch(launch, arch) for launch in launches().values() for arch in chosen.arch]
+    found = compile_all(chosen.backend, chosen.arch)
     print(table(found))
-    spilling = sorted({x.kernel for x in found if x.spill_bytes})
+    spilling = sorted({x.kernel for x in found if x.uses_local_memory})
     if spilling:
-        print(f"these kernels spill registers to memory: {', '.join(spilling)}", file=sys.stderr)
+        print(f"these kernels keep registers in memory: {', '.join(spilling)}", file=sys.stderr)
     return 1 if spilling else 0
 
 

@@ -29,7 +29,7 @@ from .native_build import (
 )
 
 FILES = [SOURCES / "scan.cu", SOURCES / "gate.cu"]
-HEADERS = [SOURCES / "cuda_common.cuh", SOURCES / "scan_core.h"]
+HEADERS = [*sorted(SOURCES.glob("*.cuh")), SOURCES / "scan_core.h"]
 # Denormal numbers are flushed to zero, as in the CPU backend. No --use_fast_math: it would change divisions as well.
 FLAGS = ["-O3", "-std=c++17", "-ftz=true"]
 REMEDY = "install the CUDA toolkit that fits your driver, or set CUDA_HOME to its folder"

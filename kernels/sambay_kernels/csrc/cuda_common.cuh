@@ -1,6 +1,6 @@
 // What the CUDA files share: half-precision types in and out, matrices with strides, launches by the C interface.
 //
-// Kernels take one structure by value. Nothing here or in the kernels is beyond C++17 and plain functions of the runtime,
+// Kernels take one structure by value. Nothing here or in the kernels is beyond C++17 and plain runtime functions,
 // so that the tests can compile the same files for the CPU, with the threads of a block as coroutines.
 #pragma once
 
