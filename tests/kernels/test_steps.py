@@ -5,7 +5,8 @@ from __future__ import annotations
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
+from sambay_kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step, why
+from sambay_kernels.triton_call import problem as triton_problem
 from step_ops import assert_conv_steps_match, assert_steps_match
 
 backends = pytest.mark.parametrize("name", [*ops.BACKENDS, "reference"])
@@ -77,6 +78,14 @@ def test_steps_are_traced_whole() -> None:
             results.append([function(*states), *states])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("wish", ["auto", "cuda", "reference"])
+def test_a_wish_that_a_step_lacks_leaves_it_its_best(wish: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMBAY_KERNELS", wish)
+    best = "torch" if triton_problem() else "triton"
+    assert why("selective_scan_step", "cuda").backend == why("causal_conv1d_step", "cuda").backend == best
+    assert why("causal_conv1d_step", "cpu").backend == "torch"
 
 
 def test_bad_states_are_named() -> None:

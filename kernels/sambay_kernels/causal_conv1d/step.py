@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 
 from ..checks import check_leading, check_optional, check_slots, check_tensor
-from ..dispatch import backend_for
+from ..dispatch import backend_for, register
+from ..triton_call import DEVICES as TRITON_DEVICES
 from ..triton_call import channel_block, launch, rows
-from .op import OP
+from ..triton_call import problem as triton_problem
 from .torch_backend import causal_conv1d_step_torch
 
+OP = "causal_conv1d_step"
 BLOCK = 256  # channels of a program
+
+# No C++: for one token it has nothing to fuse that would pay for the call, and the torch form takes less time.
+register(OP, "triton", TRITON_DEVICES, triton_problem)
+register(OP, "torch")
 
 
 @torch.no_grad()
@@ -40,19 +46,16 @@ def causal_conv1d_step(
         ValueError: a wrong shape, type, device or activation, or a state that isn't contiguous.
         TypeError: an argument is not a tensor.
     """
-    name = f"{OP}_step"
-    check_leading(name, "x", x, 2)
-    check_leading(name, "weight", weight, 2)
+    check_leading(OP, "x", x, 2)
+    check_leading(OP, "weight", weight, 2)
     (count, channels), width, device = x.shape, weight.shape[1], x.device
     if activation not in ("silu", None):
-        raise ValueError(f"{name}: activation must be 'silu' or None, got {activation!r}")
-    check_tensor(name, "weight", weight, (channels, width), device)
-    check_optional(name, "bias", bias, (channels,), device)
-    check_slots(name, state, slots, count, (channels, width - 1), device)
-    backend = backend_for(OP, x)
-    if backend == "triton":
+        raise ValueError(f"{OP}: activation must be 'silu' or None, got {activation!r}")
+    check_tensor(OP, "weight", weight, (channels, width), device)
+    check_optional(OP, "bias", bias, (channels,), device)
+    check_slots(OP, state, slots, count, (channels, width - 1), device)
+    if backend_for(OP, x) == "triton":
         return causal_conv1d_step_triton(state, x, weight, bias, activation, slots)
-    # For one token C++ has nothing to fuse that would pay for the call: the torch form takes less time.
     return causal_conv1d_step_torch(state, x, weight, bias, activation, slots)
 
 

@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from ..checks import check_leading, check_optional, check_slots, check_tensor, compute_dtype
-from ..dispatch import backend_for
+from ..cpp_build import problem
+from ..dispatch import backend_for, register
+from ..triton_call import DEVICES as TRITON_DEVICES
 from ..triton_call import channel_block, launch, power_of_two, rows
+from ..triton_call import problem as triton_problem
 from .cpp_backend import selective_scan_step_cpp
-from .op import OP
 from .torch_backend import selective_scan_step_torch
 
+OP = "selective_scan_step"
 BLOCK = 64  # channels of a program
+
+register(OP, "cpp", ("cpu",), problem)
+register(OP, "triton", TRITON_DEVICES, triton_problem)
+register(OP, "torch")
 
 
 @torch.no_grad()
@@ -44,23 +51,22 @@ def selective_scan_step(
         ValueError: a wrong shape, type or device, or a state that isn't contiguous.
         TypeError: an argument is not a tensor.
     """
-    name = f"{OP}_step"
-    check_leading(name, "u", u, 2)
-    check_leading(name, "A", A, 2)
+    check_leading(OP, "u", u, 2)
+    check_leading(OP, "A", A, 2)
     (count, channels), states, device = u.shape, A.shape[1], u.device
-    check_tensor(name, "delta", delta, (count, channels), device)
-    check_tensor(name, "A", A, (channels, states), device)
-    check_tensor(name, "B", B, (count, states), device)
-    check_tensor(name, "C", C, (count, states), device)
+    check_tensor(OP, "delta", delta, (count, channels), device)
+    check_tensor(OP, "A", A, (channels, states), device)
+    check_tensor(OP, "B", B, (count, states), device)
+    check_tensor(OP, "C", C, (count, states), device)
     for key, value, shape in (
         ("D", D, (channels,)),
         ("z", z, (count, channels)),
         ("delta_bias", delta_bias, (channels,)),
     ):
-        check_optional(name, key, value, shape, device)
-    check_slots(name, state, slots, count, (channels, states), device)
+        check_optional(OP, key, value, shape, device)
+    check_slots(OP, state, slots, count, (channels, states), device)
     if state.dtype != compute_dtype(u):
-        raise ValueError(f"{name}: state must be {compute_dtype(u)}, got {state.dtype}")
+        raise ValueError(f"{OP}: state must be {compute_dtype(u)}, got {state.dtype}")
     backend = backend_for(OP, u)
     inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     if backend == "triton":
