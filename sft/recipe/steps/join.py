@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from sft.recipe.problems import Section
 
 
 class JoinStep(Section):
-    """Add columns of another data set to rows of the same id: the teacher's published log probabilities."""
+    """Add the teacher's tokens and their log probabilities, which another data set holds, to rows of the same id.
 
-    path: str = Field(description="Hub id, or local files.")
-    config: str | None = None
+    A row's id is that of its source (`columns: {id: uuid}`). Copies and rollouts have ids of their own, so `join` comes
+    before the steps that make them.
+    """
+
+    path: str = Field(description="Hub id, or a local file, folder or glob of .jsonl/.parquet files.")
+    config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
     split: str = "train"
     revision: str | None = None
     on: str = Field(default="sample_uuid", description="The other set's column that holds the row's id.")
     teacher_ids: str = Field(default="token_ids", description="Its column with the teacher's tokens.")
-    teacher_logprobs: str = Field(default="logprobs", description="Its column with their log probabilities.")
-    required: bool = Field(default=True, description="Drop rows that aren't in the other set.")
+    teacher_logprobs: str = Field(default="logprobs", description="Its column with their natural log probabilities.")
+    missing: Literal["drop", "keep"] = Field(default="drop", description="Rows that aren't in the other set.")
