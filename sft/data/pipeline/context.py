@@ -39,10 +39,10 @@ class Context:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The fast tokenizer."""
-        from sft.model.load import load_tokenizer
+        """The fast tokenizer, as the stage's was saved: loading it this way spares each process the import of torch."""
+        from transformers import PreTrainedTokenizerFast
 
-        return load_tokenizer(self.tokenizer_path)
+        return PreTrainedTokenizerFast.from_pretrained(self.tokenizer_path)
 
     @cached_property
     def _renderer(self) -> Any:

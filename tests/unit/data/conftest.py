@@ -58,7 +58,8 @@ def prepare(tmp_path: Path, toy: Any) -> Callable[..., PreparedStage]:
         sources: Any, *, train: dict[str, Any] | None = None, out: Path | None = None, progress: Any = None, **data: Any
     ) -> PreparedStage:
         listed = sources if isinstance(sources, list) else [{"path": str(sources)}]
-        recipe = stage_of(listed, out or tmp_path / "out", train or {}, data)
+        # One process: starting others takes seconds, and what they do is tested by itself.
+        recipe = stage_of(listed, out or tmp_path / "out", {"dataset_num_proc": 1, **(train or {})}, data)
         return prepare_stage(recipe, recipe.stages[0], toy, progress=progress)
 
     return run

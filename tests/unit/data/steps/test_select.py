@@ -215,7 +215,7 @@ def _topic_rows(sizes: dict[str, int]) -> list[Record]:
     rows = []
     for topic, size in sizes.items():
         for _ in range(size):
-            words = rng.sample(TOPICS[topic].split(), 8) + ["what", "is", str(rng.random())]
+            words = [*rng.sample(TOPICS[topic].split(), 8), "what", "is", str(rng.random())]
             rows.append(_row(len(rows), domain=topic, problem=" ".join(words)))
     return rows
 
