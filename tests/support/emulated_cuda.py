@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,25 +19,35 @@ FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-ma
 MODULES = ("sambay_kernels.selective_scan", "sambay_kernels.gmu_gate")
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The emulated backend, built if it isn't in the cache; skips the test where there is no C++ compiler."""
+def build(name: str, files: list[Path]) -> ctypes.CDLL:
+    """CUDA sources for the CPU, built if they aren't in the cache; skips the test where there is no C++ compiler."""
     path = cpp_build.compiler()
     if path is None:
         pytest.skip(f"no C++ compiler for the emulator: {cpp_build.REMEDY}")
-    sources = [*cuda_build.FILES, EMULATOR / "emulator.cpp"]
+    sources = [*files, EMULATOR / "emulator.cpp"]
     headers = [*cuda_build.HEADERS, *sorted(EMULATOR.glob("*.h"))]
 
-    def build(target: Path) -> None:
+    def compile_into(target: Path) -> None:
         with native_build.build_folder(target) as folder:
             whole = folder / target.name
-            files = [str(file) for file in sources]
-            problem = native_build.run_compiler([path, *FLAGS, f"-I{EMULATOR}", "-x", "c++", *files, "-o", str(whole)])
+            command = [path, *FLAGS, f"-I{EMULATOR}", "-x", "c++", *map(str, sources), "-o", str(whole)]
+            problem = native_build.run_compiler(command)
             assert not problem, problem
             native_build.publish(whole, target)
 
-    target = native_build.library_path("emulated", sources + headers, " ".join(FLAGS), native_build.version_of(path))
-    return native_build.load_or_build(target, "emulated CUDA backend", build)
+    target = native_build.library_path(name, sources + headers, " ".join(FLAGS), native_build.version_of(path))
+    return native_build.load_or_build(target, "emulated CUDA backend", compile_into)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The emulated backend."""
+    return build("emulated", cuda_build.FILES)
+
+
+def scan_module() -> ModuleType:
+    """The scan's package (its name is the function's too)."""
+    return sys.modules["sambay_kernels.selective_scan"]
 
 
 def set_order(seed: int) -> None:
