@@ -70,10 +70,10 @@ def centroids(sample: NDArray[np.float32], clusters: int, uniform: Callable[[str
     found = _seeds(sample, clusters, uniform)
     for _ in range(ROUNDS):
         nearest = assign(sample, found)
-        sums = np.zeros(found.shape, dtype=np.int64)
-        np.add.at(sums, nearest, sample.astype(np.int64))
-        filled = np.bincount(nearest, minlength=len(found)) > 0
-        moved = np.where(filled[:, None], _on_sphere(sums), found).astype(np.float32)
+        order = np.argsort(nearest, kind="stable")
+        filled, starts = np.unique(nearest[order], return_index=True)
+        moved = found.copy()
+        moved[filled] = _on_sphere(np.add.reduceat(sample[order], starts, axis=0, dtype=np.int64))
         if np.array_equal(moved, found):
             break
         found = moved
@@ -82,7 +82,7 @@ def centroids(sample: NDArray[np.float32], clusters: int, uniform: Callable[[str
 
 def _seeds(sample: NDArray[np.float32], clusters: int, uniform: Callable[[str], float]) -> NDArray[np.float32]:
     """Greedy k-means++ (Arthur and Vassilvitskii 2007): points drawn by their squared distance to those chosen."""
-    norms = (sample.astype(np.int64) ** 2).sum(axis=1)
+    norms = np.einsum("nd,nd->n", sample, sample).astype(np.int64)
     distance = np.full(len(sample), 4 * SCALE**2, dtype=np.int64)
     chosen: list[int] = []
     while len(chosen) < clusters and distance.any():

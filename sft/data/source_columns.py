@@ -45,7 +45,7 @@ def _parquet(name: str, path: Path, columns: Sequence[str]) -> Iterator[tuple[st
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             _check(str(path), columns, file.schema_arrow.names)
             line = 1
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sft.data.steps._tables import batches
 from sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,9 +66,8 @@ def fill(
     import pyarrow.parquet as pq
 
     schema = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
-    cursor = db.execute(query)
     with pq.ParquetWriter(target, schema) as writer:
-        while batch := cursor.fetchmany(BATCH_ROWS):
+        for batch in batches(db, query, target.with_suffix(".order.parquet"), BATCH_ROWS):
             refused = list(_refused(batch, budgets, reasons))
             if refused:
                 writer.write_table(pa.table([list(column) for column in zip(*refused, strict=True)], schema=schema))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.data.pipeline.context import Context
 from sft.data.steps._budget import Budget, apportion, exact_shares, fill, largest_total, no_such
-from sft.data.steps._tables import parquet, quoted, write_verdicts
+from sft.data.steps._tables import batches, parquet, quoted, write_verdicts
 from sft.errors import UserError
 from sft.recipe.steps.select import Lengths, PassRate, Quotas, SelectStep
 
@@ -124,7 +124,7 @@ class Selection:
     def _cluster(self, clusters: int) -> None:
         """From here on rows go in turns: the first of every cluster, then the second of every cluster."""
         path = self._scratch / "clusters.parquet"
-        ClusterTable(self._db, self._context).write(clusters, path)
+        ClusterTable(self._db, self._context, self._scratch).write(clusters, path)
         self._db.execute(
             "CREATE TABLE turns AS SELECT row, cluster, row_number() OVER"
             f" (PARTITION BY cluster ORDER BY {self._order}) AS turn"
@@ -190,8 +190,8 @@ class Selection:
 class ClusterTable:
     """Which cluster each problem belongs to, of the rows in `remaining` and `sketches`."""
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, context: Context) -> None:
-        self._db, self._context = db, context
+    def __init__(self, db: duckdb.DuckDBPyConnection, context: Context, scratch: Path) -> None:
+        self._db, self._context, self._scratch = db, context, scratch
         # Rows of one problem say the same; where they don't, the first drawn speaks for it.
         db.execute(
             "CREATE TABLE problems AS SELECT source, problem, any_value(problem_draw) AS draw,"
@@ -207,26 +207,25 @@ class ClusterTable:
 
         from sft.data.clusters import SAMPLE, WordVectors, assign, centroids
 
-        learned = ([words for (words,) in batch] for batch in self._batches("SELECT words FROM problems"))
-        vectors = WordVectors(learned, self._context.seed)
-        first = f"SELECT words FROM problems ORDER BY draw, source, problem LIMIT {SAMPLE}"
-        parts = [vectors([words for (words,) in batch]) for batch in self._batches(first)]
+        vectors = WordVectors(self._words(), self._context.seed)
+        first = self._words(f"ORDER BY draw, source, problem LIMIT {SAMPLE}")
+        sample = np.concatenate([vectors([]), *map(vectors, first)])
         schema = pa.schema([("source", pa.string()), ("problem", pa.string()), ("cluster", pa.int32())])
         with pq.ParquetWriter(target, schema) as writer:
-            if not parts:
+            if not len(sample):
                 return
-            uniform = partial(self._context.uniform, "select clusters")
-            centers = centroids(np.concatenate(parts), clusters, uniform)
-            del parts
+            centers = centroids(sample, clusters, partial(self._context.uniform, "select clusters"))
             for batch in self._batches("SELECT source, problem, words FROM problems"):
                 sources, problems, words = zip(*batch, strict=True)
                 table = pa.table([sources, problems, assign(vectors(words), centers)], schema=schema)
                 writer.write_table(table)
 
+    def _words(self, rest: str = "") -> Iterator[list[Any]]:
+        for batch in self._batches(f"SELECT words FROM problems {rest}"):
+            yield [words for (words,) in batch]
+
     def _batches(self, query: str) -> Iterator[list[tuple[Any, ...]]]:
-        cursor = self._db.execute(query)
-        while batch := cursor.fetchmany(BATCH_PROBLEMS):
-            yield batch
+        return batches(self._db, query, self._scratch / "problems.parquet", BATCH_PROBLEMS)
 
 
 def _buckets(edges: Sequence[int]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import duckdb
@@ -18,6 +18,20 @@ def parquet(files: Sequence[Path]) -> str:
 def quoted(text: str) -> str:
     """A text as SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def batches(db: duckdb.DuckDBPyConnection, query: str, target: Path, size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of a query, at most `size` at once, by way of the parquet file `target`, which is removed.
+
+    DuckDB's own cursor first puts the whole result into memory, beside what its limit counts.
+    """
+    import pyarrow.parquet as pq
+
+    db.execute(f"COPY ({query}) TO {quoted(str(target))} (FORMAT parquet, ROW_GROUP_SIZE 16384)")
+    with pq.ParquetFile(target, pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=size, use_threads=False):
+            yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+    target.unlink()
 
 
 def write_verdicts(db: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
