@@ -50,6 +50,7 @@ class ColumnMap:
     id: str | None = None
     answer: str | None = None
     domain: str | None = None
+    reasoning: str | None = None
 
     def described(self) -> dict[str, str]:
         """The roles that have a column, for the manifest."""
@@ -88,7 +89,10 @@ def choose_columns(
     if "messages" in given and {"prompt", "completion"} & set(given):
         raise UsageError(f"{name}: `columns` maps both messages and prompt/completion; a row can be only one of them.")
     chosen = _problem_column(name, columns, given) if problems else _conversation_columns(name, columns, given)
-    chosen["answer"], chosen["domain"] = given.get("answer"), given.get("domain")
+    for role in ("answer", "domain", "reasoning"):
+        chosen[role] = given.get(role)
+    if chosen["reasoning"] and not chosen.get("completion"):
+        raise UsageError(f"{name}: `columns.reasoning` stands in front of a completion's column: name that too.")
     chosen["system"] = given.get("system") or ("system" if "system" in columns else None)
     chosen["id"] = given.get("id") or next((column for column in ID_COLUMNS if column in columns), None)
     return ColumnMap(**chosen)
@@ -209,6 +213,9 @@ def _pair(value: Mapping[str, Any], mapping: ColumnMap, data: Templates) -> list
         raise _UnusableError("empty_prompt", f"'{mapping.prompt}' is empty")
     if not completion.strip():
         raise _UnusableError("empty_answer", f"'{mapping.completion}' is empty")
+    if mapping.reasoning is not None:
+        reasoning = _text(_get(value, mapping.reasoning), f"'{mapping.reasoning}'")
+        completion = _thought(reasoning, completion)
     return data.model_copy(update={"system_prompt": None}).conversation(prompt, completion)
 
 
@@ -278,7 +285,12 @@ def _with_reasoning(found: dict[str, Any], content: str, where: str) -> str:
     reasoning = next((found[key] for key in REASONING_KEYS if found.get(key)), None)
     if reasoning is None:
         return content
-    return f"<think>\n{_text(reasoning, where + ' reasoning').strip()}\n</think>\n\n{content}"
+    return _thought(_text(reasoning, where + " reasoning"), content)
+
+
+def _thought(reasoning: str, content: str) -> str:
+    """An answer with the thinking in front of it, as a <think> block."""
+    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}"
 
 
 def _tools(found: Any, where: str) -> str:

@@ -17,7 +17,7 @@ from sft.recipe.train_keys import TrainSection
 
 # `sft` itself uses these words where a stage's name could stand.
 RESERVED_STAGE_NAMES = ("all", "start")
-TrainColumn = Literal["messages", "prompt", "completion", "id", "system", "answer", "domain"]
+TrainColumn = Literal["messages", "prompt", "completion", "id", "system", "answer", "domain", "reasoning"]
 
 
 class ModelSection(Section):

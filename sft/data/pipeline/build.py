@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of rows: where it is, how many it has, and the sum of their fingerprints."""
+    """One file of rows: where it is, how many it has, the sum of their fingerprints, and what their source is called
+    from here on (None: as they say themselves)."""
 
     path: Path
     rows: int
     checksum: str
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,12 @@ class Builder:
         return [shard for child in node.inputs for shard in self.built[child.key].shards]
 
     def _concatenated(self, node: Node) -> Built:
-        return Built(node, self._inputs(node), None)
+        shards = [
+            replace(shard, name=name)
+            for child, name in zip(node.inputs, node.names, strict=True)
+            for shard in self.built[child.key].shards
+        ]
+        return Built(node, shards, None)
 
     def _node(self, node: Node) -> Built:
         folder = self.root / STEPS_FOLDER / node.key
@@ -174,7 +181,7 @@ class Builder:
         context = Context(self.tokenizer_path, node.templates, self.seed, work, workers)
         todo, row = [], 0
         for number, shard in enumerate(self._inputs(node)):
-            todo.append(tasks.Task(node.step, node.config, context, folder, shard.path, number, row))
+            todo.append(tasks.Task(node.step, node.config, context, folder, shard.path, shard.name, number, row))
             row += shard.rows
         return todo
 

@@ -33,6 +33,7 @@ class Node:
         title: for people, such as `openr1: verify`.
         step: name of the step; or "read" (a source), "measure" (lengths are counted), "concatenate" (sources meet).
         inputs: the nodes that it reads, in order.
+        names: for "concatenate", what each input is called: from there on the rows' `source`.
         source: for "read", the source and how it is read; `opened` is what was found there.
         config: settings of the step.
     """
@@ -41,6 +42,7 @@ class Node:
     title: str
     step: str
     inputs: tuple[Node, ...] = ()
+    names: tuple[str, ...] = ()
     config: Any = None
     templates: Templates = field(default_factory=Templates)
     source: DataSource | None = None
@@ -94,14 +96,14 @@ class _Planner:
         """Sources, one after the other, and the steps that all of them go through."""
         names = [source_name(source) for source in sources]
         nodes = tuple(self._source(source, templates, prefix) for source in sources)
-        node = nodes[0] if len(nodes) == 1 else self._joined(nodes, prefix)
+        node = self._concatenated(nodes, tuple(names), prefix)
         available = set.intersection(*(_carried(source) for source in sources))
         self._check_columns(steps, available, names)
         return self._steps(node, steps, templates, prefix)
 
-    def _joined(self, nodes: tuple[Node, ...], prefix: str) -> Node:
-        key = self._key({"concatenated": [node.key for node in nodes]})
-        return Node(key, f"{prefix}all sources", "concatenate", nodes)
+    def _concatenated(self, nodes: tuple[Node, ...], names: tuple[str, ...], prefix: str) -> Node:
+        key = self._key({"concatenated": [node.key for node in nodes], "names": names})
+        return Node(key, f"{prefix}all sources", "concatenate", nodes, names)
 
     def _source(self, source: DataSource, around: Templates, prefix: str) -> Node:
         templates, name = _templates(source, around), source_name(source)
@@ -111,12 +113,12 @@ class _Planner:
         settings = source.model_dump(include={"columns", "rows", "carry"})
         decided_by = {**opened.identity, **settings, "name": name, "templates": templates.model_dump()}
         key = self._key({"read": decided_by, "group": [GROUP_ROWS, GROUP_CHARACTERS]})
-        node = Node(key, f"{prefix}{name}: read", "read", (), None, templates, source, opened)
+        node = Node(key, f"{prefix}{name}: read", "read", templates=templates, source=source, opened=opened)
         self._check_columns(source.steps, set(source.carry), [name])
         first = step_class(source.steps[0].name) if source.steps else None
         if source.rows == "conversations" and not (first is not None and first.measures):
             key = self._key({"measure": 1, "input": node.key, "tokenizer": self.tokenizer_hash})
-            node = Node(key, f"{prefix}{name}: {MEASURE}", MEASURE, (node,), None, templates)
+            node = Node(key, f"{prefix}{name}: {MEASURE}", MEASURE, (node,), templates=templates)
         return self._steps(node, source.steps, templates, f"{prefix}{name}: ")
 
     def _steps(self, node: Node, steps: list[StepEntry], templates: Templates, prefix: str) -> Node:
@@ -125,14 +127,15 @@ class _Planner:
             decided_by = {
                 "step": entry.name,
                 "version": kind.version,
-                "config": config.model_dump(mode="json"),
+                "config": kind.settings(config),
                 "identity": kind.identity(config),
                 "templates": templates.model_dump() if kind.measures else None,
                 "tokenizer": self.tokenizer_hash if kind.uses_tokenizer or kind.measures else None,
                 "seed": self.seed,
                 "input": node.key,
             }
-            node = Node(self._key(decided_by), f"{prefix}{entry.name}", entry.name, (node,), config, templates)
+            key, title = self._key(decided_by), f"{prefix}{entry.name}"
+            node = Node(key, title, entry.name, (node,), config=config, templates=templates)
         return node
 
     @staticmethod

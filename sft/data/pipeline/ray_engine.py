@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -29,7 +30,7 @@ class RayEngine:
         self._started = not ray.is_initialized()
         if self._started:
             try:
-                ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+                ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
             except Exception as error:  # Ray raises its own, gRPC's and the system's
                 raise UserError(f"The Ray cluster can't be reached or started: {first_line(error)}.") from error
         self.workers = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)

@@ -25,15 +25,16 @@ VERDICTS = "verdicts.parquet"
 class Task:
     """One shard of one step.
 
-    `folder` is the step's; `source` the file of its input; `number` that of the shard, counted over all inputs, and
-    `first_row` the number of its first row.
+    `folder` is the step's; `input` the file that it reads, whose rows are of the source `source` (None: as they say);
+    `number` is that of the shard, counted over all inputs, and `first_row` the number of its first row.
     """
 
     step: str
     config: Any
     context: Context
     folder: Path
-    source: Path
+    input: Path
+    source: str | None
     number: int
     first_row: int
 
@@ -77,7 +78,7 @@ def run_rows(task: Task) -> dict[str, Any]:
     assert isinstance(step, RowStep)
 
     def outcomes() -> Iterator[Outcome]:
-        for batch in read_records(task.source):
+        for batch in _groups(task):
             yield from _one_each(task.step, batch, step(batch))
 
     return _write_shard(task.folder, task.number, outcomes())
@@ -102,7 +103,7 @@ def run_sketch(task: Task) -> dict[str, Any]:
     path = sketch_path(task.folder, task.number)
     if not path.is_file():
         temporary, writer, row = path.with_name(f".{path.name}.tmp"), None, task.first_row
-        for batch in _batches(task.source):
+        for batch in _batches(task):
             table = step.sketch(batch)
             table = table.add_column(0, "row", pa.array(range(row, row + len(batch)), pa.int64()))
             row += len(batch)
@@ -114,10 +115,18 @@ def run_sketch(task: Task) -> dict[str, Any]:
     return {"seconds": time.monotonic() - started}
 
 
-def _batches(path: Path) -> Iterator[list[Record]]:
+def _groups(task: Task) -> Iterator[list[Record]]:
+    """The records of a task, group by group."""
+    for batch in read_records(task.input):
+        for record in batch:
+            record.source = task.source or record.source
+        yield batch
+
+
+def _batches(task: Task) -> Iterator[list[Record]]:
     """The groups of a shard; one empty group where it has none, so that a sketch has its columns."""
     empty = True
-    for batch in read_records(path):
+    for batch in _groups(task):
         empty = False
         yield batch
     if empty:
@@ -134,7 +143,7 @@ def run_apply(task: Task) -> dict[str, Any]:
 
     def outcomes() -> Iterator[Outcome]:
         row = task.first_row
-        for batch in read_records(task.source):
+        for batch in _groups(task):
             verdicts = _verdicts(task.folder / VERDICTS, row, row + len(batch))
             for record in batch:
                 yield _carried_out(task.step, record, verdicts.get(row))

@@ -13,6 +13,7 @@ __all__ = ["STEPS", "RowStep", "Step", "TableStep", "step_class"]
 STEPS = {
     "render": "sft.data.steps.render:Render",
     "explode_rollouts": "sft.data.steps.explode_rollouts:ExplodeRollouts",
+    "filter": "sft.data.steps.filter:Filter",
     "length": "sft.data.steps.length:Length",
     "verify": "sft.data.steps.verify:Verify",
     "quality": "sft.data.steps.quality:Quality",

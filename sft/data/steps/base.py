@@ -71,6 +71,12 @@ class Step:
         return {}
 
     @classmethod
+    def settings(cls, config: Any) -> dict[str, Any]:
+        """The settings that decide the result, as JSON: not those that say how fast it is reached."""
+        settings: dict[str, Any] = config.model_dump(mode="json")
+        return settings
+
+    @classmethod
     def carried(cls, config: Any) -> set[str]:
         """Columns of the source that the step reads from `record.carried`: the source must carry them."""
         return set()

@@ -10,6 +10,7 @@ from sft.recipe.problems import KeyProblem, Section, nearest, raise_problems
 from sft.recipe.steps.decontaminate import DecontaminateStep
 from sft.recipe.steps.dedup import DedupStep
 from sft.recipe.steps.explode_rollouts import ExplodeRolloutsStep
+from sft.recipe.steps.filter import FilterStep
 from sft.recipe.steps.generate import GenerateStep
 from sft.recipe.steps.join import JoinStep
 from sft.recipe.steps.length import LengthStep
@@ -28,6 +29,7 @@ class StepEntry(Section):
 
     render: RenderStep | None = Field(default=None, description=RenderStep.__doc__)
     explode_rollouts: ExplodeRolloutsStep | None = Field(default=None, description=ExplodeRolloutsStep.__doc__)
+    filter: FilterStep | None = Field(default=None, description=FilterStep.__doc__)
     length: LengthStep | None = Field(default=None, description=LengthStep.__doc__)
     verify: VerifyStep | None = Field(default=None, description=VerifyStep.__doc__)
     quality: QualityStep | None = Field(default=None, description=QualityStep.__doc__)
