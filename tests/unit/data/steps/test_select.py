@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from itertools import combinations, islice
 from pathlib import Path
@@ -188,7 +191,7 @@ def test_rows_without_answers_count_as_rows_but_have_no_length(tmp_path: Path) -
     assert [(drop.record.id, drop.reason) for drop in dropped] == [("p", "no_conversation")]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=50), budget=st.integers(1, 6000))
 def test_a_token_budget_is_missed_by_less_than_the_smallest_row_refused(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], budget: int
@@ -263,7 +266,7 @@ def _mixed_rows(seed: int) -> list[Record]:
     return rows
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), shards=st.integers(1, 4))
 def test_order_and_shards_change_nothing(tmp_path_factory: pytest.TempPathFactory, seed: int, shards: int) -> None:
     def run(rows: list[Record], shards: int) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
@@ -309,6 +312,60 @@ def test_real_problems_fall_into_sensible_clusters(tmp_path: Path, shared_dir: P
 
     pairs = [(a, b) for group in groups.values() for a, b in combinations([d for d in group if d != "gsm8k"], 2)]
     assert sum(a == b for a, b in pairs) / len(pairs) > 0.24  # by chance: 0.165
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+from pathlib import Path
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from sft.data.clusters import SAMPLE
+from sft.data.pipeline import sql
+from step_toys import context, entry, record
+from sft.data.steps import step_class
+from test_select import EVERYTHING
+
+folder, rows = Path(sys.argv[1]), int(sys.argv[2])
+sql.MEMORY_LIMIT = "100MB"
+# Both sizes fill the sample that clusters are learned from.
+settings = {**EVERYTHING, "tokens": 500 * rows, "quotas": {"rows": {"math": rows // 8}}, "diversity": {"clusters": 64}}
+step = step_class("select")(entry("select", **settings).config, context(folder))
+schema = step.sketch([]).schema
+rng, files = np.random.default_rng(0), []
+for start in range(0, rows, 5000):
+    row = np.arange(start, start + 5000)
+    problem = row % max(SAMPLE, rows // 4)
+    words = [np.sort(np.random.default_rng(p).choice(4000, 40, replace=False)).astype(np.uint16) for p in problem]
+    columns = {
+        "source": ["toy"] * 5000, "id": [f"row-{n:024d}" for n in row], "place": [f"data.jsonl:{n}" for n in row],
+        "problem": [f"{p:032x}" for p in problem], "domain": [["math", "code"][p % 2] for p in problem],
+        "tokens": rng.integers(20, 120, 5000), "draw": rng.random(5000), "pass_rate": rng.random(5000),
+        "verdict": [None] * 5000, "teacher": rng.random(5000), "teacher_tokens": rng.random(5000),
+        "problem_draw": problem / rows, "words": words,
+    }
+    table = pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+    files.append(folder / f"sketch-{start}.parquet")
+    pq.write_table(table.add_column(0, "row", pa.array(row)), files[-1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(folder / "scratch").mkdir()
+step.decide(files, folder / "verdicts.parquet", folder / "scratch")
+written = pq.read_table(folder / "verdicts.parquet")
+assert written.num_rows == rows and (np.diff(written["row"].to_numpy()) == 1).all()
+assert set(written["reason"].to_pylist()) >= {None, "pass_rate", "quota", "length_bucket"}
+print(before // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_stays_flat(tmp_path: Path, repo_root: Path) -> None:
+    peaks = {}
+    for rows in (20_000, 200_000):
+        place = tmp_path / str(rows)
+        path = os.pathsep.join(map(str, (repo_root, repo_root / "tests" / "support", Path(__file__).parent)))
+        command = [sys.executable, "-c", MEMORY_SCRIPT, str(place), str(rows)]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks[rows] = int(done.stdout.split()[-1])
+    # DuckDB may use 100 MB here; the other 180,000 rows would take some 300 MB as Python objects.
+    assert peaks[200_000] - peaks[20_000] < 100, peaks
 
 
 @pytest.mark.parametrize(
