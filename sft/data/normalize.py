@@ -23,8 +23,8 @@ _SPACING = re.compile(
     r"\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|left|right|middle"
     r"|[bB]igg?[lrm]?|hfill|noindent|par|nonumber)(?![a-zA-Z])"
 )
-_SPACE_SIGNS = re.compile(r"\\[,!;:> ]|~")
-_SKIP = re.compile(r"\\[hv]space\*?\{[^{}]*\}|\\(?:begin|end)\{[^{}]*\}(?:\{[lcr|]*\}|\[[a-z]\])?")
+_SPACE_SIGNS = re.compile(r"\\[,!;:> ()\[\]]|~")  # spaces, and where formulas begin and end
+_SKIP = re.compile(r"\\[hv]space\*?\{[^{}]*\}|\\(?:begin|end)\{[^{}]*\}(?:\{[lcr| ]*\}|\[[a-z]\])?")
 _LINE_BREAK = re.compile(r"\\\\(?:\[[^\]]*\])?|&")
 # Fonts and boxes whose argument is what is said.
 _FONT = re.compile(
@@ -32,7 +32,7 @@ _FONT = re.compile(
     r"|mbox|hbox|emph|operatorname\*?|ensuremath)(?![a-zA-Z])\s*"
 )
 _FRACTION = re.compile(r"\\[dtc]?frac(?![a-zA-Z])\s*(?:\{([^{}]*)\}|(\w))\s*(?:\{([^{}]*)\}|(\w))")
-_RAISED = re.compile(r"\^\s*(?:\{\s*)?\\(circ|prime)(?![a-zA-Z])\s*\}?")
+_RAISED = re.compile(r"\^\s*(?:\{\s*\\(?:circ|prime)\s*\}|\\(?:circ|prime)(?![a-zA-Z]))")
 _ESCAPED = re.compile(r"\\([%$#_])")
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _SINGLE_BRACED = re.compile(r"\{\s*([^\W_]|\d[\d.]*|[^\W\d_]{2,})\s*\}")
@@ -41,7 +41,7 @@ _LETTER = r"[^\W\d_]"
 # Writing systems without spaces between words: each character stands alone.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = rf"\d+(?:\.\d+)?|[{_UNSPACED}]|(?:(?![{_UNSPACED}]){_LETTER})+"
-_SIGNS = "=<>+*/^%×·÷±∓≤≥≠≈≡∈∉⊂⊆∪∩∑∏∫√∞°∠△⊥∥→⇒⟨⟩{}|!−′"
+_SIGNS = "=<>+*/^%×·÷±∓≤≥≠≈≡∈∉⊂⊆∪∩∑∏∫√∞°∠△⊥∥→⇒⟨⟩{}|‼−′"
 _TOKEN = re.compile(rf"{_WORD}|[{re.escape(_SIGNS)}]")
 _WORDS = re.compile(_WORD)
 
@@ -111,7 +111,10 @@ _LOOKALIKES = str.maketrans({"´": "'", "º": "°"})
 _DASHES = re.compile("[‐‑‒–—―−﹣－]")
 # A minus sign, not a hyphen or a dash: before a number, a variable, a formula.
 _MINUS = re.compile(r"-(?=\s*(?:[\d(√\\⟨{]|[^\W\d_](?![^\W\d_])))")
+# Not the end of a sentence: after a number, a variable, a group.
+_FACTORIAL = re.compile(rf"(?:(?<=[\d)}}])|(?<=(?<![^\W_]){_LETTER}))!(?!=)")
 _APOSTROPHE = re.compile(rf"(?<={_LETTER}{{2}})'(?={_LETTER})|(?<=[IiOo])'(?={_LETTER}{{1,2}}\b)")
+_POSSESSIVE = re.compile(rf"(?<={_LETTER}{{2}})'s\b")
 _PRIME = re.compile(rf"(?<![^\W_]{{1}}{_LETTER})(?<={_LETTER})'(?!{_LETTER})")
 _NUMBER_WORDS = {
     word: str(number)
@@ -170,9 +173,11 @@ def canonical(text: str) -> str:
     if "." in text:
         text = _DECIMAL_ZEROS.sub(_short_decimal, _BARE_DECIMAL.sub("0.", text))
     if "'" in text:
-        text = _APOSTROPHE.sub("", _PRIME.sub("′", text))
+        text = _APOSTROPHE.sub("", _POSSESSIVE.sub("", _PRIME.sub("′", text)))
     if "-" in text:
         text = _MINUS.sub("−", text)
+    if "!" in text:
+        text = _FACTORIAL.sub("‼", text)
     text = text.replace("<=", "≤").replace(">=", "≥").replace("!=", "≠").replace("**", " ")
     return _formula_groups(text) if "(" in text or "{" in text else text
 
@@ -190,7 +195,7 @@ def _without_latex(text: str) -> str:
     text = _FONT.sub(" ", _SPACING.sub(" ", _SPACE_SIGNS.sub(" ", text)))
     text = text.replace("\\{", "(").replace("\\}", ")").replace("\\|", "|")
     text = _ESCAPED.sub(r"\1", text)
-    text = _RAISED.sub(lambda found: "°" if found[1] == "circ" else "′", text)
+    text = _RAISED.sub(lambda found: "°" if "circ" in found[0] else "′", text)
     text = _repeated(_SINGLE_BRACED.sub, r" \1 ", text)
     text = _repeated(_FRACTION.sub, _fraction, text)
     return _COMMAND.sub(lambda found: f" {_COMMANDS.get(found[1], found[1])} ", text)
