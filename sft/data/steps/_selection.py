@@ -1,4 +1,4 @@
-"""The cuts of the step `select`, in DuckDB. What a cut drops is noted in `fate`; the next sees only what is left."""
+"""The cuts of the step `select`, in DuckDB, each from a parquet file to the next: no table has to fit into memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.data.pipeline.context import Context
 from sft.data.steps._budget import Budget, apportion, exact_shares, fill, largest_total, no_such
-from sft.data.steps._tables import batches, parquet, quoted, write_verdicts
+from sft.data.steps._tables import batches, parquet, quoted, write_parquet, write_verdicts
 from sft.errors import UserError
 from sft.recipe.steps.select import Lengths, PassRate, Quotas, SelectStep
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import duckdb
 
 BATCH_PROBLEMS = 2048
-# How each preference sorts. Equal draws are as good as impossible; names settle even those.
+# How each preference sorts.
 _ORDER = {
     "shortest": "tokens",
     "longest": "tokens DESC",
     "teacher": "teacher DESC NULLS LAST",
     "teacher_tokens": "teacher_tokens DESC NULLS LAST",
 }
-_LAST = "draw, source, id, place"
+_LAST = "draw, tie"
 
 
 class Selection:
@@ -32,15 +32,14 @@ class Selection:
 
     def __init__(self, db: duckdb.DuckDBPyConnection, config: SelectStep, context: Context, scratch: Path) -> None:
         self._db, self._config, self._context, self._scratch = db, config, context, scratch
+        self._fates: list[Path] = []
+        self._files = 0
         self._order = ", ".join([*(_ORDER[name] for name in config.prefer if name != "random"), _LAST])
 
     def read(self, sketches: Sequence[Path]) -> None:
         """Open the sketches. Raises UserError when the rows have no score though one is preferred."""
         self._db.execute(f"CREATE VIEW sketches AS SELECT * FROM {parquet(sketches)}")
-        columns = "row, source, id, place, problem, domain, tokens, draw, pass_rate, verdict, teacher, teacher_tokens"
-        self._db.execute(f"CREATE TABLE candidates AS SELECT {columns} FROM sketches")
-        self._db.execute("CREATE TABLE fate (row BIGINT, reason VARCHAR, detail VARCHAR)")
-        self._db.execute('CREATE VIEW remaining AS SELECT * FROM candidates ANTI JOIN fate USING ("row")')
+        self._db.execute("CREATE VIEW candidates AS SELECT * EXCLUDE (words, problem_draw) FROM sketches")
         for name in ("teacher", "teacher_tokens"):
             if name in self._config.prefer and self._one(f"SELECT count(*) > 0 AND count({name}) = 0 FROM candidates"):
                 raise UserError(f"select: prefers {name}, but no row has a score; put the step `score` before it.")
@@ -65,17 +64,15 @@ class Selection:
 
     def write(self, verdicts: Path) -> None:
         """Write the verdicts: rows dropped, and facts of those kept."""
-        facts = {"pass_rate": "pass_rate", "cluster": "cluster"}
-        if self._config.pass_rate is None:
-            del facts["pass_rate"]
-        if self._config.diversity is None:
-            del facts["cluster"]
-        query = "SELECT row, 0 AS copies, reason, detail, NULL AS facts FROM fate"
-        if facts:
-            fields = ", ".join(f"'{name}', {column}" for name, column in facts.items())
-            turns = 'JOIN turns USING ("row")' if "cluster" in facts else ""
-            query += f" UNION ALL SELECT row, 1, NULL, NULL, json_object({fields}) FROM remaining {turns}"
-        write_verdicts(self._db, query, verdicts)
+        facts = []
+        if self._config.pass_rate is not None:
+            facts.append("'pass_rate', pass_rate")
+        if self._config.diversity is not None:
+            facts.append("'cluster', cluster")
+        noted, some = (f"json_object({', '.join(facts)})", "true") if facts else ("NULL::VARCHAR", "false")
+        path = self._new_file()
+        write_parquet(self._db, f'SELECT "row", 1 AS copies, {noted} AS facts FROM candidates WHERE {some}', path)
+        write_verdicts(self._db, self._fates, path, verdicts)
 
     def _needs_lengths(self) -> bool:
         config = self._config
@@ -103,37 +100,35 @@ class Selection:
                 "select: no row has the verdict wrong, so every pass rate would be 1; "
                 "let verify keep both before it: `verify: {keep: [right, wrong]}`."
             )
-        self._db.execute(
-            "CREATE TABLE rates AS SELECT source, problem, count(*) FILTER (verdict = 'right')"
-            " / nullif(count(*) FILTER (verdict IN ('right', 'wrong')), 0) AS rate"
-            " FROM candidates GROUP BY source, problem"
-        )
-        self._db.execute(
-            "UPDATE candidates SET pass_rate = rate FROM rates WHERE candidates.source = rates.source"
-            " AND candidates.problem = rates.problem"
+        self._go_on_with(
+            "SELECT * REPLACE (count(*) FILTER (verdict = 'right') OVER problems"
+            " / nullif(count(*) FILTER (verdict IN ('right', 'wrong')) OVER problems, 0) AS pass_rate)"
+            " FROM candidates WINDOW problems AS (PARTITION BY problem)"
         )
 
     def _cut_per_problem(self, most: int) -> None:
-        self._db.execute(
-            "INSERT INTO fate SELECT row, 'over_per_problem',"
-            f" printf('number %d of the %d answers to its problem, of which {most} are taken', number, answers) FROM ("
-            f" SELECT row, row_number() OVER (PARTITION BY source, problem ORDER BY {self._order}) AS number,"
-            f" count(*) OVER (PARTITION BY source, problem) AS answers FROM remaining) WHERE number > {most}"
+        self._go_on_with(
+            f'SELECT *, row_number() OVER (PARTITION BY problem ORDER BY {self._order}) AS "number",'
+            " count(*) OVER (PARTITION BY problem) AS answers FROM candidates"
         )
+        detail = (
+            f"""printf('number %d of the %d answers to its problem, of which {most} are taken', "number", answers)"""
+        )
+        self._drop(f'"number" > {most}', "over_per_problem", detail)
 
     def _cluster(self, clusters: int) -> None:
         """From here on rows go in turns: the first of every cluster, then the second of every cluster."""
         path = self._scratch / "clusters.parquet"
         ClusterTable(self._db, self._context, self._scratch).write(clusters, path)
-        self._db.execute(
-            "CREATE TABLE turns AS SELECT row, cluster, row_number() OVER"
-            f" (PARTITION BY cluster ORDER BY {self._order}) AS turn"
-            f" FROM remaining JOIN {parquet([path])} USING (source, problem)"
+        self._go_on_with(
+            f"SELECT *, row_number() OVER (PARTITION BY cluster ORDER BY {self._order}) AS turn"
+            f" FROM candidates JOIN {parquet([path])} USING (problem)"
         )
+        self._order = f"turn, {self._order}"
 
     def _cut_quotas(self, quotas: Quotas) -> None:
         by = quotas.by
-        known = [name for (name,) in self._db.execute(f"SELECT DISTINCT {by} FROM candidates").fetchall()]
+        known = [name for (name,) in self._all(f"SELECT DISTINCT {by} FROM sketches")]
         unknown = sorted(quotas.names - set(known))
         if known and unknown:
             raise no_such("select", by, unknown, known)
@@ -154,7 +149,7 @@ class Selection:
         bucket = f"CASE {cases} ELSE '{names[-1]}' END"
         shares = dict(zip(names, exact_shares(settings.shares), strict=True))
         size = "count(*)" if settings.of == "rows" else "sum(tokens)"
-        available = {name: int(sum_) for name, sum_ in self._all(f"SELECT {bucket}, {size} FROM remaining GROUP BY 1")}
+        available = {name: int(sum_) for name, sum_ in self._all(f"SELECT {bucket}, {size} FROM candidates GROUP BY 1")}
         if not available:
             return
         empty = [name for name in names if shares[name] and not available.get(name)]
@@ -169,16 +164,28 @@ class Selection:
         self._fill(bucket, budgets, "length_bucket", "length_bucket")
 
     def _fill(self, group: str, budgets: dict[str, Budget], over_rows: str, over_tokens: str) -> None:
-        order, source = self._order, "remaining"
-        if self._config.diversity is not None:
-            order, source = f"turn, {order}", 'remaining JOIN turns USING ("row")'
-        path = self._scratch / f"refused-{self._one('SELECT count(*) FROM fate')}-{over_rows}.parquet"
-        query = f"SELECT row, {group}, tokens FROM {source} ORDER BY {order}"
+        path = self._new_file()
+        query = f'SELECT "row", {group}, tokens FROM candidates ORDER BY {self._order}'
         fill(self._db, query, budgets, {"rows": over_rows, "tokens": over_tokens}, path)
-        self._db.execute(f"INSERT INTO fate SELECT * FROM {parquet([path])}")
+        self._fates.append(path)
+        self._go_on_with(f'SELECT * FROM candidates ANTI JOIN {parquet([path])} USING ("row")')
 
     def _drop(self, condition: str, reason: str, detail: str) -> None:
-        self._db.execute(f"INSERT INTO fate SELECT row, '{reason}', {detail} FROM remaining WHERE {condition}")
+        path = self._new_file()
+        fate = f"SELECT \"row\", '{reason}' AS reason, {detail} AS detail FROM candidates WHERE {condition}"
+        write_parquet(self._db, fate, path)
+        self._fates.append(path)
+        self._go_on_with(f"SELECT * FROM candidates WHERE NOT coalesce({condition}, false)")
+
+    def _go_on_with(self, query: str) -> None:
+        """`candidates` becomes what `query` gives."""
+        path = self._new_file()
+        write_parquet(self._db, query, path)
+        self._db.execute(f"CREATE OR REPLACE VIEW candidates AS SELECT * FROM {parquet([path])}")
+
+    def _new_file(self) -> Path:
+        self._files += 1
+        return self._scratch / f"{self._files}.parquet"
 
     def _one(self, query: str) -> Any:
         return self._all(query)[0][0]
@@ -188,19 +195,19 @@ class Selection:
 
 
 class ClusterTable:
-    """Which cluster each problem belongs to, of the rows in `remaining` and `sketches`."""
+    """Which cluster each problem belongs to, of the rows in `candidates` and `sketches`."""
 
     def __init__(self, db: duckdb.DuckDBPyConnection, context: Context, scratch: Path) -> None:
         self._db, self._context, self._scratch = db, context, scratch
         # Rows of one problem say the same; where they don't, the first drawn speaks for it.
-        db.execute(
-            "CREATE TABLE problems AS SELECT source, problem, any_value(problem_draw) AS draw,"
-            ' arg_min(words, sketches.draw) AS words FROM sketches SEMI JOIN remaining USING ("row")'
-            " GROUP BY source, problem"
-        )
+        speakers = 'SELECT problem, arg_min("row", (draw, tie)) AS "row" FROM candidates GROUP BY problem'
+        query = f'SELECT problem, problem_draw AS draw, words FROM sketches SEMI JOIN ({speakers}) USING ("row")'
+        path = scratch / "problems.parquet"
+        write_parquet(db, query, path)
+        db.execute(f"CREATE VIEW problems AS SELECT * FROM {parquet([path])}")
 
     def write(self, clusters: int, target: Path) -> None:
-        """Write (source, problem, cluster) to the parquet file `target`. The sample is of the problems drawn first."""
+        """Write (problem, cluster) to the parquet file `target`. The sample is of the problems drawn first."""
         import numpy as np
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -208,16 +215,16 @@ class ClusterTable:
         from sft.data.clusters import SAMPLE, WordVectors, assign, centroids
 
         vectors = WordVectors(self._words(), self._context.seed)
-        first = self._words(f"ORDER BY draw, source, problem LIMIT {SAMPLE}")
+        first = self._words(f"ORDER BY draw, problem LIMIT {SAMPLE}")
         sample = np.concatenate([vectors([]), *map(vectors, first)])
-        schema = pa.schema([("source", pa.string()), ("problem", pa.string()), ("cluster", pa.int32())])
+        schema = pa.schema([("problem", pa.int64()), ("cluster", pa.int32())])
         with pq.ParquetWriter(target, schema) as writer:
             if not len(sample):
                 return
             centers = centroids(sample, clusters, partial(self._context.uniform, "select clusters"))
-            for batch in self._batches("SELECT source, problem, words FROM problems"):
-                sources, problems, words = zip(*batch, strict=True)
-                table = pa.table([sources, problems, assign(vectors(words), centers)], schema=schema)
+            for batch in self._batches("SELECT problem, words FROM problems"):
+                problems, words = zip(*batch, strict=True)
+                table = pa.table([problems, assign(vectors(words), centers)], schema=schema)
                 writer.write_table(table)
 
     def _words(self, rest: str = "") -> Iterator[list[Any]]:
@@ -225,7 +232,7 @@ class ClusterTable:
             yield [words for (words,) in batch]
 
     def _batches(self, query: str) -> Iterator[list[tuple[Any, ...]]]:
-        return batches(self._db, query, self._scratch / "problems.parquet", BATCH_PROBLEMS)
+        return batches(self._db, query, self._scratch / "batches.parquet", BATCH_PROBLEMS)
 
 
 def _buckets(edges: Sequence[int]) -> list[str]:

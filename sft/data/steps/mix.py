@@ -7,10 +7,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft.data.pipeline.record import Record
+from sft.data.pipeline.record import Record, fingerprint
 from sft.data.pipeline.sql import connect
 from sft.data.steps._budget import Budget, exact_shares, fill, largest_total, no_such
-from sft.data.steps._tables import parquet, write_verdicts
+from sft.data.steps._tables import parquet, write_parquet, write_verdicts
 from sft.data.steps.base import TableStep
 from sft.errors import UserError
 from sft.recipe.steps.mix import MixStep
@@ -30,25 +30,23 @@ class Mix(TableStep):
     config: MixStep
 
     def sketch(self, batch: list[Record]) -> pa.Table:
-        """The row's names, its tokens, and the number that it draws."""
+        """The row's source, its tokens, and the number that it draws (`tie`: should two draw the same)."""
         import pyarrow as pa
 
         schema = pa.schema(
             [
                 ("source", pa.string()),
-                ("id", pa.string()),
-                ("place", pa.string()),
                 ("tokens", pa.int64()),
                 ("draw", pa.float64()),
+                ("tie", pa.int64()),
             ]
         )
         rows = [
             {
                 "source": record.source,
-                "id": record.id,
-                "place": record.place,
                 "tokens": record.tokens,
                 "draw": self.context.uniform("mix", record.source, record.id, record.place),
+                "tie": fingerprint(record) >> 65,
             }
             for record in batch
         ]
@@ -124,18 +122,19 @@ def _write(
     )
     db.register("asked", asked)
     path = scratch / "refused.parquet"
-    query = 'SELECT "row", source, tokens FROM sketches WHERE tokens IS NOT NULL ORDER BY source, draw, id, place'
+    query = 'SELECT "row", source, tokens FROM sketches WHERE tokens IS NOT NULL ORDER BY source, draw, tie'
     fill(db, query, parts, {"tokens": "over_budget"}, path)
     db.execute(
         'CREATE VIEW mixed AS SELECT "row", tokens, said, epochs + (refused.reason IS NULL)::INTEGER AS copies'
         f' FROM sketches JOIN asked USING (source) LEFT JOIN {parquet([path])} AS refused USING ("row")'
     )
-    write_verdicts(
-        db,
-        "SELECT \"row\", 0 AS copies, 'no_conversation' AS reason,"
-        " 'a problem without an answer has no length' AS detail, NULL AS facts FROM mixed WHERE tokens IS NULL"
-        " UNION ALL SELECT \"row\", copies, CASE copies WHEN 0 THEN 'over_budget' END,"
-        " CASE copies WHEN 0 THEN said || printf(' are taken; this row has %d', tokens) END, NULL"
-        " FROM mixed WHERE tokens IS NOT NULL AND copies <> 1",
-        verdicts,
+    detail = "said || printf(' are taken; this row has %d', tokens)"
+    dropped = (
+        "SELECT \"row\", if(tokens IS NULL, 'no_conversation', 'over_budget') AS reason,"
+        f" if(tokens IS NULL, 'a problem without an answer has no length', {detail}) AS detail"
+        " FROM mixed WHERE tokens IS NULL OR copies = 0"
     )
+    repeated = 'SELECT "row", copies, NULL::VARCHAR AS facts FROM mixed WHERE tokens IS NOT NULL AND copies > 1'
+    write_parquet(db, dropped, scratch / "dropped.parquet")
+    write_parquet(db, repeated, scratch / "repeated.parquet")
+    write_verdicts(db, [scratch / "dropped.parquet"], scratch / "repeated.parquet", verdicts)

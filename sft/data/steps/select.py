@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.data.clusters import word_slots
-from sft.data.pipeline.record import Record
+from sft.data.pipeline.record import Record, fingerprint, text_hash
 from sft.data.pipeline.sql import connect
 from sft.data.steps._selection import Selection
 from sft.data.steps.base import TableStep
@@ -35,18 +35,20 @@ class Select(TableStep):
         return {column} if column is not None else set()
 
     def sketch(self, batch: list[Record]) -> pa.Table:
-        """The row's names, sizes and scores; with `diversity` the slots of its problem's words too."""
+        """The row's groups, sizes and scores; with `diversity` the slots of its problem's words too.
+
+        Problems are numbers of 63 bits: of ten million, two are the same with a probability of 5e-6.
+        """
         import pyarrow as pa
 
         schema = pa.schema(
             [
                 ("source", pa.string()),
-                ("id", pa.string()),
-                ("place", pa.string()),
-                ("problem", pa.string()),
                 ("domain", pa.string()),
+                ("problem", pa.int64()),
                 ("tokens", pa.int64()),
                 ("draw", pa.float64()),
+                ("tie", pa.int64()),
                 ("pass_rate", pa.float64()),
                 ("verdict", pa.string()),
                 ("teacher", pa.float64()),
@@ -63,12 +65,11 @@ class Select(TableStep):
         problem = record.problem_id or f"\0{record.place}\0{record.id}"
         sketch = {
             "source": record.source,
-            "id": record.id,
-            "place": record.place,
-            "problem": problem,
             "domain": record.domain,
+            "problem": text_hash(f"{record.source}\0{problem}") >> 65,
             "tokens": record.tokens,
             "draw": self.context.uniform("select", record.source, record.id, record.place),
+            "tie": fingerprint(record) >> 65,
             "pass_rate": self._pass_rate(record),
             "verdict": (record.facts.get("verify") or {}).get("verdict"),
             "teacher": score.get("teacher_share"),

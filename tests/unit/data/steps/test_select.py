@@ -336,8 +336,7 @@ for start in range(0, rows, 5000):
     problem = row % max(SAMPLE, rows // 4)
     words = [np.sort(np.random.default_rng(p).choice(4000, 40, replace=False)).astype(np.uint16) for p in problem]
     columns = {
-        "source": ["toy"] * 5000, "id": [f"row-{n:024d}" for n in row], "place": [f"data.jsonl:{n}" for n in row],
-        "problem": [f"{p:032x}" for p in problem], "domain": [["math", "code"][p % 2] for p in problem],
+        "source": ["toy"] * 5000, "problem": problem, "tie": row, "domain": [["math", "code"][p % 2] for p in problem],
         "tokens": rng.integers(20, 120, 5000), "draw": rng.random(5000), "pass_rate": rng.random(5000),
         "verdict": [None] * 5000, "teacher": rng.random(5000), "teacher_tokens": rng.random(5000),
         "problem_draw": problem / rows, "words": words,
