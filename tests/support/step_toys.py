@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from sft.data.pipeline.context import Context, Templates
 from sft.data.pipeline.record import Record
 from sft.data.steps import RowStep, TableStep, step_class
 from sft.data.steps.base import Dropped, Outcome
+from sft.data.tiny_tokenizer import build_tokenizer
 from sft.recipe.steps import StepEntry
 
 
@@ -32,9 +37,18 @@ def record(
 
 
 def context(folder: Path, *, tokenizer: str = "", seed: int = 0, templates: Templates | None = None) -> Context:
-    """What a step gets from the engine."""
+    """What a step gets from the engine. `tokenizer` is a folder, or `tiny`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Context(tokenizer, templates or Templates(), seed, folder)
+    return Context(_saved_tiny() if tokenizer == "tiny" else tokenizer, templates or Templates(), seed, folder)
+
+
+@cache
+def _saved_tiny() -> str:
+    """A folder with the built-in tokenizer: steps load it as a stage saved it."""
+    folder = tempfile.mkdtemp(prefix="tiny-tokenizer-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    build_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def entry(name: str, **settings: Any) -> StepEntry:
