@@ -43,8 +43,8 @@ SINGLE: dict[str, tuple[dict[str, Callable[[], list[dict[str, Any]]]], int, dict
 def run(tmp_path: Path) -> Callable[..., PreparedStage]:
     """run(data, {variable: rows or value}): prepare a stage with this data section."""
 
-    def run(data: str, values: dict[str, Any], tokenizer: Any = None) -> PreparedStage:
-        overrides = []
+    def run(data: str, values: dict[str, Any], *words: str) -> PreparedStage:
+        overrides = list(words)
         for name, value in values.items():
             if isinstance(value, list):
                 path = tmp_path / f"{name}.jsonl"
@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> Callable[..., PreparedStage]:
             "    train: {max_length: 32768, packing: true, dataset_num_proc: 1}\n"
         )
         loaded = load_recipe(str(recipe), overrides)
-        return prepare_stage(loaded, loaded.stages[0], tokenizer or byte_tokenizer())
+        return prepare_stage(loaded, loaded.stages[0], byte_tokenizer())
 
     return run
 
@@ -147,29 +147,30 @@ def test_dasd_chooses_by_the_students_probabilities(
     assert dropped == {"decontaminate: contaminated": 1, "select: over_rows": 1}
 
 
-def test_dasd_mixed(run: Callable[..., PreparedStage]) -> None:
-    def student_says(seen: Seen) -> dict[str, Any]:
-        return {"content": "<think>\n" + " ".join(f"thought-{n}" for n in range(5000))}
-
+def test_dasd_mixed(run: Callable[..., PreparedStage], tmp_path: Path) -> None:
     def teacher_says(seen: Seen) -> dict[str, Any]:
         return {"content": " and that is all.\n</think>\n\nIt is \\boxed{23}."}
 
-    student, teacher = TeacherServer(student_says), TeacherServer(teacher_says)
+    teacher, tokenizer = TeacherServer(teacher_says), byte_tokenizer()
     values = {
         **{benchmark: sets.benchmark() for benchmark in BENCHMARKS},
         "superior_reasoning_stage1": sets.superior_reasoning(),
-        "superior_reasoning_logprob": sets.superior_reasoning_logprobs(byte_tokenizer()),
-        "student_url": student.base_url,
+        "superior_reasoning_logprob": sets.superior_reasoning_logprobs(tokenizer),
+        "dasd_student": save_student(tmp_path / "student", tokenizer),
         "teacher_url": teacher.base_url,
     }
     try:
-        done = run("{recipe: dasd-mixed}", values)
+        # A random student may end at any token, opens no <think>, and speaks in tongues.
+        steps = "--stages.a.data.steps"
+        words = [f"{steps}.2.generate.cap", "0.06", f"{steps}.3.quality", "{think: optional, max_foreign: 1.0}"]
+        done = run("{recipe: dasd-mixed}", values, *words)
     finally:
-        student.close()
         teacher.close()
-    text = texts(done)
-    assert done.manifest["funnel"]["kept"] == 2
-    assert "thought-3" in text and text.count("and that is all.\n</think>") == 2
+    (step,) = [entry for entry in done.manifest["steps"] if entry["step"] == "generate"]
+    assert step["taken"]["rows"] == 2 and step["usage"]["models"]["student"]["answers"] == 2
+    finished = step["reasons"].get("student_finished", 0)
+    assert step["made"]["rows"] == len(teacher.seen) == 2 - finished > 0
+    assert texts(done).count("and that is all.\n</think>") == done.manifest["funnel"]["kept"] > 0
 
 
 def test_every_packaged_data_recipe_is_tested() -> None:
