@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ class TokenMap:
 
     def __init__(self, tokenizer: Any) -> None:
         backend = tokenizer.backend_tokenizer
-        self._byte_level = '"ByteLevel"' in json.dumps(json.loads(backend.to_str())["decoder"])
+        self._byte_level = b'"ByteLevel"' in backend.decoder.__getstate__()
         self._ids: dict[bytes, int] = {}
         if self._byte_level:
             byte_of = _byte_of_character()
