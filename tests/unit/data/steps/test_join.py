@@ -235,3 +235,26 @@ def test_a_joined_row_survives_its_shard(tmp_path: Path) -> None:
     (outcome,) = _join(tmp_path, ROWS, ["a"])
     back: Record = from_table(to_table([outcome.record]))[0]
     assert (back.teacher_ids, back.teacher_logprobs) == ([7, 200002, 199_997], [-0.5, 0.0, -3.25])
+
+
+def test_a_set_on_the_hub_is_joined_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the download: what `datasets` gives for it is a memory-mapped table like this one."""
+    import datasets
+
+    rows = [*MORE, *ROWS]
+    table = datasets.Dataset.from_list([{**row, "note": "not read"} for row in rows])
+    asked = []
+
+    def load(name: str, config: str | None, **others: Any) -> datasets.Dataset:
+        asked.append((name, config, others))
+        return table
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.chdir(tmp_path)
+    settings = {"path": "owner/logprobs", "config": "stage1", "split": "train", "revision": "abc"}
+    assert Join.identity(entry("join", **settings).config)["other"]["hub"] == "owner/logprobs"
+    outcomes = run_rows("join", [record(id="x39"), record(id="c")], context(tmp_path / "step"), **settings)
+    assert [outcome.record.teacher_ids for outcome in outcomes] == [[39] * 39, list(range(5000))]
+    assert set(map(str, asked)) == {str(("owner/logprobs", "stage1", {"split": "train", "revision": "abc"}))}
+    with pytest.raises(UserError, match=r"owner/logprobs:train: there is no column 'tokens'; it has: .*note"):
+        Join.identity(entry("join", **settings, teacher_ids="tokens").config)
