@@ -116,34 +116,11 @@ _FACTORIAL = re.compile(rf"(?:(?<=[\d)}}])|(?<=(?<![^\W_]){_LETTER}))!(?!=)")
 _APOSTROPHE = re.compile(rf"(?<={_LETTER}{{2}})'(?={_LETTER})|(?<=[IiOo])'(?={_LETTER}{{1,2}}\b)")
 _POSSESSIVE = re.compile(rf"(?<={_LETTER}{{2}})'s\b")
 _PRIME = re.compile(rf"(?<![^\W_]{{1}}{_LETTER})(?<={_LETTER})'(?!{_LETTER})")
-_NUMBER_WORDS = {
-    word: str(number)
-    for number, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
+_NUMBERS = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen twenty
+"""
+_NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS.split())}
 
 
 def tokens(text: str) -> list[str]:

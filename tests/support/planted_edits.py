@@ -8,40 +8,20 @@ import re
 SYNONYMS = [
     ("students", "pupils"), ("kids", "children"), ("children", "kids"), ("buys", "purchases"), ("bought", "purchased"),
     ("buy", "purchase"), ("big", "large"), ("house", "home"), ("store", "shop"), ("car", "vehicle"), ("earns", "makes"),
-    ("wants", "would like"), ("in total", "altogether"), ("total", "overall"), ("friends", "buddies"), ("gave", "handed"),
-    ("Find", "Determine"), ("Compute", "Calculate"), ("What is", "Determine"), ("Evaluate", "Compute"), ("Let", "Suppose"),
+    ("wants", "would like"), ("in total", "altogether"), ("total", "overall"),
+    ("friends", "buddies"), ("gave", "handed"),
+    ("Find", "Determine"), ("Compute", "Calculate"), ("What is", "Determine"), ("Evaluate", "Compute"),
+    ("Let", "Suppose"),
     ("such that", "so that"), ("each", "every"), ("decides", "chooses"), ("spends", "uses"), ("has", "owns"),
     ("makes", "creates"), ("takes", "needs"), ("costs", "is priced at"), ("box", "crate"), ("money", "cash"),
 ]  # fmt: skip
 
 
-CALENDAR = set(
-    [
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-        "Thursday",
-        "Friday",
-        "Saturday",
-        "Sunday",
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-        "How",
-        "What",
-        "The",
-        "If",
-    ]
-)
+CALENDAR_WORDS = """
+    Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May June July August
+    September October November December How What The If
+"""
+CALENDAR = set(CALENDAR_WORDS.split())
 
 
 def typo(text: str, rng: random.Random) -> str | None:
@@ -94,9 +74,12 @@ def other_number(text: str, rng: random.Random) -> str | None:
 def other_word(text: str, rng: random.Random) -> str | None:
     """A word on which the answer hangs is another."""
     pairs = [
-        ("more", "fewer"), ("less", "more"), ("twice", "half"), ("half", "a third of"), ("hours", "minutes"), ("days", "weeks"),
-        ("first", "second"), ("largest", "smallest"), ("smallest", "largest"), ("positive", "negative"), ("area", "perimeter"),
-        ("sum", "product"), ("three", "four"), ("two", "five"), ("even", "odd"), ("minutes", "hours"), ("sold", "bought"),
+        ("more", "fewer"), ("less", "more"), ("twice", "half"), ("half", "a third of"), ("hours", "minutes"),
+        ("days", "weeks"),
+        ("first", "second"), ("largest", "smallest"), ("smallest", "largest"), ("positive", "negative"),
+        ("area", "perimeter"),
+        ("sum", "product"), ("three", "four"), ("two", "five"), ("even", "odd"), ("minutes", "hours"),
+        ("sold", "bought"),
         (r"\\sin", r"\\cos"), (r"\\cos", r"\\tan"), (r"\+", "-"), ("x", "y"), ("=", r"\\le"),
     ]  # fmt: skip
     there = [(old, new) for old, new in pairs if re.search(rf"(?<![a-z]){old}(?![a-z])", text)]

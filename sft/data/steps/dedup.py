@@ -44,7 +44,7 @@ class Dedup(TableStep):
         return {"minhash": int(rensa.RMinHash.ALGORITHM_VERSION)} if config.method == "minhash" else {}
 
     def sketch(self, batch: list[Record]) -> pa.Table:
-        """Columns as in `sketch_schema`. Of rows with the same text only the first in the batch carries its shingles."""
+        """Columns as in `sketch_schema`; of rows with one text only the first in the batch carries its shingles."""
         texts = [self._tokens(record) for record in batch]
         contents = [text_hash(" ".join(text)) if text else None for text in texts]
         first = {content: place for place, content in reversed(list(enumerate(contents))) if content is not None}

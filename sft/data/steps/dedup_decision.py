@@ -1,34 +1,33 @@
 """Which units stay: exact copies by hash, near-copies by MinHash bands, confirmed, then greedily by preference.
 
-All tables are DuckDB's, which spills; Python holds one batch of pairs and a bit for each distinct text.
+The tables are DuckDB's, which spills; what the greedy pass needs at hand lies in files (`dedup_payload`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sft.data.minhash import jaccard
 from sft.data.pipeline.sql import connect
 from sft.data.same_problem import same_problem
-from sft.data.steps.dedup_payload import Payload, PayloadFile
+from sft.data.steps.base import verdict_schema
+from sft.data.steps.dedup_payload import Buckets, Payload, PayloadFile
 
 if TYPE_CHECKING:
     import duckdb
 
-# Within one bucket a text is paired with so many of its most preferred texts, and with so many neighbours in the
-# order of its next band (where near-copies stand together): a bucket of n texts costs 16 n pairs, never n^2. Of all its
-# pairs a text is compared with those that share most bands, which are the most similar, and with the most preferred,
-# which are likely to stay.
-_FIRST = 8
-_NEIGHBOURS = 8
-_MOST_SIMILAR = 16
-_MOST_PREFERRED = 16
+# Of the texts of one bucket that stay, only so many of the most preferred are remembered, and a text is compared with
+# so many of those that it meets, those with most common buckets first: work grows with the texts, not their pairs.
+_REMEMBERED = 8
+_COMPARED = 64
 _BATCH = 8192
 
 # Of each unit: its text, preference and name. A unit's rows have one text; if not, the smallest hash stands for it.
@@ -51,39 +50,28 @@ select row_number() over (order by units.rank, units.length, content) - 1 as nod
 from winners join units using (unit, content) left join carriers using (content)
 """
 
-_PAYLOADS = """
-select node, shingles, coalesce(text, '') as text from sketches join nodes on sketches.row = nodes.carrier
-where node in (select node from pairs union select other from pairs)
-"""
-
-_BUCKETS = """
+# One row for each text in each bucket that it shares. A bucket is a band's key; what is in a bucket of more than are
+# remembered is also in a finer one, by this band and the next, so that near-copies in a crowd of others still meet.
+_BUCKETS = f"""
 create table buckets as
 with keys as (
     select node, unnest(bands) as key, unnest(list_concat(bands[2:], bands[:1])) as next_key
     from sketches join nodes on sketches.row = nodes.carrier
+), sized as (
+    select key, count(*) as size from keys group by key having count(*) > 1
+), members as (
+    select node, key, 0::ubigint as finer from keys join sized using (key)
+    union all
+    select node, key, next_key as finer from keys join sized using (key) where size > {_REMEMBERED}
+), numbered as (
+    select key, finer, row_number() over () - 1 as bucket from members group by key, finer having count(*) > 1
 )
-select * from keys where key in (select key from keys group by key having count(*) > 1)
+select node, bucket from members join numbered using (key, finer)
 """
 
-_PAIRS = f"""
-create table pairs as
-with ranked as (
-    select node, key, row_number() over (partition by key order by node) as place from buckets
-), neighbours as (
-    select node, unnest([{", ".join(f"lag(node, {n}) over near" for n in range(1, _NEIGHBOURS + 1))}]) as other
-    from buckets window near as (partition by key order by next_key, node)
-), met as (
-    select later.node as node, earlier.node as other
-    from ranked as later join ranked as earlier using (key)
-    where earlier.place <= {_FIRST} and earlier.node < later.node
-    union all
-    select greatest(node, other), least(node, other) from neighbours where other is not null
-), counted as (
-    select node, other, count(*) as shared from met group by node, other
-)
-select node, other from counted
-qualify row_number() over (partition by node order by shared desc, other) <= {_MOST_SIMILAR}
-or row_number() over (partition by node order by other) <= {_MOST_PREFERRED}
+_PAYLOADS = """
+select node, shingles, coalesce(text, '') as text from sketches join nodes on sketches.row = nodes.carrier
+where node in (select node from buckets)
 """
 
 _VERDICTS = """
@@ -96,19 +84,25 @@ join nodes as kept on kept.node = coalesce(near.other, nodes.node)
 """
 
 _OUTPUT = """
-copy (
-    with counts as (select kept as unit, count(*) - 1 as copies from fates group by kept having count(*) > 1)
-    select row::bigint as row, 0::integer as copies,
-        case when is_near then 'near_duplicate' else 'duplicate' end as reason,
-        format('copy of {}, similarity {:.2f}', fates.name, similarity) as detail,
-        json_object('kept', fates.name, 'similarity', round(similarity, 4))::varchar as facts
-    from sketches join fates using (unit) where fates.unit <> fates.kept
-    union all
-    select row::bigint, 1::integer, null, null, json_object('copies', counts.copies)::varchar
-    from sketches join counts using (unit)
-    order by row
-) to $target (format parquet)
+with counts as (
+    select kept as unit, count(*) - 1 as copies from fates group by kept having count(*) > 1
+)
+select row, 0::integer as copies, case when is_near then 'near_duplicate' else 'duplicate' end as reason,
+    format('copy of {}, similarity {:.2f}', fates.name, similarity) as detail,
+    json_object('kept', fates.name, 'similarity', round(similarity, 4))::varchar as facts
+from sketches join fates using (unit) where fates.unit <> fates.kept
+union all
+select row, 1::integer, null, null, json_object('copies', counts.copies)::varchar from sketches join counts using (unit)
+order by row
 """
+
+
+class Near(NamedTuple):
+    """Text `node` is near text `other`, which stays."""
+
+    node: int
+    other: int
+    similarity: float
 
 
 def decide(sketches: Sequence[Path], verdicts: Path, scratch: Path, threshold: float | None) -> None:
@@ -118,40 +112,57 @@ def decide(sketches: Sequence[Path], verdicts: Path, scratch: Path, threshold: f
         database.execute(_UNITS)
         database.execute(_NODES.format(carries="false" if threshold is None else "bands is not null"))
         near = scratch / "near.parquet"
-        if threshold is not None:
-            database.execute(_BUCKETS)
-            database.execute(_PAIRS)
-            database.execute("drop table buckets")
-        with pq.ParquetWriter(near, _near_schema()) as writer:
-            for batch in _near(database, scratch, threshold) if threshold is not None else ():
-                writer.write_batch(batch)
+        _write_near(near, () if threshold is None else _near(database, scratch, threshold))
         database.from_parquet(str(near)).create_view("near")
         database.execute(_VERDICTS)
-        database.execute(_OUTPUT, {"target": str(verdicts)})
+        with pq.ParquetWriter(verdicts, verdict_schema()) as writer:
+            for batch in database.sql(_OUTPUT).to_arrow_reader(_BATCH):
+                writer.write_table(pa.Table.from_batches([batch]).cast(verdict_schema()))
 
 
 def _near_schema() -> pa.Schema:
     return pa.schema([("node", pa.int64()), ("other", pa.int64()), ("similarity", pa.float64())])
 
 
-def _near(database: duckdb.DuckDBPyConnection, scratch: Path, threshold: float) -> Iterator[pa.RecordBatch]:
-    """Each text that is near a preferred one that stays, with the most preferred of these."""
-    ((count,),) = database.execute("select count(*) from nodes").fetchall()
-    gone = np.zeros(count, np.bool_)
-    with PayloadFile(scratch / "payload", count) as payloads:
+def _write_near(path: Path, found: Iterable[Near]) -> None:
+    rows = iter(found)
+    with pq.ParquetWriter(path, _near_schema()) as writer:
+        while part := list(islice(rows, _BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist([row._asdict() for row in part], schema=_near_schema()))
+
+
+def _near(database: duckdb.DuckDBPyConnection, scratch: Path, threshold: float) -> Iterator[Near]:
+    """Each text that is near a preferred one that stays, with that one. In the order of preference: what a text is
+    compared with is known to stay."""
+    database.execute(_BUCKETS)
+    ((texts,),) = database.execute("select count(*) from nodes").fetchall()
+    ((buckets,),) = database.execute("select count(distinct bucket) from buckets").fetchall()
+    staying = Buckets(scratch / "staying", buckets, _REMEMBERED)
+    with PayloadFile(scratch / "payloads", texts) as payloads:
         for batch in database.sql(_PAYLOADS).to_arrow_reader(_BATCH):
             payloads.add(batch)
-        for batch in database.sql("select node, other from pairs order by node, other").to_arrow_reader(_BATCH):
-            rows = []
-            # All pairs of what is preferred come before, so it's known whether `other` stays.
-            for node, other in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
-                if gone[node] or gone[other]:
-                    continue
-                similarity = _similarity(payloads[node], payloads[other], threshold)
+        for node, places in _grouped(database.sql("from buckets order by node").to_arrow_reader(_BATCH)):
+            ours = payloads[node]
+            for other in staying.met(places)[:_COMPARED]:
+                similarity = _similarity(ours, payloads[other], threshold)
                 if similarity is not None:
-                    gone[node] = True
-                    rows.append({"node": node, "other": other, "similarity": similarity})
-            yield pa.RecordBatch.from_pylist(rows, schema=_near_schema())
+                    yield Near(node, other, similarity)
+                    break
+            else:
+                staying.add(node, places)
+
+
+def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """(node, its buckets) of rows sorted by node; the rows of a node may be spread over batches."""
+    rest = np.zeros((2, 0), np.int64)
+    for batch in batches:
+        rows = np.concatenate([rest, [column.to_numpy() for column in batch.columns]], axis=1)
+        starts = np.flatnonzero(np.diff(rows[0], prepend=-1))
+        for start, end in pairwise(starts.tolist()):
+            yield int(rows[0, start]), rows[1, start:end]
+        rest = rows[:, starts[-1] :]
+    if rest.size:
+        yield int(rest[0, 0]), rest[1]
 
 
 def _similarity(one: Payload, other: Payload, threshold: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What comparing two texts takes, on disk: written once in any order, read by number."""
+"""What the greedy pass of `dedup` reads at random places, in files: texts by number, and who stays of each bucket."""
 
 from __future__ import annotations
 
@@ -62,3 +62,25 @@ class PayloadFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+class Buckets:
+    """Of each bucket, the first few texts that stay, in a mapped file: pages not in use needn't be in memory."""
+
+    def __init__(self, path: Path, buckets: int, most: int) -> None:
+        self._nodes = np.memmap(path, np.int64, "w+", shape=(max(buckets, 1), most + 1))
+        # The first column counts those that are there.
+        self._most = most
+
+    def met(self, buckets: npt.NDArray[np.int64]) -> list[int]:
+        """The texts in `buckets`: those in most of them first, then in the order of their numbers."""
+        rows = self._nodes[buckets]
+        there = rows[:, 1:][np.arange(self._most) < rows[:, :1]]
+        nodes, counts = np.unique(there, return_counts=True)
+        return [int(node) for node in nodes[np.argsort(-counts, kind="stable")]]
+
+    def add(self, node: int, buckets: npt.NDArray[np.int64]) -> None:
+        """Put a text that stays into `buckets`, as far as they have room."""
+        room = buckets[self._nodes[buckets, 0] < self._most]
+        self._nodes[room, 0] += 1
+        self._nodes[room, self._nodes[room, 0]] = node
