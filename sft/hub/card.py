@@ -194,7 +194,10 @@ def _funnels(record: dict[str, Any]) -> str:
         if funnel.get("bad"):
             dropped += " (bad: " + ", ".join(f"{why} {_number(n)}" for why, n in funnel["bad"].items()) + ")"
         cut = _number(funnel.get("truncated", 0))
-        rows.append([stage["name"], _number(funnel.get("rows")), _number(funnel.get("kept")), dropped or "none", cut])
+        taken = _number(funnel.get("rows"))
+        if funnel.get("made"):
+            taken += f" (made into {_number(funnel['rows'] + funnel['made'])} by steps)"
+        rows.append([stage["name"], taken, _number(funnel.get("kept")), dropped or "none", cut])
     text = _table(["stage", "rows in", "kept", "dropped", "truncated"], rows)
     licences = sorted({(s["name"], s["license"] or "not stated") for st in record["stages"] for s in st["sources"]})
     return text + "\n\nLicences: " + "; ".join(f"{name}: {licence}" for name, licence in licences) + "."

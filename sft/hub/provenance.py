@@ -103,9 +103,18 @@ def _stage(run: Path, recipe: dict[str, Any], name: str) -> dict[str, Any]:
         "world_size": manifest.get("world_size"),
         "counters": manifest.get("counters"),
         "data": {key: data[key] for key in DATA_KEYS if key in data},
-        "sources": [_source(source) for source in (section.get("data") or {}).get("sources") or []],
+        "sources": _sources(section.get("data") or {}),
         "environment": manifest.get("environment"),
     }
+
+
+def _sources(section: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sources of a section, those of the data recipes that it names among them."""
+    return [
+        leaf
+        for source in section.get("sources") or []
+        for leaf in (_sources(source) if source.get("sources") else [_source(source)])
+    ]
 
 
 def _source(source: dict[str, Any]) -> dict[str, Any]:

@@ -69,10 +69,23 @@ def _include(document: Document, path: Path, find: Callable[[str], Document], ar
             raise UsageError(f"{document.origin((*path, 'recipe'))}: the data recipe includes itself: {chain}")
         _fill_from(document, path, name, find)
         around = (*around, name)
+    _spell_out_steps(section)
     sources = section.get("sources")
     for index, source in enumerate(sources if isinstance(sources, list) else []):
         if isinstance(source, dict):
             _include(document, (*path, "sources", index), find, around)
+
+
+def _spell_out_steps(section: dict[str, Any]) -> None:
+    """`- quality` and `- quality:` as `- quality: {}`, so that an override can set a key of it."""
+    steps = section.get("steps")
+    if not isinstance(steps, list):
+        return
+    for index, step in enumerate(steps):
+        if isinstance(step, str):
+            steps[index] = {step: {}}
+        elif isinstance(step, dict):
+            steps[index] = {name: {} if settings is None else settings for name, settings in step.items()}
 
 
 def _fill_from(document: Document, path: Path, name: str, find: Callable[[str], Document]) -> None:

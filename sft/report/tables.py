@@ -116,7 +116,7 @@ DATA_HEAD = ("stage", "rows read", "dropped", "truncated", "kept", "packs", "tok
 
 
 def data_rows(run: RunFacts) -> list[list[str]]:
-    """The funnel of each stage's data: read = kept + dropped, with the reasons."""
+    """The funnel of each stage's data: read (and made by steps) = kept + dropped, with the reasons."""
     rows = []
     for stage in run.stages:
         data = stage.data
@@ -124,7 +124,7 @@ def data_rows(run: RunFacts) -> list[list[str]]:
         rows.append(
             [
                 stage.name,
-                count(funnel.get("rows", data.get("rows"))),
+                count(funnel.get("rows", data.get("rows"))) + (f" ({funnel['made']:+,})" if funnel.get("made") else ""),
                 _dropped(funnel) if funnel else "–",
                 count(funnel.get("truncated")),
                 count(funnel.get("kept", data.get("documents"))),

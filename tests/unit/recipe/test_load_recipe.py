@@ -377,3 +377,25 @@ def test_import_is_quick_and_light() -> None:
     runs = [run_timed([sys.executable, "-c", code]) for _ in range(3)]
     assert runs[0][0].stdout.strip() == "[]", runs[0][0].stderr
     assert min(seconds for _, seconds in runs) < 0.5, runs
+
+
+def test_a_step_without_settings_takes_overrides(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "name: r\noutput_dir: out\nmodel: {tokenizer: tiny, config: {}}\n"
+        "stages:\n  - name: a\n    data: {sources: [{path: a.jsonl, steps: [quality]}], steps: [quality, {length: }]}\n"
+    )
+    loaded = load_recipe(recipe, ["--stages.a.data.steps.0.quality.think", "optional"])
+    data = loaded.stages[0].data
+    assert [step.name for step in data.steps] == ["quality", "length"] and data.steps[0].quality.think == "optional"
+    assert data.sources[0].steps[0].quality.think == "required"
+
+
+def test_a_data_recipe_that_includes_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop.yaml").write_text("sources: [{recipe: loop.yaml}]\n")
+    Path("r.yaml").write_text(
+        "name: r\noutput_dir: out\nmodel: {tokenizer: tiny, config: {}}\nstages:\n  - name: a\n    data: {recipe: loop.yaml}\n"
+    )
+    with pytest.raises(UsageError, match=r"includes itself: loop.yaml -> loop.yaml"):
+        load_recipe("r.yaml")
