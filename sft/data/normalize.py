@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL | re.IGNORECASE)
+_FIGURE = re.compile(r"\[asy\](?:(?!\[asy\]).)*?\[/asy\]", re.DOTALL | re.IGNORECASE)
 
 # Thousands: 1,000 and LaTeX's 1{,}000, 1,\!000, 1\,000. Never a plain space, which separates numbers too.
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!|,\\!|,)(?=\d{3}(?!\d))")
-_DECIMAL_ZEROS = re.compile(r"(?<![\d.])(\d+)\.(?:0+|(\d*?[1-9])0+)(?![\d.]*\d)")
+_DECIMAL = re.compile(r"(?<![\d.])(\d+)\.(\d+)(?!\.?\d)")
 _BARE_DECIMAL = re.compile(r"(?<![\w.])\.(?=\d)")
 
 _SPACING = re.compile(
@@ -148,7 +148,7 @@ def canonical(text: str) -> str:
     if not text.isascii():
         text = text.translate(_CHARACTERS)
     if "." in text:
-        text = _DECIMAL_ZEROS.sub(_short_decimal, _BARE_DECIMAL.sub("0.", text))
+        text = _DECIMAL.sub(_short_decimal, _BARE_DECIMAL.sub("0.", text))
     if "'" in text:
         text = _APOSTROPHE.sub("", _POSSESSIVE.sub("", _PRIME.sub("′", text)))
     if "-" in text:
@@ -194,7 +194,8 @@ def _fraction(found: re.Match[str]) -> str:
 
 
 def _short_decimal(found: re.Match[str]) -> str:
-    return f"{found[1]}.{found[2]}" if found[2] else found[1]
+    fraction = found[2].rstrip("0")
+    return f"{found[1]}.{fraction}" if fraction else found[1]
 
 
 def _formula_groups(text: str) -> str:

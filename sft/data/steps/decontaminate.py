@@ -56,7 +56,8 @@ class Decontaminate(RowStep):
 
     def _dropped(self, record: Record, match: Match) -> Dropped:
         problem = self.problems[match.problem]
-        start = " ".join(problem.text.split())[:_SHOWN]
+        # A benchmark may hold half of a surrogate pair, which parquet can't.
+        start = " ".join(problem.text.split())[:_SHOWN].encode("utf-8", "replace").decode("utf-8")
         record.facts["decontaminate"] = {
             "benchmark": problem.benchmark,
             "row": problem.row,

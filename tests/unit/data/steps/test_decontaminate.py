@@ -200,6 +200,15 @@ def test_kept_rows_are_as_they_were(tmp_path: Path) -> None:
     assert isinstance(outcome, Kept) and outcome.record == record(id="a")
 
 
+@pytest.mark.parametrize(
+    "text", ["[asy]" * 20_000, "1." + "01" * 20_000 + "0", r"\frac{1}{" * 3000, "(" * 50_000, "1," * 20_000]
+)
+def test_no_text_takes_long_to_normalize(text: str) -> None:
+    began = time.process_time()
+    words(text), tokens(text)
+    assert time.process_time() - began < 1  # a fiftieth of it; quadratic work takes many seconds
+
+
 def edits_by_definition(pattern: str, text: str, passage: bool) -> int:
     row = list(range(len(pattern) + 1))
     best = row[-1]

@@ -84,7 +84,7 @@ def test_planted_near_copies_are_found_and_problems_from_one_template_are_kept(
 def test_with_any_difference_problems_from_one_template_go_too(
     tmp_path: Path, planted: tuple[list[Record], Counter[str]]
 ) -> None:
-    rows, made = planted
+    rows, _ = planted
     _, dropped = fates(rows[:1000], tmp_path, prefer=["real"], differences="any")
     assert Counter(item.record.source for item in dropped.values())["another"] > 100
 
@@ -147,9 +147,9 @@ def test_by_text_each_row_stands_for_itself(tmp_path: Path, shared_dir: Path) ->
 
 def test_nothing_is_dropped_for_a_text_that_is_dropped_itself(tmp_path: Path) -> None:
     """A chain: 2 is near 1, 3 is near 2 but not 1. Without 2, 3 stays."""
-    words = "alpha beta gamma delta epsilon zeta theta kappa lambda omega sigma river stone cloud maple".split()
-    chain = [" ".join(words), " ".join([*words[:12], "ocean", "field", "tower"]), ""]
-    chain[2] = chain[1].replace("alpha beta", "piano violin")
+    stem = "alpha beta gamma delta epsilon zeta theta kappa lambda omega sigma river"
+    chain = [f"{stem} stone cloud maple", f"{stem} ocean field tower"]
+    chain.append(chain[1].replace("alpha beta", "piano violin"))
     shingles = [minhash.kept_shingles(minhash.shingles(minhash.characters(text), 5)) for text in chain]
     threshold = 0.6
     near = [minhash.jaccard(shingles[one], shingles[two]) >= threshold for one, two in ((0, 1), (1, 2), (0, 2))]
