@@ -72,7 +72,7 @@ class Dedup(TableStep):
 
     def _unit(self, record: Record) -> str:
         """What stays or goes together."""
-        if self.config.by == "problem" and record.problem is not None:
+        if self.config.by == "problem" and record.problem is not None and record.problem_id:
             return f"{record.source}\0{record.problem_id}"
         return f"{record.source}\0{record.place}\0{record.id}"
 

@@ -195,6 +195,18 @@ def test_the_result_does_not_depend_on_order_or_shards(
     assert result(shuffled, shards) == expected
 
 
+@pytest.mark.parametrize("method", ["exact", "minhash"])
+def test_no_rows_and_rows_without_words_are_no_trouble(tmp_path: Path, method: str) -> None:
+    assert fates([], tmp_path, method=method) == (set(), {})
+    rows = [row("", "empty"), row("...", "dots"), row(STORY, "story")]
+    assert fates(rows, tmp_path, method=method, shards=5)[0] == {"empty", "dots", "story"}
+
+
+def test_rows_without_a_problem_id_are_not_one_problem(tmp_path: Path) -> None:
+    rows = [row(STORY, "1", problem_id=""), row(STORY, "2", problem_id=""), row("Who?", "3", problem_id="")]
+    assert len(fates(rows, tmp_path)[1]) == 1
+
+
 def test_verdicts_are_sorted_and_of_dropped_rows_and_those_they_stand_for(tmp_path: Path) -> None:
     rows = [row(STORY, f"{number}") for number in range(5)] + [row("Another question?", "x")]
     fates(rows, tmp_path)
