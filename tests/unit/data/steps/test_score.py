@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from score_toys import answer_logprobs, save_student, sentence_probability, tiny_tokenizer
@@ -155,7 +156,9 @@ def test_real_answers_with_the_real_vocabulary_line_up_token_by_token(tmp_path: 
     for item, outcome in zip(items, outcomes, strict=True):
         assert isinstance(outcome, Kept)
         facts = item.facts["score"]
-        assert facts["same_tokens"] == 1.0 and facts["teacher_mean_logprob"] == pytest.approx(-0.1)
+        # All but, at most, the thought's last: before a tag the student may write ".\\n" as one token.
+        assert facts["same_tokens"] >= 1 - 1.01 / (len(item.teacher_ids or []) - 7)
+        assert facts["teacher_mean_logprob"] == pytest.approx(-0.1)
         assert facts["per_sentence"]["teacher"] == pytest.approx([math.exp(-0.1)] * facts["sentences"], abs=6e-5)
         own = [score for *_, score in answer_logprobs(model, tokenizer, item.messages or [])]
         assert facts["tokens"] == len(own)
@@ -374,3 +377,27 @@ def test_the_answers_rich_in_teacher_sentences_are_found_and_picked(tmp_path: Pa
         assert teacher_share(item) == pytest.approx(kinds_of[item.id].count("teacher") / 5)
     kept, dropped = run_table("select", items, context(tmp_path / "s"), per_problem=1, prefer=["teacher"])
     assert {item.id for item, _ in kept} == rich and len(dropped) == 24
+
+
+def test_a_recipe_scores_in_its_shards_and_again_when_the_weights_change(
+    tmp_path: Path, prepare: Any, write_rows: Any, toy: Any
+) -> None:
+    """Through the engine: rows come out in order, the work folder goes, and other weights are another key."""
+    folder = save_student(tmp_path / "student", toy)
+    path = write_rows([{"q": f"What is {n}?", "a": f"It is {n}. Good."} for n in range(10)])
+    source = {"path": str(path), "columns": {"prompt": "q", "completion": "a"}}
+    steps = [{"score": {"model": str(folder), "required": False}}]
+    done = prepare([source], steps=steps)
+    entries = [entry for entry in done.manifest["steps"] if entry["step"] == "score"]
+    assert len(entries) == 1
+    shards = sorted((done.path.parent / "steps").glob("*/kept-00000.parquet"), key=lambda file: file.stat().st_mtime_ns)
+    facts = [json.loads(value)["score"] for value in pq.read_table(shards[-1])["facts"].to_pylist()]
+    model = load_checkpoint(str(folder), dtype="float32")
+    for number, own in enumerate(facts):
+        messages = [{"role": "user", "content": f"What is {number}?"}]
+        messages.append({"role": "assistant", "content": f"It is {number}. Good."})
+        wanted = np.mean([score for *_, score in answer_logprobs(model, toy, messages)])
+        assert own["student_mean_logprob"] == pytest.approx(wanted, rel=2e-6)
+    assert not list((done.path.parent / "steps").glob("*/work"))
+    save_student(folder, toy, seed=1)
+    assert prepare([source], steps=steps).path != done.path
