@@ -248,15 +248,17 @@ class AnswerChecker:
         return verdict if answer is None else Verdict(verdict.status, verdict.reason, answer)
 
     def _ask(self, prediction: str, gold: str, free_form: bool) -> Verdict:
-        worker = self._idle.get() or _Worker()
-        self._busy.add(worker)
-        verdict = None
+        worker, verdict = self._idle.get(), None
         try:
+            worker = worker or _Worker()
+            self._busy.add(worker)
             verdict = worker.ask(prediction, gold, free_form, self.timeout)
         finally:
-            self._busy.discard(worker)
-            if verdict is None:
-                worker.close()
+            # Whatever happens, the place of the process is given back: others, and `close`, wait for it.
+            if worker is not None:
+                self._busy.discard(worker)
+                if verdict is None:
+                    worker.close()
             self._idle.put(worker if verdict is not None else None)
         if verdict is None:
             self.replaced += 1

@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 # Longer ones are left to others: arithmetic here must stay instant on any text.
 _LONGEST, _LARGEST_EXPONENT = 300, 400
@@ -34,7 +35,7 @@ _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operat
 _UNIT = re.compile(r"(?:[A-Za-z]{1,20}(?:\^?\{?[23]\}?)?)(?:(?: |-|/| / )[A-Za-z]{1,20}(?:\^?\{?[23]\}?)?){0,4}")
 _DEGREES = re.compile(r"\^?\s*\{?\s*(?:\\circ|\\degree|°)\s*\}?")
 _SIGNS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen"}
-# Short ones that stand for nothing else in plain text: no `m`, which may be a variable.
+# Short ones that stand for nothing else in plain text; `8m` may be a product, `8 m` is taken as a unit.
 _UNITS = frozenset(
     [
         "km",
@@ -70,6 +71,7 @@ _UNITS = frozenset(
         "of",
     ]
 )
+_SPACED_UNITS = frozenset(["m", "g", "l", "s", "h"])
 _ALIASES = {
     **{"inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "pound": "lb"},
     **{"meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "centimeter": "cm", "centimetre": "cm"},
@@ -173,6 +175,7 @@ class Number:
         return Number(self.value / 100, None if self.places is None else self.places + 2, False, self.unit)
 
 
+@lru_cache(maxsize=256)
 def parse_number(text: str) -> Number | None:
     """The number that `text` is, whole, or None. Time is linear in the text, and constant from 300 characters on."""
     if len(text) > _LONGEST:
@@ -254,7 +257,7 @@ def _magnitude(part: dict[str, str | None]) -> tuple[Fraction, int | None] | Non
     if abs(exponent) > _LARGEST_EXPONENT:
         return None
     digits = (part["decimal"] or "1").replace(",", "").replace(" ", "")
-    value = Fraction(digits) * Fraction(10) ** exponent
+    value = Fraction(digits) * Fraction(10) ** exponent if exponent else Fraction(digits)
     _, point, decimals = digits.partition(".")
     return value, len(decimals) - exponent if point or exponent else None
 
@@ -271,6 +274,7 @@ def _percent(rest: str) -> tuple[str, bool]:
 
 def _unit(rest: str) -> str | None:
     """The unit that `rest` is: '' for nothing, None for what may be more than a unit."""
+    spaced = rest.startswith(" ")
     rest = _DEGREES.sub(" degree ", rest, count=1)
     wrapped = "\\" in rest and not re.sub(r"[\s^{}23/.]", "", _WRAPPED.sub("", rest))
     rest = re.sub(r"\s+", " ", _WRAPPED.sub(r" \1 ", rest)).replace(" ^", "^").strip().removesuffix(".")
@@ -282,7 +286,8 @@ def _unit(rest: str) -> str | None:
     if any(word in _SCALES for word in words):
         return None
     # In plain text a short word may be a product of variables.
-    known = all(word not in _SYMBOLS if wrapped else word in _UNITS or _is_word(word) for word in words)
+    plain = _UNITS | _SPACED_UNITS if spaced else _UNITS
+    known = all(word not in _SYMBOLS if wrapped else word in plain or _is_word(word) for word in words)
     return " ".join(map(_singular, re.sub(r"[{}^]", "", rest.lower()).split(" "))) if known else None
 
 
