@@ -21,6 +21,7 @@ import signal
 import struct
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 # A busy machine must not turn right answers into undecided ones: CPU time is what counts, the wall has this much slack.
@@ -33,6 +34,8 @@ _RENEW = 3
 _PR_SET_PDEATHSIG = 1
 
 
+# Rollouts of one problem have one gold answer and few different answers.
+@lru_cache(maxsize=1024)
 def judge(prediction: str, gold: str, free_form: bool) -> tuple[str, str, str | None]:
     """(right | wrong | undecided, reason, extracted answer) for a prediction.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from sft.errors import UserError
+from sft.evaluate import answers
 from sft.evaluate.answers import AnswerChecker, extract_answer, gold_answer, last_boxed, plain_number, quick_verdict
 
 
@@ -67,6 +71,7 @@ def test_extracts_the_explicit_final_answer(text: str, answer: str | None) -> No
         ("-", None),
         (".", None),
         ("1e5", None),
+        ("0,123", None),
         ("٣", None),
         ("9" * 5000, None),
     ],
@@ -197,6 +202,32 @@ def test_a_killed_worker_is_replaced() -> None:
         first = checker.check(r"\boxed{\frac{1}{2}}", "0.5")
         second = checker.check(r"\boxed{\frac{1}{2}}", "0.5")
         assert (first.status, second.status) == ("right", "right")
+
+
+def test_a_checker_that_cannot_start_says_so_and_closes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "worker.py"
+    broken.write_text("raise SystemExit(1)")
+    monkeypatch.setattr(answers, "_WORKER", broken)
+    with (
+        AnswerChecker(timeout=1.0, workers=1) as checker,
+        pytest.raises(UserError, match=r"doesn't start; `.*worker\.py"),
+    ):
+        checker.check(r"\boxed{x+y}", "y+x")
+
+
+def test_a_fork_that_something_else_killed_is_replaced_without_a_wrong_verdict() -> None:
+    with AnswerChecker(timeout=5.0, workers=1) as checker:
+        assert checker.check(r"\boxed{x+y}", "y+x").status == "right"
+        worker = checker._idle.get()
+        assert worker is not None
+        checker._idle.put(worker)
+        children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
+        for n in range(2, 5):
+            (child,) = map(int, children.read_text().split())
+            os.kill(child, signal.SIGKILL)
+            assert checker.check(rf"\boxed{{x+{n}y}}", f"{n}y+x").status == "right"
+            assert children.read_text().split() != [str(child)]
+        assert checker.replaced == 0
 
 
 def test_closing_at_once_does_not_wait_for_a_check_under_way() -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,16 @@ def test_outcomes_are_in_order_although_some_need_a_comparison(step: Verify) -> 
     assert [outcome.record.id for outcome in outcomes] == [str(n) for n in range(2, 40)]
     # sqrt(n) is n for no n > 1.
     assert verdicts(outcomes) == ["right" if n % 3 else "wrong" for n in range(2, 40)]
+
+
+def test_verdicts_do_not_depend_on_the_order_of_the_rows(step: Verify, tmp_path: Path, shared_dir: Path) -> None:
+    rows = read_jsonl(shared_dir / "data" / "math500" / "test.jsonl")[::4]
+    pairs = list(pairwise(rows))
+    forth = [record(a["problem"], b["solution"], answer=a["answer"]) for a, b in pairs]
+    back = [record(a["problem"], b["solution"], answer=a["answer"]) for a, b in reversed(pairs)]
+    first = [facts(outcome) for outcome in step(forth)]
+    second = [facts(outcome) for outcome in run_rows("verify", back, context(tmp_path), keep=ALL)]
+    assert first == second[::-1]
 
 
 def test_plain_cases_start_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
