@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from typing import TYPE_CHECKING
 
 from sft.cli.common import (
     add_recipe_arguments,
@@ -14,8 +16,15 @@ from sft.cli.common import (
     stages_of,
     starting_tokenizer,
 )
+from sft.files import atomic_open
+
+if TYPE_CHECKING:
+    from sft.data.prepare import PreparedStage
 
 TAKES_OVERRIDES = True
+FIGURES = "figures"
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +45,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
-    from sft.data.pipeline.funnel import funnel_table
-    from sft.data.preview import show
+    from sft.data.preview import show_numbers
 
     tokenizer = starting_tokenizer(recipe)
     told = False
@@ -48,11 +56,27 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
             told = tell(prepared, arguments.explain, console(), f"{recipe.name}: {stage.name}") or told
             continue
-        show(prepared, tokenizer, title=f"{recipe.name}: {stage.name}", rows=0)
-        if "steps" in prepared.manifest:
-            console().print(funnel_table(prepared.manifest["steps"]))
+        show_numbers(prepared, console(), f"{recipe.name}: {stage.name}")
+        _draw(prepared)
     if arguments.explain is not None and not told:
         from sft.errors import UserError
 
         raise UserError(f"No row of these stages has the id {arguments.explain!r}; `sft preview` shows ids.")
     return 0
+
+
+def _draw(prepared: PreparedStage) -> None:
+    """The figures of the data's steps, beside the rows; none where there are no steps."""
+    from sft.report.funnel_figures import draw_data
+
+    figures, folder = draw_data(prepared.manifest), prepared.path / FIGURES
+    if not figures:
+        return
+    try:
+        for name, (_, png, _) in figures.items():
+            with atomic_open(folder / f"{name}.png", "wb") as handle:
+                handle.write(png)
+    except OSError as error:  # prepared data may be another's, and read-only
+        log.warning("the figures can't be written to %s: %s", folder, error)
+        return
+    console().print(f"figures: {folder}", markup=False, soft_wrap=True)

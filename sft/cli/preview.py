@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sft.cli.common import (
     add_recipe_arguments,
+    console,
     dry_run,
     positive,
     prepare_with_progress,
@@ -15,37 +17,99 @@ from sft.cli.common import (
     stages_of,
     starting_tokenizer,
 )
+from sft.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from sft.data.prepare import PreparedStage
 
 TAKES_OVERRIDES = True
+ROWS, PAGE_ROWS = 2, 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe's options, how many rows, and whether as a page."""
+    """The recipe's options, which rows, and whether as a page."""
     add_recipe_arguments(parser)
-    parser.add_argument("--rows", type=positive, default=2, metavar="N", help="rows to show of each stage (default 2)")
+    text = f"rows to show of each stage (default {ROWS}, on a page {PAGE_ROWS})"
+    parser.add_argument("--rows", type=positive, metavar="N", help=text)
+    parser.add_argument("--row", type=_number, metavar="N", action="append", help="this row (again: and this one)")
+    parser.add_argument("--id", metavar="ROW_ID", help="the rows that hold the document with this id")
     parser.add_argument("--html", metavar="FILE", help="write a page instead (with several stages: FILE-STAGE)")
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"rows are counted from 0, not {number}")
+    return number
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prepare where needed, then show."""
+    if sum(option is not None for option in (arguments.rows, arguments.row, arguments.id)) > 1:
+        raise UsageError("--rows, --row and --id exclude each other; see `sft preview --help`")
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
-    from sft.data.preview import show
-    from sft.data.preview_html import write_page
-
     tokenizer = starting_tokenizer(recipe)
-    stages = stages_of(recipe, arguments)
+    stages, shown = stages_of(recipe, arguments), False
     for stage in stages:
         prepared = prepare_with_progress(recipe, stage, tokenizer)
+        numbers = _chosen(prepared, arguments)
+        if arguments.id is not None and not numbers:
+            continue
+        shown = True
         title = f"{recipe.name}: {stage.name}"
         if arguments.html is None:
-            show(prepared, tokenizer, title=title, rows=arguments.rows)
-            continue
-        page = Path(arguments.html)
-        if len(stages) > 1:
-            page = page.with_name(f"{page.stem}-{stage.name}{page.suffix}")
-        write_page(prepared, tokenizer, page, title=title, rows=arguments.rows)
-        print(page)
+            _show(prepared, tokenizer, title, numbers, arguments)
+        else:
+            _write(prepared, tokenizer, title, numbers, _page(arguments.html, stage.name if len(stages) > 1 else ""))
+    if not shown:
+        raise UserError(
+            f"No row to train on has the id {arguments.id!r}; `sft prepare --explain` tells what became of it."
+        )
     return 0
+
+
+def _chosen(prepared: PreparedStage, arguments: argparse.Namespace) -> list[int]:
+    """Numbers of the rows that are meant."""
+    from sft.data.lookup import check_row, rows_with
+
+    if arguments.id is not None:
+        return rows_with(prepared, arguments.id)
+    if arguments.row is not None:
+        return [check_row(prepared, number) for number in arguments.row]
+    count = arguments.rows or (ROWS if arguments.html is None else PAGE_ROWS)
+    return list(range(min(count, len(prepared.dataset))))
+
+
+def _show(
+    prepared: PreparedStage, tokenizer: Any, title: str, numbers: list[int], arguments: argparse.Namespace
+) -> None:
+    from sft.data.preview import show_lengths, show_numbers, show_rows
+
+    out = console()
+    # Who asks for a row wants to see that row.
+    if arguments.row is None and arguments.id is None:
+        show_numbers(prepared, out, title)
+        show_lengths(prepared, out)
+    else:
+        out.print(title, markup=False)
+    show_rows(prepared, tokenizer, numbers, out, only=arguments.id)
+
+
+def _page(file: str, stage: str) -> Path:
+    page = Path(file)
+    return page.with_name(f"{page.stem}-{stage}{page.suffix}") if stage else page
+
+
+def _write(prepared: PreparedStage, tokenizer: Any, title: str, numbers: list[int], page: Path) -> None:
+    from sft.data.preview_html import write_page
+    from sft.report.drawing import unique_ids
+    from sft.report.funnel_figures import draw_data
+
+    drawn = draw_data(prepared.manifest)
+    # The page shows the funnel as a table with bars already.
+    figures = {name: (unique_ids(svg, name), text) for name, (svg, _, text) in drawn.items() if name != "funnel"}
+    write_page(prepared, tokenizer, page, title=title, numbers=numbers, figures=figures)
+    print(page)

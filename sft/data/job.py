@@ -33,7 +33,6 @@ class Tally:
 
     rows: int = 0
     supervised: int = 0
-    truncated: int = 0
     lengths: list[int] = field(default_factory=list)  # of the documents kept
     shortest: int | None = None  # of all documents, kept or not
     longest: int = 0

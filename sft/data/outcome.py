@@ -10,7 +10,7 @@ from typing import Any
 import sft
 from sft.data.job import Job, Tally
 from sft.data.pipeline.funnel import FUNNEL_FILE, totals
-from sft.data.quarantine import DROPPED_FILE, QUARANTINE_FILE, SideFiles
+from sft.data.quarantine import DROPPED_FILE, QUARANTINE_FILE, TRUNCATED_FILE, SideFiles
 from sft.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def _funnel(job: Job, tally: Tally, side: SideFiles) -> dict[str, Any]:
         "kept": kept,
         "dropped": dict(sorted(dropped.items())),
         "bad": dict(sorted(bad.items())),
-        "truncated": tally.truncated,
+        "truncated": side.truncated,
     }
 
 
@@ -74,20 +74,21 @@ def check_outcome(manifest: dict[str, Any], path: Path, job: Job) -> None:
     if funnel["kept"] == 0:
         raise UserError(f"No row is left to train on ({_counts(funnel['dropped'])}){_length_hint(manifest)}.")
     stepped = "steps" in manifest
-    _tell(
-        funnel, path / (FUNNEL_FILE if stepped else DROPPED_FILE), path / (FUNNEL_FILE if stepped else QUARANTINE_FILE)
-    )
+    _tell(funnel, path, stepped)
 
 
-def _tell(funnel: dict[str, Any], dropped_file: Path, bad_file: Path) -> None:
+def _tell(funnel: dict[str, Any], path: Path, stepped: bool) -> None:
     rows, dropped = funnel["rows"] + funnel.get("made", 0), dict(funnel["dropped"])
     bad = dropped.pop("bad", 0)
     if bad:
-        log.warning("%d of %d rows are bad (%s): %s", bad, rows, _counts(funnel["bad"]), bad_file)
+        where = path / (FUNNEL_FILE if stepped else QUARANTINE_FILE)
+        log.warning("%d of %d rows are bad (%s): %s", bad, rows, _counts(funnel["bad"]), where)
     if dropped:
-        log.warning("%d of %d rows dropped (%s): %s", sum(dropped.values()), rows, _counts(dropped), dropped_file)
+        where = path / (FUNNEL_FILE if stepped else DROPPED_FILE)
+        log.warning("%d of %d rows dropped (%s): %s", sum(dropped.values()), rows, _counts(dropped), where)
     if funnel["truncated"]:
-        log.warning("%d of %d rows cut at max_length; they end without an end token", funnel["truncated"], rows)
+        where = path / TRUNCATED_FILE
+        log.warning("%d of %d rows cut at max_length, without an end token: %s", funnel["truncated"], rows, where)
 
 
 def _length_hint(manifest: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ from sft.recipe.schema import Recipe, Stage
 if TYPE_CHECKING:
     import datasets
 
-FORMAT_VERSION = 1  # raise it whenever the same inputs would give other rows
+FORMAT_VERSION = 2  # raise it whenever the same inputs would give other files
 CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 4_000_000
 PEEK_ROWS = 100
@@ -211,7 +211,8 @@ def _tokenize_chunk(
             side.drop(row, name, str(verdict.reason), length)
             continue
         _keep(verdict.tokens, name, writer, tally)
-        tally.truncated += verdict.truncated
+        if verdict.truncated:
+            side.cut(row, name, length)
 
 
 def _keep(tokens: Tokens, name: str, writer: store.ShardWriter, tally: Tally) -> None:

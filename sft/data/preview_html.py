@@ -3,71 +3,119 @@
 from __future__ import annotations
 
 import os
-from html import escape
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import jinja2
+
+from sft.data.layout import COLOURS
+from sft.data.lookup import cut_lengths, dropped_examples, first_cut
+from sft.data.pipeline.funnel import FunnelLine, funnel_lines
 from sft.data.prepare import PreparedStage
 from sft.data.segments import Document, documents_of
-from sft.data.statistics import labelled, statistics
+from sft.data.statistics import document_lengths, histogram, labelled, statistics
 from sft.files import write_text
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; } td { padding: .15rem 1rem .15rem 0; } td + td { text-align: right; }
-.layout { display: flex; height: 1.2rem; margin: .5rem 0; background: #eee; }
-.layout i { background: #8fb4d9; border-right: 2px solid #fff; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #fafafa; border: 1px solid #ddd; padding: .6rem; }
-.trained { background: #cdeccd; } .context { color: #777; } .boundary { background: #ffe58a; }
-h3 { font-size: 1rem; margin: 1rem 0 .2rem; }
-@media (prefers-color-scheme: dark) {
-  body { background: #1b1b1b; color: #ddd; } pre { background: #222; border-color: #444; } .context { color: #999; }
-  .trained { background: #1d4a1d; } .boundary { background: #665200; } .layout { background: #333; }
-}
-"""
+BINS = 40
+MAP_ROWS = 40  # rows whose layout is shown
+CUT_SHOWN = 60
+FOLDED = 2000  # documents of more tokens begin folded
 
 
 def write_page(
-    prepared: PreparedStage, tokenizer: Any, path: str | os.PathLike[str], *, title: str = "stage", rows: int = 20
+    prepared: PreparedStage,
+    tokenizer: Any,
+    path: str | os.PathLike[str],
+    *,
+    title: str = "stage",
+    numbers: Iterable[int] | None = None,
+    figures: Mapping[str, tuple[str, str]] | None = None,
 ) -> None:
-    """Write the statistics and the first `rows` rows to `path`, every document whole."""
-    counts = "".join(
-        f"<tr><td>{escape(label)}</td><td>{escape(value)}</td></tr>" for label, value in labelled(statistics(prepared))
+    """Write the stage's numbers and its rows `numbers` (default: the first 20) to `path`, every document whole.
+
+    `figures`: name -> (SVG text, caption) of what is drawn of the funnel.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    room = prepared.manifest["recipe"]["max_length"] or 0
-    shown = [
-        _row(number, prepared.dataset[number], tokenizer, room) for number in range(min(rows, len(prepared.dataset)))
+    chosen = range(min(20, len(prepared.dataset))) if numbers is None else list(numbers)
+    content = {"title": title, "figures": figures or {}, "folded": FOLDED, **_numbers(prepared)}
+    content |= _rows(prepared, tokenizer, list(chosen))
+    write_text(path, environment.get_template("preview.html.j2").render(content) + "\n")
+
+
+def _numbers(prepared: PreparedStage) -> dict[str, Any]:
+    """What the page says of the stage as a whole."""
+    manifest = prepared.manifest
+    lines, bins = funnel_lines(manifest), histogram(document_lengths(prepared), BINS)
+    last = dropped_examples(prepared, [reason for reason, _ in lines[-1].reasons])
+
+    def examples(line: FunnelLine, reason: str) -> list[dict[str, str]]:
+        return (line.examples if line.step else last).get(reason, [])
+
+    return {
+        "counts": labelled(statistics(prepared)),
+        "lines": lines,
+        "widest": max(*(line.rows_out + line.dropped for line in lines), 1),
+        "examples": examples,
+        "bins": bins,
+        "most": max((count for _, _, count in bins), default=1),
+        "truncated": manifest["funnel"]["truncated"],
+        "max_length": manifest["recipe"]["max_length"],
+        "packing": manifest["recipe"]["packing"],
+        "total": manifest["packs"],
+    }
+
+
+def _rows(prepared: PreparedStage, tokenizer: Any, numbers: list[int]) -> dict[str, Any]:
+    """The rows token by token, and how these and some more are laid out."""
+    # Those whose tokens are shown come first, so that each bar that can be followed is there.
+    mapped = list(dict.fromkeys([*numbers, *range(min(MAP_ROWS, len(prepared.dataset)))]))[
+        : max(MAP_ROWS, len(numbers))
     ]
-    legend = (
-        '<p><span class="trained">trained</span> <span class="context">context</span> '
-        '<span class="boundary">first token of a document, never trained</span></p>'
-    )
-    write_text(
-        path,
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(title)}</h1><table>{counts}</table>{legend}{''.join(shown)}</body></html>\n",
-    )
+    places = prepared.dataset.select_columns(["document_ids", "seq_lengths"])
+    layouts = [places[number] for number in sorted(mapped)]
+    cut = cut_lengths(prepared, layouts)
+    longest = max((sum(row["seq_lengths"]) for row in layouts), default=1)
+    room = prepared.manifest["recipe"]["max_length"] if prepared.manifest["recipe"]["packing"] else longest
+    shown, anchors = [], {}
+    for number in numbers:
+        row = prepared.dataset[number]
+        documents = list(documents_of(row, tokenizer, cut))
+        blocks = _blocks(number, row, cut, room, True)
+        shown.append({"number": number, "tokens": len(row["input_ids"]), "documents": documents, "blocks": blocks})
+        anchors.update({document.name: _anchor(number, document) for document in documents if document.missing})
+    known = [(name, tokens, anchors.get(name)) for name, tokens in first_cut(prepared, CUT_SHOWN)]
+    layout = [
+        (number, _blocks(number, row, cut, room, number in numbers))
+        for number, row in zip(sorted(mapped), layouts, strict=True)
+    ]
+    return {"rows": shown, "cut": known, "map": layout}
 
 
-def _row(number: int, row: dict[str, Any], tokenizer: Any, room: int) -> str:
-    total = max(room, len(row["input_ids"]))
-    layout = "".join(
-        f'<i style="width:{100 * length / total:.3f}%" title="{escape(name)}: {length} tokens"></i>'
-        for length, name in zip(row["seq_lengths"], row["document_ids"], strict=True)
-    )
-    documents = "".join(_document(document) for document in documents_of(row, tokenizer))
-    return (
-        f"<h2>row {number}: {len(row['input_ids'])} tokens, {len(row['seq_lengths'])} documents</h2>"
-        f'<div class="layout">{layout}</div>{documents}'
-    )
+def _anchor(number: int, document: Document) -> str:
+    return f"row-{number}-{document.number}"
 
 
-def _document(document: Document) -> str:
-    text = "".join(
-        f'<span class="{segment.kind}" title="{segment.kind}: {len(segment.ids)} tokens">{escape(segment.text)}</span>'
-        for segment in document.segments
-    )
-    return (
-        f"<h3>{document.number}. {escape(document.name)}: {document.tokens} tokens, {document.trained} trained</h3>"
-        f"<pre>{text}</pre>"
-    )
+def _blocks(
+    number: int, row: Mapping[str, Any], cut: Mapping[tuple[str, int], int], room: int, linked: bool
+) -> list[dict[str, Any]]:
+    """A block for each document of a row, in its order."""
+    blocks = []
+    for index, (name, length) in enumerate(zip(row["document_ids"], row["seq_lengths"], strict=True)):
+        whole = cut.get((name, length))
+        title = f"{name}: {length:,} tokens" + ("" if whole is None else f", cut: it had {whole:,}")
+        blocks.append(
+            {
+                "style": f"d{index % len(COLOURS)}" if whole is None else "cut",
+                "percent": 100 * length / room,
+                "title": title,
+                "anchor": f"row-{number}-{index + 1}" if linked else None,
+            }
+        )
+    return blocks

@@ -1,9 +1,10 @@
-"""Where rows go that aren't trained on: bad ones with their content, dropped ones with their place."""
+"""Side files of the store: bad rows with their content, dropped ones and those that were cut with their place."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -12,16 +13,19 @@ from sft.data.rows import BadRow, Row
 
 QUARANTINE_FILE = "quarantine.jsonl"
 DROPPED_FILE = "dropped.jsonl"
+TRUNCATED_FILE = "truncated.jsonl"
 
 
 class SideFiles:
-    """Writes `quarantine.jsonl` and `dropped.jsonl` into `folder` and counts what went there by reason."""
+    """Writes `quarantine.jsonl`, `dropped.jsonl` and `truncated.jsonl` into `folder`, and counts what went there."""
 
     def __init__(self, folder: Path) -> None:
         self.bad: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self.truncated = 0
         self._quarantine: IO[str] = open(folder / QUARANTINE_FILE, "w", encoding="utf-8")  # noqa: SIM115
         self._dropped: IO[str] = open(folder / DROPPED_FILE, "w", encoding="utf-8")  # noqa: SIM115
+        self._truncated: IO[str] = open(folder / TRUNCATED_FILE, "w", encoding="utf-8")  # noqa: SIM115
 
     def __enter__(self) -> SideFiles:
         return self
@@ -29,7 +33,7 @@ class SideFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in (self._quarantine, self._dropped):
+        for handle in (self._quarantine, self._dropped, self._truncated):
             handle.close()
 
     def quarantine(self, row: Row, bad: BadRow) -> None:
@@ -44,6 +48,19 @@ class SideFiles:
         self.dropped[reason] += 1
         record = {"source": row.source, "line": row.line, "id": row_id, "reason": reason, "tokens": tokens}
         self._dropped.write(_line(record))
+
+    def cut(self, row: Row, row_id: str, tokens: int) -> None:
+        """Note a row that is trained on up to max_length only: source, line, id and its whole length in tokens."""
+        self.truncated += 1
+        record = {"source": row.source, "line": row.line, "id": row_id, "tokens": tokens}
+        self._truncated.write(_line(record))
+
+
+def read_side_file(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a side file, one after the other: none of them need fit into memory whole."""
+    with open(path, encoding="utf-8") as handle:
+        for line in handle:
+            yield json.loads(line)
 
 
 def _line(record: dict[str, Any]) -> str:

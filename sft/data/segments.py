@@ -26,22 +26,35 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of a row: `number` counts from 1 in its row, `trained` is how many of its tokens are trained."""
+    """One document of a row.
+
+    `number` counts from 1 in its row, `trained` is how many of its tokens are trained. `whole` is its length before it
+    was cut at max_length; None where it wasn't.
+    """
 
     number: int
     name: str
     tokens: int
     trained: int
     segments: list[Segment]
+    whole: int | None = None
+
+    @property
+    def missing(self) -> int:
+        """Tokens that were cut off."""
+        return 0 if self.whole is None else self.whole - self.tokens
 
 
-def documents_of(row: Mapping[str, Any], tokenizer: Any) -> Iterator[Document]:
-    """The documents of a prepared row, in order."""
+def documents_of(
+    row: Mapping[str, Any], tokenizer: Any, cut: Mapping[tuple[str, int], int] | None = None
+) -> Iterator[Document]:
+    """The documents of a prepared row, in order. `cut`: whole lengths of those that were cut (`lookup.cut_lengths`)."""
     ids, mask = np.asarray(row["input_ids"]), np.asarray(row["assistant_masks"])
     start = 0
     for number, (length, name) in enumerate(zip(row["seq_lengths"], row["document_ids"], strict=True), start=1):
         part = slice(start, start + length)
-        yield Document(number, name, length, int(mask[part].sum()), _segments(ids[part], mask[part], tokenizer))
+        segments = _segments(ids[part], mask[part], tokenizer)
+        yield Document(number, name, length, int(mask[part].sum()), segments, (cut or {}).get((name, length)))
         start += length
 
 

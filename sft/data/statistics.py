@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,6 @@ class Statistics:
     fill: float | None
     documents_per_pack: float
     percentiles: dict[int, int]
-    dropped: dict[str, int]
     truncated: int
 
 
@@ -33,6 +33,17 @@ def document_lengths(prepared: PreparedStage) -> NDArray[np.int64]:
     column = prepared.dataset.data.column("seq_lengths")
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+
+def histogram(lengths: NDArray[np.int64], bins: int) -> list[tuple[int, int, int]]:
+    """(from, to, count) of at most `bins` + 1 ranges `from <= length < to` of round, equal width, up to the longest."""
+    if not len(lengths):
+        return []
+    longest = int(lengths.max()) + 1
+    power = 10 ** max(math.floor(math.log10(longest / bins)), 0)
+    width = next(step * power for step in (1, 2, 5, 10) if step * power * bins >= longest)
+    counts = np.bincount(lengths // width)
+    return [(number * width, (number + 1) * width, int(count)) for number, count in enumerate(counts)]
 
 
 def statistics(prepared: PreparedStage) -> Statistics:
@@ -49,7 +60,6 @@ def statistics(prepared: PreparedStage) -> Statistics:
         fill=manifest["tokens"] / room if manifest["recipe"]["packing"] and room else None,
         documents_per_pack=manifest["documents"] / max(manifest["packs"], 1),
         percentiles={p: int(np.percentile(lengths, p, method="nearest")) for p in PERCENTILES} if len(lengths) else {},
-        dropped=manifest["funnel"]["dropped"],
         truncated=manifest["funnel"]["truncated"],
     )
 
@@ -60,7 +70,6 @@ def labelled(counts: Statistics) -> list[tuple[str, str]]:
     lines = [
         ("rows read", f"{counts.rows_read:,}"),
         ("documents kept", f"{counts.documents:,}"),
-        *((f"dropped: {reason}", f"{number:,}") for reason, number in counts.dropped.items()),
         ("truncated", f"{counts.truncated:,}"),
         ("rows to train on", f"{counts.packs:,} ({counts.documents_per_pack:.1f} documents each)"),
         ("tokens", f"{counts.tokens:,}"),

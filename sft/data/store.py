@@ -3,6 +3,7 @@
 <root>/<key>/manifest.json      what it was made from, the funnel, the shards' sizes and hashes
 <root>/<key>/rows-00000.arrow   the rows that are trained on (Arrow stream, opened memory-mapped)
 <root>/<key>/quarantine.jsonl   bad rows      <root>/<key>/dropped.jsonl   rows that the policies dropped
+<root>/<key>/truncated.jsonl    rows that were cut at max_length
 <root>/.locks/<key>             held while a process builds <key>
 <root>/.building-<key>          the folder being built; left behind by a kill, removed by the next run
 """

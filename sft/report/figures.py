@@ -1,107 +1,33 @@
-"""The report's figures, drawn without a display."""
+"""The report's figures of training and evaluations."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sft.evaluate.run import read_samples
 from sft.report.collect import RunFacts
+from sft.report.drawing import COLORS, START, as_png, as_svg, drawing, legend, log_ticks, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_START = "#9aa0a6"
-_COLORS = ("#4269d0", "#3ca951", "#efb118", "#ff725c", "#a463f2", "#6cc5b0", "#9c6b4e")
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sft",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.dpi": 110,
-    "figure.constrained_layout.use": True,
-}
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        yield
 
 
 def draw_all(run: RunFacts) -> dict[str, tuple[str, bytes, str]]:
     """Name -> (SVG text, PNG bytes, caption) of every figure for which there is data."""
     drawn = {}
     for name, (draw, caption) in FIGURES.items():
-        with _drawing():
+        with drawing():
             figure = draw(run)
             if figure is not None:
-                drawn[name] = (_svg(figure), _png(figure), caption)
+                drawn[name] = (as_svg(figure), as_png(figure), caption)
     return drawn
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
-
-
-def _panels(count: int, *, height: float = 3.0) -> tuple[Any, list[Any]]:
-    """A figure with `count` panels beside and below each other; they share the vertical scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = count if count <= 3 else 2 if count == 4 else 3
-    rows = -(-count // columns)
-    figure = Figure(figsize=(9.2, height * rows))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for unused in axes[count:]:
-        unused.set_visible(False)
-    return figure, list(axes[:count])
-
-
-def _legend(figure: Any, axis: Any) -> None:
-    """The legend of all panels, above them."""
-    handles, labels = axis.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside upper right", ncols=min(len(labels), 8), fontsize=9)
-
-
-def _log_ticks(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 of each power of ten, in plain digits."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter("{x:g}")
 
 
 def point_color(run: RunFacts, point: str) -> str:
     """The colour of a point, the same in every figure; the start is grey."""
     others = [name for name in run.points if name != "start"]
-    return _START if point == "start" else _COLORS[others.index(point) % len(_COLORS)]
+    return START if point == "start" else COLORS[others.index(point) % len(COLORS)]
 
 
 def draw_accuracy(run: RunFacts) -> Figure | None:
@@ -109,7 +35,7 @@ def draw_accuracy(run: RunFacts) -> Figure | None:
     suites = [s for s in run.suites if any(run.metrics(p, s) for p in run.points)]
     if not suites:
         return None
-    figure, axes = _panels(len(suites))
+    figure, axes = panels(len(suites))
     for axis, suite in zip(axes, suites, strict=True):
         points = [point for point in run.points if run.metrics(point, suite)]
         entries: list[dict[str, Any]] = [run.metrics(point, suite) or {} for point in points]
@@ -117,7 +43,7 @@ def draw_accuracy(run: RunFacts) -> Figure | None:
         for index, group in enumerate(groups if len(groups) > 1 else []):
             places = [i for i, entry in enumerate(entries) if group in entry.get("by_group", {})]
             values = [100 * entries[i]["by_group"][group]["pass_at_1"] for i in places]
-            axis.plot(places, values, "o-", color=_COLORS[index % len(_COLORS)], lw=1, ms=3, label=group)
+            axis.plot(places, values, "o-", color=COLORS[index % len(COLORS)], lw=1, ms=3, label=group)
         _errorbar(axis, range(len(points)), entries, color="#222", label="all" if len(groups) > 1 else None, lw=2)
         axis.set_xticks(range(len(points)), points, rotation=20 if len(points) > 3 else 0)
         axis.set_xlim(-0.4, len(points) - 0.6)
@@ -127,7 +53,7 @@ def draw_accuracy(run: RunFacts) -> Figure | None:
         if len(groups) > 1 and len(suites) > 1:
             axis.legend(fontsize=8)
     if len(suites) == 1:
-        _legend(figure, axes[0])
+        legend(figure, axes[0])
     axes[0].set_ylabel("pass@1, %")
     return figure
 
@@ -137,7 +63,7 @@ def draw_steps(run: RunFacts) -> Figure | None:
     suites = [s for s in run.suites if any((run.metrics(p, s) or {}).get("by_steps") for p in run.points)]
     if not suites:
         return None
-    figure, axes = _panels(len(suites))
+    figure, axes = panels(len(suites))
     for axis, suite in zip(axes, suites, strict=True):
         for point in run.points:
             by_steps = (run.metrics(point, suite) or {}).get("by_steps") or {}
@@ -150,7 +76,7 @@ def draw_steps(run: RunFacts) -> Figure | None:
         axis.set_title(suite)
         axis.set_xlabel("reasoning steps of the problem")
     axes[0].set_ylabel("pass@1, %")
-    _legend(figure, max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
+    legend(figure, max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
     return figure
 
 
@@ -172,7 +98,7 @@ def draw_loss(run: RunFacts) -> Figure | None:
     stages = [stage for stage in run.stages if any("loss" in entry for entry in stage.log)]
     if not stages:
         return None
-    figure, axes = _panels(len(stages))
+    figure, axes = panels(len(stages))
     for axis, stage in zip(axes, stages, strict=True):
         entries = [entry for entry in stage.log if "loss" in entry]
         steps, losses = [e["step"] for e in entries], [float(e["loss"]) for e in entries]
@@ -183,7 +109,7 @@ def draw_loss(run: RunFacts) -> Figure | None:
         axis.set_xlabel("step")
         if min(losses) > 0:
             axis.set_yscale("log")
-            _log_ticks(axis.yaxis)
+            log_ticks(axis.yaxis)
     axes[0].set_ylabel("loss per supervised token")
     return figure
 
@@ -213,17 +139,17 @@ def draw_lengths(run: RunFacts) -> Figure | None:
     everything = [length for point in points for lengths in tokens[point] for length in lengths]
     shortest, longest = min(everything), max(everything) + 1
     bins = [shortest * (longest / shortest) ** (index / 32) for index in range(33)]
-    figure, axes = _panels(len(points), height=2.4)
+    figure, axes = panels(len(points), height=2.4)
     for axis, point in zip(axes, points, strict=True):
         right, other = tokens[point]
         axis.hist([right, other], bins=bins, stacked=True, color=["#3ca951", "#d7d7d7"], label=["right", "not right"])
         axis.set_xscale("log")
         axis.set_xlim(shortest / 1.1, longest * 1.1)
-        _log_ticks(axis.xaxis)
+        log_ticks(axis.xaxis)
         axis.set_title(point)
         axis.set_xlabel("tokens of the completion")
     axes[0].set_ylabel("samples")
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -232,7 +158,7 @@ def draw_throughput(run: RunFacts) -> Figure | None:
     stages = [stage for stage in run.stages if any(entry.get("tokens_per_second") for entry in stage.log)]
     if not stages:
         return None
-    figure, axes = _panels(1, height=2.6)
+    figure, axes = panels(1, height=2.6)
     began = 0.0
     for stage in stages:
         entries = [entry for entry in stage.log if entry.get("tokens_per_second") and "seconds" in entry]
@@ -243,7 +169,7 @@ def draw_throughput(run: RunFacts) -> Figure | None:
     axes[0].set_ylim(0, 1.1 * axes[0].get_ylim()[1])
     axes[0].set_xlabel("minutes of training")
     axes[0].set_ylabel("tokens per second")
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 

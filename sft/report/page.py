@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from sft.recipe.layout import RunLayout
 from sft.recipe.schema import Recipe
 from sft.report import tables
 from sft.report.collect import RunFacts, collect
+from sft.report.drawing import unique_ids
 from sft.report.figures import draw_all
+from sft.report.funnel_figures import draw_data
 
 _SHOWN_SAMPLES = 3
 _LONGEST_TEXT = 6_000
@@ -27,15 +28,26 @@ def write_report(recipe: Recipe, layout: RunLayout) -> Path:
     """
     run = collect(recipe, layout)
     figures = draw_all(run)
+    data_figures = _data_figures(run)
     folder = layout.report
-    for name, (_, png, _) in figures.items():
+    drawn = {**figures, **{name: figure for stage in data_figures.values() for name, figure in stage.items()}}
+    for name, (_, png, _) in drawn.items():
         with atomic_open(folder / "figures" / f"{name}.png", "wb") as handle:
             handle.write(png)
-    content = _content(run, layout) | {"figures": figures}
+    content = _content(run, layout) | {"figures": figures, "data_figures": data_figures}
     page = folder / "index.html"
     write_text(folder / "report.md", _environment(False).get_template("report.md.j2").render(content))
     write_text(page, _environment(True).get_template("page.html.j2").render(content))
     return page
+
+
+def _data_figures(run: RunFacts) -> dict[str, dict[str, tuple[str, bytes, str]]]:
+    """Of each stage whose data has steps: its figures, by names that are unique in the report."""
+    return {
+        stage.name: {f"data-{stage.name}-{name}": figure for name, figure in draw_data(stage.data).items()}
+        for stage in run.stages
+        if stage.data.get("steps")
+    }
 
 
 def _environment(escape: bool) -> jinja2.Environment:
@@ -50,11 +62,6 @@ def _environment(escape: bool) -> jinja2.Environment:
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     environment.filters["unique_ids"] = unique_ids
     return environment
-
-
-def unique_ids(svg: str, name: str) -> str:
-    """The SVG with its ids made unique in the page: matplotlib names clip paths and markers alike in every figure."""
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
 
 
 def _content(run: RunFacts, layout: RunLayout) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sft.data.pipeline.funnel import HEAD, funnel_lines
 from sft.report.collect import RunFacts, StageFacts
 
 
@@ -135,6 +136,14 @@ def data_rows(run: RunFacts) -> list[list[str]]:
             ]
         )
     return rows
+
+
+FUNNEL_HEAD = HEAD
+
+
+def funnel_rows(stage: StageFacts) -> list[list[str]]:
+    """What became of the stage's rows, step by step; empty where its data has no steps."""
+    return [line.cells for line in funnel_lines(stage.data)] if stage.data.get("steps") else []
 
 
 def _dropped(funnel: dict[str, Any]) -> str:

@@ -91,6 +91,13 @@ class Builder:
     def _inputs(self, node: Node) -> list[Shard]:
         return [shard for child in node.inputs for shard in self.built[child.key].shards]
 
+    def _read_from(self, node: Node) -> list[str]:
+        """Keys of the nodes whose rows go into this one; a concatenation stands for what meets there."""
+        keys = []
+        for child in node.inputs:
+            keys += self._read_from(child) if child.step == "concatenate" else [child.key]
+        return keys
+
     def _concatenated(self, node: Node) -> Built:
         shards = [
             replace(shard, name=name)
@@ -121,7 +128,7 @@ class Builder:
             markers = self._table_step(node, folder)
         else:
             markers = self._row_step(node, folder)
-        entry = _entry(node, markers, folder, time.monotonic() - started)
+        entry = _entry(node, self._read_from(node), markers, folder, time.monotonic() - started)
         self._check_passed_on(node, entry)
         manifest = {
             "key": node.key,
@@ -242,15 +249,22 @@ def _find(folder: Path) -> dict[str, Any] | None:
     return manifest if whole else None
 
 
-def _entry(node: Node, markers: list[dict[str, Any]], folder: Path, seconds: float) -> dict[str, Any]:
+def _entry(
+    node: Node, inputs: list[str], markers: list[dict[str, Any]], folder: Path, seconds: float
+) -> dict[str, Any]:
     """A node's line of the funnel: the sum of its shards' markers."""
     names = ("taken", "kept", "dropped", "replaced", "made")
     reasons: Counter[str] = Counter()
     lengths: Counter[str] = Counter()
+    pass_rates: Counter[str] = Counter()
+    sources: dict[str, Counter[str]] = {}
     examples: dict[str, list[dict[str, str]]] = {}
     for marker in markers:
         reasons.update(marker["reasons"])
         lengths.update(marker["lengths"])
+        pass_rates.update(marker["pass_rates"])
+        for name, counts in marker["sources"].items():
+            sources.setdefault(name, Counter()).update(counts)
         for reason, found in marker["examples"].items():
             examples.setdefault(reason, []).extend(found)
     usage = folder / "work" / "usage.json"
@@ -258,10 +272,13 @@ def _entry(node: Node, markers: list[dict[str, Any]], folder: Path, seconds: flo
         "title": node.title,
         "step": node.step,
         "key": node.key,
+        "inputs": inputs,
         **{name: sum_counts([marker[name] for marker in markers]) for name in names},
         "reasons": dict(sorted(reasons.items())),
         "examples": {reason: found[:EXAMPLES] for reason, found in sorted(examples.items())},
         "lengths": dict(sorted(lengths.items(), key=lambda item: int(item[0]))),
+        "sources": {name: dict(counts) for name, counts in sorted(sources.items())},
+        "pass_rates": dict(sorted(pass_rates.items(), key=lambda item: float(item[0]))),
         "shards": len(markers),
         "seconds": round(seconds, 3),
         "shard_seconds": round(sum(marker["seconds"] for marker in markers), 3),

@@ -20,7 +20,7 @@ from sft.files import sha256_json
 from sft.recipe.schema import DataSection, DataSource, Templates
 from sft.recipe.steps import StepEntry
 
-FORMAT_VERSION = 1  # raised when the same inputs would be stored as other bytes
+FORMAT_VERSION = 2  # raised when the same inputs would be stored as other bytes
 MEASURE = "measure"
 
 

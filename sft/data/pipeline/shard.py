@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -121,6 +122,8 @@ class ShardWriter:
         self._reasons: Counter[str] = Counter()
         self._examples: dict[str, list[dict[str, str]]] = {}
         self._lengths: Counter[int] = Counter()
+        self._sources: dict[str, Counter[str]] = {}
+        self._pass_rates: Counter[float] = Counter()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -160,6 +163,10 @@ class ShardWriter:
         self._counts["kept"].add(record)
         if record.tokens is not None:
             self._lengths[length_bin(record.tokens)] += 1
+        self._sources.setdefault(record.source, Counter()).update(rows=1, tokens=record.tokens or 0)
+        rate = pass_rate(record)
+        if rate is not None:
+            self._pass_rates[math.floor(10 * rate) / 10] += 1
         self._kept.add(record)
 
     def _drop(self, outcome: Dropped) -> None:
@@ -180,12 +187,23 @@ class ShardWriter:
             "reasons": dict(sorted(self._reasons.items())),
             "examples": dict(sorted(self._examples.items())),
             "lengths": {str(edge): count for edge, count in sorted(self._lengths.items())},
+            "sources": {name: dict(counts) for name, counts in sorted(self._sources.items())},
+            "pass_rates": {str(edge): count for edge, count in sorted(self._pass_rates.items())},
             "files": {path.name: _content(path) for path in (self._kept.path, self._dropped.path)},
             "seconds": round(seconds, 3),
         }
         _check_balance(marker, self._kept.path)
         write_json(marker_path(self._folder, self._number), marker)
         return marker
+
+
+def pass_rate(record: Record) -> float | None:
+    """The share of the answers to the row's problem that are right, where a step found it out."""
+    for step in ("select", "explode_rollouts"):
+        rate: float | None = (record.facts.get(step) or {}).get("pass_rate")
+        if rate is not None:
+            return rate
+    return None
 
 
 def length_bin(tokens: int) -> int:
