@@ -17,7 +17,7 @@ BEFORE = "#c9cdd2"
 _REASONS = (COLORS[3], COLORS[2], COLORS[4], COLORS[1], COLORS[6], COLORS[5])
 _OTHER = START
 _BAR_HEIGHT = 0.32  # inches
-_NAME = 28  # characters of a source's or a step's name
+_NAME, _TITLE = 28, 24  # characters of a name beside a bar, and of one over a panel
 
 Entries = list[dict[str, Any]]
 
@@ -82,7 +82,7 @@ def draw_lengths(manifest: dict[str, Any]) -> Figure | None:
         axis.set_xlim(max(min(edges), 1) / 1.1, 1.1 * _next_edge(max(edges)))
         log_ticks(axis.xaxis)
         axis.tick_params(axis="x", labelrotation=45)
-        axis.set_title(_shortened(entry["title"]))
+        axis.set_title(_shortened(entry["title"], _TITLE))
         axis.yaxis.set_major_formatter("{x:,.0f}")
     figure.supxlabel("tokens of a row", fontsize=10)
     axes[0].set_ylabel("rows")
@@ -152,7 +152,7 @@ def draw_difficulty(manifest: dict[str, Any]) -> Figure | None:
         axis.bar([edge + 0.05 for edge in edges], entry["pass_rates"].values(), width=0.092, color=KEPT)
         axis.set_xlim(-0.02, 1.12)
         axis.set_xticks([0.0, 0.25, 0.5, 0.75, 1.05], ["0", "25%", "50%", "75%", "all"])
-        axis.set_title(f"after {_shortened(entry['title'])}")
+        axis.set_title(_shortened(entry["title"], _TITLE))
         axis.set_xlabel("right answers to the problem")
     axes[0].set_ylabel("rows")
     return figure
@@ -165,13 +165,16 @@ def _names(axis: Any, names: list[str]) -> None:
     axis.grid(axis="y", visible=False)
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 1]}\u2026{name[-_NAME // 2 :]}"
+def _shortened(name: str, limit: int = _NAME) -> str:
+    return name if len(name) <= limit else f"{name[: limit // 2 - 1]}\u2026{name[-limit // 2 :]}"
 
 
 FIGURES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "funnel": (draw_funnel, "Rows through the steps: those that go on, and those that end there, by reason."),
     "lengths": (draw_lengths, "Lengths of the rows before and after each step that changed them."),
     "sources": (draw_sources, "What each source gives after the last step."),
-    "difficulty": (draw_difficulty, "Rows by the share of right answers to their problem."),
+    "difficulty": (
+        draw_difficulty,
+        "Rows by the share of right answers to their problem, after each step that changed which rows there are.",
+    ),
 }
