@@ -32,6 +32,18 @@ _LONGEST_ANSWER = 500
 _MOST_TASKS, _LARGEST = 5000, 1 << 30
 _RENEW = 3
 _PR_SET_PDEATHSIG = 1
+_USUAL = (
+    *("1/2", "0.5", "x=5", "(1, 2]", r"\{1, x^2\}", r"\frac{\sqrt{3}}{2}", r"\left( 3, \frac{\pi}{2} \right)", "p - q"),
+    *(
+        r"3\sqrt{13}",
+        r"[-2,7] \cup (8, \infty)",
+        r"x^3+3x-6",
+        "11,-5",
+        r"\begin{pmatrix} 1 & -2 \\ 0 & 3 \end{pmatrix}",
+    ),
+    *(r"6 - 5i", r"\log_2 8", r"\sin(2x) + e^{-x}", r"2^{n-1} \cdot 3!", r"y = 2x + 3", r"x \ge -1", r"\binom{5}{2}"),
+    *(r"\pm 19", r"-\frac{1}{3}", r"\text{even}", r"\frac{a+b}{c-d}", r"1 \pm \sqrt{19}", r"(3,-2,5)", r"120^\circ"),
+)
 
 
 # Rollouts of one problem have one gold answer and few different answers.
@@ -172,9 +184,10 @@ def _prepare(memory_limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
-    # Imports what comparing needs and warms its caches, for all forks.
-    for prediction, gold in (("1/2", "0.5"), (r"\frac{\sqrt{3}}{2}", r"\{1, x^2\}"), ("x=5", "(1, 2]")):
-        judge(prediction, gold, False)
+    # Imports what comparing needs, and shows the parser what answers look like: all forks know it then.
+    for gold, other in zip(_USUAL, [*_USUAL[1:], _USUAL[0]], strict=True):
+        judge(other, gold, False)
+    judge.cache_clear()
     gc.freeze()
 
 
