@@ -18,7 +18,7 @@ from sft.errors import UserError
 from sft.evaluate import evaluate, model_fingerprint, read_samples
 from sft.evaluate.metrics import summarize
 from sft.evaluate.suites import load_problems, render_prompt
-from sft.recipe.schema import DataSection, EvaluateSection, Source, SuiteSection
+from sft.recipe.schema import DataSection, DataSource, EvaluateSection, Source, SuiteSection
 
 HELPER = Path(__file__).with_name("chat_model_for_evaluation.py")
 
@@ -241,7 +241,8 @@ def test_prompts_are_rendered_with_the_stage_templates_unless_the_suite_has_its_
     from sft.evaluate.suites import Problem
 
     problem = Problem("1", "a {x} b", "1", None, None)
-    defaults = DataSection(sources=[Source(path="x")], prompt_template=r"in \boxed{}. {prompt}", system_prompt="be.")
+    sources = [DataSource(path="x")]
+    defaults = DataSection(sources=sources, prompt_template=r"in \boxed{}. {prompt}", system_prompt="be.")
     bare = SuiteSection(name="s", source=Source(path="x"))
     own = SuiteSection(name="s", source=Source(path="x"), prompt_template="q {prompt}", system_prompt="no.")
     end = "<|end|><|assistant|>"
