@@ -51,7 +51,7 @@ def scan_module() -> ModuleType:
 
 
 def set_order(seed: int) -> None:
-    """The order in which threads of a block take turns: 0 as numbered, 1 backwards, else shuffled by this seed."""
+    """0: threads of a block take turns; 1: the last warp runs ahead as far as it can; 2, 3, ..: another warp does."""
     library().emulator_order(seed)
 
 

@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <map>
 #include <numeric>
-#include <random>
 #include <vector>
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -101,13 +100,15 @@ void run_block(size_t count, size_t shared) {
   std::vector<size_t> order(count);
   std::iota(order.begin(), order.end(), 0);
   if (order_seed == 1) std::reverse(order.begin(), order.end());
-  if (order_seed > 1) std::shuffle(order.begin(), order.end(), std::mt19937(order_seed));
+  if (order_seed > 1) std::rotate(order.begin(), order.begin() + order_seed * kWarp % count, order.end());
   while (gone < count && !failure) {
     bool moved = false;
-    for (size_t index : order) {
-      if (!may_go(threads[index], index) || failure) continue;
-      resume(index);
+    for (size_t i = 0; i < count && !failure; ++i) {
+      if (!may_go(threads[order[i]], order[i])) continue;
+      resume(order[i]);
       moved = true;
+      // Out of turn, the first that can go on goes on: warps run as far ahead of each other as they are let.
+      if (order_seed > 0 && i % kWarp == kWarp - 1) i -= kWarp;
     }
     if (at_barrier && at_barrier + gone == count)
       open_barrier();
@@ -168,5 +169,5 @@ const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidDevice ? "invalid device ordinal" : "invalid argument";
 }
 
-// The order in which threads take turns: 0 as numbered, 1 backwards, else shuffled by this seed.
+// The order in which threads take turns: 0 in turn; 1 the last warps first and as far as they can, 2, 3, .. another warp.
 extern "C" void emulator_order(int seed) { order_seed = static_cast<size_t>(seed); }
