@@ -96,12 +96,13 @@ def library(arch: str) -> ctypes.CDLL:
 @functools.cache
 def problem() -> str | None:
     """None if the CUDA backend works on the current device, else why not and what to do."""
-    if compiler() is None:
-        return f"nvcc was not found: {REMEDY}"
+    missing = [] if compiler() else [f"nvcc was not found: {REMEDY}"]
     if not torch.cuda.is_available():
         built = torch.version.cuda is not None
         why = "no driver or no device is visible" if built else "this torch is built without CUDA: install one with it"
-        return f"torch sees no CUDA device ({why})"
+        missing.append(f"torch sees no CUDA device ({why})")
+    if missing:
+        return "; ".join(missing)
     from .cuda_call import check_device
 
     try:

@@ -4,8 +4,8 @@ Every op registers its backends here, best first. `SAMBAY_KERNELS` chooses one f
 
     auto       the best one that is available for the tensor's device (the default)
     triton     Triton kernels (CUDA)
-    cuda       CUDA C++ extension
-    cpp        C++ extension (CPU)
+    cuda       CUDA C++ (scan and gate), built by nvcc on first use; behind Triton until measured
+    cpp        C++ (CPU), built on first use
     torch      plain torch, any device
     reference  plain loops in time, for tests and benchmarks only
 

@@ -108,6 +108,22 @@ def _compiler() -> Iterator[Finding]:
         yield Finding("C++ compiler", "note", f"none, so CPU kernels run in plain torch, slower: {REMEDY}")
     else:
         yield Finding("C++ compiler", "ok", path)
+    yield from _cuda_compiler()
+
+
+def _cuda_compiler() -> Iterator[Finding]:
+    """nvcc, where there is a GPU that it could compile for."""
+    import torch
+    from sambay_kernels.cuda_build import REMEDY, compiler
+
+    if not torch.cuda.is_available():
+        return
+    path = compiler()
+    if path is None:
+        text = f"not found (optional: SAMBAY_KERNELS=cuda needs it, the default is Triton); {REMEDY}"
+        yield Finding("nvcc", "note", text)
+    else:
+        yield Finding("nvcc", "ok", f"{path}; SAMBAY_KERNELS=cuda builds and takes the CUDA C++ kernels")
 
 
 def _devices() -> Iterator[Finding]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels import differential_attention, gmu_gate, linear_cross_entropy
+from sambay_kernels import cuda_build, differential_attention, gmu_gate, linear_cross_entropy
 from sambay_kernels.segments import LONGEST
 from torch import Tensor
 
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.gpu
 
 LENGTHS = [0, 1, 2, 700, 0, LONGEST + 77, 513, 64]
 BACKENDS = ("triton", "torch")
+WITH_CUDA = ("triton", "cuda", "torch")  # the ops that have CUDA C++ kernels
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
 
 
@@ -25,10 +28,19 @@ def on_gpu(case: ops.Case, dtype: torch.dtype, half: tuple[str, ...]) -> ops.Cas
     return replace(case, tensors=tensors)
 
 
+@contextmanager
+def chosen(name: str) -> Iterator[None]:
+    """The backend for float32 and below; skips where there is no nvcc for `cuda`, and fails where it doesn't work."""
+    if name == "cuda" and cuda_build.compiler() is None:
+        pytest.skip(f"no nvcc: {cuda_build.REMEDY}")
+    with ops.backend(name):
+        yield
+
+
 def run(case: ops.Case, name: str) -> dict[str, Tensor]:
     """Outputs and gradients on the GPU (packed_ops.run works on CPU)."""
     leaves = {key: value.detach().clone().requires_grad_() for key, value in case.tensors.items()}
-    with ops.backend(name):
+    with chosen(name):
         y, final = case.op(**leaves, cu_seqlens=case.cu_seqlens.cuda())
         weights = ops.loss_weights({"y": y.shape, "final_state": final.shape})
         upstream = [weights["y"].cuda().to(y.dtype), weights["final_state"].cuda().to(final.dtype)]
@@ -36,11 +48,11 @@ def run(case: ops.Case, name: str) -> dict[str, Tensor]:
     return {"y": y, "final_state": final, **{f"d_{key}": grad for key, grad in zip(leaves, grads, strict=True)}}
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", WITH_CUDA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("channels", [128, 100])
-def test_scan(name: str, dtype: torch.dtype, channels: int) -> None:
-    case = ops.scan_case(LENGTHS, channels=channels)
+@pytest.mark.parametrize(("channels", "states"), [(128, 16), (100, 16), (100, 40)])
+def test_scan(name: str, dtype: torch.dtype, channels: int, states: int) -> None:
+    case = ops.scan_case(LENGTHS, channels=channels, states=states)
     case.tensors["delta"].sub_(3.0)
     case = on_gpu(case, dtype, ("u", "delta", "B", "C", "z"))
     exact = run(replace(case, tensors={key: value.double() for key, value in case.tensors.items()}), "torch")
@@ -48,7 +60,7 @@ def test_scan(name: str, dtype: torch.dtype, channels: int) -> None:
     loose = {key: 1e-4 for key in ("d_A", "d_D", "d_delta_bias", "d_initial_state", "final_state")}
     ops.assert_close(found, exact, BOUNDS[dtype], **(loose if dtype == torch.float32 else {}))
     again = run(case, name)
-    assert name != "triton" or all(torch.equal(found[key], again[key]) for key in found)
+    assert name == "torch" or all(torch.equal(found[key], again[key]) for key in found)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -59,14 +71,14 @@ def test_conv(name: str, dtype: torch.dtype) -> None:
     ops.assert_close(run(case, name), exact, BOUNDS[dtype])
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", WITH_CUDA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gate(name: str, dtype: torch.dtype) -> None:
     fused = torch.randn(777, 2 * 1040, device="cuda", dtype=dtype)
     results = []
     for wide, backend in ((dtype, name), (torch.float64, "torch")):
         leaf = fused.to(wide).requires_grad_()
-        with ops.backend(backend):
+        with chosen(backend):
             out = gmu_gate(*leaf.chunk(2, -1))
         results.append([out, *torch.autograd.grad(out, leaf, torch.ones_like(out))])
     for found, want in zip(*results, strict=True):
