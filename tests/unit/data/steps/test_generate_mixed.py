@@ -17,10 +17,14 @@ from sft.data.pipeline.context import Context
 from sft.data.pipeline.record import Record
 from sft.data.steps.base import Dropped, Outcome, Replaced
 from sft.data.steps.generate import Generate
+from sft.data.teacher.answer import CHAT, Request
+from sft.data.teacher.journal import Journal
+from sft.data.teacher.local_student import LocalStudent
 from sft.data.teacher.mixed import cut
 from sft.errors import UserError
+from sft.generate import engine
 from sft.model.load import load_tokenizer
-from sft.recipe.steps.generate import GenerateStep
+from sft.recipe.steps.generate import Checkpoint, GenerateStep
 
 QUESTION = "What is 2+2?"
 REFERENCE = "<think>\nTwo and two make four.\n</think>\n\nThe answer is \\boxed{4}."
@@ -308,6 +312,33 @@ def test_a_checkpoint_answers_as_the_student(teacher: TeacherServer, student: Te
     assert run_rows("generate", some, place, **settings) == outcomes
     assert (place.folder / "answers-0000.jsonl").read_text() == lines and not student.seen
     assert len(list(place.folder.glob("answers-*"))) == 1, "everything was in the journal"
+
+
+def test_each_answer_has_its_own_limit_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are decoded together up to the largest limit: one that ended beyond its own was cut off before."""
+    journal = Journal(tmp_path, lambda number, line: None)
+    student = LocalStudent(Checkpoint(checkpoint="toy"), journal)
+    tokenizer = load_tokenizer("tiny")
+    monkeypatch.setattr(student, "_load", lambda: (None, tokenizer))
+    ids = tokenizer("2 + 2 = 4", add_special_tokens=False)["input_ids"]
+
+    def generate(model: Any, tokenizer: Any, prompts: Any, *, on_done: Any, **sampling: Any) -> None:
+        assert sampling["max_new_tokens"] == len(ids)
+        for index in range(len(prompts)):
+            on_done(index, engine.Generation(ids, finished=True))
+
+    monkeypatch.setattr(engine, "generate_batch", generate)
+    messages = [{"role": "user", "content": QUESTION}]
+    sampling = {"temperature": 0.0, "top_p": 1.0}
+    requests = [
+        Request("student", CHAT, {"messages": messages, "max_tokens": limit, **sampling}, 0)
+        for limit in (len(ids) - 2, len(ids))
+    ]
+    student.prepare(requests)
+    cut_off, whole = journal.get(requests[0]), journal.get(requests[1])
+    assert cut_off is not None and whole is not None
+    assert cut_off.truncated and cut_off.content == tokenizer.decode(ids[:-2])
+    assert not whole.truncated and whole.content == tokenizer.decode(ids)
 
 
 def _greedy(model: Any, tokenizer: Any, prompt: str, limit: int) -> tuple[list[int], bool]:
