@@ -169,5 +169,5 @@ const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidDevice ? "invalid device ordinal" : "invalid argument";
 }
 
-// The order in which threads take turns: 0 in turn; 1 the last warps first and as far as they can, 2, 3, .. another warp.
+// The order in which threads run: 0 in turn; 1 the last warp first and as far as it can; 2, 3, .. another warp first.
 extern "C" void emulator_order(int seed) { order_seed = static_cast<size_t>(seed); }
