@@ -104,6 +104,14 @@ def _write(folder: Path, source: Source, max_shard_size: str) -> None:
         _write_model(folder, source, max_shard_size)
     if source.tokenizer is not None:
         source.tokenizer.save_pretrained(folder)
+        _name_tokenizer_class(folder / "tokenizer_config.json")
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    """Call the tokenizer by the name that transformers 4 knows too; for transformers 5 it is the same class."""
+    config = read_json(path) if path.is_file() else {}
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _write_adapter(folder: Path, source: Source) -> None:

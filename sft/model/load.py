@@ -36,18 +36,31 @@ def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> PreTrai
         from sft.data.tiny_tokenizer import build_tokenizer
 
         return build_tokenizer()
-    from transformers import AutoTokenizer
-
     path = Path(name_or_path)
     if path.exists() and not (path / "tokenizer_config.json").exists() and not (path / "tokenizer.json").exists():
         raise UserError(f"{name_or_path} holds no tokenizer (no tokenizer_config.json); set model.tokenizer")
     _refuse_missing_folder(name_or_path, "tokenizer", "model.tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        tokenizer = _as_the_file_says(name_or_path, revision)
     except Exception as error:
         raise UserError(f"the tokenizer {name_or_path} can't be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _as_the_file_says(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of `tokenizer.json`, whatever class its configuration names; where there is none, of that class.
+
+    transformers 5 builds a named class anew from vocabulary and merges: of Phi-4-mini's tokenizer, which calls itself
+    GPT2Tokenizer, it loses the split at digits and line ends, and texts get other tokens than the model was trained on.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import cached_file
+
+    whole = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    kind: Any = AutoTokenizer if whole is None else PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(name, revision=revision)
     return tokenizer
 
 

@@ -22,9 +22,9 @@ def toy() -> Any:
 @pytest.fixture(scope="module")
 def phi(shared_dir: Path) -> Any:
     """The published tokenizer."""
-    from transformers import GPT2TokenizerFast
+    from sft.model.load import load_tokenizer
 
-    return GPT2TokenizerFast.from_pretrained(shared_dir / "models" / "Phi-4-mini-flash-reasoning")
+    return load_tokenizer(str(shared_dir / "models" / "Phi-4-mini-flash-reasoning"))
 
 
 @pytest.fixture(scope="session")
