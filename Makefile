@@ -4,9 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # A small model gains from a second thread on free cores; on busy ones its threads wait for each other, so tests use one.
 demo: export OMP_NUM_THREADS ?= 2
-test test-gpu: export OMP_NUM_THREADS ?= 1
+test test-slow test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint bench gpu test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test test-slow lint bench gpu test-gpu bench-gpu gpu-check clean
 
 setup: $(STAMP)
 
@@ -20,7 +20,11 @@ demo: $(STAMP)
 	$(BIN)/sft run --config configs/tiny/recipe.yaml
 
 test: lint
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+
+# What takes minutes a test: a hundred killed preparations, ten thousand hostile answers.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -29,7 +33,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m sambay_kernels.bench --device cpu --out kernels/benchmarks/results
-	@for file in kernels/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in kernels/benchmarks/bench_*.py benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 # A GPU target without a GPU fails: a run that skipped everything would look like one that passed.
 gpu: $(STAMP)

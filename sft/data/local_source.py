@@ -21,7 +21,7 @@ SPLIT_WORDS = {
     "test": {"test", "testing", "eval", "evaluation"},
     "validation": {"validation", "valid", "val", "dev"},
 }
-PARQUET_BATCH_ROWS = 1024
+PARQUET_BATCH_ROWS = 256  # a row may hold several long traces
 
 
 def looks_local(path: str) -> bool:
@@ -144,7 +144,8 @@ def _read_parquet(name: str, path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        # Without pre_buffer, which would hold all of a row group's bytes while its rows are read.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             line = 0
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for value in batch.to_pylist():

@@ -169,7 +169,7 @@ def test_dasd_mixed(run: Callable[..., PreparedStage], tmp_path: Path) -> None:
     (step,) = [entry for entry in done.manifest["steps"] if entry["step"] == "generate"]
     assert step["taken"]["rows"] == 2 and step["usage"]["models"]["student"]["answers"] == 2
     finished = step["reasons"].get("student_finished", 0)
-    assert step["made"]["rows"] == len(teacher.seen) == 2 - finished > 0
+    assert len(teacher.seen) == step["kept"]["rows"] == 2 - finished > 0
     assert texts(done).count("and that is all.\n</think>") == done.manifest["funnel"]["kept"] > 0
 
 

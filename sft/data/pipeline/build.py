@@ -31,7 +31,7 @@ from sft.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-SHARD_ROWS = 4096
+SHARD_ROWS = 2048  # large enough that a million rows are few files, small enough that processes end together
 STEPS_FOLDER = "steps"
 Progress = Callable[[str, int, int | None], None]
 
@@ -152,7 +152,13 @@ class Builder:
 
     def _read(self, node: Node, folder: Path) -> list[dict[str, Any]]:
         task = tasks.ReadTask(lambda: read_outcomes(node), folder, SHARD_ROWS)
-        return tasks.run_read(task, lambda rows: self._progress(node.title, rows, None))
+
+        def progress(rows: int) -> None:
+            if rows > SHARD_ROWS:
+                self.engine.warm_up()
+            self._progress(node.title, rows, None)
+
+        return tasks.run_read(task, progress)
 
     def _row_step(self, node: Node, folder: Path) -> list[dict[str, Any]]:
         return self._spread(node, tasks.run_rows, self._tasks(node, folder), node.title)

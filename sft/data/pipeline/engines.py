@@ -25,6 +25,9 @@ class Engine(Protocol):
 
     workers: int
 
+    def warm_up(self) -> None:
+        """There will be more than one task: processes may start now."""
+
     def run(self, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
         """Each task and what `work` returned of it, as they are done. An error of one ends all."""
 
@@ -62,17 +65,28 @@ class LocalEngine:
             return
         yield from self._spread(work, tasks)
 
-    def _spread(self, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+    def warm_up(self) -> None:
+        """Start the processes, which takes seconds, while this one reads."""
+        if self.workers > 1 and self._pool is None:
+            pool = self._started()
+            for _ in range(self.workers):
+                pool.submit(_import)
+
+    def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker)
+        return self._pool
+
+    def _spread(self, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+        pool = self._started()
         running: dict[Future[dict[str, Any]], Task] = {}
         waiting = iter(tasks)
         try:
             while True:
                 # A few ahead of the workers, so that a long list isn't in the queue at once.
                 while len(running) < 2 * self.workers and (task := next(waiting, None)) is not None:
-                    running[self._pool.submit(work, task)] = task
+                    running[pool.submit(work, task)] = task
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -104,6 +118,13 @@ def _start_worker() -> None:
     with suppress(OSError, AttributeError):  # not Linux: an orphan ends after its shard
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+
+
+def _import() -> None:
+    """What most steps need, and takes long to import."""
+    import transformers
+
+    _ = transformers.PreTrainedTokenizerFast
 
 
 def make_engine(name: str, workers: int | None) -> Engine:

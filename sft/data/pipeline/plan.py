@@ -6,6 +6,7 @@ changed step makes new keys for itself and for all that come after it, and what 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from sft.data.sources import OpenSource, open_source
 from sft.data.steps import step_class
 from sft.errors import UsageError
 from sft.files import sha256_json
+from sft.recipe.problems import nearest
 from sft.recipe.schema import DataSection, DataSource, Templates
 from sft.recipe.steps import StepEntry
 
@@ -77,6 +79,7 @@ def make_plan(data: DataSection, tokenizer_hash: str) -> Node:
     planner = _Planner(tokenizer_hash, data.seed)
     root = planner.group(data.sources, data.steps, _templates(data, Templates()), "")
     _refuse_unanswered(data.sources, data.steps)
+    _refuse_twice(root)
     return root
 
 
@@ -98,7 +101,7 @@ class _Planner:
         nodes = tuple(self._source(source, templates, prefix) for source in sources)
         node = self._concatenated(nodes, tuple(names), prefix)
         available = set.intersection(*(_carried(source) for source in sources))
-        self._check_columns(steps, available, names)
+        self._check_names(steps, available, names)
         return self._steps(node, steps, templates, prefix)
 
     def _concatenated(self, nodes: tuple[Node, ...], names: tuple[str, ...], prefix: str) -> Node:
@@ -114,7 +117,7 @@ class _Planner:
         decided_by = {**opened.identity, **settings, "name": name, "templates": templates.model_dump()}
         key = self._key({"read": decided_by, "group": [GROUP_ROWS, GROUP_CHARACTERS]})
         node = Node(key, f"{prefix}{name}: read", "read", templates=templates, source=source, opened=opened)
-        self._check_columns(source.steps, set(source.carry), [name])
+        self._check_names(source.steps, set(source.carry), [name])
         first = step_class(source.steps[0].name) if source.steps else None
         if source.rows == "conversations" and not (first is not None and first.measures):
             key = self._key({"measure": 1, "input": node.key, "tokenizer": self.tokenizer_hash})
@@ -143,8 +146,12 @@ class _Planner:
         return sha256_json({"format": FORMAT_VERSION, **decided_by})[:32]
 
     @staticmethod
-    def _check_columns(steps: list[StepEntry], carried: set[str], names: list[str]) -> None:
+    def _check_names(steps: list[StepEntry], carried: set[str], names: list[str]) -> None:
         for entry in steps:
+            unknown = sorted(step_class(entry.name).sources(entry.config) - set(names))
+            if unknown:
+                hint = nearest(unknown[0], names) or f"; the sources here: {', '.join(names)}"
+                raise UsageError(f"the step {entry.name} speaks of a source {unknown[0]!r} that it doesn't get{hint}")
             missing = sorted(step_class(entry.name).carried(entry.config) - carried)
             if missing:
                 raise UsageError(
@@ -169,6 +176,17 @@ def _carried(source: DataSource) -> set[str]:
     if source.sources is not None:
         return set.intersection(*(_carried(inner) for inner in source.sources))
     return set(source.carry)
+
+
+def _refuse_twice(root: Node) -> None:
+    """A source counts once; to take its rows more often is what `mix` is for."""
+    keys = Counter(leaf.key for leaf in root.leaves)
+    for leaf in root.leaves:
+        if keys[leaf.key] > 1:
+            raise UsageError(
+                f"{leaf.title.removesuffix(': read')} is named as a source {keys[leaf.key]} times with the same settings; "
+                "name it once, and use `mix` with max_repeats to take its rows more often"
+            )
 
 
 def _refuse_unanswered(sources: list[DataSource], steps: list[StepEntry]) -> None:

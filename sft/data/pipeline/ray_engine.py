@@ -35,6 +35,9 @@ class RayEngine:
                 raise UserError(f"The Ray cluster can't be reached or started: {first_line(error)}.") from error
         self.workers = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
+    def warm_up(self) -> None:
+        """Ray starts its actors with the first step."""
+
     def run(self, work: Any, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
         """Each task and what `work` returned of it, as they are done."""
         import ray

@@ -249,6 +249,6 @@ def read_records(path: Path) -> Iterator[list[Record]]:
     """The records of a shard's file in the groups that they were written in."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             yield from_table(file.read_row_group(group))

@@ -29,6 +29,7 @@ class ExplodeRollouts(RowStep):
 
     config: ExplodeRolloutsStep
     uses_tokenizer = True
+    measures = True
 
     @classmethod
     def carried(cls, config: ExplodeRolloutsStep) -> set[str]:

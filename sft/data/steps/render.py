@@ -25,6 +25,7 @@ class Render(RowStep):
 
     config: RenderStep
     uses_tokenizer = True
+    measures = True
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         outcomes: list[Outcome | None] = [self._rewrite(record) for record in batch]

@@ -200,6 +200,12 @@ def test_explain_tells_a_rows_story(prepare: Callable[..., PreparedStage], write
         ({"carry": ["nope"]}, ["quality"], UserError, "`carry` names a column 'nope' that isn't there; it has: a, q"),
         ({"rows": "problems"}, [], UsageError, "problems without answers, and no step gives them one"),
         ({}, [{"explode_rollouts": {"column": "a"}}], UsageError, "uses the column 'a', which rows must name under"),
+        (
+            {},
+            [{"dedup": {"prefer": ["row"]}}],
+            UsageError,
+            "speaks of a source 'row' that it doesn't get, did you mean rows",
+        ),
         ({"columns": {"prompt": "zz"}}, ["quality"], UserError, "names a column 'zz' that isn't there"),
     ],
 )
@@ -216,6 +222,31 @@ def test_mistakes_are_one_sentence(
     with pytest.raises(error, match=message) as raised:
         prepare([{"path": path, "columns": columns, **source}], steps=steps)
     assert "\n" not in str(raised.value)
+
+
+def test_a_source_named_twice_is_refused(prepare: Callable[..., PreparedStage], write_rows: Any) -> None:
+    source = {"path": str(write_rows(rows_of(10))), "columns": PAIR}
+    with pytest.raises(UsageError, match="rows is named as a source 2 times with the same settings"):
+        prepare([source, source], steps=[{"length": {"max_tokens": 1000}}])
+
+
+def test_two_processes_prepare_the_same_recipe_at_once(tmp_path: Path, write_rows: Any) -> None:
+    source = write_rows(rows_of(300))
+    script = (
+        f"import sys; sys.path.insert(0, {str(SUPPORT)!r}); from pathlib import Path; import prepare_victim as v; "
+        f"out = Path({str(tmp_path / 'both')!r}); v.prepare({str(source)!r}, out); print(v.hashes(out))"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    out = {process.communicate(timeout=300)[0].strip() for process in both}
+    assert len(out) == 1 and all(process.returncode == 0 for process in both)
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_runs_continue_to_the_same_rows(tmp_path: Path, write_rows: Any) -> None:
+    source = write_rows(rows_of(700))
+    command = [sys.executable, str(SUPPORT / "prepare_victim.py"), str(source), str(tmp_path / "k"), "100", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_all_dropped_says_by_what(prepare: Callable[..., PreparedStage], write_rows: Any) -> None:
