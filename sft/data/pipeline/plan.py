@@ -183,9 +183,10 @@ def _refuse_twice(root: Node) -> None:
     keys = Counter(leaf.key for leaf in root.leaves)
     for leaf in root.leaves:
         if keys[leaf.key] > 1:
+            name, times = leaf.title.removesuffix(": read"), keys[leaf.key]
             raise UsageError(
-                f"{leaf.title.removesuffix(': read')} is named as a source {keys[leaf.key]} times with the same settings; "
-                "name it once, and use `mix` with max_repeats to take its rows more often"
+                f"{name} is named as a source {times} times with the same settings; name it once, and use `mix` with "
+                "max_repeats to take its rows more often"
             )
 
 
