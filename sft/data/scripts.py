@@ -6,7 +6,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 # One language uses them together.
@@ -85,7 +85,7 @@ def _latin_prose(text: str) -> int:
     return sum(sum(map(str.isalpha, found)) for found in _PROSE.findall(outside_code))
 
 
-@cache
+@lru_cache(maxsize=1 << 16)
 def _script(character: str) -> str | None:
     """The script of a letter; None for anything else. Unicode's names of letters begin with it."""
     if not character.isalpha() or any(low <= ord(character) <= high for low, high in _MATHEMATICAL):
