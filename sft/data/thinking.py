@@ -159,8 +159,6 @@ def _harmony(content: str) -> Thought | Broken:
         position = end.end() if end else len(content)
         if channel == "final":
             answer = text
-        elif end is None:
-            return Broken("harmony's analysis is never closed", closed=False)
         else:
             thinking.append(text.strip())
     if answer is None:

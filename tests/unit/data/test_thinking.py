@@ -99,6 +99,11 @@ def test_other_marks_inside_thinking_are_text() -> None:
     assert found == Thought("think", "They want <reasoning> and <answer>x</answer>.", "Use </reasoning>.")
 
 
+def test_only_one_answer_is_taken_out_of_its_marks() -> None:
+    answer = "<answer>x</answer> or <answer>y</answer>"
+    assert find_thinking(f"<think>a</think>{answer}") == Thought("think", "a", answer)
+
+
 words = st.text(st.characters(exclude_characters="<>[]◁▷|", exclude_categories=("Cs",)), min_size=1).filter(str.strip)
 
 
