@@ -30,7 +30,9 @@ def load_split(source: Source) -> datasets.Dataset:
     if not HUB_ID.fullmatch(name):
         raise UserError(f"'{name}' is neither a local path nor a Hub data set id (owner/name).")
     try:
-        data = datasets.load_dataset(name, source.config, split=source.split, revision=source.revision)
+        data = datasets.load_dataset(
+            name, source.config, split=source.split, revision=source.revision, data_files=source.data_files
+        )
     except Exception as error:  # `datasets` raises its own, huggingface_hub's, httpx's, fsspec's and pyarrow's
         raise UserError(_sentence(source, error)) from error
     if not isinstance(data, datasets.Dataset):

@@ -73,6 +73,9 @@ class Source(Section):
     )
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
     split: str = Field(default="train", description="Split of a Hub data set.")
+    data_files: str | list[str] | None = Field(
+        default=None, description="Files of a Hub data set, by name or glob, where it has no configurations for them."
+    )
     revision: str | None = Field(default=None, description="Revision of a Hub data set.")
     columns: dict[Literal["messages", "prompt", "completion", "id", "system"], str] | None = Field(
         default=None,

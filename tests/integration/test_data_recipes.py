@@ -9,9 +9,11 @@ from typing import Any
 
 import data_set_rows as sets
 import pytest
+import torch
 from data_toys import byte_tokenizer
 from score_toys import save_student
 from teacher_server import Seen, TeacherServer
+from tiny_sambay import tiny_model
 
 from sft.data.prepare import PreparedStage, prepare_stage
 from sft.recipe import load_recipe
@@ -147,6 +149,15 @@ def test_dasd_chooses_by_the_students_probabilities(
     assert dropped == {"decontaminate: contaminated": 1, "select: over_rows": 1}
 
 
+def babbling_student(folder: Path, tokenizer: Any) -> Path:
+    """A random student that never ends its answer, nor says another control token: their logits are 0, far below."""
+    model = tiny_model(0, vocab_size=(len(tokenizer) + 63) // 64 * 64)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[256:] = 0  # ids below are the bytes
+        model.model.final_layernorm.weight.mul_(30.0)
+    return save_student(folder, tokenizer, model)
+
+
 def test_dasd_mixed(run: Callable[..., PreparedStage], tmp_path: Path) -> None:
     def teacher_says(seen: Seen) -> dict[str, Any]:
         return {"content": " and that is all.\n</think>\n\nIt is \\boxed{23}."}
@@ -156,11 +167,11 @@ def test_dasd_mixed(run: Callable[..., PreparedStage], tmp_path: Path) -> None:
         **{benchmark: sets.benchmark() for benchmark in BENCHMARKS},
         "superior_reasoning_stage1": sets.superior_reasoning(),
         "superior_reasoning_logprob": sets.superior_reasoning_logprobs(tokenizer),
-        "dasd_student": save_student(tmp_path / "student", tokenizer),
+        "dasd_student": babbling_student(tmp_path / "student", tokenizer),
         "teacher_url": teacher.base_url,
     }
     try:
-        # A random student may end at any token, opens no <think>, and speaks in tongues.
+        # It opens no <think>, and speaks in tongues.
         steps = "--stages.a.data.steps"
         words = [f"{steps}.2.generate.cap", "0.06", f"{steps}.3.quality", "{think: optional, max_foreign: 1.0}"]
         done = run("{recipe: dasd-mixed}", values, *words)
@@ -168,9 +179,8 @@ def test_dasd_mixed(run: Callable[..., PreparedStage], tmp_path: Path) -> None:
         teacher.close()
     (step,) = [entry for entry in done.manifest["steps"] if entry["step"] == "generate"]
     assert step["taken"]["rows"] == 2 and step["usage"]["models"]["student"]["answers"] == 2
-    finished = step["reasons"].get("student_finished", 0)
-    assert len(teacher.seen) == step["kept"]["rows"] == 2 - finished > 0
-    assert texts(done).count("and that is all.\n</think>") == done.manifest["funnel"]["kept"] > 0
+    assert step["kept"]["rows"] == len(teacher.seen) == done.manifest["funnel"]["kept"] == 2
+    assert texts(done).count("and that is all.\n</think>") == 2
 
 
 def test_every_packaged_data_recipe_is_tested() -> None:

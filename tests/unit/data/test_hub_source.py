@@ -57,6 +57,13 @@ pq.write_table(table, "train.parquet")
 api.upload_file(path_or_fileobj="train.parquet", path_in_repo="data/train-00000-of-00001.parquet",
                 repo_id="tester/open", repo_type="dataset", token=token)
 tell("changed", path="tester/open")
+api.create_repo("tester/staged", repo_type="dataset", token=token)
+for stage, rows in (("stage1-5", 5), ("stage2-2", 2)):
+    text = json.dumps([{"question": f"{stage} {i}", "answer": "a"} for i in range(rows)])
+    api.upload_file(path_or_fileobj=text.encode(), path_in_repo=f"{stage}.json", repo_id="tester/staged",
+                    repo_type="dataset", token=token)
+tell("one file", path="tester/staged", data_files="*stage2*")
+tell("other file", path="tester/staged", data_files="*stage1*")
 os.environ["HF_TOKEN"] = token
 tell("with token", path="tester/secret")
 print("TOLD" + json.dumps(told))
@@ -93,6 +100,11 @@ def test_rows_and_identity(told: dict[str, Any]) -> None:
 
 def test_private_set_is_read_with_a_token(told: dict[str, Any]) -> None:
     assert len(told["with token"]["rows"]) == 7
+
+
+def test_one_file_of_a_set(told: dict[str, Any]) -> None:
+    assert [row[2]["question"] for row in told["one file"]["rows"]] == ["stage2-2 0", "stage2-2 1"]
+    assert len(told["other file"]["rows"]) == 5 and told["other file"]["identity"] != told["one file"]["identity"]
 
 
 def test_new_commit_is_other_content(told: dict[str, Any]) -> None:
