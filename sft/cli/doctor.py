@@ -25,10 +25,14 @@ REQUIRED = (
     "deepspeed",
     "huggingface-hub",
     "math-verify",
+    "duckdb",
+    "rensa",
 )
 OPTIONAL = {
     "flash-attn": "pip install 'sambay-sft[cuda]' on a machine with a CUDA GPU",
     "bitsandbytes": "pip install 'sambay-sft[cuda]' on a machine with a CUDA GPU",
+    "openai": "pip install 'sambay-sft[teacher]' to ask a teacher's server for answers",
+    "ray": "pip install 'sambay-sft[ray]' to prepare data on a Ray cluster",
 }
 LOW_DISK_GB = 20
 
