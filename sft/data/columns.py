@@ -216,7 +216,7 @@ def _pair(value: Mapping[str, Any], mapping: ColumnMap, data: Templates) -> list
     if mapping.reasoning is not None:
         reasoning = _text(_get(value, mapping.reasoning), f"'{mapping.reasoning}'")
         completion = _thought(reasoning, completion)
-    return data.model_copy(update={"system_prompt": None}).conversation(prompt, completion)
+    return data.turns(prompt, completion)
 
 
 def _with_system(

@@ -107,13 +107,17 @@ class Templates(Section):
         default=None, description="System message put in front of conversations without one."
     )
 
-    def conversation(self, problem: str, completion: str) -> list[dict[str, str]]:
-        """The messages of a problem and its answer."""
+    def turns(self, problem: str, completion: str) -> list[dict[str, str]]:
+        """The messages of a problem and its answer, without a system message."""
         # Not str.format: prompts and templates are full of LaTeX braces.
         user = (self.prompt_template or "{prompt}").replace("{prompt}", problem)
         assistant = (self.completion_template or "{completion}").replace("{completion}", completion)
+        return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+    def conversation(self, problem: str, completion: str) -> list[dict[str, str]]:
+        """The same, with the section's system message where it has one."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return [*system, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        return [*system, *self.turns(problem, completion)]
 
 
 class DataSource(Source, Templates):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import duckdb
 
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "256MB"
 
 
 def connect(scratch: Path, threads: int = 1) -> duckdb.DuckDBPyConnection:
-    """An in-memory database that uses up to 1 GB and spills to `scratch`."""
+    """An in-memory database that uses up to 256 MB and spills to `scratch`."""
     import duckdb
 
     return duckdb.connect(
