@@ -25,6 +25,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from sft.data.pipeline.engines import LocalEngine
 from sft.data.pipeline.run import run_steps
 from sft.data.template import training_template
+from sft.data.tokenization import tokenizer_hash
 from sft.recipe.schema import DataSection
 
 TEXT = "so the sum of both is then we add subtract multiply by 12 47 x y = + ( ) hence wait let me check that again"
@@ -46,8 +47,9 @@ def ours(source: Path, tokenizer: Any, workers: int, folder: Path) -> tuple[floa
     section = {"path": str(source), "columns": {"prompt": "question", "completion": "answer"}, "steps": ["render"]}
     data = DataSection.model_validate({"sources": [section]})
     started = time.perf_counter()
+    digest = tokenizer_hash(tokenizer, training_template(tokenizer))
     with LocalEngine(workers) as engine:
-        done = run_steps(data, folder, tokenizer, training_template(tokenizer), engine)
+        done = run_steps(data, folder, tokenizer, digest, engine)
     return time.perf_counter() - started, done.entries[-1]["kept"]["tokens"]
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,13 +17,14 @@ from sft.data.filters import judge
 from sft.data.job import Job, Tally
 from sft.data.outcome import check_outcome, make_manifest
 from sft.data.packing import pack
+from sft.data.pipeline.build import Progress
 from sft.data.pipeline.engines import make_engine
 from sft.data.pipeline.funnel import FUNNEL_FILE
 from sft.data.pipeline.plan import uses_steps
 from sft.data.pipeline.run import COLUMNS, run_steps
 from sft.data.quarantine import SideFiles
 from sft.data.render import Rendered, Renderer
-from sft.data.rows import BadRow, Row
+from sft.data.rows import BadRow, Row, peek
 from sft.data.sources import OpenSource, open_source
 from sft.data.tokenization import Tokens, check_tokenizer, tokenize, tokenizer_hash
 from sft.errors import UserError
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2  # raise it whenever the same inputs would give other files
 CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 4_000_000
-PEEK_ROWS = 100
-
-Progress = Callable[[str, int, int | None], None]
-"""Called as progress(phase, done, total): phase "rows" counts rows read (total unknown: None), "packs" rows written."""
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +91,10 @@ def _plan(stage: Stage, tokenizer: Any, root: Path, engine: str, progress: Progr
     if packing and max_length is None:
         raise UserError(f"stages.{stage.name}.train: packing needs max_length, the length of a packed row.")
     renderer = Renderer(tokenizer)
-    stepped = None
+    digest, stepped = tokenizer_hash(tokenizer, renderer.template), None
     if uses_steps(stage.data):
         with make_engine(engine, train.get("dataset_num_proc")) as workers:
-            stepped = run_steps(stage.data, root, tokenizer, renderer.template, workers, progress)
+            stepped = run_steps(stage.data, root, tokenizer, digest, workers, progress)
         sources = [stepped.source]
         columns: list[dict[str, str] | None] = [COLUMNS]
     else:
@@ -112,7 +108,7 @@ def _plan(stage: Stage, tokenizer: Any, root: Path, engine: str, progress: Progr
             "max_length": max_length,
             "packing": packing,
         },
-        "tokenizer": tokenizer_hash(tokenizer, renderer.template),
+        "tokenizer": digest,
     }
     key = sha256_json(identity)[:32]
     return Job(stage.data, sources, columns, stepped, max_length, packing, renderer, tokenizer, identity, key)
@@ -171,19 +167,8 @@ def _read_source(
 
 def _with_columns(job: Job, source: OpenSource, number: int) -> tuple[Iterator[Row], ColumnMap | None]:
     """The source's rows, and which column is what, seen from its first readable rows (None: it has none)."""
-    rows = source.read()
-    seen: list[Row] = []
-    names: set[str] = set()
-    readable = 0
-    for row in rows:
-        seen.append(row)
-        if row.value is not None:
-            names.update(row.value)
-            readable += 1
-            if readable >= PEEK_ROWS:
-                break
-    mapping = choose_columns(source.name, names, job.columns[number]) if readable else None
-    return chain(seen, rows), mapping
+    rows, names = peek(source.read())
+    return rows, None if names is None else choose_columns(source.name, names, job.columns[number])
 
 
 def _render(job: Job, row: Row, mapping: ColumnMap | None) -> Rendered | BadRow:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
+
+PEEK_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +34,18 @@ class Row:
     value: dict[str, Any] | None
     bad: BadRow | None = None
     raw: str | None = None
+
+
+def peek(rows: Iterator[Row]) -> tuple[Iterator[Row], set[str] | None]:
+    """The same rows, and the columns that the first readable ones have (None: no row can be read)."""
+    seen: list[Row] = []
+    names: set[str] = set()
+    readable = 0
+    for row in rows:
+        seen.append(row)
+        if row.value is not None:
+            names.update(row.value)
+            readable += 1
+            if readable >= PEEK_ROWS:
+                break
+    return chain(seen, rows), names if readable else None

@@ -24,7 +24,7 @@ from sft.data.pipeline.context import Context
 from sft.data.pipeline.engines import Engine
 from sft.data.pipeline.plan import MEASURE, Node
 from sft.data.pipeline.reading import BAD, read_outcomes
-from sft.data.pipeline.shard import EXAMPLES, read_marker, sum_counts
+from sft.data.pipeline.shard import EXAMPLES, read_marker, read_whole, sum_counts
 from sft.data.steps import TableStep, step_class
 from sft.errors import UserError
 from sft.files import read_json, write_json
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SHARD_ROWS = 2048  # large enough that a million rows are few files, small enough that processes end together
 STEPS_FOLDER = "steps"
 Progress = Callable[[str, int, int | None], None]
+"""Called as progress(phase, done, total): shards of a node by its title, "rows" (total unknown: None), then "packs"."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,10 @@ class Builder:
 
     def _node(self, node: Node) -> Built:
         folder = self.root / STEPS_FOLDER / node.key
-        manifest = _find(folder)
+        manifest = read_whole(folder / store.MANIFEST_FILE)
         if manifest is None:
             with store.locked(self.root, node.key), store.writable(self.root):
-                manifest = _find(folder) or self._make(node, folder)
+                manifest = read_whole(folder / store.MANIFEST_FILE) or self._make(node, folder)
         self._check_source(node, manifest, folder)
         shards = [
             Shard(folder / f"kept-{number:05d}.parquet", kept["rows"], kept["checksum"])
@@ -243,16 +244,6 @@ class Builder:
             )
         if bad:
             log.warning("%s: %d of %d rows are bad (%s)", name, sum(bad.values()), rows, counted)
-
-
-def _find(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a whole node, or None. A node of which a file is missing or cut is not whole."""
-    try:
-        manifest: dict[str, Any] = read_json(folder / store.MANIFEST_FILE)
-        whole = all((folder / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return manifest if whole else None
 
 
 def _entry(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from typing import Any
 
 from sft.data.columns import ColumnMap, choose_columns, row_id, to_messages, to_problem
 from sft.data.pipeline.plan import Node, source_name
 from sft.data.pipeline.record import Record, text_hash
-from sft.data.rows import BadRow, Row
+from sft.data.rows import BadRow, Row, peek
 from sft.data.steps.base import Dropped, Kept, Outcome
 from sft.errors import UserError
 from sft.recipe.schema import DataSource, Templates
 
-PEEK_ROWS = 100
 BAD = "bad: "
 
 
@@ -24,32 +22,20 @@ def read_outcomes(node: Node) -> Iterator[Outcome]:
     Raises UserError when the source has no known columns, or lacks one that it should carry.
     """
     assert node.opened is not None and node.source is not None
-    rows = node.opened.read()
-    rows, mapping = _with_columns(rows, node.opened.name, node.source)
+    rows, names = peek(node.opened.read())
+    mapping = None if names is None else _mapping(names, node.opened.name, node.source)
     for row in rows:
         yield _outcome(row, mapping, node.source, node.templates)
 
 
-def _with_columns(rows: Iterator[Row], name: str, source: DataSource) -> tuple[Iterator[Row], ColumnMap | None]:
-    """The rows again, and which column is what, seen from the first readable ones (None: there are none)."""
-    seen: list[Row] = []
-    names: set[str] = set()
-    readable = 0
-    for row in rows:
-        seen.append(row)
-        if row.value is not None:
-            names.update(row.value)
-            readable += 1
-            if readable >= PEEK_ROWS:
-                break
-    if not readable:
-        return chain(seen, rows), None
+def _mapping(names: set[str], name: str, source: DataSource) -> ColumnMap:
+    """Which of the columns `names` of the source called `name` is what."""
     missing = [column for column in source.carry if column not in names]
     if missing:
         listed = ", ".join(sorted(names)[:20])
         raise UserError(f"{name}: `carry` names a column '{missing[0]}' that isn't there; it has: {listed}.")
     given: Any = source.columns
-    return chain(seen, rows), choose_columns(name, names, given, problems=source.rows == "problems")
+    return choose_columns(name, names, given, problems=source.rows == "problems")
 
 
 def _outcome(row: Row, mapping: ColumnMap | None, source: DataSource, templates: Templates) -> Outcome:

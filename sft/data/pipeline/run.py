@@ -16,7 +16,6 @@ from sft.data.pipeline.plan import Node, make_plan
 from sft.data.pipeline.shard import read_records
 from sft.data.rows import Row
 from sft.data.sources import OpenSource
-from sft.data.tokenization import tokenizer_hash
 from sft.recipe.schema import DataSection
 
 COLUMNS = {"messages": "messages", "id": "id"}  # of the rows that come out
@@ -43,15 +42,14 @@ def run_steps(
     data: DataSection,
     root: Path,
     tokenizer: Any,
-    template: str,
+    digest: str,
     engine: Engine,
     progress: Progress | None = None,
 ) -> Stepped:
-    """Run the steps of `data`, or look up what is there already. `template`: the chat template that is trained with.
+    """Run the steps of `data`, or look up what is there already. `digest`: the hash of tokenizer and chat template.
 
     Raises UserError or UsageError in one sentence for what is wrong with the recipe or the data.
     """
-    digest = tokenizer_hash(tokenizer, template)
     plan = make_plan(data, digest)
     path = saved_tokenizer(root, tokenizer, digest)
     builder = Builder(root, engine, path, data.seed, data.max_bad_fraction, progress)

@@ -237,12 +237,17 @@ def marker_path(folder: Path, number: int) -> Path:
 
 def read_marker(folder: Path, number: int) -> dict[str, Any] | None:
     """The marker of a whole shard, else None."""
+    return read_whole(marker_path(folder, number))
+
+
+def read_whole(path: Path) -> dict[str, Any] | None:
+    """The JSON mapping in `path`, or None unless all the `files` that it lists beside it are there in full length."""
     try:
-        marker: dict[str, Any] = read_json(marker_path(folder, number))
-        whole = all((folder / name).stat().st_size == content["bytes"] for name, content in marker["files"].items())
+        told: dict[str, Any] = read_json(path)
+        whole = all((path.parent / name).stat().st_size == file["bytes"] for name, file in told["files"].items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return marker if whole else None
+    return told if whole else None
 
 
 def read_records(path: Path) -> Iterator[list[Record]]:
