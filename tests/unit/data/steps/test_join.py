@@ -255,6 +255,7 @@ def test_a_set_on_the_hub_is_joined_too(tmp_path: Path, monkeypatch: pytest.Monk
     assert Join.identity(entry("join", **settings).config)["other"]["hub"] == "owner/logprobs"
     outcomes = run_rows("join", [record(id="x39"), record(id="c")], context(tmp_path / "step"), **settings)
     assert [outcome.record.teacher_ids for outcome in outcomes] == [[39] * 39, list(range(5000))]
-    assert set(map(str, asked)) == {str(("owner/logprobs", "stage1", {"split": "train", "revision": "abc"}))}
+    keys = {"split": "train", "revision": "abc", "data_files": None}
+    assert set(map(str, asked)) == {str(("owner/logprobs", "stage1", keys))}
     with pytest.raises(UserError, match=r"owner/logprobs:train: there is no column 'tokens'; it has: .*note"):
         Join.identity(entry("join", **settings, teacher_ids="tokens").config)
