@@ -74,8 +74,8 @@ def watch(process: int, peaks: dict[str, int], stop: threading.Event) -> None:
 def prepare(source: str, folder: str, workers: int) -> None:
     """One preparation, in this process."""
     from sft.data.prepare import prepare_stage
-    from sft.model.load import load_tokenizer
     from sft.recipe.schema import Recipe
+    from sft.tokenizers.load import load_tokenizer
 
     text = json.dumps(STEPS).replace("HELD_OUT", f"{folder}/held-out.jsonl")
     data = {"sources": [{"path": source}], "steps": json.loads(text)}

@@ -23,7 +23,7 @@ from typing import Any
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from sft.data.pipeline.engines import LocalEngine
-from sft.data.pipeline.run import run_steps
+from sft.data.pipeline.run_steps import run_steps
 from sft.data.template import training_template
 from sft.data.tokenization import tokenizer_hash
 from sft.recipe.schema import DataSection
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    from sft.model.load import load_tokenizer
+    from sft.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(arguments.tokenizer or "tiny")
     times: dict[str, list[float]] = {"sambay-sft": [], "datasets.map": []}

@@ -21,7 +21,7 @@ from sambay_kernels.selective_scan.reference import selective_scan_reference
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sft.model import Phi4FlashConfig, Phi4FlashForCausalLM, modeling_phi4flash
+from sft.models.sambay import Phi4FlashConfig, Phi4FlashForCausalLM, modeling_phi4flash
 
 SHAPE = {
     "vocab_size": 4096,

@@ -13,7 +13,7 @@ import torch
 from machine import parser, prepare, report
 from sambay_kernels import why
 
-from sft.model import Phi4FlashConfig, Phi4FlashForCausalLM
+from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
 
 OPS = ("selective_scan", "causal_conv1d", "gmu_gate", "differential_attention", "linear_cross_entropy")
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from sft.cli.common import load_any_model, positive, quiet_libraries
-from sft.errors import UsageError
-from sft.recipe import RunLayout, load_recipe
+from sft.recipe import RunPaths, load_recipe
+from sft.utils.errors import UsageError
 
 TAKES_OVERRIDES = True
 
@@ -57,7 +57,7 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any
 
     recipe = load_recipe(arguments.config, overrides)
     stage = recipe.stage(arguments.stage).name if arguments.stage else last_trained(recipe)
-    model, tokenizer = load_stage_model(RunLayout(recipe), stage)
+    model, tokenizer = load_stage_model(RunPaths(recipe), stage)
     return on_device(model), tokenizer
 
 
@@ -117,7 +117,7 @@ class Conversation:
         import torch
         from transformers import TextIteratorStreamer
 
-        from sft.model.end_tokens import end_token_ids
+        from sft.models.end_tokens import end_token_ids
 
         rendered = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)
         inputs = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt").to(self.model.device)

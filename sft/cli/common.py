@@ -9,9 +9,9 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError
-from sft.files import read_json, write_json, write_text
-from sft.recipe import Recipe, RunLayout, Stage, environment, load_recipe, resolved_yaml
+from sft.recipe import Recipe, RunPaths, Stage, environment, load_recipe, resolved_yaml
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +55,7 @@ def recipe_of(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
 
 def dry_run(recipe: Recipe) -> int:
     """Write the resolved recipe and say where. The one that a run was trained with is never overwritten."""
-    layout, text = RunLayout(recipe), resolved_yaml(recipe)
+    layout, text = RunPaths(recipe), resolved_yaml(recipe)
     path = layout.resolved
     if _trained(layout) and not (path.is_file() and path.read_text(encoding="utf-8") == text):
         path = path.with_name("resolved.dry_run.yaml")
@@ -64,27 +64,27 @@ def dry_run(recipe: Recipe) -> int:
     return 0
 
 
-def start_run(recipe: Recipe) -> RunLayout:
+def start_run(recipe: Recipe) -> RunPaths:
     """Leave the resolved recipe and what it runs with in the run's folder, from one process.
 
     Where stages are trained already this waits for `finish_run`: what is there may be refused as another recipe's.
     """
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     if os.environ.get("RANK", "0") == "0" and not _trained(layout):
         _write_run(layout)
     return layout
 
 
-def finish_run(layout: RunLayout) -> None:
+def finish_run(layout: RunPaths) -> None:
     """Bring the run's recipe and manifest up to date with what has been done."""
     _write_run(layout)
 
 
-def _trained(layout: RunLayout) -> bool:
+def _trained(layout: RunPaths) -> bool:
     return any(layout.stage_manifest(stage.name).is_file() for stage in layout.recipe.stages)
 
 
-def _write_run(layout: RunLayout) -> None:
+def _write_run(layout: RunPaths) -> None:
     """`resolved.yaml` and `manifest.json`: versions and commit, seed, and each stage's data, counts and results."""
     recipe = layout.recipe
     stages, evaluations = {}, {}
@@ -113,7 +113,7 @@ def stages_of(recipe: Recipe, arguments: argparse.Namespace) -> list[Stage]:
 
 def last_trained(recipe: Recipe) -> str:
     """The last stage that has been trained. Raises UserError when there is none."""
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     for stage in reversed(recipe.stages):
         if layout.stage_manifest(stage.name).is_file():
             return stage.name
@@ -125,7 +125,7 @@ def last_trained(recipe: Recipe) -> str:
 
 def starting_tokenizer(recipe: Recipe) -> Any:
     """The tokenizer that the run starts with; the stages hand it on unchanged."""
-    from sft.model.load import load_tokenizer
+    from sft.tokenizers.load import load_tokenizer
 
     section = recipe.model
     if section.tokenizer:
@@ -137,7 +137,8 @@ def load_any_model(name: str, trust_remote_code: bool = False) -> tuple[Any, Any
     """The model and tokenizer of a folder (full weights or an adapter) or Hub id, ready to generate."""
     from pathlib import Path
 
-    from sft.model.load import load_checkpoint, load_tokenizer
+    from sft.models.load import load_checkpoint
+    from sft.tokenizers.load import load_tokenizer
 
     if (Path(name) / "adapter_config.json").is_file():
         raise UserError(f"{name} holds an adapter; use --config RECIPE --stage NAME, or export it merged first")
@@ -203,7 +204,7 @@ def show_results(recipe: Recipe, result: dict[str, Any]) -> None:
             str(manifest.get("steps", "")),
             f"{loss:.4f}" if isinstance(loss, int | float) else "",
             f"{tokens:,.0f}" if isinstance(tokens, int | float) else "",
-            str(RunLayout(recipe).final_dir(name)),
+            str(RunPaths(recipe).final_dir(name)),
         )
     console().print(table)
     if result.get("evaluations"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sft.recipe.manifest import git_state, package_version
+from sft.utils.environment import git_state, package_version
 
 TAKES_OVERRIDES = False
 

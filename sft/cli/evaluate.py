@@ -12,8 +12,8 @@ from sft.cli.common import (
     recipe_of,
     show_evaluations,
 )
-from sft.errors import UserError
-from sft.recipe import Recipe, RunLayout
+from sft.recipe import Recipe, RunPaths
+from sft.utils.errors import UserError
 
 TAKES_OVERRIDES = True
 
@@ -35,9 +35,9 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.model:
         results = _other_model(recipe, arguments.model, arguments.stage)
     else:
-        from sft.train.run import evaluate_point
+        from sft.run.chain import evaluate_point
 
-        layout = RunLayout(recipe)
+        layout = RunPaths(recipe)
         results = {point or "start": evaluate_point(layout, point) for point in _points(recipe, arguments)}
     if not any(results.values()):
         raise UserError("nothing was evaluated: the recipe has no suites; add `evaluate: {suites: [...]}` to a stage")
@@ -51,7 +51,7 @@ def _points(recipe: Recipe, arguments: argparse.Namespace) -> list[str | None]:
         return [None]
     if arguments.stage:
         return [arguments.stage]
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     trained: list[str | None] = [stage.name for stage in recipe.stages if layout.stage_manifest(stage.name).is_file()]
     if not trained:
         raise UserError(
@@ -68,6 +68,6 @@ def _other_model(recipe: Recipe, name: str, stage: str | None) -> dict[str, dict
     owner = recipe.stage(stage) if stage else recipe.stages[-1]
     model, tokenizer = load_any_model(name, recipe.model.trust_remote_code)
     point = f"model-{Path(name).resolve().name if Path(name).exists() else name.replace('/', '--')}"
-    folder = RunLayout(recipe).eval_dir(point)
+    folder = RunPaths(recipe).eval_dir(point)
     results = evaluate(model, tokenizer, owner.evaluate, prompt_defaults=owner.data, out_dir=folder, point=point)
     return {point: dict(results)}

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.cli.common import add_recipe_arguments, dry_run, last_trained, progress_line, quiet_libraries, recipe_of
-from sft.errors import UserError
-from sft.files import read_json, sha256_json, write_json
-from sft.recipe import Recipe, RunLayout
+from sft.recipe import Recipe, RunPaths
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, sha256_json, write_json
 
 TAKES_OVERRIDES = True
 
@@ -44,7 +44,7 @@ def export_last(
     """
     from sft.hub.export import export
 
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     name = stage or last_trained(recipe)
     if not layout.stage_manifest(name).is_file():
         raise UserError(f"stage {name} isn't trained in {layout.root}; run `sft run` or `sft train` first")
@@ -68,7 +68,7 @@ def export_last(
     return folder
 
 
-def _contents(layout: RunLayout, stage: str, dtype: str) -> dict[str, Any]:
+def _contents(layout: RunPaths, stage: str, dtype: str) -> dict[str, Any]:
     """What an export's content follows from."""
     from sft.hub.provenance import run_record
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Protocol, cast
 
-from sft.errors import UsageError, UserError
+from sft.utils.errors import UsageError, UserError
 
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {

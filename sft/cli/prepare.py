@@ -16,7 +16,7 @@ from sft.cli.common import (
     stages_of,
     starting_tokenizer,
 )
-from sft.files import atomic_open
+from sft.utils.files import atomic_open
 
 if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
@@ -59,7 +59,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         show_numbers(prepared, console(), f"{recipe.name}: {stage.name}")
         _draw(prepared)
     if arguments.explain is not None and not told:
-        from sft.errors import UserError
+        from sft.utils.errors import UserError
 
         raise UserError(f"No row of these stages has the id {arguments.explain!r}; `sft preview` shows ids.")
     return 0

@@ -17,7 +17,7 @@ from sft.cli.common import (
     stages_of,
     starting_tokenizer,
 )
-from sft.errors import UsageError, UserError
+from sft.utils.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage

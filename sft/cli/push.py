@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from sft.cli.common import add_recipe_arguments, dry_run, progress_line, quiet_libraries, recipe_of
-from sft.errors import UsageError
-from sft.recipe import Recipe, RunLayout
+from sft.recipe import Recipe, RunPaths
+from sft.utils.errors import UsageError
 
 TAKES_OVERRIDES = True
 
@@ -54,7 +54,7 @@ def push_exported(
     from sft.hub.push import push
 
     result = push(
-        folder or RunLayout(recipe).export,
+        folder or RunPaths(recipe).export,
         repo_id or str(recipe.push.repo_id),
         private=recipe.push.private and not public,
         revision=revision,

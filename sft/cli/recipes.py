@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sft.errors import UsageError, UserError
-from sft.files import write_text
+from sft.utils.errors import UsageError, UserError
+from sft.utils.files import write_text
 
 TAKES_OVERRIDES = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sft.cli.common import add_recipe_arguments, dry_run, quiet_libraries, recipe_of
-from sft.recipe import RunLayout
+from sft.recipe import RunPaths
 
 TAKES_OVERRIDES = True
 
@@ -23,5 +23,5 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     quiet_libraries()
     from sft.report import write_report
 
-    print(write_report(recipe, RunLayout(recipe)))
+    print(write_report(recipe, RunPaths(recipe)))
     return 0

@@ -32,7 +32,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     quiet_libraries()
     from accelerate import PartialState
 
-    from sft.train.run import run
+    from sft.run.chain import run
 
     layout = start_run(recipe)
     result = run(recipe, only_stage=arguments.stage, restart=arguments.restart)

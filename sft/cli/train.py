@@ -32,7 +32,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     quiet_libraries()
     from accelerate import PartialState
 
-    from sft.train.run import train
+    from sft.run.chain import train
 
     layout = start_run(recipe)
     result = train(recipe, only_stage=arguments.stage, restart=arguments.restart)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.data.rows import BadRow
-from sft.errors import UsageError, UserError
 from sft.recipe.schema import Templates
+from sft.utils.errors import UsageError, UserError
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sft.data.rows import Row
-from sft.errors import UserError, first_line
 from sft.recipe.schema import Source
+from sft.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import datasets

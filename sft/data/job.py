@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft.data.pipeline.run import Stepped
+from sft.data.pipeline.run_steps import Stepped
 from sft.data.render import Renderer
 from sft.data.sources import OpenSource
 from sft.recipe.schema import DataSection

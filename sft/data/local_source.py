@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from sft.data.rows import BadRow, Row
-from sft.errors import UserError
-from sft.files import sha256_file
+from sft.utils.errors import UserError
+from sft.utils.files import sha256_file
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # The words that Hub data sets use for splits in file names; the key is what a recipe's `split` says.

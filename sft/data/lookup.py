@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.data.prepare import PreparedStage
 from sft.data.quarantine import DROPPED_FILE, QUARANTINE_FILE, TRUNCATED_FILE, read_side_file
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 EXAMPLES = 3  # of each reason
 EXCERPT = 200

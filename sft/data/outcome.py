@@ -11,7 +11,7 @@ import sft
 from sft.data.job import Job, Tally
 from sft.data.pipeline.funnel import FUNNEL_FILE, totals
 from sft.data.quarantine import DROPPED_FILE, QUARANTINE_FILE, TRUNCATED_FILE, SideFiles
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -21,15 +21,15 @@ from sft.data.pipeline.build import Progress
 from sft.data.pipeline.engines import make_engine
 from sft.data.pipeline.funnel import FUNNEL_FILE
 from sft.data.pipeline.plan import uses_steps
-from sft.data.pipeline.run import COLUMNS, run_steps
+from sft.data.pipeline.run_steps import COLUMNS, run_steps
 from sft.data.quarantine import SideFiles
 from sft.data.render import Rendered, Renderer
 from sft.data.rows import BadRow, Row, peek
 from sft.data.sources import OpenSource, open_source
 from sft.data.tokenization import Tokens, check_tokenizer, tokenize, tokenizer_hash
-from sft.errors import UserError
-from sft.files import sha256_json, write_json
 from sft.recipe.schema import Recipe, Stage
+from sft.utils.errors import UserError
+from sft.utils.files import sha256_json, write_json
 
 if TYPE_CHECKING:
     import datasets

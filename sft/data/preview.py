@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sft.data.layout import bar
 from sft.data.lookup import cut_lengths, first_cut, same_row
+from sft.data.pack_bar import bar
 from sft.data.pipeline.funnel import funnel_lines, funnel_table
 from sft.data.prepare import PreparedStage
 from sft.data.quarantine import TRUNCATED_FILE

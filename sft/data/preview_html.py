@@ -9,13 +9,13 @@ from typing import Any
 
 import jinja2
 
-from sft.data.layout import COLOURS
 from sft.data.lookup import cut_lengths, dropped_examples, first_cut
+from sft.data.pack_bar import COLOURS
 from sft.data.pipeline.funnel import FunnelLine, funnel_lines
 from sft.data.prepare import PreparedStage
 from sft.data.segments import Document, documents_of
 from sft.data.statistics import document_lengths, histogram, labelled, statistics
-from sft.files import write_text
+from sft.utils.files import write_text
 
 BINS = 40
 MAP_ROWS = 40  # rows whose layout is shown

@@ -10,7 +10,7 @@ from typing import Any, cast
 from sft.data.columns import Message
 from sft.data.rows import BadRow
 from sft.data.template import training_template
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 Span = tuple[int, int]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.data import hub_source, local_source
-from sft.errors import UserError, first_line
 from sft.recipe.schema import Source
+from sft.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,9 +10,9 @@ from typing import Any
 
 from sft.data import hub_source, local_source
 from sft.data.rows import Row
-from sft.errors import UsageError, UserError
-from sft.files import sha256_file
 from sft.recipe.schema import GenerateSource, Source
+from sft.utils.errors import UsageError, UserError
+from sft.utils.files import sha256_file
 
 
 @dataclass(frozen=True)

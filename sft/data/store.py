@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.errors import UserError
-from sft.files import read_json, sha256_file, write_json
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     import datasets

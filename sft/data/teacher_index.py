@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sft.data import store
 from sft.data.pipeline.record import text_hash
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,18 +14,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sft.errors import UserError
-
-PUBLISHED_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}"
-    "{% else %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
-    "{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
-)
+from sft.tokenizers.templates import PUBLISHED_TEMPLATE
+from sft.utils.errors import UserError
 
 TRAINING_TEMPLATE = (
     "{% for message in messages %}"

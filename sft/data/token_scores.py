@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sambay_kernels.linear_cross_entropy import linear_cross_entropy
 from torch import Tensor
 
-from sft.errors import UserError
-from sft.model import Phi4FlashForCausalLM
+from sft.models import Phi4FlashForCausalLM
+from sft.utils.errors import UserError
 
 IGNORE = -100
 T = TypeVar("T")

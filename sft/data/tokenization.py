@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.data.render import Rendered
-from sft.errors import UserError
-from sft.files import sha256_json
+from sft.utils.errors import UserError
+from sft.utils.files import sha256_json
 
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 _forked = False

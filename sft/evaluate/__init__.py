@@ -1,7 +1,7 @@
 """Evaluation: problems, generated answers checked by math-verify, and accuracy with intervals."""
 
 from sft.evaluate.answers import AnswerChecker, Verdict, check, extract_answer
-from sft.evaluate.run import evaluate, model_fingerprint, read_samples
+from sft.evaluate.runner import evaluate, model_fingerprint, read_samples
 
 __all__ = [
     "AnswerChecker",

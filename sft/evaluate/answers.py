@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from sft.errors import UserError
 from sft.evaluate.choices import judge_choice
 from sft.evaluate.verify_worker import DIED, WALL_SLACK
+from sft.utils.errors import UserError
 
 Status = Literal["right", "wrong", "undecided"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.sources import open_source
-from sft.errors import UserError
 from sft.evaluate.answers import gold_answer
 from sft.recipe.schema import DataSection, SuiteSection
+from sft.utils.errors import UserError
 
 # Columns by the names they have in common data sets, the most specific first.
 COLUMN_NAMES: dict[str, tuple[str, ...]] = {

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sft.errors import UsageError, UserError
 from sft.generate.cache import can_join, join_rows, new_cache, select_rows, trim_left
 from sft.generate.sampling import Sampling, next_tokens, request_randoms
-from sft.model.end_tokens import end_token_ids
+from sft.models.end_tokens import end_token_ids
+from sft.utils.errors import UsageError, UserError
 
 # Rows leave the batch (and others join) when at least this fraction of it has finished: each change copies the cache.
 _RENEW_FRACTION = 0.125

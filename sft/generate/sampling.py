@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _usage(facts: dict[str, Any]) -> str:
     trust = ", trust_remote_code=True" if facts["model_type"] == "phi4flash" and not facts["adapter_base"] else ""
     if facts["adapter_base"]:
         load = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
-        load += "import sft.model  # pip install sambay-sft\n" if facts["model_type"] == "phi4flash" else ""
+        load += "import sft.models  # pip install sambay-sft\n" if facts["model_type"] == "phi4flash" else ""
         call = 'AutoPeftModelForCausalLM.from_pretrained(name, dtype="auto")'
     else:
         load = "from transformers import AutoModelForCausalLM, AutoTokenizer\n"

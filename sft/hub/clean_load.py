@@ -70,7 +70,7 @@ def from_folder(folder: str, adapters: bool) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
     from peft import AutoPeftModelForCausalLM
 
-    import sft.model  # noqa: F401  (registers phi4flash)
+    import sft.models  # noqa: F401  (registers phi4flash)
 
     return AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
 

@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft.errors import UserError
-from sft.files import read_json, write_json, write_text
 from sft.hub.card import licence_text, model_card
 from sft.hub.flatten import ops_file
 from sft.hub.folder import KIND, MANIFEST, describe_files, is_export, remove_scratch, scratch_name
@@ -26,6 +24,8 @@ from sft.hub.merge import TOLERANCE, logits_of, merge_adapter
 from sft.hub.provenance import run_record, write_recipe
 from sft.hub.reload import ReloadReport, check_against, fixed_inputs
 from sft.hub.source import Source, open_source
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, write_json, write_text
 
 AUTO_MAP = {
     "AutoConfig": "configuration_phi4flash.Phi4FlashConfig",
@@ -197,9 +197,9 @@ def write_code(folder: Path) -> None:
     """
     import sambay_kernels
 
-    import sft.model
+    import sft.models.sambay
 
-    package = Path(sft.model.__file__).parent
+    package = Path(sft.models.sambay.__file__).parent
     texts = {OPS_FILE: ops_file(Path(sambay_kernels.__file__).parent)}
     queue = ["modeling_phi4flash.py", "configuration_phi4flash.py"]
     while queue:
@@ -235,7 +235,7 @@ def _set_end_tokens(source: Source) -> None:
     """A SambaY model stops at the end of its answer; other models keep the generation configuration they came with."""
     if source.tokenizer is None or source.model.config.model_type != "phi4flash":
         return
-    from sft.model.end_tokens import end_token_ids
+    from sft.models.end_tokens import end_token_ids
 
     config = source.model.generation_config
     config.eos_token_id = end_token_ids(source.tokenizer)

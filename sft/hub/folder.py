@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.errors import UserError
-from sft.files import read_json, sha256_file
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, sha256_file
 
 KIND = "sambay-sft export"
 MANIFEST = "manifest.json"

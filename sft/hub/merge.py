@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError
 from sft.hub.reload import fixed_inputs, relative_error
+from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from sft.files import read_json, write_text
-from sft.hub.explain import scrub
+from sft.hub.hub_errors import scrub
+from sft.utils.files import read_json, write_text
 
 # Settings of a stage that the card shows, by their names in the recipe.
 TRAIN_KEYS = (

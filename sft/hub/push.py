@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError
-from sft.hub.explain import LOG_IN, explained, scrub
 from sft.hub.folder import MANIFEST, LocalFile, is_export, list_files, read_manifest
+from sft.hub.hub_errors import LOG_IN, explained, scrub
+from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -107,7 +107,7 @@ def push(
     hub.prepare(publish=publish)
     result = _transfer(hub, folder, files, commit_message or f"Upload {folder.name} with sft push", say)
     if verify:
-        from sft.hub.verify import verify_upload
+        from sft.hub.verify_upload import verify_upload
 
         say(f"downloading {hub.repo_id} again to compare it")
         verify_upload(folder, hub.repo_id, revision=result.commit, endpoint=hub.endpoint, token=hub.token)

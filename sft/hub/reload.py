@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError
-from sft.files import read_json
+from sft.utils.errors import UserError
+from sft.utils.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +128,7 @@ def vocabulary_size(folder: str | Path) -> int:
         from transformers import AutoConfig
 
         base = str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
-        import sft.model  # noqa: F401  (registers phi4flash)
+        import sft.models  # noqa: F401  (registers phi4flash)
 
         return int(AutoConfig.from_pretrained(base).get_text_config().vocab_size)
     config = read_json(folder / "config.json")

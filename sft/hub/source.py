@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError
-from sft.files import read_json
+from sft.utils.errors import UserError
+from sft.utils.files import read_json
 
 if TYPE_CHECKING:
     from sft.recipe.schema import Recipe
@@ -59,7 +59,7 @@ def open_source(source: str | Path | tuple[Any, Any], run: Path | None = None) -
     tokenizer = _tokenizer_of(folder)
     if (folder / "adapter_config.json").exists():
         return _open_adapter(folder, tokenizer, run)
-    from sft.model.load import load_checkpoint, read_config
+    from sft.models.load import load_checkpoint, read_config
 
     held = _written_dtype(read_config(folder))
     recipe = recipe_of(run)
@@ -101,7 +101,7 @@ def _open_adapter(folder: Path, tokenizer: Any, run: Path | None) -> Source:
 
 def _open_base(folder: Path, tokenizer: Any, run: Path | None) -> tuple[Any, str, str | None]:
     """The base model in float32, the dtype it is stored in, and its name if it has one outside this run."""
-    from sft.model.load import load_checkpoint, load_model, read_config
+    from sft.models.load import load_checkpoint, load_model, read_config
 
     recipe = recipe_of(run)
     told = read_json(folder / "base.json") if (folder / "base.json").exists() else {}
@@ -122,7 +122,7 @@ def _open_base(folder: Path, tokenizer: Any, run: Path | None) -> tuple[Any, str
 
 
 def _tokenizer_of(folder: Path) -> Any:
-    from sft.model.load import load_tokenizer
+    from sft.tokenizers.load import load_tokenizer
 
     has_one = (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists()
     return load_tokenizer(str(folder)) if has_one else None

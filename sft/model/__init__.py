@@ -1,12 +1,5 @@
-"""The SambaY model. Importing this package teaches transformers' Auto classes the model type `phi4flash`."""
+"""The former name of `sft.models`, kept for code that imports it to register `phi4flash`."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-from .configuration_phi4flash import Phi4FlashConfig
-from .modeling_phi4flash import Phi4FlashForCausalLM, Phi4FlashModel
-
-AutoConfig.register("phi4flash", Phi4FlashConfig, exist_ok=True)
-AutoModel.register(Phi4FlashConfig, Phi4FlashModel, exist_ok=True)
-AutoModelForCausalLM.register(Phi4FlashConfig, Phi4FlashForCausalLM, exist_ok=True)
+from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM, Phi4FlashModel
 
 __all__ = ["Phi4FlashConfig", "Phi4FlashForCausalLM", "Phi4FlashModel"]

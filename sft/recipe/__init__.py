@@ -1,8 +1,7 @@
 """Recipes: one YAML file is one run. Imports nothing heavy."""
 
-from sft.recipe.layout import RunLayout
 from sft.recipe.load import load_recipe, resolved_yaml
-from sft.recipe.manifest import environment
+from sft.recipe.paths import RunPaths
 from sft.recipe.schema import (
     DataSection,
     EvaluateSection,
@@ -16,6 +15,7 @@ from sft.recipe.schema import (
     SuiteSection,
 )
 from sft.recipe.train_keys import TrainSection
+from sft.utils.environment import environment
 
 __all__ = [
     "DataSection",
@@ -25,7 +25,7 @@ __all__ = [
     "PushSection",
     "Recipe",
     "ReportSection",
-    "RunLayout",
+    "RunPaths",
     "Source",
     "Stage",
     "SuiteSection",

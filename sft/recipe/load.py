@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from sft.errors import UsageError
-from sft.recipe.explain import explain
+from sft.recipe.error_lines import explain
 from sft.recipe.merge import include_data_recipes, merge_defaults, substitute
 from sft.recipe.overrides import apply_override, parse_overrides
 from sft.recipe.packaged import find_data_recipe, find_recipe
 from sft.recipe.schema import Defaults, Recipe
 from sft.recipe.yaml_marks import Document, RecipeDumper, parse_document
+from sft.utils.errors import UsageError
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:

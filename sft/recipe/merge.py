@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from sft.errors import UsageError
 from sft.recipe.problems import nearest
 from sft.recipe.yaml_marks import Document, Path
+from sft.utils.errors import UsageError
 
 SECTIONS = ("data", "train", "evaluate")
 _VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)\}")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.errors import UsageError
 from sft.recipe.yaml_marks import Document, Origin, Path, parse_value
+from sft.utils.errors import UsageError
 
 # What a line of the recipe is called when it came from the command line.
 MANY = 20

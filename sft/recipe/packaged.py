@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.errors import UsageError
 from sft.recipe.problems import nearest
+from sft.utils.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sft.errors import UsageError
 from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.steps import StepEntry
 from sft.recipe.train_keys import TrainSection
+from sft.utils.errors import UsageError
 
 # `sft` itself uses these words where a stage's name could stand.
 RESERVED_STAGE_NAMES = ("all", "start")

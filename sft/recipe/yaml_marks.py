@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sft.errors import UsageError
+from sft.utils.errors import UsageError
 
 Path = tuple[str | int, ...]
 

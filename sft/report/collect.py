@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft.files import read_json
-from sft.recipe.layout import RunLayout
+from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe, Stage
+from sft.utils.files import read_json
 
 
 @dataclass
@@ -71,7 +71,7 @@ class RunFacts:
         return list(found)
 
 
-def collect(recipe: Recipe, layout: RunLayout) -> RunFacts:
+def collect(recipe: Recipe, layout: RunPaths) -> RunFacts:
     """Read the run below `layout.root`. Files that are missing or broken are told in `missing`."""
     missing: list[str] = []
     stages = [_stage(layout, stage, missing) for stage in recipe.stages]
@@ -95,7 +95,7 @@ def collect(recipe: Recipe, layout: RunLayout) -> RunFacts:
     )
 
 
-def _stage(layout: RunLayout, stage: Stage, missing: list[str]) -> StageFacts:
+def _stage(layout: RunPaths, stage: Stage, missing: list[str]) -> StageFacts:
     manifest = _mapping(layout.stage_manifest(stage.name), missing)
     log = read_log(layout.metrics(stage.name))
     if manifest is None:
@@ -105,7 +105,7 @@ def _stage(layout: RunLayout, stage: Stage, missing: list[str]) -> StageFacts:
 
 
 def _results(
-    layout: RunLayout, points: list[str], suites: list[str], missing: list[str]
+    layout: RunPaths, points: list[str], suites: list[str], missing: list[str]
 ) -> dict[tuple[str, str], SuiteFacts]:
     """Finished evaluations; other models and suites that were evaluated in this folder join `points` and `suites`."""
     eval_root = layout.eval_dir("start").parent
@@ -125,7 +125,7 @@ def _expected(
     recipe: Recipe,
     stages: list[StageFacts],
     results: dict[tuple[str, str], SuiteFacts],
-    layout: RunLayout,
+    layout: RunPaths,
     missing: list[str],
 ) -> None:
     """Name the evaluations that the recipe asks for and that aren't there."""
@@ -170,7 +170,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda entry: entry["step"])
 
 
-def _parameters(recipe: Recipe, layout: RunLayout) -> int | None:
+def _parameters(recipe: Recipe, layout: RunPaths) -> int | None:
     """How many parameters the model has, from the headers of saved weights; adapters alone don't tell."""
     folders = [layout.export, *(layout.final_dir(stage.name) for stage in reversed(recipe.stages))]
     if recipe.model.model_name_or_path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sft.evaluate.run import read_samples
+from sft.evaluate.runner import read_samples
 from sft.report.collect import RunFacts
 from sft.report.drawing import COLORS, START, as_png, as_svg, drawing, legend, log_ticks, panels
 

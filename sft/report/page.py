@@ -7,21 +7,21 @@ from typing import Any
 
 import jinja2
 
-from sft.evaluate.run import read_samples
-from sft.files import atomic_open, write_text
-from sft.recipe.layout import RunLayout
+from sft.evaluate.runner import read_samples
+from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe
 from sft.report import tables
 from sft.report.collect import RunFacts, collect
 from sft.report.drawing import unique_ids
 from sft.report.figures import draw_all
 from sft.report.funnel_figures import draw_data
+from sft.utils.files import atomic_open, write_text
 
 _SHOWN_SAMPLES = 3
 _LONGEST_TEXT = 6_000
 
 
-def write_report(recipe: Recipe, layout: RunLayout) -> Path:
+def write_report(recipe: Recipe, layout: RunPaths) -> Path:
     """Write the report of the run, as far as it has got; returns the path of the page.
 
     Everything is read from the run's folder: nothing is computed anew, and no model is loaded.
@@ -64,7 +64,7 @@ def _environment(escape: bool) -> jinja2.Environment:
     return environment
 
 
-def _content(run: RunFacts, layout: RunLayout) -> dict[str, Any]:
+def _content(run: RunFacts, layout: RunPaths) -> dict[str, Any]:
     """What both templates are filled with."""
     from sft.recipe.load import resolved_yaml
 

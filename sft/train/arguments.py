@@ -6,13 +6,13 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UsageError, first_line
 from sft.recipe.packaged import find_deepspeed
+from sft.utils.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-    from sft.recipe.layout import RunLayout
+    from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Stage
 
 # Packing happened when the data was prepared; these keys must not reach TRL, which would do it again.
@@ -26,7 +26,7 @@ NEUTRAL = frozenset(
 )
 
 
-def build_arguments(stage: Stage, layout: RunLayout) -> SFTConfig:
+def build_arguments(stage: Stage, layout: RunPaths) -> SFTConfig:
     """SFTConfig of a stage. What the recipe doesn't set gets these values in place of TRL's:
 
     * bf16 and gradient_checkpointing: on with CUDA, off on a CPU, where they only cost time;
@@ -73,7 +73,7 @@ def _defaults(cuda: bool) -> dict[str, Any]:
     }
 
 
-def _own_settings(stage: Stage, layout: RunLayout, values: dict[str, Any]) -> dict[str, Any]:
+def _own_settings(stage: Stage, layout: RunPaths, values: dict[str, Any]) -> dict[str, Any]:
     """What a recipe can't change, because the tool's promises rest on it."""
     own: dict[str, Any] = {
         "output_dir": str(layout.stage_dir(stage.name)),

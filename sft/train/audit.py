@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 
 class GradientAudit:

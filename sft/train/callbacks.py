@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sft.files import write_text
 from sft.train.interrupt import StopSignals
+from sft.utils.files import write_text
 
 LINE_EVERY = 5.0
 """Seconds between progress lines where the terminal can't redraw."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.errors import UserError
-from sft.files import read_json, sha256_file, write_json
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, sha256_file, write_json
 
 MARKER = "complete.json"
 HASHED_BELOW = 1 << 20

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError
-from sft.files import read_json, write_json
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sft.recipe.layout import RunLayout
+    from sft.recipe.paths import RunPaths
 
 BASE = "base.json"
 """In `final/` of a LoRA stage: {"kind": "start"} or {"kind": "folder", "path": <relative to the run's folder>}, and the
@@ -60,7 +60,7 @@ def save_final(
 
 
 def load_stage_model(
-    layout: RunLayout, stage: str | None = None, *, dtype: str | None = None, trainable: bool = False
+    layout: RunPaths, stage: str | None = None, *, dtype: str | None = None, trainable: bool = False
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model and tokenizer after `stage`, or those the run starts from (None).
 
@@ -80,10 +80,10 @@ def load_stage_model(
 
 
 def load_final(
-    layout: RunLayout, final: Path, *, dtype: str, trainable: bool = False
+    layout: RunPaths, final: Path, *, dtype: str, trainable: bool = False
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model and tokenizer that a `final/` folder holds."""
-    from sft.model.load import load_tokenizer
+    from sft.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(str(final))
     if not (final / "adapter_config.json").exists():
@@ -91,7 +91,7 @@ def load_final(
     return _with_adapter(layout, final, dtype, trainable), tokenizer
 
 
-def _with_adapter(layout: RunLayout, final: Path, dtype: str, trainable: bool) -> Any:
+def _with_adapter(layout: RunPaths, final: Path, dtype: str, trainable: bool) -> Any:
     from peft import PeftModel
 
     base = read_base(final)
@@ -116,10 +116,10 @@ def read_base(final: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_start(layout: RunLayout, *, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_start(layout: RunPaths, *, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model and tokenizer that the run starts from. A model from scratch is held in float32 whatever `dtype` says:
     its random weights are drawn in that type."""
-    from sft.model.load import load_model
+    from sft.models.load import load_model
 
     section = layout.recipe.model
     tokenizer = start_tokenizer(layout)
@@ -128,9 +128,9 @@ def load_start(layout: RunLayout, *, dtype: str) -> tuple[Any, PreTrainedTokeniz
     return model, tokenizer
 
 
-def start_tokenizer(layout: RunLayout) -> PreTrainedTokenizerBase:
+def start_tokenizer(layout: RunPaths) -> PreTrainedTokenizerBase:
     """The tokenizer that the run starts with."""
-    from sft.model.load import load_tokenizer
+    from sft.tokenizers.load import load_tokenizer
 
     section = layout.recipe.model
     if section.tokenizer:
@@ -138,13 +138,13 @@ def start_tokenizer(layout: RunLayout) -> PreTrainedTokenizerBase:
     return load_tokenizer(str(section.model_name_or_path), revision=section.model_revision)
 
 
-def _load_weights(layout: RunLayout, folder: Path, dtype: str) -> PreTrainedModel:
-    from sft.model.load import load_checkpoint
+def _load_weights(layout: RunPaths, folder: Path, dtype: str) -> PreTrainedModel:
+    from sft.models.load import load_checkpoint
 
     return load_checkpoint(str(folder), dtype=dtype, trust_remote_code=layout.recipe.model.trust_remote_code)
 
 
-def default_dtype(layout: RunLayout) -> str:
+def default_dtype(layout: RunPaths) -> str:
     """float32 on a CPU, whose bfloat16 is slow and rounds for nothing; the recipe's `model.dtype` on a GPU."""
     import torch
 

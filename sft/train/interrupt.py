@@ -9,7 +9,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 
 class Interrupted(UserError):  # noqa: N818 (nothing went wrong)

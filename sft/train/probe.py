@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sft.errors import UserError
 from sft.train.collator import COUNT_KEYS, PackedCollator, PaddedCollator
+from sft.utils.errors import UserError
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 LossScaling = Literal["sum", "mean"]

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UsageError, UserError, first_line
-from sft.files import write_json
+from sft.models.lora import attach_adapters, lora_settings
+from sft.run.identity import previous_stage, stage_key, stage_parts
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, resumable
 from sft.train.handover import fingerprint, save_final
 from sft.train.interrupt import Interrupted, StopSignals
-from sft.train.keys import previous_stage, stage_key, stage_parts
-from sft.train.lora import attach_adapters, lora_settings
+from sft.utils.errors import UsageError, UserError, first_line
+from sft.utils.files import write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, TrainerState
     from trl import SFTConfig
 
-    from sft.recipe.layout import RunLayout
+    from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Recipe, Stage
     from sft.train.callbacks import Progress
     from sft.train.trainer import SambayTrainer
@@ -41,7 +41,7 @@ class _Job:
     """One stage's training, put together."""
 
     stage: Stage
-    layout: RunLayout
+    layout: RunPaths
     trainer: SambayTrainer
     progress: Progress
     checkpoint: Checkpoint | None
@@ -54,7 +54,7 @@ def train_stage(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Any,
-    layout: RunLayout,
+    layout: RunPaths,
     base: dict[str, Any] | None = None,
     resume: bool = True,
 ) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
     return model if is_adapter else attach_adapters(model, settings, seed=args.seed)
 
 
-def _base_of(layout: RunLayout, stage: Stage, model: Any, base: dict[str, Any] | None) -> dict[str, Any] | None:
+def _base_of(layout: RunPaths, stage: Stage, model: Any, base: dict[str, Any] | None) -> dict[str, Any] | None:
     """What base.json will say: None for a full model."""
     if not hasattr(model, "peft_config"):
         return None
@@ -134,7 +134,7 @@ def _base_of(layout: RunLayout, stage: Stage, model: Any, base: dict[str, Any] |
 
 def _put_together(
     stage: Stage,
-    layout: RunLayout,
+    layout: RunPaths,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Any,
@@ -232,7 +232,7 @@ def _hand_over(
     base: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Write `final/`, then the manifest that declares the stage done."""
-    from sft.recipe.manifest import environment
+    from sft.utils.environment import environment
 
     trainer, layout, name = job.trainer, job.layout, job.stage.name
     manifest = {

@@ -16,12 +16,12 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
-from sft.errors import UserError
 from sft.train.audit import GradientAudit
 from sft.train.checkpoints import rotate, write_marker
 from sft.train.collator import IGNORE
 from sft.train.probe import LossScaling, accepted_inputs
 from sft.train.sampler import EpochOrder
+from sft.utils.errors import UserError
 
 NO_DECAY = re.compile(r"(^|\.)(A_log|D|lambda_\w+|\w*bias|\w*norm\w*)($|\.)")
 """Parameters that take no weight decay by name: state space A and D, attention lambdas, norms, biases."""

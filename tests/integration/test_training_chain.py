@@ -10,13 +10,13 @@ import pytest
 import torch
 from train_toys import read_metrics, saved_weights
 
-from sft.errors import UserError
-from sft.recipe.layout import RunLayout
+from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe
+from sft.run.chain import run, train
 from sft.train.collator import PackedCollator
 from sft.train.handover import load_stage_model
 from sft.train.probe import accepted_inputs
-from sft.train.run import run, train
+from sft.utils.errors import UserError
 
 MODEL = {
     "hidden_size": 32,
@@ -59,7 +59,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def chained(tmp_path_factory) -> RunLayout:
+def chained(tmp_path_factory) -> RunPaths:
     """LoRA, the same LoRA again (packed), another LoRA, all weights."""
     root = tmp_path_factory.mktemp("chain")
     whole = {"per_device_train_batch_size": 24}
@@ -68,7 +68,7 @@ def chained(tmp_path_factory) -> RunLayout:
     result = run(recipe)
     assert list(result["stages"]) == ["s0", "s1", "s2", "s3"]
     assert result["evaluations"] == {f"s{i}": {} for i in range(4)} | {"start": {}}
-    return RunLayout(recipe)
+    return RunPaths(recipe)
 
 
 def test_every_stage_starts_where_the_one_before_ended(chained):
@@ -100,7 +100,7 @@ def test_equal_settings_go_on_with_the_same_adapter(chained):
 
 def test_other_settings_merge_first(chained):
     """The base written for the third stage is the second stage's model, merged."""
-    from sft.model.load import load_checkpoint
+    from sft.models.load import load_checkpoint
 
     base = json.loads((chained.final_dir("s2") / "base.json").read_text())
     assert base["path"] == "stages/s2/base"
@@ -116,7 +116,7 @@ def test_all_weights_after_lora_are_a_plain_model(chained):
 
 
 def test_finished_stages_are_skipped(chained, monkeypatch, capsys):
-    monkeypatch.setattr("sft.train.run.train_stage", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr("sft.run.chain.train_stage", lambda *args, **kwargs: pytest.fail("trained again"))
     result = train(chained.recipe)
     assert [manifest["steps"] for manifest in result["stages"].values()] == [4, 4, 4, 4]
     assert capsys.readouterr().err.count("done already (4 steps), skipped") == 4
@@ -138,7 +138,7 @@ def test_an_adapter_whose_base_was_swapped_is_refused(tmp_path):
     other = recipe.model_copy(deep=True)
     other.seed = recipe.seed + 1
     with pytest.raises(UserError, match="no longer the one its adapter was trained on"):
-        load_stage_model(RunLayout(other), "s0")
+        load_stage_model(RunPaths(other), "s0")
 
 
 def test_restart_does_a_stage_and_the_later_ones_again(tmp_path):
@@ -156,7 +156,7 @@ def test_one_stage_needs_those_before_it(tmp_path):
     with pytest.raises(UserError, match="Stage s1 starts from stage s0, which isn't done: train that first"):
         train(recipe, only_stage="s1")
     with pytest.raises(UserError, match=r"Stage s0 isn't done"):
-        load_stage_model(RunLayout(recipe), "s0")
+        load_stage_model(RunPaths(recipe), "s0")
     assert list(train(recipe, only_stage="s0")["stages"]) == ["s0"]
     assert list(train(recipe, only_stage="s1")["stages"]) == ["s1"]
 
@@ -165,7 +165,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     import fcntl
 
     recipe = chain(tmp_path, {})
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     layout.root.mkdir(parents=True)
     with open(layout.root / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -179,7 +179,7 @@ def test_damaged_stages_say_what_to_do(tmp_path, damage):
 
     recipe = chain(tmp_path, {"max_steps": 1})
     train(recipe)
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     if damage == "manifest":
         layout.stage_manifest("s0").write_text('{"key": ')
     else:

@@ -18,7 +18,7 @@ def byte_tokenizer() -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from sft.data.template import PUBLISHED_TEMPLATE
+    from sft.tokenizers.templates import PUBLISHED_TEMPLATE
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))

@@ -10,7 +10,7 @@ import torch
 from tiny_sambay import tiny_model
 
 from sft.data.columns import Message
-from sft.model.load import load_tokenizer
+from sft.tokenizers.load import load_tokenizer
 
 
 def save_student(folder: Path, tokenizer: Any, model: torch.nn.Module | None = None, *, seed: int = 0) -> Path:

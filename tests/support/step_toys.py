@@ -18,8 +18,8 @@ from sft.data.pipeline.context import Context, Templates
 from sft.data.pipeline.record import Record
 from sft.data.steps import RowStep, TableStep, step_class
 from sft.data.steps.base import Dropped, Outcome
-from sft.data.tiny_tokenizer import build_tokenizer
 from sft.recipe.steps import StepEntry
+from sft.tokenizers.tiny import build_tokenizer
 
 
 def record(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sft.model import Phi4FlashConfig, Phi4FlashForCausalLM
+from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
 
 
 def tiny_config(**changes) -> Phi4FlashConfig:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sft.recipe.layout import RunLayout
+from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe
 
 VOCABULARY = 96
@@ -51,7 +51,7 @@ def tiny_qwen(seed: int = 0, **overrides: Any) -> Any:
 
 def tiny_sambay(seed: int = 0, **overrides: Any) -> Any:
     """An eight-layer SambaY of about 100 thousand parameters: every kind of layer, a window of 16."""
-    from sft.model import Phi4FlashConfig, Phi4FlashForCausalLM
+    from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
 
     config = {
         "vocab_size": VOCABULARY,
@@ -134,7 +134,7 @@ def train_toy(root: Path, train: dict[str, Any], *, model: Any = None, prepared:
     from sft.train.stage import train_stage
 
     recipe = toy_recipe(root, train)
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     prepared = prepared or toy_rows(16, packed=bool(train.get("packing")))
     manifest = train_stage(
         recipe,

@@ -14,8 +14,8 @@ from typing import Any
 
 from train_toys import tiny_qwen, tiny_sambay, toy_rows, train_toy
 
-from sft.errors import UserError
 from sft.train.callbacks import StopOnSignal
+from sft.utils.errors import UserError
 
 ROWS = 14
 

@@ -26,8 +26,8 @@ from sft.data.pipeline.plan import MEASURE, Node
 from sft.data.pipeline.reading import BAD, read_outcomes
 from sft.data.pipeline.shard import EXAMPLES, read_marker, read_whole, sum_counts
 from sft.data.steps import TableStep, step_class
-from sft.errors import UserError
-from sft.files import read_json, write_json
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from sft.data.pipeline.tasks import Task, close_step
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 Work = Callable[[Task], dict[str, Any]]
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG

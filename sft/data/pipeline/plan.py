@@ -16,11 +16,11 @@ from sft.data.columns import check_templates
 from sft.data.pipeline.shard import GROUP_CHARACTERS, GROUP_ROWS
 from sft.data.sources import OpenSource, open_source
 from sft.data.steps import step_class
-from sft.errors import UsageError
-from sft.files import sha256_json
 from sft.recipe.problems import nearest
 from sft.recipe.schema import DataSection, DataSource, Templates
 from sft.recipe.steps import StepEntry
+from sft.utils.errors import UsageError
+from sft.utils.files import sha256_json
 
 FORMAT_VERSION = 2  # raised when the same inputs would be stored as other bytes
 MEASURE = "measure"

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from sft.data.pipeline.tasks import Task
-from sft.errors import UserError, first_line
+from sft.utils.errors import UserError, first_line
 
 MISSING = "--engine ray needs Ray; install it with: pip install 'sambay-sft[ray]'"
 

@@ -10,8 +10,8 @@ from sft.data.pipeline.plan import Node, source_name
 from sft.data.pipeline.record import Record, text_hash
 from sft.data.rows import BadRow, Row, peek
 from sft.data.steps.base import Dropped, Kept, Outcome
-from sft.errors import UserError
 from sft.recipe.schema import DataSource, Templates
+from sft.utils.errors import UserError
 
 BAD = "bad: "
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.data.pipeline.record import Record, dropped_schema, fingerprint, from_table, schema, to_table
 from sft.data.steps.base import Dropped, Kept, Outcome, Replaced
-from sft.files import read_json, sha256_file, write_json
+from sft.utils.files import read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

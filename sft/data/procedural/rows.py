@@ -10,8 +10,8 @@ from typing import Any
 from sft.data.procedural import arithmetic, equations, stories
 from sft.data.procedural.chains import MAX_STEPS
 from sft.data.procedural.problem import Problem
-from sft.errors import UserError
 from sft.recipe.schema import GenerateSource
+from sft.utils.errors import UserError
 
 _TEST_SHARE = 10
 _PATIENCE = 1000

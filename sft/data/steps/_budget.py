@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft.data.steps._tables import batches
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     import duckdb

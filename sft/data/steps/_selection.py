@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sft.data.pipeline.context import Context
 from sft.data.steps._budget import Budget, apportion, exact_shares, fill, largest_total, no_such
 from sft.data.steps._tables import batches, parquet, quoted, write_parquet, write_verdicts
-from sft.errors import UserError
 from sft.recipe.steps.select import Lengths, PassRate, Quotas, SelectStep
+from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     import duckdb

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError, first_line
+from sft.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import duckdb

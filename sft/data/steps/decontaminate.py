@@ -13,9 +13,9 @@ from sft.data.pipeline.record import Record
 from sft.data.rows import Row
 from sft.data.sources import OpenSource, open_source
 from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
-from sft.errors import UserError
 from sft.recipe.schema import Source
 from sft.recipe.steps.decontaminate import Benchmark, DecontaminateStep
+from sft.utils.errors import UserError
 
 PROBLEM_COLUMNS = ("problem", "question", "Question", "prompt")
 _SHOWN = 100

@@ -22,9 +22,9 @@ from sft.data.teacher.loop import Loop, together
 from sft.data.teacher.mixed import Mixed
 from sft.data.teacher.rollouts import Rollouts
 from sft.data.teacher.usage import Price, Usage
-from sft.errors import UserError
-from sft.files import sha256_file, write_json
 from sft.recipe.steps.generate import Checkpoint, Endpoint, GenerateStep
+from sft.utils.errors import UserError
+from sft.utils.files import sha256_file, write_json
 
 log = logging.getLogger(__name__)
 

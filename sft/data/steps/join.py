@@ -14,9 +14,9 @@ from sft.data.source_columns import read_columns
 from sft.data.sources import open_source
 from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
 from sft.data.teacher_index import TeacherIndex, open_index
-from sft.errors import UserError
 from sft.recipe.schema import Source
 from sft.recipe.steps.join import JoinStep
+from sft.utils.errors import UserError
 
 # Log-softmax in float32 may end this far above 0 for a token that is certain.
 ROUNDING = 1e-5

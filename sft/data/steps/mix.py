@@ -12,8 +12,8 @@ from sft.data.pipeline.sql import connect
 from sft.data.steps._budget import Budget, exact_shares, fill, largest_total, no_such
 from sft.data.steps._tables import parquet, write_parquet, write_verdicts
 from sft.data.steps.base import TableStep
-from sft.errors import UserError
 from sft.recipe.steps.mix import MixStep
+from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     import duckdb

@@ -19,9 +19,9 @@ from sft.data.steps._score_rows import Answer, AnswerReader
 from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
 from sft.data.teacher_tokens import TeacherVocabulary, place_tokens
 from sft.data.token_scores import TokenScorer, in_batches
-from sft.errors import UserError
-from sft.files import sha256_json
 from sft.recipe.steps.score import ScoreStep
+from sft.utils.errors import UserError
+from sft.utils.files import sha256_json
 
 
 class Score(RowStep):
@@ -44,8 +44,8 @@ class Score(RowStep):
     def identity(cls, config: ScoreStep) -> dict[str, Any]:
         """Hashes of the student's weights (the commit of a Hub id) and of the teacher's tokenizer."""
         from sft.data.tokenization import check_tokenizer, tokenizer_hash
-        from sft.model.identity import checkpoint_identity
-        from sft.model.load import load_tokenizer
+        from sft.models.identity import checkpoint_identity
+        from sft.tokenizers.load import load_tokenizer
 
         found: dict[str, Any] = {"model": checkpoint_identity(config.model, config.revision)}
         if config.teacher_tokenizer is not None:
@@ -135,7 +135,7 @@ class Score(RowStep):
 
     @cached_property
     def _reader(self) -> AnswerReader:
-        from sft.model.load import load_tokenizer
+        from sft.tokenizers.load import load_tokenizer
 
         tokenizer = self.context.tokenizer
         path = self.config.teacher_tokenizer
@@ -145,7 +145,7 @@ class Score(RowStep):
     @cached_property
     def _scorer(self) -> Any:
         """The student, loaded when the first row needs it."""
-        from sft.model.load import load_checkpoint
+        from sft.models.load import load_checkpoint
 
         self._check_tokenizer()
         cuda = torch.cuda.is_available()
@@ -157,7 +157,7 @@ class Score(RowStep):
 
     def _check_tokenizer(self) -> None:
         """Refuse a student that has another vocabulary beside it than the tokenizer that is trained with."""
-        from sft.model.load import load_tokenizer
+        from sft.tokenizers.load import load_tokenizer
 
         try:
             own = load_tokenizer(self.config.model, revision=self.config.revision)

@@ -11,8 +11,8 @@ from sft.data.pipeline.record import Record, fingerprint, text_hash
 from sft.data.pipeline.sql import connect
 from sft.data.steps._selection import Selection
 from sft.data.steps.base import TableStep
-from sft.errors import UserError
 from sft.recipe.steps.select import SelectStep
+from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sft.data.columns import REASONING_KEYS
-from sft.files import sha256_json
+from sft.utils.files import sha256_json
 
 Who = Literal["teacher", "student"]
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from sft.data.teacher.answer import Answer, Request
 from sft.data.teacher.client import Client, RequestFailedError
 from sft.data.teacher.journal import Journal
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 FEW = 20  # requests from which a share of failures is taken seriously
 

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sft.data.teacher.answer import CHAT, Answer, BrokenAnswerError, Request, read_answer
-from sft.errors import UserError, first_line
+from sft.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from sft.recipe.steps.generate import Endpoint

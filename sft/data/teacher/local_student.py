@@ -71,7 +71,8 @@ class LocalStudent:
     def _load(self) -> tuple[Any, Any]:
         import torch
 
-        from sft.model.load import load_checkpoint, load_tokenizer
+        from sft.models.load import load_checkpoint
+        from sft.tokenizers.load import load_tokenizer
 
         config = self._config
         model = load_checkpoint(config.checkpoint, dtype=config.dtype, revision=config.revision)

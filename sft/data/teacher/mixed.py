@@ -136,7 +136,7 @@ class Mixed:
 
     @cached_property
     def _teacher_tokenizer(self) -> Any:
-        from sft.model.load import load_tokenizer
+        from sft.tokenizers.load import load_tokenizer
 
         name = self._config.teacher.tokenizer
         return self._context.tokenizer if name is None else load_tokenizer(name)

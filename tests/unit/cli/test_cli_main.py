@@ -16,7 +16,7 @@ import pytest
 from child_time import run_timed
 
 from sft.cli.main import MODULES, VERBS, main
-from sft.errors import UsageError, UserError
+from sft.utils.errors import UsageError, UserError
 
 RECIPE = """\
 name: small

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sft.cli.main import VERBS
-from sft.errors import UsageError
 from sft.recipe import load_recipe
 from sft.recipe.packaged import list_recipes
+from sft.utils.errors import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def toy() -> Any:
 @pytest.fixture(scope="module")
 def phi(shared_dir: Path) -> Any:
     """The published tokenizer."""
-    from sft.model.load import load_tokenizer
+    from sft.tokenizers.load import load_tokenizer
 
     return load_tokenizer(str(shared_dir / "models" / "Phi-4-mini-flash-reasoning"))
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sft.data.columns import ColumnMap, check_templates, choose_columns, row_id, to_messages
 from sft.data.rows import BadRow
-from sft.errors import UsageError, UserError
 from sft.recipe.schema import DataSection
+from sft.utils.errors import UsageError, UserError
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 

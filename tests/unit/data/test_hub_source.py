@@ -21,7 +21,7 @@ import json, os, sys
 import pyarrow as pa, pyarrow.parquet as pq
 from huggingface_hub import HfApi
 from sft.data.sources import open_source
-from sft.errors import UserError
+from sft.utils.errors import UserError
 from sft.recipe.schema import Source
 
 api, table = HfApi(), pa.Table.from_pylist([{"question": f"q{i}", "answer": f"a{i}"} for i in range(7)])
@@ -131,7 +131,7 @@ def test_no_network(tmp_path: Path) -> None:
     script = """
 import json
 from sft.data.sources import open_source
-from sft.errors import UserError
+from sft.utils.errors import UserError
 from sft.recipe.schema import Source
 try:
     open_source(Source.model_validate({"path": "tester/open"}))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sft.data import prepare as prepare_module
 from sft.data.prepare import PreparedStage, prepare_stage
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 Prepare = Callable[..., PreparedStage]
 Write = Callable[..., Path]
@@ -216,7 +216,7 @@ def test_gsm8k(shared_dir: Path, phi: Any, tmp_path: Path) -> None:
 
 
 def test_generated_problems_with_the_built_in_tokenizer(tmp_path: Path) -> None:
-    from sft.data.tiny_tokenizer import build_tokenizer
+    from sft.tokenizers.tiny import build_tokenizer
 
     tokenizer = build_tokenizer()
     recipe = stage_of([{"generate": {"rows": 60}}], tmp_path, {"max_length": 1024, "packing": True}, {})

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sft.data.layout import CUT, FREE, SHADES, bar, cells
 from sft.data.lookup import rows_with
+from sft.data.pack_bar import CUT, FREE, SHADES, bar, cells
 from sft.data.pipeline.funnel import funnel_lines
 from sft.data.prepare import PreparedStage
 from sft.data.preview import show_lengths, show_numbers, show_rows

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data.procedural import MAX_STEPS, generate_rows
-from sft.data.template import PUBLISHED_TEMPLATE
-from sft.data.tiny_tokenizer import CHAT_TOKENS, THINK_TOKENS, build_tokenizer
-from sft.errors import UserError
+from sft.data.procedural.chains import MOST_ROUNDS, MOST_SHORT_STEPS
 from sft.recipe.schema import GenerateSource
+from sft.tokenizers.templates import PUBLISHED_TEMPLATE
+from sft.tokenizers.tiny import CHAT_TOKENS, PATTERN, THINK_TOKENS, build_tokenizer, words
+from sft.utils.errors import UserError
 
 FAMILIES = ("arithmetic", "equations", "words")
 LONG = (98, 128)
@@ -212,6 +213,16 @@ def test_problems_need_no_bytes(tokenizer, max_steps: int) -> None:
         tokens = [tokenizer.decode([i]) for i in tokenizer(text).input_ids]
         assert "".join(tokens) == text
         assert {token for token in tokens if len(token) == 1} <= set("0123456789abcdefghijklm\n.?}")
+
+
+def test_the_words_are_the_pieces_of_generated_problems() -> None:
+    """No piece is missing from the vocabulary, and none stands there that no problem has."""
+    pieces = {f" [{turn}]" for turn in range(1, MOST_ROUNDS + 1)}
+    for rows, max_steps in ((3000, MOST_SHORT_STEPS), (30, MAX_STEPS)):
+        for row in generate_rows(GenerateSource(rows=rows, max_steps=max_steps)):
+            for text in re.split("|".join(map(re.escape, THINK_TOKENS)), f"{row['prompt']}\n{row['completion']}"):
+                pieces.update(re.findall(PATTERN, text))
+    assert words() == tuple(sorted(pieces))
 
 
 def test_chat_tokens_are_special_and_think_tokens_are_kept(tokenizer) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sft.data.local_source import parse_line
 from sft.data.sources import open_source, read_rows
-from sft.errors import UsageError, UserError
 from sft.recipe.schema import Source
+from sft.utils.errors import UsageError, UserError
 
 
 def _source(path: Any, **keys: Any) -> Source:

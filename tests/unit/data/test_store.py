@@ -21,7 +21,7 @@ import pytest
 
 from sft.data import store
 from sft.data.prepare import PreparedStage, prepare_stage
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 Prepare = Callable[..., PreparedStage]
 Write = Callable[..., Path]

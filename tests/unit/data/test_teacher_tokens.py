@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from score_toys import tiny_tokenizer
 
 from sft.data.teacher_tokens import HARMONY, NoMatchError, TeacherVocabulary
-from sft.model.load import load_tokenizer
+from sft.tokenizers.load import load_tokenizer
 
 MARK = {name: number for number, name in HARMONY.items()}
 

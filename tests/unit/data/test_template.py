@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sft.data.render import Rendered, Renderer
-from sft.data.template import PUBLISHED_TEMPLATE, TRAINING_TEMPLATE, training_template
-from sft.errors import UserError
+from sft.data.template import TRAINING_TEMPLATE, training_template
+from sft.tokenizers.templates import PUBLISHED_TEMPLATE
+from sft.utils.errors import UserError
 
 CONVERSATIONS = {
     "one turn": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}],

@@ -10,7 +10,7 @@ import torch
 from tiny_sambay import tiny_model
 
 from sft.data.token_scores import Document, TokenScorer, in_batches
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 
 def documents(seed: int = 0, lengths: tuple[int, ...] = (30, 1, 57, 2, 44, 9, 80)) -> list[Document]:

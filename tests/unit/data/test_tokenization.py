@@ -13,7 +13,7 @@ from sft.data.filters import judge
 from sft.data.render import Rendered, Renderer
 from sft.data.rows import BadRow
 from sft.data.tokenization import Tokens, tokenize, tokenizer_hash
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 ANSWERS = ["four", "\n\n<think>\n 2+2 \n</think>\n4", "  4", "\u00e9\U0001f600 \u0301x", "a\n", "4<"]
 

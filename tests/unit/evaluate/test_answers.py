@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from sft.errors import UserError
 from sft.evaluate import answers
 from sft.evaluate.answers import AnswerChecker, extract_answer, gold_answer, last_boxed, plain_number, quick_verdict
+from sft.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from sft.errors import UserError
 from sft.evaluate import evaluate, model_fingerprint, read_samples
 from sft.evaluate.metrics import summarize
 from sft.evaluate.suites import load_problems, render_prompt
 from sft.recipe.schema import DataSection, DataSource, EvaluateSection, Source, SuiteSection
+from sft.utils.errors import UserError
 
 HELPER = Path(__file__).with_name("chat_model_for_evaluation.py")
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from sft.errors import UsageError, UserError
 from sft.generate import Generation, generate_batch
 from sft.generate.sampling import Sampling, next_tokens, request_randoms
+from sft.utils.errors import UsageError, UserError
 
 END = 3
 
@@ -68,7 +68,7 @@ def mamba_hybrid() -> Any:
 
 
 def sambay() -> Any:
-    modeling = pytest.importorskip("sft.model", reason="the SambaY model")
+    modeling = pytest.importorskip("sft.models", reason="the SambaY model")
     torch.manual_seed(0)
     config = modeling.Phi4FlashConfig(
         vocab_size=37,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hub_server import HubServer, running_hub
 
-from sft.files import write_json
 from sft.hub.folder import KIND, MANIFEST, describe_files
+from sft.utils.files import write_json
 
 # The published template with generation marks, as the training template of sft.data has it.
 TEMPLATE = (
@@ -88,7 +88,7 @@ def _tiny_tokenizer() -> Any:
 def _tiny_sambay(dtype: str = "float32", seed: int = 0) -> Any:
     import torch
 
-    from sft.model import Phi4FlashConfig, Phi4FlashForCausalLM
+    from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
 
     config = Phi4FlashConfig(
         vocab_size=320,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from sft.files import write_json
 from sft.hub.card import CODE_LICENCE, licence_text, model_card
 from sft.hub.provenance import run_record, write_recipe
+from sft.utils.files import write_json
 
 FACTS = {
     "model_type": "phi4flash",

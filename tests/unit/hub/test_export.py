@@ -16,12 +16,12 @@ import torch
 from safetensors import safe_open
 
 import sft.hub.export as export_module
-from sft.errors import UserError
-from sft.files import read_json
 from sft.hub.export import export
 from sft.hub.folder import MANIFEST, list_files
 from sft.hub.merge import logits_of
 from sft.hub.reload import check_reload, clean_environment, clean_results, fixed_inputs, relative_error
+from sft.utils.errors import UserError
+from sft.utils.files import read_json
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -139,7 +139,7 @@ def test_the_published_template_renders_the_same_after_export(
 ) -> None:
     """The training template, marks and all, travels; what it renders is what the published one does."""
     from sft.data.template import training_template
-    from sft.model.load import load_tokenizer
+    from sft.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(str(shared_dir / "models" / "Phi-4-mini-flash-reasoning"))
     published = tokenizer.chat_template
@@ -243,7 +243,7 @@ def test_a_folder_that_does_not_load_is_refused(sambay_export: Path, tmp_path: P
     folder = tmp_path / "broken"
     shutil.copytree(sambay_export, folder)
     with open(folder / "modeling_phi4flash.py", "a") as handle:
-        handle.write("\nimport sft.model\n")
+        handle.write("\nimport sft.models\n")
     with pytest.raises(UserError, match=r"can't be loaded in a clean process: .*sft"):
         check_reload(folder, sambay_export)
 

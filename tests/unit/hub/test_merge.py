@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from sft.errors import UserError
-from sft.files import read_json, write_json
 from sft.hub.export import export
 from sft.hub.folder import MANIFEST
 from sft.hub.merge import check_merge, logits_of, merge_adapter
 from sft.hub.reload import fixed_inputs, relative_error
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, write_json
 
 INPUTS = fixed_inputs(320)
 
@@ -33,7 +33,7 @@ def adapted(tiny_sambay: Callable[..., Any]) -> Callable[..., Any]:
     def make(dtype: str = "float32", size: float = 0.05, dora: bool = False) -> Any:
         from peft import LoraConfig, get_peft_model
 
-        from sft.model.load import lora_target_modules
+        from sft.models.load import lora_target_modules
 
         base = tiny_sambay(dtype)
         # DoRA as peft writes it takes the layer's bias for a part of its output, which it isn't in dt_proj.
@@ -116,7 +116,7 @@ def test_a_lora_stage_is_exported_merged(run: Path, adapted: Callable[..., Any],
     assert manifest["merge"]["error"] < 1e-5 and manifest["reload"]["error"] < 1e-5
     assert manifest["dtype"] == "float32" and manifest["adapter_base"] is None
     assert manifest["run"]["name"] == "trial" and (out / "recipe.yaml").exists()
-    from sft.model.load import load_checkpoint
+    from sft.models.load import load_checkpoint
 
     found = logits_of(load_checkpoint(str(out), dtype="float32"), INPUTS)
     errors = [relative_error(a, b) for a, b in zip(found, logits_of(adapted(), INPUTS), strict=True)]

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, HubServer, running_hub
 
-from sft.errors import UserError
-from sft.files import sha256_file
 from sft.hub.push import PushResult, push
+from sft.utils.errors import UserError
+from sft.utils.files import sha256_file
 
 REPO = "tester/model"
 

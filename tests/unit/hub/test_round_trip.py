@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, HubServer
 
-from sft.errors import UserError
 from sft.hub.push import push
-from sft.hub.verify import verify_upload
+from sft.hub.verify_upload import verify_upload
+from sft.utils.errors import UserError
 
 REPO = "tester/tiny-sambay"
 

@@ -13,8 +13,8 @@ from child_time import run_timed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sft.errors import UsageError
-from sft.recipe import Recipe, RunLayout, environment, load_recipe, resolved_yaml
+from sft.recipe import Recipe, RunPaths, environment, load_recipe, resolved_yaml
+from sft.utils.errors import UsageError
 
 GOOD = """\
 name: good
@@ -345,11 +345,11 @@ def test_unknown_data_recipe_names_the_place(problems: Any) -> None:
 
 
 def test_layout(load: Any) -> None:
-    layout = RunLayout(load())
+    layout = RunPaths(load())
     assert str(layout.final_dir("first")) == "runs/good/stages/first/final"
     assert str(layout.eval_dir("start", "held-out")) == "runs/good/eval/start/held-out"
     assert str(layout.prepared) == "runs/good/prepared"
-    assert str(RunLayout(load(GOOD, ["--prepared_dir", "/p"])).prepared) == "/p"
+    assert str(RunPaths(load(GOOD, ["--prepared_dir", "/p"])).prepared) == "/p"
 
 
 def test_home_folders_are_meant(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +359,7 @@ def test_home_folders_are_meant(load: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_checkpoints_are_ordered_by_step(load: Any, tmp_path: Path) -> None:
-    layout = RunLayout(load(GOOD, ["--output_dir", str(tmp_path / "run")]))
+    layout = RunPaths(load(GOOD, ["--output_dir", str(tmp_path / "run")]))
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x", "final"):
         (layout.stage_dir("first") / name).mkdir(parents=True)
     assert [path.name for path in layout.checkpoints("first")] == ["checkpoint-9", "checkpoint-10"]

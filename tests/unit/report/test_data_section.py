@@ -11,7 +11,7 @@ from browser import look
 from data_toys import byte_tokenizer, stage_of
 
 from sft.data.prepare import prepare_stage
-from sft.recipe import RunLayout
+from sft.recipe import RunPaths
 from sft.report import write_report
 
 
@@ -24,13 +24,13 @@ def layout(tmp_path: Path) -> Any:
     train = {"max_length": 128, "packing": True, "dataset_num_proc": 1}
     recipe = stage_of([{"path": str(tmp_path / "rows.jsonl")}], tmp_path / "run", train, {"steps": steps})
     prepared = prepare_stage(recipe, recipe.stages[0], byte_tokenizer())
-    found = RunLayout(recipe)
+    found = RunPaths(recipe)
     found.stage_manifest("sft").parent.mkdir(parents=True)
     found.stage_manifest("sft").write_text(json.dumps({"steps": 3, "data": prepared.manifest}))
     return found
 
 
-def test_the_funnel_is_in_the_page_and_in_the_markdown(layout: RunLayout) -> None:
+def test_the_funnel_is_in_the_page_and_in_the_markdown(layout: RunPaths) -> None:
     page = write_report(layout.recipe, layout)
     markdown = (page.parent / "report.md").read_text(encoding="utf-8")
     entries = json.loads(layout.stage_manifest("sft").read_text())["data"]["steps"]
@@ -46,7 +46,7 @@ def test_the_funnel_is_in_the_page_and_in_the_markdown(layout: RunLayout) -> Non
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1200, False)])
-def test_the_page_in_a_browser(layout: RunLayout, width: int, dark: bool) -> None:
+def test_the_page_in_a_browser(layout: RunPaths, width: int, dark: bool) -> None:
     page = write_report(layout.recipe, layout)
     script = "{content: root.scrollWidth, sheet: page.getComputedStyle(page.document.body).backgroundColor}"
     seen = look(page, script, width=width, dark=dark)

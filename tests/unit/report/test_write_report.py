@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sft.evaluate.metrics import summarize
-from sft.recipe import Recipe, RunLayout
+from sft.recipe import Recipe, RunPaths
 from sft.report import write_report
 from sft.report.collect import collect
 from sft.report.page import unique_ids
@@ -38,7 +38,7 @@ def write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-def write_stage(layout: RunLayout, name: str, *, done: bool = True, steps: int = 120) -> None:
+def write_stage(layout: RunPaths, name: str, *, done: bool = True, steps: int = 120) -> None:
     rng = random.Random(name)
     lines = [
         {
@@ -62,7 +62,7 @@ def write_stage(layout: RunLayout, name: str, *, done: bool = True, steps: int =
         write(layout.stage_manifest(name), {**manifest, "environment": {"device": "cpu"}})
 
 
-def write_suite(layout: RunLayout, point: str, suite: str = "held-out") -> None:
+def write_suite(layout: RunPaths, point: str, suite: str = "held-out") -> None:
     rng = random.Random(point)
     samples = []
     for index in range(200):
@@ -134,7 +134,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def report(recipe: Recipe) -> tuple[Page, Path]:
-    path = write_report(recipe, RunLayout(recipe))
+    path = write_report(recipe, RunPaths(recipe))
     return Page(path.read_text(encoding="utf-8")), path
 
 
@@ -145,7 +145,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 @pytest.fixture
 def whole(recipe: Recipe) -> Recipe:
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     write_suite(layout, "start")
     for name in STAGES:
         write_stage(layout, name)
@@ -157,7 +157,7 @@ def check_markdown(folder: Path, whole: Recipe) -> None:
     """The Markdown tells the same results, in whole tables, with the pictures that are beside it."""
     text = (folder / "report.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| **held-out**")]
-    expected = result_rows(collect(whole, RunLayout(whole)))[0]
+    expected = result_rows(collect(whole, RunPaths(whole)))[0]
     assert len(rows) == 1 and all(cell.value in rows[0] for cell in expected.cells)
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len(tables) == 2 + 3 + 2 + 4 + 2 + 3 + 2 + 3
@@ -170,7 +170,7 @@ def test_a_whole_run_is_one_page_that_loads_nothing(whole: Recipe) -> None:
     page, path = report(whole)
     assert page.open == [] and page.loaded == []
     assert len(page.ids) == len(set(page.ids))
-    assert path == RunLayout(whole).report / "index.html"
+    assert path == RunPaths(whole).report / "index.html"
     assert "not complete" not in page.text and "A <small> run." in page.text
     # Two figures of results, of lengths, of training twice, each as a picture beside the page too.
     assert {figure.name for figure in (path.parent / "figures").iterdir()} == {
@@ -183,7 +183,7 @@ def test_a_whole_run_is_one_page_that_loads_nothing(whole: Recipe) -> None:
 
 
 def test_gains_are_those_between_points(whole: Recipe) -> None:
-    run = collect(whole, RunLayout(whole))
+    run = collect(whole, RunPaths(whole))
     rows = {(row.suite, row.group): row for row in result_rows(run)}
     assert list(rows) == [("held-out", ""), ("held-out", "arithmetic"), ("held-out", "words")]
     row = rows["held-out", ""]
@@ -201,7 +201,7 @@ def test_an_empty_run_says_what_is_missing(recipe: Recipe) -> None:
 
 
 def test_a_run_under_way_shows_what_there_is(recipe: Recipe) -> None:
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     write_suite(layout, "start")
     write_stage(layout, "broad")
     write_stage(layout, "hard", done=False, steps=31)
@@ -217,7 +217,7 @@ def test_a_run_under_way_shows_what_there_is(recipe: Recipe) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_broken_files_are_named_and_left_out(whole: Recipe) -> None:
-    layout = RunLayout(whole)
+    layout = RunPaths(whole)
     (layout.eval_dir("long", "held-out") / "metrics.json").write_text('{"pass_at_1": 0.')
     layout.stage_manifest("long").write_text("[]")
     page, _ = report(whole)
@@ -227,7 +227,7 @@ def test_broken_files_are_named_and_left_out(whole: Recipe) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_other_evaluated_models_and_suites_join(whole: Recipe) -> None:
-    layout = RunLayout(whole)
+    layout = RunPaths(whole)
     write_suite(layout, "model-peer")
     write_suite(layout, "long", "extra")
     run = collect(whole, layout)
@@ -240,14 +240,14 @@ def test_parameters_are_counted_from_the_saved_weights(whole: Recipe) -> None:
     import torch
     from safetensors.torch import save_file
 
-    folder = RunLayout(whole).final_dir("long")
+    folder = RunPaths(whole).final_dir("long")
     folder.mkdir(parents=True)
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, str(folder / "model.safetensors"))
-    assert collect(whole, RunLayout(whole)).parameters == 22
+    assert collect(whole, RunPaths(whole)).parameters == 22
 
 
 def test_what_was_trained_is_told(whole: Recipe) -> None:
-    layout = RunLayout(whole)
+    layout = RunPaths(whole)
     for name, lora in (("hard", {"r": 16, "use_dora": False}), ("long", {"r": 8, "use_dora": True})):
         path = layout.stage_manifest(name)
         write(path, {**json.loads(path.read_text()), "lora": lora})
@@ -256,13 +256,13 @@ def test_what_was_trained_is_told(whole: Recipe) -> None:
 
 
 def test_rows_that_are_kept_and_dropped_add_up(whole: Recipe) -> None:
-    first = data_rows(collect(whole, RunLayout(whole)))[0]
+    first = data_rows(collect(whole, RunPaths(whole)))[0]
     assert first[:5] == ["broad", "1,000", "2 bad (2 json); 5 over_length", "0", "993"]
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_text_from_models_cannot_break_the_page(whole: Recipe) -> None:
-    layout = RunLayout(whole)
+    layout = RunPaths(whole)
     path = layout.eval_dir("long", "held-out") / "samples.jsonl"
     lines = path.read_text().splitlines()
     hostile = "</pre><script>alert(1)</script>\x00 | `|"

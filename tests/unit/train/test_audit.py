@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from train_toys import tiny_qwen, tiny_sambay, toy_recipe, train_toy
 
-from sft.errors import UserError
+from sft.models.lora import attach_adapters, lora_settings
 from sft.train.audit import GradientAudit
-from sft.train.lora import attach_adapters, lora_settings
+from sft.utils.errors import UserError
 
 
 def test_a_dead_parameter_is_named_and_the_run_refused(tmp_path):

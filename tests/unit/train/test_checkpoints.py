@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sft.errors import UserError
 from sft.train.callbacks import truncate_metrics
 from sft.train.checkpoints import MARKER, describe_difference, read_marker, resumable, rotate, write_marker
+from sft.utils.errors import UserError
 
 IDENTITY = {"stage": "one", "seed": 1, "train": {"learning_rate": 1e-3}}
 

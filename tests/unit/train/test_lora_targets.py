@@ -4,8 +4,8 @@ import pytest
 import torch
 from train_toys import tiny_sambay
 
-from sft.errors import UsageError
-from sft.train.lora import attach_adapters, default_targets
+from sft.models.lora import attach_adapters, default_targets
+from sft.utils.errors import UsageError
 
 SETTINGS = {
     "r": 2,

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from train_toys import tiny_qwen, tiny_sambay
 
-from sft.errors import UserError
 from sft.train.collator import PackedCollator, PaddedCollator
 from sft.train.probe import choose_collator, loss_scaling, packing_probe
+from sft.utils.errors import UserError
 
 
 class Toy(nn.Module):

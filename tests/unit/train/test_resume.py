@@ -11,9 +11,9 @@ import pytest
 import torch
 from train_toys import read_metrics, saved_weights, tiny_qwen, tiny_sambay, toy_rows, train_toy
 
-from sft.errors import UserError
 from sft.train.callbacks import StopOnSignal
 from sft.train.interrupt import Interrupted, StopSignals
+from sft.utils.errors import UserError
 
 CASES = {
     "packed": (tiny_sambay, {"packing": True, "per_device_train_batch_size": 2}),

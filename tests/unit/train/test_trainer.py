@@ -9,8 +9,8 @@ import torch
 from datasets import concatenate_datasets
 from train_toys import ToyPrepared, read_metrics, saved_weights, tiny_qwen, tiny_sambay, toy_rows, train_toy
 
-from sft.errors import UsageError, UserError
 from sft.train.trainer import takes_decay
+from sft.utils.errors import UsageError, UserError
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])

@@ -20,7 +20,7 @@ from sft.data.pipeline.shard import ShardWriter
 from sft.data.prepare import PreparedStage
 from sft.data.steps.base import Kept, Replaced
 from sft.data.steps.length import Length
-from sft.errors import UsageError, UserError
+from sft.utils.errors import UsageError, UserError
 
 SUPPORT = Path(__file__).resolve().parents[3] / "support"
 PAIR = {"prompt": "q", "completion": "a"}

@@ -17,7 +17,7 @@ from sft.data.benchmark_index import fewest_edits
 from sft.data.normalize import tokens, words
 from sft.data.steps import step_class
 from sft.data.steps.base import Dropped, Kept
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 LAYOUT = [
     (r"\\[dt]?frac", [r"\dfrac", r"\tfrac", r"\frac"]),

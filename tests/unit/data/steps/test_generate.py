@@ -21,9 +21,9 @@ from teacher_server import Fault, Seen, TeacherServer, answer_to, serving
 from sft.data.pipeline.context import Context
 from sft.data.pipeline.record import Record
 from sft.data.steps.base import Dropped, Outcome, Replaced
-from sft.errors import UserError
-from sft.model.load import load_tokenizer
 from sft.recipe.schema import Templates
+from sft.tokenizers.load import load_tokenizer
+from sft.utils.errors import UserError
 
 
 @pytest.fixture

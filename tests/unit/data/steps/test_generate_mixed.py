@@ -21,10 +21,10 @@ from sft.data.teacher.answer import CHAT, Request
 from sft.data.teacher.journal import Journal
 from sft.data.teacher.local_student import LocalStudent
 from sft.data.teacher.mixed import cut
-from sft.errors import UserError
 from sft.generate import engine
-from sft.model.load import load_tokenizer
 from sft.recipe.steps.generate import Checkpoint, GenerateStep
+from sft.tokenizers.load import load_tokenizer
+from sft.utils.errors import UserError
 
 QUESTION = "What is 2+2?"
 REFERENCE = "<think>\nTwo and two make four.\n</think>\n\nThe answer is \\boxed{4}."

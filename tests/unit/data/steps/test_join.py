@@ -22,7 +22,7 @@ from sft.data.pipeline.record import Record
 from sft.data.steps.base import Dropped, Kept, Outcome
 from sft.data.steps.join import Join
 from sft.data.teacher_index import open_index
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 ROWS: list[dict[str, Any]] = [
     {"sample_uuid": "a", "token_ids": [7, 200002, 199_997], "logprobs": [-0.5, 0.0, -3.25]},

@@ -16,7 +16,7 @@ from step_toys import context, entry, record, run_table
 
 from sft.data.pipeline.record import Record
 from sft.data.steps.base import verdict_schema
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 
 def _rows(sizes: dict[str, list[int]]) -> list[Record]:

@@ -28,9 +28,10 @@ from sft.data.steps import step_class
 from sft.data.steps.base import Dropped, Kept
 from sft.data.steps.score import Score
 from sft.data.token_scores import TokenScorer
-from sft.errors import UserError
-from sft.model.load import load_checkpoint, load_tokenizer
+from sft.models.load import load_checkpoint
 from sft.recipe.steps import StepEntry
+from sft.tokenizers.load import load_tokenizer
+from sft.utils.errors import UserError
 
 REASONING = [
     "a = 1 + 1. b = a + 2.\nSo b = 4.",

@@ -21,7 +21,7 @@ from step_toys import context, entry, record, run_table
 
 from sft.data.pipeline.record import Record
 from sft.data.steps.base import Dropped, verdict_schema
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 
 def _row(number: int, tokens: int = 10, **fields: Any) -> Record:

@@ -8,7 +8,7 @@ import pytest
 
 from sft.data.pipeline.sql import connect
 from sft.data.steps._tables import batches, write_parquet
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 
 def test_batches_keep_the_order_and_leave_no_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from tiny_sambay import tiny_config, tiny_model
 
-from sft.model import Phi4FlashConfig, Phi4FlashForCausalLM
+from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
 
 
 def published(shared_dir):

@@ -5,12 +5,10 @@ Called `tiny` in a recipe. It needs no download and encodes any text without los
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from sft.data.procedural.chains import MAX_STEPS, MOST_ROUNDS, MOST_SHORT_STEPS
-from sft.data.procedural.rows import generate_rows
-from sft.recipe.schema import GenerateSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,7 +32,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from sft.data.template import PUBLISHED_TEMPLATE
+    from sft.tokenizers.templates import PUBLISHED_TEMPLATE
 
     # ignore_merges makes a piece that stands in the vocabulary one token; there are no merges, so others become bytes.
     tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(), merges=[], ignore_merges=True))
@@ -57,16 +55,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @cache
-def _words() -> tuple[str, ...]:
-    """Every piece that generated problems are made of, sorted: found by generating some, so the two can't disagree."""
-    import re
-
-    pieces = {f" [{turn}]" for turn in range(1, MOST_ROUNDS + 1)}
-    for rows, max_steps in ((3000, MOST_SHORT_STEPS), (30, MAX_STEPS)):
-        for row in generate_rows(GenerateSource(rows=rows, max_steps=max_steps)):
-            for text in re.split("|".join(map(re.escape, THINK_TOKENS)), f"{row['prompt']}\n{row['completion']}"):
-                pieces.update(re.findall(PATTERN, text))
-    return tuple(sorted(pieces))
+def words() -> tuple[str, ...]:
+    """Every piece that generated problems are made of, sorted. A test generates some and finds no other piece."""
+    return tuple(json.loads(Path(__file__).with_name("tiny_words.json").read_text(encoding="utf-8")))
 
 
 def _vocabulary() -> dict[str, int]:
@@ -76,7 +67,7 @@ def _vocabulary() -> dict[str, int]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
     encoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    for word in _words():
+    for word in words():
         symbols = "".join(piece for piece, _ in encoder.pre_tokenize_str(word))
         vocabulary.setdefault(symbols, len(vocabulary))
     return vocabulary

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sft.errors import UserError
 from sft.evaluate.answers import AnswerChecker, Verdict
 from sft.evaluate.metrics import Sample, summarize
 from sft.evaluate.progress import ProgressLine
 from sft.evaluate.suites import Problem, load_problems, render_prompt
-from sft.files import atomic_open, read_json, sha256_json, write_json
 from sft.recipe.schema import DataSection, EvaluateSection, SuiteSection
+from sft.utils.errors import UserError
+from sft.utils.files import atomic_open, read_json, sha256_json, write_json
 
 # Changes when what is generated or how it is judged changes: results of another version are not looked up.
 _VERSION = 1
@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         prompt_defaults: the data section whose prompt_template and system_prompt a suite without its own uses.
-        out_dir: the folder of this point's results, `RunLayout.eval_dir(point)` in a run.
+        out_dir: the folder of this point's results, `RunPaths.eval_dir(point)` in a run.
         point: `start` or the name of the stage that has just ended; a label.
         model_key: what identifies the weights; default: `model_fingerprint(model)`.
         progress: called with (suite, samples done, samples in all, right ones so far); default: a line on stderr.
@@ -108,7 +108,7 @@ class _SuiteRun:
 
     def result(self, model_key: str, progress: Progress | None) -> dict[str, Any]:
         """The metrics: looked up, or made from what samples are there and those still to be made."""
-        from sft.model.end_tokens import end_token_ids
+        from sft.models.end_tokens import end_token_ids
 
         ends = end_token_ids(self.tokenizer, self.model)
         key = self._key(model_key, sorted(ends))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError
-from sft.files import read_json, sha256_json, write_json
-from sft.recipe.layout import RunLayout
+from sft.models.lora import lora_settings
+from sft.recipe.paths import RunPaths
+from sft.run.identity import done_manifest, previous_stage, stage_key, stage_parts, start_parts
 from sft.train.checkpoints import describe_difference
 from sft.train.handover import (
     default_dtype,
@@ -25,10 +25,10 @@ from sft.train.handover import (
     start_tokenizer,
     write_folder,
 )
-from sft.train.keys import done_manifest, previous_stage, stage_key, stage_parts, start_parts
-from sft.train.lora import lora_settings
-from sft.train.processes import processes
 from sft.train.stage import train_stage
+from sft.utils.distributed import processes
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, sha256_json, write_json
 
 if TYPE_CHECKING:
     from sft.recipe.schema import EvaluateSection, Recipe, Stage
@@ -54,7 +54,7 @@ def run(
     ones have made, and do them again. Returns {"stages": manifests by name, "evaluations": metrics by point}.
     Raises UserError when a stage is done or under way with another recipe: nothing is overwritten unasked.
     """
-    layout = RunLayout(recipe)
+    layout = RunPaths(recipe)
     if only_stage:
         recipe.stage(only_stage)
     with _lock(layout):
@@ -76,7 +76,7 @@ def train(recipe: Recipe, *, only_stage: str | None = None, restart: str | None 
     return run(recipe, only_stage=only_stage, restart=restart, evaluate=False)
 
 
-def _one_stage(layout: RunLayout, stage: Stage) -> dict[str, Any]:
+def _one_stage(layout: RunPaths, stage: Stage) -> dict[str, Any]:
     """Prepare and train one stage unless it is done."""
     from sft.data.prepare import prepare_stage
 
@@ -120,7 +120,7 @@ class _PrepareLines:
             _say(f"{self.stage}: {done:,}{f' of {total:,}' if total else ''} {phase} prepared")
 
 
-def _starting_point(layout: RunLayout, stage: Stage) -> StartingPoint:
+def _starting_point(layout: RunPaths, stage: Stage) -> StartingPoint:
     """The model that `stage` goes on from.
 
     After a LoRA stage with the same LoRA settings the same adapter is trained on; otherwise it is merged first, and
@@ -147,9 +147,9 @@ def _starting_point(layout: RunLayout, stage: Stage) -> StartingPoint:
 
 
 def _written_base(
-    layout: RunLayout, stage: Stage, model: Any, tokenizer: Any, dtype: str
+    layout: RunPaths, stage: Stage, model: Any, tokenizer: Any, dtype: str
 ) -> tuple[Any, Any, dict[str, Any]]:
-    from sft.model.load import load_checkpoint
+    from sft.models.load import load_checkpoint
 
     folder = layout.stage_dir(stage.name) / "base"
     with processes().main_process_first():
@@ -162,7 +162,7 @@ def _written_base(
 # ---- evaluation ----
 
 
-def evaluate_point(layout: RunLayout, stage: str | None) -> dict[str, Any]:
+def evaluate_point(layout: RunPaths, stage: str | None) -> dict[str, Any]:
     """Evaluate the model after `stage` (None: the start) on its suites, unless that is done with the same settings.
 
     Returns the metrics by suite; empty without suites.
@@ -186,7 +186,7 @@ def evaluate_point(layout: RunLayout, stage: str | None) -> dict[str, Any]:
     return metrics
 
 
-def _evaluate(layout: RunLayout, owner: Stage, stage: str | None, point: str) -> dict[str, Any]:
+def _evaluate(layout: RunPaths, owner: Stage, stage: str | None, point: str) -> dict[str, Any]:
     import gc
 
     import torch
@@ -211,7 +211,7 @@ def _evaluate(layout: RunLayout, owner: Stage, stage: str | None, point: str) ->
     return dict(metrics)
 
 
-def _evaluation_key(layout: RunLayout, owner: Stage, section: EvaluateSection, stage: str | None) -> str:
+def _evaluation_key(layout: RunPaths, owner: Stage, section: EvaluateSection, stage: str | None) -> str:
     """What an evaluation's numbers follow from: the model and the suites, with the prompts' templates."""
     return sha256_json(
         {
@@ -223,7 +223,7 @@ def _evaluation_key(layout: RunLayout, owner: Stage, section: EvaluateSection, s
     )
 
 
-def _model_key(layout: RunLayout, stage: str | None) -> Any:
+def _model_key(layout: RunPaths, stage: str | None) -> Any:
     """What the weights after `stage` (None: at the start) follow from."""
     if stage is not None:
         return (done_manifest(layout, stage) or {}).get("key")
@@ -234,7 +234,7 @@ def _model_key(layout: RunLayout, stage: str | None) -> Any:
 
 
 @contextmanager
-def _lock(layout: RunLayout) -> Iterator[None]:
+def _lock(layout: RunPaths) -> Iterator[None]:
     """One run at a time in a folder; the lock goes with the process, however that ends."""
     layout.root.mkdir(parents=True, exist_ok=True)
     path: Path = layout.root / ".lock"
@@ -249,7 +249,7 @@ def _lock(layout: RunLayout) -> Iterator[None]:
         yield
 
 
-def _throw_away(layout: RunLayout, name: str) -> None:
+def _throw_away(layout: RunPaths, name: str) -> None:
     """Remove what a stage and those after it have made. Asked for by name, never done otherwise."""
     layout.recipe.stage(name)
     names = [stage.name for stage in layout.recipe.stages]

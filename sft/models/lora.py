@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UsageError, first_line
+from sft.utils.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,7 +67,7 @@ def attach_adapters(model: PreTrainedModel, settings: dict[str, Any], *, seed: i
 def default_targets(model: PreTrainedModel, *, dora: bool = False) -> list[str] | str:
     """Which modules get adapters when the recipe doesn't say: SambaY's projections, else every linear layer."""
     if getattr(model.config, "model_type", None) == "phi4flash":
-        from sft.model.load import lora_target_modules
+        from sft.models.load import lora_target_modules
 
         return [name for name in lora_target_modules(model.config) if not (dora and name == "dt_proj")]
     return "all-linear"

@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError, first_line
-from sft.model.checkpoint import check_checkpoint
-from sft.model.end_tokens import end_token_ids
+from sft.models.checkpoint import check_checkpoint
+from sft.models.end_tokens import end_token_ids
+from sft.tokenizers.load import refuse_missing_folder
+from sft.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sft.recipe.schema import ModelSection
-
-TINY_TOKENIZER = "tiny"
 
 # Every projection of a SambaY model: Mamba and GMU in/out, scan inputs, attention, MLP. Not the tied embedding.
 LORA_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj", "Wqkv", "fc1", "fc2")
@@ -24,44 +23,6 @@ LORA_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj", "Wqkv", "fc1", "fc2"
 def lora_target_modules(config: Any) -> list[str] | str:
     """The modules LoRA adapts by default: all projections of a SambaY model, `all-linear` of any other."""
     return list(LORA_TARGETS) if config.model_type == "phi4flash" else "all-linear"
-
-
-def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub id, or the built-in one (`tiny`).
-
-    Raises:
-        UserError: when there is none, or it can't be read.
-    """
-    if name_or_path == TINY_TOKENIZER:
-        from sft.data.tiny_tokenizer import build_tokenizer
-
-        return build_tokenizer()
-    path = Path(name_or_path)
-    if path.exists() and not (path / "tokenizer_config.json").exists() and not (path / "tokenizer.json").exists():
-        raise UserError(f"{name_or_path} holds no tokenizer (no tokenizer_config.json); set model.tokenizer")
-    _refuse_missing_folder(name_or_path, "tokenizer", "model.tokenizer")
-    try:
-        tokenizer = _as_the_file_says(name_or_path, revision)
-    except Exception as error:
-        raise UserError(f"the tokenizer {name_or_path} can't be loaded: {first_line(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _as_the_file_says(name: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of `tokenizer.json`, whatever class its configuration names; where there is none, of that class.
-
-    transformers 5 builds a named class anew from vocabulary and merges: of Phi-4-mini's tokenizer, which calls itself
-    GPT2Tokenizer, it loses the split at digits and line ends, and texts get other tokens than the model was trained on.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.utils import cached_file
-
-    whole = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    kind: Any = AutoTokenizer if whole is None else PreTrainedTokenizerFast
-    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(name, revision=revision)
-    return tokenizer
 
 
 def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> PreTrainedModel:
@@ -94,9 +55,9 @@ def load_checkpoint(
     import torch
     from transformers import AutoModelForCausalLM
 
-    import sft.model  # noqa: F401  (registers phi4flash)
+    import sft.models  # noqa: F401  (registers phi4flash)
 
-    _refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
+    refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
     if Path(name_or_path).is_dir():
         check_checkpoint(name_or_path)
     loaded: Any
@@ -120,7 +81,7 @@ def load_checkpoint(
 def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     import torch
 
-    from sft.model import Phi4FlashConfig, Phi4FlashForCausalLM
+    from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
 
     # Rows for every id the tokenizer can give; a multiple of 64 keeps the head's matrix product aligned.
     rows = (len(tokenizer) + 63) // 64 * 64
@@ -146,13 +107,6 @@ def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, see
     model.generation_config.eos_token_id = end_token_ids(tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
-
-
-def _refuse_missing_folder(name_or_path: str, what: str, key: str) -> None:
-    """A path that isn't there would otherwise be looked up on the Hub, with a confusing error."""
-    looks_local = name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") > 1
-    if looks_local and not Path(name_or_path).expanduser().exists():
-        raise UserError(f"{key}: no {what} folder at {name_or_path}")
 
 
 def _check_loading(name: str, loading: dict[str, Any]) -> None:

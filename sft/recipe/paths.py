@@ -9,7 +9,7 @@ from sft.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class RunLayout:
+class RunPaths:
     """Paths of one run, all below the recipe's `output_dir` (but for a `prepared_dir` set by the recipe)."""
 
     recipe: Recipe

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sft.errors import UserError, first_line
+from sft.utils.errors import UserError, first_line
 
 LOG_IN = (
     "no Hugging Face token: run `hf auth login`, or set the environment variable HF_TOKEN to a token with write access "

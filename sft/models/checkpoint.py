@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sft.errors import UserError
+from sft.utils.errors import UserError
 
 
 def check_checkpoint(folder: str | Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tiny_sambay import tiny_model
 
-from sft.model.shared_phi4flash import SharedTensor
+from sft.models.sambay.shared_phi4flash import SharedTensor
 
 
 def test_the_sum_of_many_gradients_is_rounded_once() -> None:

@@ -61,7 +61,7 @@ def test_every_lora_adapter_is_live():
     """In the published code 34 of 146 adapters never get a gradient: their weights are read around the adapter."""
     from peft import LoraConfig, get_peft_model
 
-    from sft.model.load import lora_target_modules
+    from sft.models.load import lora_target_modules
 
     model = tiny_model()
     targets = lora_target_modules(model.config)

@@ -69,7 +69,7 @@ def test_the_window_counts_the_token_itself():
     hidden = torch.randn(20, 32)
     changed = hidden.clone()
     changed[3] += 1.0
-    from sft.model.layout_phi4flash import make_layout
+    from sft.models.sambay.layout_phi4flash import make_layout
 
     layout = make_layout((1, 20), hidden.device)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from sft.model.load import load_tokenizer
+from sft.tokenizers.load import load_tokenizer
 
 TEXTS = ["<think>\n12345 + 678\n</think>\n\nSo.\nIt's $x^2$.\n\n", "naïve cafés, ЖЖ, 日本語\r\n\t  done ", "a>\n\nb"]
 

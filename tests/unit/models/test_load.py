@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_sambay import tiny_model
 
-from sft.errors import UserError
-from sft.model.load import load_checkpoint, load_model, load_tokenizer
+from sft.models.load import load_checkpoint, load_model
+from sft.tokenizers.load import load_tokenizer
+from sft.utils.errors import UserError
 
 
 @pytest.fixture

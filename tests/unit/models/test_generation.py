@@ -7,8 +7,8 @@ from sambay_kernels import selective_scan_step as scan_step
 from tiny_sambay import tiny_model
 from transformers import DynamicCache
 
-from sft.model import modeling_phi4flash as modeling
-from sft.model.layout_phi4flash import Layout
+from sft.models.sambay import modeling_phi4flash as modeling
+from sft.models.sambay.layout_phi4flash import Layout
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import UserError
-from sft.files import read_json, sha256_file, sha256_json
 from sft.train.arguments import NEUTRAL
+from sft.utils.errors import UserError
+from sft.utils.files import read_json, sha256_file, sha256_json
 
 if TYPE_CHECKING:
-    from sft.recipe.layout import RunLayout
+    from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Stage
 
 FORMAT = 1
 """Raised when stages made by an older version must not be continued."""
 
 
-def stage_parts(layout: RunLayout, stage: Stage, data_key: str) -> dict[str, Any]:
+def stage_parts(layout: RunPaths, stage: Stage, data_key: str) -> dict[str, Any]:
     """Everything the stage's weights follow from, as nested JSON values that can be compared part by part."""
     train = stage.train.model_dump()
     return {
@@ -35,14 +35,14 @@ def stage_key(parts: dict[str, Any]) -> str:
     return sha256_json(parts)
 
 
-def previous_stage(layout: RunLayout, stage: Stage) -> Stage | None:
+def previous_stage(layout: RunPaths, stage: Stage) -> Stage | None:
     """The stage before `stage` in the recipe."""
     names = [other.name for other in layout.recipe.stages]
     index = names.index(stage.name)
     return layout.recipe.stages[index - 1] if index else None
 
 
-def done_manifest(layout: RunLayout, stage: str) -> dict[str, Any] | None:
+def done_manifest(layout: RunPaths, stage: str) -> dict[str, Any] | None:
     """The manifest of a stage that is done and whose model is there, else None. A broken one raises UserError."""
     path = layout.stage_manifest(stage)
     if not path.exists():
@@ -58,7 +58,7 @@ def done_manifest(layout: RunLayout, stage: str) -> dict[str, Any] | None:
     return manifest
 
 
-def _start(layout: RunLayout, stage: Stage) -> dict[str, Any]:
+def _start(layout: RunPaths, stage: Stage) -> dict[str, Any]:
     before = previous_stage(layout, stage)
     if before is not None:
         manifest = done_manifest(layout, before.name)
@@ -68,7 +68,7 @@ def _start(layout: RunLayout, stage: Stage) -> dict[str, Any]:
     return start_parts(layout)
 
 
-def start_parts(layout: RunLayout) -> dict[str, Any]:
+def start_parts(layout: RunPaths) -> dict[str, Any]:
     """What the run's first model follows from, but for the seed."""
     section = layout.recipe.model
     parts: dict[str, Any] = section.model_dump(exclude={"trust_remote_code"})

@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sft.errors import UserError, first_line
-from sft.files import sha256_file
-from sft.model.checkpoint import check_checkpoint
+from sft.models.checkpoint import check_checkpoint
+from sft.utils.errors import UserError, first_line
+from sft.utils.files import sha256_file
 
 _DECISIVE = ("config.json", "*.safetensors", "pytorch_model*.bin")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sft.data.tiny_tokenizer import build_tokenizer
-from sft.model.end_tokens import end_token_ids
+from sft.models.end_tokens import end_token_ids
+from sft.tokenizers.tiny import build_tokenizer
 
 
 def tokenizer(eos: Any = 3, **vocabulary: int) -> Any:

@@ -6,11 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-from sft.errors import UserError
-from sft.files import sha256_file
-from sft.hub.explain import LOG_IN, explained
 from sft.hub.folder import list_files, remove_scratch, scratch_name
+from sft.hub.hub_errors import LOG_IN, explained
 from sft.hub.reload import ReloadReport, check_reload
+from sft.utils.errors import UserError
+from sft.utils.files import sha256_file
 
 
 def verify_upload(

@@ -1,0 +1,1 @@
+"""A recipe from start to end: the chain of stages and what the run leaves behind."""

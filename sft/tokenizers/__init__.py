@@ -1,0 +1,1 @@
+"""Tokenizers: loading them as tokenizer.json says, and the built-in tiny one."""

@@ -1,0 +1,1 @@
+"""What every part may use: atomic files, errors in one sentence, processes, quiet libraries."""
