@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from sft.cli.common import load_any_model, positive, quiet_libraries
+from sft.cli.common import positive
 from sft.recipe import RunPaths, load_recipe
 from sft.utils.errors import UsageError
+from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
 
@@ -50,14 +51,16 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any]:
+    from sft.models.load import load_any_model, on_device
+
     if arguments.model is not None:
         return load_any_model(arguments.model, arguments.trust_remote_code)
-    from sft.cli.common import last_trained, on_device
+    from sft.run.publish import last_trained
     from sft.train.handover import load_stage_model
 
-    recipe = load_recipe(arguments.config, overrides)
-    stage = recipe.stage(arguments.stage).name if arguments.stage else last_trained(recipe)
-    model, tokenizer = load_stage_model(RunPaths(recipe), stage)
+    paths = RunPaths(load_recipe(arguments.config, overrides))
+    stage = paths.recipe.stage(arguments.stage).name if arguments.stage else last_trained(paths)
+    model, tokenizer = load_stage_model(paths, stage)
     return on_device(model), tokenizer
 
 

@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Print the findings. Exit status 1 when something is missing that the tool can't do without."""
-    from sft.cli.common import console, quiet_libraries
+    from sft.cli.common import console
+    from sft.utils.quiet import quiet_libraries
 
     quiet_libraries()
     findings = list(examine())

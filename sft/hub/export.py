@@ -11,8 +11,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sft.hub.reload import ReloadReport, check_against, fixed_inputs
 from sft.hub.source import Source, open_source
 from sft.utils.errors import UserError
 from sft.utils.files import read_json, write_json, write_text
+from sft.utils.quiet import no_library_bars
 
 AUTO_MAP = {
     "AutoConfig": "configuration_phi4flash.Phi4FlashConfig",
@@ -144,7 +144,7 @@ def _write_model(folder: Path, source: Source, max_shard_size: str) -> None:
     """Weights, configurations and, for SambaY, the code."""
     model = source.model
     _set_end_tokens(source)
-    with _no_bars():
+    with no_library_bars():
         model.save_pretrained(folder, state_dict=stored_state(model, source.dtype), max_shard_size=max_shard_size)
     config = read_json(folder / "config.json")
     config["dtype"] = source.dtype
@@ -154,20 +154,6 @@ def _write_model(folder: Path, source: Source, max_shard_size: str) -> None:
         config["auto_map"] = AUTO_MAP
         write_code(folder)
     write_json(folder / "config.json", config)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' progress bar of a save off the terminal."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def stored_state(model: Any, dtype: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.models.checkpoint import check_checkpoint
 from sft.models.end_tokens import end_token_ids
-from sft.tokenizers.load import refuse_missing_folder
+from sft.tokenizers.load import load_tokenizer, refuse_missing_folder
 from sft.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -134,3 +134,21 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no model folder: it has no config.json") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is broken: {error}") from error
+
+
+def load_any_model(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """The model and tokenizer of a folder (full weights) or Hub id, ready to generate."""
+    import torch
+
+    if (Path(name) / "adapter_config.json").is_file():
+        raise UserError(f"{name} holds an adapter; use --config RECIPE --stage NAME, or export it merged first")
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    model = load_checkpoint(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    return on_device(model), load_tokenizer(name)
+
+
+def on_device(model: Any) -> Any:
+    """`model` in eval mode on the GPU where there is one."""
+    import torch
+
+    return (model.to("cuda") if torch.cuda.is_available() else model).eval()

@@ -26,7 +26,7 @@ NEUTRAL = frozenset(
 )
 
 
-def build_arguments(stage: Stage, layout: RunPaths) -> SFTConfig:
+def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
     """SFTConfig of a stage. What the recipe doesn't set gets these values in place of TRL's:
 
     * bf16 and gradient_checkpointing: on with CUDA, off on a CPU, where they only cost time;
@@ -48,7 +48,7 @@ def build_arguments(stage: Stage, layout: RunPaths) -> SFTConfig:
     if set_by_recipe.get("activation_offloading") and not cuda:
         raise UsageError(f"{where}.activation_offloading: needs a GPU; leave it out.")
     values = {**_defaults(cuda), **{key: value for key, value in set_by_recipe.items() if value is not None}}
-    values.update(_own_settings(stage, layout, values))
+    values.update(_own_settings(stage, paths, values))
     try:
         with warnings.catch_warnings():
             # transformers is renaming gradient_checkpointing; TRL still reads the old name.
@@ -73,10 +73,10 @@ def _defaults(cuda: bool) -> dict[str, Any]:
     }
 
 
-def _own_settings(stage: Stage, layout: RunPaths, values: dict[str, Any]) -> dict[str, Any]:
+def _own_settings(stage: Stage, paths: RunPaths, values: dict[str, Any]) -> dict[str, Any]:
     """What a recipe can't change, because the tool's promises rest on it."""
     own: dict[str, Any] = {
-        "output_dir": str(layout.stage_dir(stage.name)),
+        "output_dir": str(paths.stage_dir(stage.name)),
         "packing": False,
         "padding_free": False,
         "max_length": None,

@@ -5,20 +5,21 @@ from __future__ import annotations
 import errno
 import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.lora import attach_adapters, lora_settings
-from sft.run.identity import previous_stage, stage_key, stage_parts
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, resumable
-from sft.train.handover import fingerprint, save_final
+from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals
 from sft.utils.errors import UsageError, UserError, first_line
-from sft.utils.files import write_json
+from sft.utils.files import sha256_json, write_sealed
+from sft.utils.hashes import folder_hashes
+from sft.utils.quiet import no_library_bars
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +42,7 @@ class _Job:
     """One stage's training, put together."""
 
     stage: Stage
-    layout: RunPaths
+    paths: RunPaths
     trainer: SambayTrainer
     progress: Progress
     checkpoint: Checkpoint | None
@@ -54,14 +55,17 @@ def train_stage(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Any,
-    layout: RunPaths,
+    paths: RunPaths,
+    parts: dict[str, Any],
     base: dict[str, Any] | None = None,
     resume: bool = True,
+    started: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train `model` on `prepared` (sft.data.prepare.PreparedStage) and hand it on; return the stage's manifest.
 
-    `model` gets fresh adapters when the stage asks for LoRA and it has none yet; `base` then names what they stand on
-    (default: the run's start, or the previous stage's weights). With `resume`, training goes on from the newest whole
+    `parts` is what the stage's weights follow from. `model` gets fresh adapters when the stage asks for LoRA and it has
+    none yet; `base` then names what they stand on. `started` is called once nothing refuses the stage any more, before
+    anything of it is written. With `resume`, training goes on from the newest whole
     checkpoint of the same stage, bit for bit as if it had not stopped; without, its checkpoints are thrown away.
 
     Raises UserError for a model that mixes documents, leaves trainable tensors without a gradient, diverges, or can't
@@ -69,13 +73,10 @@ def train_stage(
     """
     import torch
 
-    args = build_arguments(stage, layout)
-    parts = stage_parts(layout, stage, prepared.manifest["key"])
+    args = build_arguments(stage, paths)
     model = _ready(model, stage, args)
-    handed_base = _base_of(layout, stage, model, base)
-    identity = {**parts, "world_size": args.world_size, "base": handed_base}
-    folder = layout.stage_dir(stage.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    identity = {**parts, "world_size": args.world_size, "base": base}
+    folder = paths.stage_dir(stage.name)
     checkpoint = None
     if not resume and args.should_save:
         for _, path in checkpoint_folders(folder):
@@ -83,10 +84,13 @@ def train_stage(
     if resume:
         with args.main_process_first(desc="looking for a checkpoint"):
             checkpoint = resumable(folder, identity, remove_broken=args.should_save)
-    with StopSignals() as signals, _no_library_bars():
-        job = _put_together(stage, layout, model, tokenizer, prepared, args, identity, checkpoint, signals)
+    if started is not None:
+        started()
+    folder.mkdir(parents=True, exist_ok=True)
+    with StopSignals() as signals, no_library_bars():
+        job = _put_together(stage, paths, model, tokenizer, prepared, args, identity, checkpoint, signals)
         state = _run(job, signals)
-        manifest = _hand_over(job, state, tokenizer, prepared, parts, handed_base)
+        manifest = _hand_over(job, state, tokenizer, prepared, parts, base)
     job.trainer.accelerator.wait_for_everyone()
     del job
     gc.collect()
@@ -119,22 +123,9 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
     return model if is_adapter else attach_adapters(model, settings, seed=args.seed)
 
 
-def _base_of(layout: RunPaths, stage: Stage, model: Any, base: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What base.json will say: None for a full model."""
-    if not hasattr(model, "peft_config"):
-        return None
-    if base is None:
-        before = previous_stage(layout, stage)
-        if before is None:
-            base = {"kind": "start"}
-        else:
-            base = {"kind": "folder", "path": str(layout.final_dir(before.name).relative_to(layout.root))}
-    return {**base, "fingerprint": fingerprint(model)}
-
-
 def _put_together(
     stage: Stage,
-    layout: RunPaths,
+    paths: RunPaths,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Any,
@@ -154,9 +145,9 @@ def _put_together(
         model.to(args.device)
     collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0)
     progress = Progress(stage.name)
-    callbacks = [MetricsFile(layout.metrics(stage.name)), progress, StopOnSignal(signals)]
+    callbacks = [MetricsFile(paths.metrics(stage.name)), progress, StopOnSignal(signals)]
     if args.should_save:
-        callbacks.append(tensorboard_callback(layout.tensorboard(stage.name), checkpoint.step if checkpoint else 0))
+        callbacks.append(tensorboard_callback(paths.tensorboard(stage.name), checkpoint.step if checkpoint else 0))
     try:
         trainer = SambayTrainer(
             model,
@@ -172,7 +163,7 @@ def _put_together(
     except ValueError as error:
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
-    return _Job(stage, layout, trainer, progress, checkpoint)
+    return _Job(stage, paths, trainer, progress, checkpoint)
 
 
 def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
@@ -234,11 +225,12 @@ def _hand_over(
     """Write `final/`, then the manifest that declares the stage done."""
     from sft.utils.environment import environment
 
-    trainer, layout, name = job.trainer, job.layout, job.stage.name
+    trainer, paths, name = job.trainer, job.paths, job.stage.name
     manifest = {
-        "key": stage_key(parts),
+        "key": sha256_json(parts),
         "parts": parts,
         "stage": name,
+        "recipe": job.stage.model_dump(),
         "steps": state.global_step,
         "epochs": state.epoch,
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
@@ -255,23 +247,10 @@ def _hand_over(
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_deepspeed_enabled else None
     if trainer.args.should_save:
         with _plain_errors(job):
-            save_final(layout.final_dir(name), trainer.model, tokenizer, base=base, weights=weights)
-            write_json(layout.stage_manifest(name), manifest)
+            save_final(paths.final_dir(name), trainer.model, tokenizer, base=base, weights=weights)
+            manifest["files"] = folder_hashes(paths.final_dir(name))
+            write_sealed(paths.stage_manifest(name), manifest)
     return manifest
-
-
-@contextmanager
-def _no_library_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars, one for each file saved, off the terminal."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -279,7 +258,7 @@ def _plain_errors(job: _Job) -> Iterator[None]:
     """Turn a full disk and an exhausted memory into a sentence."""
     import torch
 
-    where = job.layout.stage_dir(job.stage.name)
+    where = job.paths.stage_dir(job.stage.name)
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+SEAL = "sha256_of_this"
+"""The key under which a sealed file holds the hash of all its other keys."""
+
 
 @contextmanager
 def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
@@ -57,3 +60,19 @@ def sha256_json(value: Any) -> str:
     """The hex SHA-256 of `value` as canonical JSON (sorted keys, no spaces): a content key."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_sealed(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
+    """Write `value` as JSON with a hash of itself in it, so that a reader notices one changed byte."""
+    write_json(path, {**value, SEAL: sha256_json(value)})
+
+
+def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What `write_sealed` wrote; None when there is nothing, or not that: cut, changed, or of another hand."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or value.pop(SEAL, None) != sha256_json(value):
+        return None
+    return value

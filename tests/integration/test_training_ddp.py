@@ -41,14 +41,14 @@ def test_two_processes_train_as_one(tmp_path):
     assert (two["world_size"], two["engine"]) == (2, "DistributedDataParallel")
 
     train = {**TRAIN, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    one, layout = train_toy(tmp_path / "one", train, model=tiny_sambay(), prepared=toy_rows(ROWS, packed=True))
+    one, paths = train_toy(tmp_path / "one", train, model=tiny_sambay(), prepared=toy_rows(ROWS, packed=True))
     assert one["world_size"] == 1
-    lines = [read_metrics(path) for path in (tmp_path / "two/stages/one/metrics.jsonl", layout.metrics("one"))]
+    lines = [read_metrics(path) for path in (tmp_path / "two/stages/one/metrics.jsonl", paths.metrics("one"))]
     assert len(lines[0]) == len(lines[1]) == 8
     for a, b in zip(*lines, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-5)
         assert (a["tokens"], a["supervised_tokens"]) == (b["tokens"], b["supervised_tokens"])
     weights = saved_weights(tmp_path / "two/stages/one/final")
-    for name, weight in saved_weights(layout.final_dir("one")).items():
+    for name, weight in saved_weights(paths.final_dir("one")).items():
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=2e-6)

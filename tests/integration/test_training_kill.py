@@ -56,12 +56,12 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path):
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
 
-    _, layout = train_toy(tmp_path / "straight", TRAIN, model=tiny_sambay(), prepared=toy_rows(ROWS, packed=True))
+    _, paths = train_toy(tmp_path / "straight", TRAIN, model=tiny_sambay(), prepared=toy_rows(ROWS, packed=True))
     lines = [
         [{key: line[key] for key in COMPARED} for line in read_metrics(path)]
-        for path in (metrics, layout.metrics("one"))
+        for path in (metrics, paths.metrics("one"))
     ]
     assert lines[0] == lines[1]
-    killed, straight = saved_weights(root / "stages/one/final"), saved_weights(layout.final_dir("one"))
+    killed, straight = saved_weights(root / "stages/one/final"), saved_weights(paths.final_dir("one"))
     assert killed.keys() == straight.keys()
     assert all(torch.equal(killed[name], straight[name]) for name in straight)

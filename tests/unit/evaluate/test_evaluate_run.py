@@ -19,6 +19,7 @@ from sft.evaluate.metrics import summarize
 from sft.evaluate.suites import load_problems, render_prompt
 from sft.recipe.schema import DataSection, DataSource, EvaluateSection, Source, SuiteSection
 from sft.utils.errors import UserError
+from sft.utils.files import read_sealed
 
 HELPER = Path(__file__).with_name("chat_model_for_evaluation.py")
 
@@ -83,7 +84,7 @@ def test_every_sample_is_recorded_and_the_metrics_follow_from_them(straight: tup
     assert metrics["tokens"]["all"]["mean"] == pytest.approx(sum(s["tokens"] for s in samples) / 48)
     assert all(s["tokens"] <= 40 and s["finished"] == (s["tokens"] < 40) for s in samples)
     assert samples[0]["prompt"] == "<|user|>add. 0 + 0<|end|><|assistant|>"
-    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert read_sealed(folder / "metrics.json") == metrics
 
 
 def test_a_finished_evaluation_is_looked_up(

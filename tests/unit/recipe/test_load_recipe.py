@@ -345,10 +345,10 @@ def test_unknown_data_recipe_names_the_place(problems: Any) -> None:
 
 
 def test_layout(load: Any) -> None:
-    layout = RunPaths(load())
-    assert str(layout.final_dir("first")) == "runs/good/stages/first/final"
-    assert str(layout.eval_dir("start", "held-out")) == "runs/good/eval/start/held-out"
-    assert str(layout.prepared) == "runs/good/prepared"
+    paths = RunPaths(load())
+    assert str(paths.final_dir("first")) == "runs/good/stages/first/final"
+    assert str(paths.eval_dir("start", "held-out")) == "runs/good/eval/start/held-out"
+    assert str(paths.prepared) == "runs/good/prepared"
     assert str(RunPaths(load(GOOD, ["--prepared_dir", "/p"])).prepared) == "/p"
 
 
@@ -359,10 +359,10 @@ def test_home_folders_are_meant(load: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_checkpoints_are_ordered_by_step(load: Any, tmp_path: Path) -> None:
-    layout = RunPaths(load(GOOD, ["--output_dir", str(tmp_path / "run")]))
+    paths = RunPaths(load(GOOD, ["--output_dir", str(tmp_path / "run")]))
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x", "final"):
-        (layout.stage_dir("first") / name).mkdir(parents=True)
-    assert [path.name for path in layout.checkpoints("first")] == ["checkpoint-9", "checkpoint-10"]
+        (paths.stage_dir("first") / name).mkdir(parents=True)
+    assert [path.name for path in paths.checkpoints("first")] == ["checkpoint-9", "checkpoint-10"]
 
 
 def test_environment_names_versions() -> None:

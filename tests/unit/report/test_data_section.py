@@ -16,7 +16,7 @@ from sft.report import write_report
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Any:
+def paths(tmp_path: Path) -> Any:
     """A run whose one stage is trained, on data that went through steps."""
     rows = [{"prompt": f"What is {n}?", "completion": f"{n} " * (1 + n % 30)} for n in range(90)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -30,10 +30,10 @@ def layout(tmp_path: Path) -> Any:
     return found
 
 
-def test_the_funnel_is_in_the_page_and_in_the_markdown(layout: RunPaths) -> None:
-    page = write_report(layout.recipe, layout)
+def test_the_funnel_is_in_the_page_and_in_the_markdown(paths: RunPaths) -> None:
+    page = write_report(paths.recipe, paths)
     markdown = (page.parent / "report.md").read_text(encoding="utf-8")
-    entries = json.loads(layout.stage_manifest("sft").read_text())["data"]["steps"]
+    entries = json.loads(paths.stage_manifest("sft").read_text())["data"]["steps"]
     for entry in entries:
         cells = [entry["title"], f"{entry['taken']['rows']:,}", f"{entry['kept']['rows']:,}"]
         assert f"| {' | '.join(cells)} |" in markdown, cells
@@ -46,8 +46,8 @@ def test_the_funnel_is_in_the_page_and_in_the_markdown(layout: RunPaths) -> None
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1200, False)])
-def test_the_page_in_a_browser(layout: RunPaths, width: int, dark: bool) -> None:
-    page = write_report(layout.recipe, layout)
+def test_the_page_in_a_browser(paths: RunPaths, width: int, dark: bool) -> None:
+    page = write_report(paths.recipe, paths)
     script = "{content: root.scrollWidth, sheet: page.getComputedStyle(page.document.body).backgroundColor}"
     seen = look(page, script, width=width, dark=dark)
     assert seen["console"] == [] and seen["content"] <= width

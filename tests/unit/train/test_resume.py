@@ -46,7 +46,7 @@ def test_resumed_is_straight_bit_for_bit(tmp_path, monkeypatch, case):
     make, train = CASES[case]
     train = {**train, "max_steps": 20, "save_steps": 6}
     prepared = toy_rows(13, packed=bool(train.get("packing")))
-    straight, layout = train_toy(tmp_path / "straight", train, model=make(), prepared=prepared)
+    straight, paths = train_toy(tmp_path / "straight", train, model=make(), prepared=prepared)
     with monkeypatch.context() as patch:
         signal_at(patch, 10)
         with pytest.raises(Interrupted, match="Stopped at step 10 of 20 of stage one") as stopped:
@@ -57,10 +57,10 @@ def test_resumed_is_straight_bit_for_bit(tmp_path, monkeypatch, case):
     model = make() if train.get("use_peft") else make(seed=9)
     resumed, again = train_toy(tmp_path / "resumed", train, model=model, prepared=prepared)
     lines = compared(again.metrics("one"))
-    assert lines == compared(layout.metrics("one"))
+    assert lines == compared(paths.metrics("one"))
     every = train.get("logging_steps", 1)
     assert [line["step"] for line in lines] == list(range(every, 21, every))
-    weights, expected = saved_weights(again.final_dir("one")), saved_weights(layout.final_dir("one"))
+    weights, expected = saved_weights(again.final_dir("one")), saved_weights(paths.final_dir("one"))
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert resumed["counters"]["tokens"] == straight["counters"]["tokens"]
@@ -69,7 +69,7 @@ def test_resumed_is_straight_bit_for_bit(tmp_path, monkeypatch, case):
 def test_killed_between_the_last_step_and_the_hand_over(tmp_path, monkeypatch):
     """No step too many is trained."""
     train = {"max_steps": 5, "save_steps": 5}
-    _, layout = train_toy(tmp_path / "straight", train)
+    _, paths = train_toy(tmp_path / "straight", train)
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
@@ -81,9 +81,9 @@ def test_killed_between_the_last_step_and_the_hand_over(tmp_path, monkeypatch):
     assert not (tmp_path / "killed/stages/one/manifest.json").exists()
     manifest, again = train_toy(tmp_path / "killed", train, model=tiny_qwen(seed=7))
     assert manifest["steps"] == 5
-    assert compared(again.metrics("one")) == compared(layout.metrics("one"))
+    assert compared(again.metrics("one")) == compared(paths.metrics("one"))
     weights = saved_weights(again.final_dir("one"))
-    assert all(torch.equal(weights[name], tensor) for name, tensor in saved_weights(layout.final_dir("one")).items())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in saved_weights(paths.final_dir("one")).items())
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_an_adapter_is_not_continued_on_another_base(tmp_path, monkeypatch):
         signal_at(patch, 2)
         with pytest.raises(Interrupted):
             train_toy(tmp_path, train)
-    with pytest.raises(UserError, match=r"base\.fingerprint was \w+\.\.\., is now"):
+    with pytest.raises(UserError, match=r"base\.content was \w+\.\.\., is now"):
         train_toy(tmp_path, train, model=tiny_qwen(seed=9))
 
 

@@ -29,9 +29,9 @@ def test_the_split_into_micro_batches_changes_nothing(tmp_path, make, packed):
             "learning_rate": 0.1,
             "lr_scheduler_type": "constant",
         }
-        manifest, layout = train_toy(tmp_path / str(batch), train, model=make(), prepared=prepared)
-        losses = [line["loss"] for line in read_metrics(layout.metrics("one"))]
-        runs[batch] = losses, saved_weights(layout.final_dir("one")), manifest["counters"]
+        manifest, paths = train_toy(tmp_path / str(batch), train, model=make(), prepared=prepared)
+        losses = [line["loss"] for line in read_metrics(paths.metrics("one"))]
+        runs[batch] = losses, saved_weights(paths.final_dir("one")), manifest["counters"]
     assert len(runs[8][0]) == 3
     for batch in (2, 1):
         assert runs[batch][0] == pytest.approx(runs[8][0], abs=1e-6)
@@ -44,7 +44,7 @@ def test_the_split_into_micro_batches_changes_nothing(tmp_path, make, packed):
 def test_every_supervised_token_counts_once_an_epoch(tmp_path):
     prepared = toy_rows(13, packed=True)
     train = {"packing": True, "per_device_train_batch_size": 4, "num_train_epochs": 2}
-    manifest, layout = train_toy(tmp_path, train, prepared=prepared)
+    manifest, paths = train_toy(tmp_path, train, prepared=prepared)
     expected = 0
     for row in prepared.dataset:
         start = 0
@@ -53,7 +53,7 @@ def test_every_supervised_token_counts_once_an_epoch(tmp_path):
             start += length
     assert manifest["counters"]["supervised_tokens"] == 2 * expected
     assert manifest["counters"]["tokens"] == 2 * sum(len(row["input_ids"]) for row in prepared.dataset)
-    last = read_metrics(layout.metrics("one"))[-1]
+    last = read_metrics(paths.metrics("one"))[-1]
     assert last["supervised_tokens"] == 2 * expected
     assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds", "tokens_per_second"} <= set(
         last
@@ -76,9 +76,9 @@ def test_micro_batches_without_a_supervised_token_change_nothing(tmp_path, make)
     }
     model = make()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    _, layout = train_toy(tmp_path, train, model=model, prepared=prepared)
-    losses = [line["loss"] for line in read_metrics(layout.metrics("one"))]
-    norms = [line["grad_norm"] for line in read_metrics(layout.metrics("one"))]
+    _, paths = train_toy(tmp_path, train, model=model, prepared=prepared)
+    losses = [line["loss"] for line in read_metrics(paths.metrics("one"))]
+    norms = [line["grad_norm"] for line in read_metrics(paths.metrics("one"))]
     assert losses[:2] == [0, 0] and losses[3:] == [0, 0] and losses[2] > 1
     assert norms[:2] == [0, 0] and norms[3:] == [0, 0] and norms[2] > 0
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
@@ -117,15 +117,15 @@ def test_weight_decay_groups_reach_the_optimizer(tmp_path):
 
 def test_full_fine_tuning_holds_float32_weights(tmp_path):
     model = tiny_qwen().to(torch.bfloat16)
-    _, layout = train_toy(tmp_path, {"max_steps": 1}, model=model)
-    assert {tensor.dtype for tensor in saved_weights(layout.final_dir("one")).values()} == {torch.float32}
+    _, paths = train_toy(tmp_path, {"max_steps": 1}, model=model)
+    assert {tensor.dtype for tensor in saved_weights(paths.final_dir("one")).values()} == {torch.float32}
 
 
 def test_the_configuration_is_handed_on_as_it_came(tmp_path):
     model = tiny_qwen()
     before = model.config.to_dict()
-    _, layout = train_toy(tmp_path, {"max_steps": 1, "gradient_checkpointing": True}, model=model)
-    after = json.loads((layout.final_dir("one") / "config.json").read_text())
+    _, paths = train_toy(tmp_path, {"max_steps": 1, "gradient_checkpointing": True}, model=model)
+    after = json.loads((paths.final_dir("one") / "config.json").read_text())
     # These two are filled in by any save.
     compared = before.keys() & after.keys() - {"dtype", "architectures"}
     assert {key: after[key] for key in compared} == {key: before[key] for key in compared}
@@ -137,37 +137,37 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     runs = []
     for on in (False, True):
         train = {"packing": True, "max_steps": 4, "per_device_train_batch_size": 2, "gradient_checkpointing": on}
-        _, layout = train_toy(tmp_path / str(on), train, model=tiny_sambay())
-        runs.append((read_metrics(layout.metrics("one")), saved_weights(layout.final_dir("one"))))
+        _, paths = train_toy(tmp_path / str(on), train, model=tiny_sambay())
+        runs.append((read_metrics(paths.metrics("one")), saved_weights(paths.final_dir("one"))))
     assert [line["loss"] for line in runs[0][0]] == [line["loss"] for line in runs[1][0]]
     assert all(torch.equal(runs[0][1][name], runs[1][1][name]) for name in runs[0][1])
 
 
 def test_without_resume_old_checkpoints_go(tmp_path):
     train = {"max_steps": 4, "save_steps": 2}
-    first, layout = train_toy(tmp_path, train)
+    first, paths = train_toy(tmp_path, train)
     second, _ = train_toy(tmp_path, train, resume=False)
     assert second["final_loss"] == first["final_loss"]
-    assert [line["step"] for line in read_metrics(layout.metrics("one"))] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_metrics(paths.metrics("one"))] == [1, 2, 3, 4]
 
 
 def test_lora_trains_float32_adapters_on_weights_that_stay(tmp_path):
     model = tiny_qwen().to(torch.bfloat16)
     before = model.model.layers[0].mlp.up_proj.weight.clone()
-    _, layout = train_toy(tmp_path, {"max_steps": 2, "use_peft": True}, model=model)
+    _, paths = train_toy(tmp_path, {"max_steps": 2, "use_peft": True}, model=model)
     assert torch.equal(model.model.layers[0].mlp.up_proj.base_layer.weight, before)
-    saved = saved_weights(layout.final_dir("one"))
+    saved = saved_weights(paths.final_dir("one"))
     assert all("lora_" in name and tensor.dtype == torch.float32 for name, tensor in saved.items())
-    assert json.loads((layout.final_dir("one") / "base.json").read_text())["kind"] == "start"
+    assert json.loads((paths.final_dir("one") / "base.json").read_text())["kind"] == "start"
 
 
 @pytest.mark.parametrize("extra", [{"use_dora": True}, {"use_rslora": True}], ids=["dora", "rslora"])
 def test_lora_variants_train(tmp_path, extra):
     train = {"max_steps": 8, "use_peft": True, "lora_dropout": 0.0, "packing": True, **extra}
-    _, layout = train_toy(tmp_path, train, model=tiny_sambay())
-    losses = [line["loss"] for line in read_metrics(layout.metrics("one"))]
+    _, paths = train_toy(tmp_path, train, model=tiny_sambay())
+    losses = [line["loss"] for line in read_metrics(paths.metrics("one"))]
     assert losses[-1] < losses[0]
-    config = json.loads((layout.final_dir("one") / "adapter_config.json").read_text())
+    config = json.loads((paths.final_dir("one") / "adapter_config.json").read_text())
     assert all(config[key] is True for key in extra)
 
 
