@@ -1,15 +1,201 @@
-"""The processes of a run: one, or those that torchrun started."""
+"""The processes of a run: one, or those that torchrun started. Rank 0 decides, and the others do as it says.
+
+What one rank finds on a disk another may not find, or not yet; two ranks that go different ways wait for each other for
+ever. So rank 0 alone looks, and its answer (or its error) goes to all. Messages go through the launcher's key-value
+store: it needs no process group, so that a stage can end its own; no collective's time-out runs while rank 0 prepares
+data for hours; and signals are heard while waiting.
+"""
 
 from __future__ import annotations
 
+import functools
+import os
+import pickle
+import secrets
+import socket
+import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 WAIT = timedelta(hours=24)
-"""How long processes wait for the first one, which alone prepares data and evaluates."""
+"""How long ranks wait for each other; rank 0 alone prepares data and evaluates, which may take hours."""
+
+SLICE = timedelta(seconds=2)
+"""A wait is cut into these, because signals are heard between them only."""
+
+SEEN_WITHIN = 5.0
+"""Seconds that a shared file system may take to show a new file on another node."""
+
+Result = TypeVar("Result")
+
+
+def rank() -> int:
+    """This process's number among all of the run, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes the run has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which alone decides, writes and speaks."""
+    return rank() == 0
+
+
+def decide(function: Callable[[], Result]) -> Result:
+    """What `function` returns on rank 0, on every rank; the others don't run it.
+
+    With several processes the result has to be picklable. An error of rank 0 is raised on every rank, with its type,
+    message and attributes, and `from_rank` = 0 beside them. Every rank must come here as often as all others; calls
+    inside `function` are part of it. Raises UserError when rank 0 doesn't answer within WAIT.
+    """
+    if world_size() == 1 or _Channel.deciding:
+        return function()
+    channel = _channel()
+    key = channel.next_key()
+    if is_main():
+        _Channel.deciding = True
+        try:
+            outcome: Any = (function(), None)
+            message = pickle.dumps(outcome)
+        except BaseException as error:
+            channel.store.set(key, pickle.dumps((None, _portable(error))))
+            raise
+        finally:
+            _Channel.deciding = False
+        channel.store.set(key, message)
+        return outcome[0]
+    result, failure = channel.read(key, of=0)
+    if failure is not None:
+        raise _rebuilt(failure, of=0)
+    return result
+
+
+def gather(value: Result) -> list[Result]:
+    """The `value` of every rank, by rank, on every rank. Raises UserError when one doesn't answer within WAIT."""
+    if world_size() == 1 or _Channel.deciding:
+        return [value]
+    channel = _channel()
+    key = channel.next_key()
+    channel.store.set(f"{key}/{rank()}", pickle.dumps(value))
+    return [channel.read(f"{key}/{other}", of=other) for other in range(world_size())]
+
+
+def together(function: Callable[[], Result]) -> Result:
+    """What `function` returns here, once it has run on all; where one fails all raise (their own error first)."""
+    if world_size() == 1 or _Channel.deciding:
+        return function()
+    try:
+        result, failure = function(), None
+    except BaseException as error:
+        gather(_portable(error))
+        raise
+    failures = gather(failure)
+    for other, found in enumerate(failures):
+        if found is not None:
+            raise _rebuilt(found, of=other)
+    return result
+
+
+def barrier() -> None:
+    """Go on when every rank has come here."""
+    gather(None)
+
+
+def check_shared_folder(path: str | os.PathLike[str]) -> None:
+    """Raise UserError on every rank when one doesn't see what rank 0 writes to the folder `path` (made if needed)."""
+    if world_size() == 1:
+        return
+    folder = Path(path)
+
+    def leave_a_file() -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f".shared-{secrets.token_hex(8)}"
+        (folder / name).touch()
+        return name
+
+    name = decide(leave_a_file)
+    answers = gather((socket.gethostname(), _appears(folder, name)))
+    if is_main():
+        (folder / name).unlink(missing_ok=True)
+    blind = [(number, host) for number, (host, seen) in enumerate(answers) if not seen]
+    if blind:
+        raise UserError(
+            f"{folder} isn't shared between the nodes: rank {blind[0][0]} on {blind[0][1]} doesn't see what rank 0 on "
+            f"{answers[0][0]} writes there. Set output_dir (and prepared_dir) to a folder that every node mounts."
+        )
+
+
+def _appears(folder: Path, name: str) -> bool:
+    deadline = time.monotonic() + SEEN_WITHIN
+    while time.monotonic() < deadline:
+        # A listing, not a look at the one name: network file systems remember for a while that a name wasn't there.
+        if folder.is_dir() and name in os.listdir(folder):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+class _Channel:
+    """Numbered messages in the launcher's store; all ranks count alike."""
+
+    deciding = False
+
+    def __init__(self) -> None:
+        from torch.distributed import PrefixStore, rendezvous
+
+        store, _, _ = next(rendezvous("env://"))
+        self.store: Any = PrefixStore("sft", store)
+        self.count = 0
+
+    def next_key(self) -> str:
+        self.count += 1
+        return str(self.count)
+
+    def read(self, key: str, *, of: int) -> Any:
+        from torch.distributed import DistStoreError
+
+        deadline = time.monotonic() + WAIT.total_seconds()
+        while True:
+            try:
+                self.store.wait([key], SLICE)
+                return pickle.loads(self.store.get(key))
+            except DistStoreError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(f"Rank {of} hasn't answered rank {rank()} for {WAIT}: see its output.") from error
+
+
+@functools.cache
+def _channel() -> _Channel:
+    return _Channel()
+
+
+def _portable(error: BaseException) -> tuple[Any, ...]:
+    """An error as plain values; of one whose class or content doesn't travel, the type's name and the message."""
+    try:
+        # Not pickled as it is: many errors can't be made again from their `args`.
+        parts = (type(error), error.args, error.__dict__)
+        pickle.loads(pickle.dumps(parts))
+        return parts
+    except Exception:
+        return (RuntimeError, (f"{type(error).__name__}: {error}",), {})
+
+
+def _rebuilt(parts: tuple[Any, ...], *, of: int) -> BaseException:
+    kind, args, attributes = parts
+    error: BaseException = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes, from_rank=of)
+    return error
 
 
 def processes() -> PartialState:
