@@ -91,7 +91,7 @@ def gather(value: Result) -> list[Result]:
 
 
 def together(function: Callable[[], Result]) -> Result:
-    """What `function` returns here, once it has run on every rank; where one fails, all raise (their own error first)."""
+    """What `function` returns here, once it has run on all; where one fails all raise (their own error first)."""
     if world_size() == 1 or _Channel.deciding:
         return function()
     try:
@@ -112,7 +112,7 @@ def barrier() -> None:
 
 
 def check_shared_folder(path: str | os.PathLike[str]) -> None:
-    """Raise UserError on every rank when one doesn't see a file that rank 0 writes to `path`, which is made if needed."""
+    """Raise UserError on every rank when one doesn't see what rank 0 writes to the folder `path` (made if needed)."""
     if world_size() == 1:
         return
     folder = Path(path)
@@ -154,7 +154,7 @@ class _Channel:
         from torch.distributed import PrefixStore, rendezvous
 
         store, _, _ = next(rendezvous("env://"))
-        self.store = PrefixStore("sft", store)
+        self.store: Any = PrefixStore("sft", store)
         self.count = 0
 
     def next_key(self) -> str:

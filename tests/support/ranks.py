@@ -1,0 +1,130 @@
+"""Start a script on several ranks, with a hard limit on its time: nothing that was started outlives the call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+SUPPORT = Path(__file__).parent
+
+AFTER_FAILURE = 30.0
+"""Seconds that other ranks get when one has failed."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended. A negative `code` is the signal that killed it."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run_ranks(
+    script: str, *arguments: str, ranks: int = 2, limit: float = 120, env: Mapping[str, str] | None = None
+) -> list[Ended]:
+    """Run `tests/support/<script>` as `ranks` processes, as torchrun would, in less time; their ends, by rank.
+
+    The call fails when the limit runs out, or one fails and another goes on for AFTER_FAILURE.
+    """
+    port = free_port()
+    settings = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for rank in range(ranks)
+    ]
+    return _run([[sys.executable, str(SUPPORT / script), *arguments]] * ranks, settings, limit, env or {})
+
+
+def run_torchrun(
+    words: Sequence[str], *, ranks: int = 2, limit: float = 120, env: Mapping[str, str] | None = None
+) -> Ended:
+    """Run `python WORDS` under torchrun itself."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), *words]
+    return _run([command], [{}], limit, env or {})[0]
+
+
+def run_alone(words: Sequence[str], *, limit: float = 120, env: Mapping[str, str] | None = None) -> Ended:
+    """Run `python WORDS` as one process."""
+    return _run([[sys.executable, *words]], [{}], limit, env or {})[0]
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run(
+    commands: Sequence[Sequence[str]],
+    settings: Sequence[Mapping[str, str]],
+    limit: float,
+    env: Mapping[str, str],
+) -> list[Ended]:
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT), **env}
+    with ExitStack() as stack:
+        outputs = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in commands]
+        processes = [
+            subprocess.Popen(
+                command, env={**common, **own}, stdout=out, stderr=err, stdin=subprocess.DEVNULL, preexec_fn=_signals
+            )
+            for command, own, (out, err) in zip(commands, settings, outputs, strict=True)
+        ]
+        try:
+            in_time = _wait(processes, limit)
+        finally:
+            for process in processes:
+                _kill(process)
+        ends = [
+            Ended(process.returncode, *(_text(handle) for handle in pair))
+            for process, pair in zip(processes, outputs, strict=True)
+        ]
+    assert in_time, f"not done in {limit} s: " + "\n".join(end.stderr[-2000:] for end in ends)
+    return ends
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], limit: float) -> bool:
+    deadline = time.monotonic() + limit
+    failed = False
+    while any(process.poll() is None for process in processes):
+        if not failed and any(process.poll() for process in processes):
+            failed, deadline = True, min(deadline, time.monotonic() + AFTER_FAILURE)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process with all that it started: torchrun gives each of its ranks a session of its own."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    for child in family:
+        child.kill()
+    process.kill()
+    process.wait(timeout=20)
+
+
+def _signals() -> None:
+    """As a shell in the foreground would start it, whatever started the tests."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def _text(handle: object) -> str:
+    handle.seek(0)  # type: ignore[attr-defined]
+    return str(handle.read())  # type: ignore[attr-defined]
