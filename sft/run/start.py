@@ -16,10 +16,9 @@ from sft.train.handover import (
     load_start,
     read_base,
     start_base,
-    write_folder,
 )
 from sft.utils.distributed import decide
-from sft.utils.files import read_sealed, sha256_json, write_sealed
+from sft.utils.files import atomic_folder, read_sealed, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
 
 if TYPE_CHECKING:
@@ -71,6 +70,7 @@ def _merged_base(paths: RunPaths, folder: Path, final: Path, model: Any) -> dict
     source = sha256_json(folder_hashes(final))
     note = read_sealed(folder / MADE_FROM)
     if note is None or note != {"source": source, "base": folder_base(paths, folder)}:
-        write_folder(folder, model.save_pretrained)
+        with atomic_folder(folder) as made:
+            model.save_pretrained(made)
         write_sealed(folder / MADE_FROM, {"source": source, "base": folder_base(paths, folder)})
     return folder_base(paths, folder)
