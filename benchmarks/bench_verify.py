@@ -24,11 +24,11 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from sft.answers.checker import gold_answer
+from sft.answers.kinds import compare, kind_of
 from sft.data.pipeline.context import Context, Templates
 from sft.data.pipeline.record import Record
 from sft.data.steps.verify import Verify
-from sft.evaluate.answers import gold_answer
-from sft.evaluate.kinds import compare, kind_of
 from sft.recipe.steps.verify import VerifyStep
 
 AIM, BATCH = 1.8, 256

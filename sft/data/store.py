@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.utils.errors import UserError
-from sft.utils.files import read_json, sha256_file, write_json
+from sft.utils.files import read_sealed, sha256_file, write_sealed
+from sft.utils.hashes import folder_hashes
 
 if TYPE_CHECKING:
     import datasets
@@ -174,14 +175,13 @@ class Documents:
 
 
 def find(root: Path, key: str) -> dict[str, Any] | None:
-    """The manifest of a whole store, or None. A store whose shards are missing or cut is not whole."""
+    """The manifest of a whole store, or None. A store of which a byte is missing or changed is not whole."""
     folder = root / key
-    try:
-        manifest: dict[str, Any] = read_json(folder / MANIFEST_FILE)
-        whole = all((folder / shard["name"]).stat().st_size == shard["bytes"] for shard in manifest["shards"])
-    except (OSError, ValueError, KeyError, TypeError):
+    manifest = read_sealed(folder / MANIFEST_FILE)
+    if manifest is None or manifest.get("key") != key:
         return None
-    return manifest if whole and manifest.get("key") == key else None
+    shards = {shard["name"]: shard["sha256"] for shard in manifest["shards"]}
+    return manifest if shards.items() <= folder_hashes(folder, tuple(shards)).items() else None
 
 
 def open_dataset(folder: Path, manifest: dict[str, Any]) -> datasets.Dataset:
@@ -226,7 +226,7 @@ def building(root: Path, key: str) -> Iterator[Path]:
 
 def commit(root: Path, key: str, folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest and put the built folder in its place, in one rename."""
-    write_json(folder / MANIFEST_FILE, manifest)
+    write_sealed(folder / MANIFEST_FILE, manifest)
     for path in (folder / name for name in os.listdir(folder)):
         _sync(path)
     _sync(folder)

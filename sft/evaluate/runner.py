@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sft.evaluate.answers import AnswerChecker, Verdict
+from sft.answers.checker import AnswerChecker, Verdict
 from sft.evaluate.metrics import Sample, summarize
 from sft.evaluate.progress import ProgressLine
 from sft.evaluate.suites import Problem, load_problems, render_prompt

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sft.hub.hub_errors import scrub
-from sft.utils.files import read_json, write_text
+from sft.utils.files import read_sealed, write_text
 
 # Settings of a stage that the card shows, by their names in the recipe.
 TRAIN_KEYS = (
@@ -141,11 +141,7 @@ def _evaluations(run: Path, points: list[str]) -> list[dict[str, Any]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return read_sealed(path) or {}
 
 
 def _portable(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe, Stage
-from sft.utils.files import read_json
+from sft.utils.files import read_sealed
 
 
 @dataclass
@@ -145,11 +145,8 @@ def _mapping(path: Path, missing: list[str]) -> dict[str, Any] | None:
     """The JSON mapping in `path`, or None; a file that is there and can't be read is told."""
     if not path.exists():
         return None
-    try:
-        value = read_json(path)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
+    value = read_sealed(path)
+    if value is None:
         missing.append(f"{path} can't be read and is left out.")
         return None
     return value

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from sft.answers.checker import AnswerChecker, Verdict, extract_answer
+from sft.answers.choices import LETTERS, listed_options, options_in
+from sft.answers.kinds import Kind, compare, kind_of
 from sft.data.pipeline.record import Record
 from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
-from sft.evaluate.answers import AnswerChecker, Verdict, extract_answer
-from sft.evaluate.choices import LETTERS, listed_options, options_in
-from sft.evaluate.kinds import Kind, compare, kind_of
 from sft.recipe.steps.verify import VerifyStep
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from sft.evaluate.choices import judge_choice
-from sft.evaluate.verify_worker import DIED, WALL_SLACK
+from sft.answers.choices import judge_choice
+from sft.answers.worker import DIED, WALL_SLACK
 from sft.utils.errors import UserError
 
 Status = Literal["right", "wrong", "undecided"]
 
-_WORKER = Path(__file__).with_name("verify_worker.py")
+_WORKER = Path(__file__).with_name("worker.py")
 _MEMORY_LIMIT = 4 << 30
 _START_LIMIT = 120.0
 # Bounds on what is looked at, so that extraction stays linear on any text.

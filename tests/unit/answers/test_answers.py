@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from sft.evaluate import answers
-from sft.evaluate.answers import AnswerChecker, extract_answer, gold_answer, last_boxed, plain_number, quick_verdict
+from sft.answers import checker as answers
+from sft.answers.checker import AnswerChecker, extract_answer, gold_answer, last_boxed, plain_number, quick_verdict
 from sft.utils.errors import UserError
 
 
@@ -246,7 +246,7 @@ def test_workers_end_with_the_process_that_started_them() -> None:
     """Killed with SIGKILL, it can't close them: an idle one sees its input end, a busy one meets its own limit."""
     code = (
         "import time\n"
-        "from sft.evaluate.answers import AnswerChecker\n"
+        "from sft.answers.checker import AnswerChecker\n"
         "checker = AnswerChecker(timeout=1.0, workers=2)\n"
         "first = checker.submit(r'\\boxed{\\frac{1}{2}}', '0.5')\n"
         "second = checker.submit(r'\\boxed{9^{9^{9^{9^{9}}}}}', r'\\sqrt{2}')\n"

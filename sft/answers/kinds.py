@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from sft.evaluate.answers import Verdict, extract_answer, quick_verdict
-from sft.evaluate.choices import gold_letter, judge_choice, unwrapped
-from sft.evaluate.numbers import Number, parse_number, same_number
+from sft.answers.checker import Verdict, extract_answer, quick_verdict
+from sft.answers.choices import gold_letter, judge_choice, unwrapped
+from sft.answers.numbers import Number, parse_number, same_number
 
 Kind = Literal["math", "choice", "exact", "number", "words"]
 

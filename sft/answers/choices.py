@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft.evaluate.numbers import parse_number, same_number
+from sft.answers.numbers import parse_number, same_number
 
 LETTERS = "ABCDEFGHIJ"
 _LONGEST = 2000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.evaluate.numbers import Number, parse_number, same_number
+from sft.answers.numbers import Number, parse_number, same_number
 
 
 @pytest.mark.parametrize(
