@@ -55,7 +55,7 @@ def _results(paths: RunPaths, owner: Stage, stage: str | None) -> dict[str, Any]
 
 
 def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) -> dict[str, Any]:
-    from sft.evaluate import evaluate
+    from sft.evaluate.runner import evaluate
     from sft.models.load import on_device
 
     point = stage or "start"
@@ -107,7 +107,7 @@ def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None =
 
 def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, dict[str, Any]]:
     """Suites of `stage` (default: the last one) on a model that isn't the run's; metrics by point and suite."""
-    from sft.evaluate import evaluate
+    from sft.evaluate.runner import evaluate
     from sft.models.load import load_any_model
 
     owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from sft.evaluate import evaluate, model_fingerprint, read_samples
 from sft.evaluate.metrics import summarize
+from sft.evaluate.runner import evaluate, model_fingerprint, read_samples
 from sft.evaluate.suites import load_problems, render_prompt
 from sft.recipe.schema import DataSection, DataSource, EvaluateSection, Source, SuiteSection
 from sft.utils.errors import UserError
