@@ -16,7 +16,7 @@ from sft.run.identity import previous_stage, stage_key, stage_parts
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, resumable
 from sft.train.handover import fingerprint, save_final
-from sft.train.interrupt import Interrupted, StopSignals
+from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.utils.errors import UsageError, UserError, first_line
 from sft.utils.files import write_json
 
@@ -69,6 +69,8 @@ def train_stage(
     """
     import torch
 
+    from sft.train.callbacks import share_signal
+
     args = build_arguments(stage, layout)
     parts = stage_parts(layout, stage, prepared.manifest["key"])
     model = _ready(model, stage, args)
@@ -83,11 +85,16 @@ def train_stage(
     if resume:
         with args.main_process_first(desc="looking for a checkpoint"):
             checkpoint = resumable(folder, identity, remove_broken=args.should_save)
-    with StopSignals() as signals, _no_library_bars():
+    with stop_signals() as signals, _no_library_bars():
         job = _put_together(stage, layout, model, tokenizer, prepared, args, identity, checkpoint, signals)
-        state = _run(job, signals)
-        manifest = _hand_over(job, state, tokenizer, prepared, parts, handed_base)
-    job.trainer.accelerator.wait_for_everyone()
+        with signals.saving():
+            state = _run(job, signals)
+            manifest = _hand_over(job, state, tokenizer, prepared, parts, handed_base)
+            job.trainer.accelerator.wait_for_everyone()
+            signum = share_signal(signals)
+    if signum:
+        raise Interrupted(f"Stopped after stage {stage.name}, which is done. The same command continues.", signum)
+    signals.check()
     del job
     gc.collect()
     if torch.cuda.is_available():
