@@ -105,9 +105,9 @@ def measure(rows: int, workers: int) -> None:
         peaks, stop = {"main": 0, "worker": 0}, threading.Event()
         watcher = threading.Thread(target=watch, args=(process.pid, peaks, stop))
         watcher.start()
-        out, _ = process.communicate()
+        out, _ = process.communicate(timeout=3600)
         stop.set()
-        watcher.join()
+        watcher.join(60)
         if process.returncode:
             sys.exit(process.returncode)
         seconds = time.perf_counter() - started

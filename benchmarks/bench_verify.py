@@ -99,7 +99,7 @@ def _work(cases: list[Case], together: Any) -> tuple[float, list[bool]]:
         step = Verify(config, Context("", Templates(), 0, Path(folder)))
         list(step([_record(("", *WARM_UP, None))]))
         records = [_record(case) for case in cases]
-        together.wait()
+        together.wait(600)
         started = time.perf_counter()
         outcomes = [
             outcome for start in range(0, len(records), BATCH) for outcome in step(records[start : start + BATCH])

@@ -86,8 +86,10 @@ def _assemble(ptx: str, arch: int) -> tuple[str, int]:
         source.write_text(ptx)
         name = target[1] if target else f"sm_{arch}"
         command = [tool("ptxas", arch), "-v", f"--gpu-name={name}", str(source), "-o", str(binary)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        listing = subprocess.run([disassembler(arch) or "nvdisasm", "-c", str(binary)], capture_output=True, text=True)
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stderr
+        listing = subprocess.run(
+            [disassembler(arch) or "nvdisasm", "-c", str(binary)], capture_output=True, text=True, timeout=600
+        )
     return said, len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", listing.stdout, re.M))
 
 

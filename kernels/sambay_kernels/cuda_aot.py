@@ -51,7 +51,7 @@ def _instructions(binary: Path, arch: int) -> dict[str, int]:
     tool = disassembler(arch)
     if tool is None:
         return {}
-    listing = subprocess.run([tool, "-c", str(binary)], capture_output=True, text=True).stdout
+    listing = subprocess.run([tool, "-c", str(binary)], capture_output=True, text=True, timeout=600).stdout
     sections = re.split(r"^\.text\.(\w+):$", listing, flags=re.M)
     counts = [len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M)) for code in sections[2::2]]
     return dict(zip(sections[1::2], counts, strict=True))

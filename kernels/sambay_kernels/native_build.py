@@ -14,13 +14,17 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
+LOCK_LIMIT = 1800.0
+"""Seconds to wait for another process that builds the same library; a compiler may take 600."""
 
 
 class BuildError(RuntimeError):
@@ -99,6 +103,17 @@ def load(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def _take(lock: IO[str], target: Path) -> None:
+    limit = time.monotonic() + LOCK_LIMIT
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise BuildError(f"another process has been building {target} for half an hour: end it first") from None
+            time.sleep(0.05)
+
+
 def load_or_build(target: Path, what: str, build: Callable[[Path], None]) -> ctypes.CDLL:
     """Load `target`, after building it if it is missing or damaged; processes that want it at once build it once.
 
@@ -107,7 +122,7 @@ def load_or_build(target: Path, what: str, build: Callable[[Path], None]) -> cty
         BuildError: from `build`.
     """
     with open(target.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _take(lock, target)
         try:
             return load(target)
         except FileNotFoundError:

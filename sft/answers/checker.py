@@ -28,6 +28,8 @@ Status = Literal["right", "wrong", "undecided"]
 _WORKER = Path(__file__).with_name("worker.py")
 _MEMORY_LIMIT = 4 << 30
 _START_LIMIT = 120.0
+RESULT_LIMIT = 3600.0
+"""Seconds after which waiting for a verdict is given up. Each comparison has a limit of its own, far below this."""
 # Bounds on what is looked at, so that extraction stays linear on any text.
 _LONGEST_ANSWER = 10_000
 _MOST_BOXES = 50
@@ -182,7 +184,7 @@ class _Worker:
     def close(self) -> None:
         """Kill the process; what it forked dies with it."""
         self.process.kill()
-        self.process.wait()
+        self.process.wait(timeout=60)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 # A write that the process never read is still in the pipe; closing must not try to deliver it.
@@ -231,7 +233,7 @@ class AnswerChecker:
 
     def check(self, text: str, gold: str, *, free_form: bool = True) -> Verdict:
         """As `submit`, and wait for the verdict."""
-        return self.submit(text, gold, free_form=free_form).result()
+        return self.submit(text, gold, free_form=free_form).result(timeout=RESULT_LIMIT)
 
     def _verify(self, answer: str | None, text: str, gold: str) -> Verdict:
         number = plain_number(gold)
@@ -248,7 +250,7 @@ class AnswerChecker:
         return verdict if answer is None else Verdict(verdict.status, verdict.reason, answer)
 
     def _ask(self, prediction: str, gold: str, free_form: bool) -> Verdict:
-        worker, verdict = self._idle.get(), None
+        worker, verdict = self._idle.get(timeout=RESULT_LIMIT), None
         try:
             worker = worker or _Worker()
             self._busy.add(worker)
@@ -273,7 +275,7 @@ class AnswerChecker:
                 worker.process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for _ in range(self._workers):
-            idle = self._idle.get()
+            idle = self._idle.get(timeout=RESULT_LIMIT)
             if idle is not None:
                 idle.close()
 

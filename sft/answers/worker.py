@@ -197,7 +197,7 @@ def main(memory_limit: int) -> None:
     _prepare(memory_limit)
     replies.ready()
     while True:
-        _, status = os.waitpid(_fork(replies), 0)
+        _, status = os.waitpid(_fork(replies), 0)  # bounded: the fork ends with the input, which ends with the run
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return

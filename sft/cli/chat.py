@@ -9,6 +9,7 @@ from typing import Any
 
 from sft.cli.common import positive
 from sft.recipe import RunPaths, load_recipe
+from sft.train.interrupt import stop_signals
 from sft.utils.errors import UsageError
 from sft.utils.quiet import quiet_libraries
 
@@ -78,7 +79,11 @@ def _converse(talk: Conversation) -> None:
         elif text:
             try:
                 talk.answer(text)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
+                if getattr(error, "exit_code", 130) != 130:
+                    raise
+                with stop_signals() as signals:
+                    signals.forget()
                 talk.forget_last()
                 print("\n[stopped]", file=sys.stderr)
 
@@ -153,7 +158,7 @@ class Conversation:
             yield from streamer
         finally:
             stop.asked = True
-            thread.join()
+            thread.join(timeout=60)  # it ends with the next token
         if failed:
             raise failed[0]
 

@@ -6,13 +6,12 @@ import argparse
 import errno
 import importlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import Protocol, cast
 
+from sft.train.interrupt import stop_signals
 from sft.utils.errors import UsageError, UserError
 
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
@@ -45,10 +44,6 @@ class Verb(Protocol):
         """Do it; the exit status."""
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like all others and point at --help."""
 
@@ -57,19 +52,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's); returns 0 for done, 1 for failed, 2 for wrong usage."""
+    """Run the command line `argv` (default: the process's).
+
+    Returns 0 for done, 1 for failed, 2 for wrong usage; after a signal 128 and its number: 130 for Ctrl-C, 143 for
+    SIGTERM, 138 for SIGUSR1.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return _run(words)
-    except BaseException as error:
-        status = _status(error)
-        if debug and not isinstance(error, SystemExit):
-            traceback.print_exc()
-        return status
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with stop_signals():
+        try:
+            return _run(words)
+        except BaseException as error:
+            status = _status(error)
+            if "--debug" in words and not isinstance(error, SystemExit):
+                traceback.print_exc()
+            return status
 
 
 def _run(words: list[str]) -> int:
@@ -118,10 +114,6 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def _status(error: BaseException) -> int:
     """Say what happened in one sentence, and give the exit status that goes with it."""
     if isinstance(error, SystemExit):
@@ -133,9 +125,9 @@ def _status(error: BaseException) -> int:
     if isinstance(error, UserError):
         _say(str(error))
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt | Terminated):
+    if isinstance(error, KeyboardInterrupt):
         _say(INTERRUPTED)
-        return 130 if isinstance(error, KeyboardInterrupt) else 143
+        return int(getattr(error, "exit_code", 130))
     full = _disk_full(error)
     if full is not None:
         place = f" while writing {full.filename}" if full.filename else ""

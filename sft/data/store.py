@@ -15,10 +15,11 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ SHARD_TOKENS = 64_000_000  # 320 MB
 BATCH_TOKENS = 1_000_000
 _BUILDING = ".building-"
 _LOCKS = ".locks"
+LOCK_LIMIT = 24 * 3600.0
+"""Seconds to wait for another process that builds the same store."""
 
 
 def row_schema() -> pa.Schema:
@@ -199,12 +202,23 @@ def locked(root: Path, key: str) -> Iterator[None]:
         (root / _LOCKS).mkdir(parents=True, exist_ok=True)
         handle = open(root / _LOCKS / key, "w")  # noqa: SIM115
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that prepares the same data (%s)", key)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        _wait_for_lock(handle, key)
         yield
+
+
+def _wait_for_lock(handle: IO[str], key: str) -> None:
+    limit = time.monotonic() + LOCK_LIMIT
+    told = False
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise UserError(f"Another process has been preparing {handle.name} for a day: end it first.") from None
+            if not told:
+                log.info("waiting for another process that prepares the same data (%s)", key)
+            told = True
+            time.sleep(0.1)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sft.answers.checker import AnswerChecker, Verdict
+from sft.answers.checker import RESULT_LIMIT, AnswerChecker, Verdict
 from sft.evaluate.metrics import Sample, summarize
 from sft.evaluate.progress import ProgressLine
 from sft.evaluate.suites import Problem, load_problems, render_prompt
@@ -233,7 +233,7 @@ class _Recorder:
         """Append what has its verdict; all of them with `wait`."""
         while self._waiting and (wait or self._waiting[0][1].done()):
             sample, future = self._waiting.popleft()
-            verdict = future.result()
+            verdict = future.result(timeout=RESULT_LIMIT)
             gold = self.run.problems[sample["problem"]].gold
             sample |= {"answer": verdict.answer, "gold": gold, "verdict": verdict.status, "reason": verdict.reason}
             self._file.write(_line(sample))

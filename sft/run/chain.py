@@ -15,6 +15,7 @@ from sft.run.lock import lock_for_all
 from sft.run.record import write_record
 from sft.run.start import starting_point
 from sft.tokenizers.load import start_tokenizer
+from sft.train.interrupt import stop_signals
 from sft.train.stage import train_stage
 from sft.utils.distributed import barrier, check_shared_folder, decide, is_main
 from sft.utils.say import say
@@ -39,7 +40,7 @@ def run(
         if name:
             recipe.stage(name)
     busy = f"Another run is at work in {paths.root}: wait for it, or set another output_dir."
-    with lock_for_all(paths.root / ".lock", busy):
+    with stop_signals() as signals, lock_for_all(paths.root / ".lock", busy):
         check_shared_folder(paths.root)
         if restart:
             _throw_away(paths, restart)
@@ -48,8 +49,10 @@ def run(
         if evaluate and not only_stage and recipe.stages[0].evaluate.before_first_stage:
             result["evaluations"]["start"] = evaluate_point(paths, None)
         for stage in recipe.stages:
+            signals.check()
             if only_stage in (None, stage.name):
                 result["stages"][stage.name] = _one_stage(paths, stage)
+                signals.check()
                 if evaluate:
                     result["evaluations"][stage.name] = evaluate_point(paths, stage.name)
         write_record(paths)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft.train.agree import over_processes
 from sft.train.interrupt import StopSignals
 from sft.utils.files import write_text
 
@@ -66,23 +67,23 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self, signals: StopSignals) -> None:
         self.signals = signals
-        self.stopped = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask all processes whether one of them was told to stop."""
-        signum = self.signals.received or 0
-        if args.world_size > 1:
-            shared = torch.tensor(signum, device=args.device)
-            torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-            signum = int(shared)
-        if signum:
-            self.signals.received = signum
-            self.stopped = True
+        if share_signal(self.signals):
             control.should_save = True
             control.should_training_stop = True
         return control
+
+
+def share_signal(signals: StopSignals) -> int | None:
+    """The signal that this or another process has received, which is then received by all. All must call this."""
+    (signum,) = over_processes([signals.received or 0], torch.distributed.ReduceOp.MAX)
+    if signum:
+        signals.received = signum
+    return signum or None
 
 
 def tensorboard_callback(folder: Path, resumed_step: int) -> TrainerCallback:

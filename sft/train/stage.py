@@ -15,7 +15,7 @@ from sft.models.lora import attach_adapters, lora_settings
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, resumable
 from sft.train.handover import save_final
-from sft.train.interrupt import Interrupted, StopSignals
+from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.utils.errors import UsageError, UserError, first_line
 from sft.utils.files import sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
@@ -73,6 +73,8 @@ def train_stage(
     """
     import torch
 
+    from sft.train.callbacks import share_signal
+
     args = build_arguments(stage, paths)
     model = _ready(model, stage, args)
     identity = {**parts, "world_size": args.world_size, "base": base}
@@ -87,11 +89,16 @@ def train_stage(
     if started is not None:
         started()
     folder.mkdir(parents=True, exist_ok=True)
-    with StopSignals() as signals, no_library_bars():
+    with stop_signals() as signals, no_library_bars():
         job = _put_together(stage, paths, model, tokenizer, prepared, args, identity, checkpoint, signals)
-        state = _run(job, signals)
-        manifest = _hand_over(job, state, tokenizer, prepared, parts, base)
-    job.trainer.accelerator.wait_for_everyone()
+        with signals.saving():
+            state = _run(job, signals)
+            manifest = _hand_over(job, state, tokenizer, prepared, parts, base)
+            job.trainer.accelerator.wait_for_everyone()
+            signum = share_signal(signals)
+    if signum:
+        raise Interrupted(f"Stopped after stage {stage.name}, which is done. The same command continues.", signum)
+    signals.check()
     del job
     gc.collect()
     if torch.cuda.is_available():

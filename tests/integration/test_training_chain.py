@@ -168,7 +168,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     paths = RunPaths(recipe)
     paths.root.mkdir(parents=True)
     with open(paths.root / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(UserError, match="Another run is at work"):
             train(recipe)
 

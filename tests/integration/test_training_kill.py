@@ -29,7 +29,7 @@ def wait_for_steps(process: subprocess.Popen[str], metrics: Path, steps: int) ->
     """Until `metrics` has `steps` lines; fails when the process ends before."""
     limit = time.monotonic() + 120
     while not metrics.exists() or metrics.read_text().count("\n") < steps:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.communicate(timeout=60)[1]
         assert time.monotonic() < limit
         time.sleep(0.005)
 
@@ -44,7 +44,7 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path):
         wait_for_steps(process, metrics, steps)
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
         assert not (root / "stages/one/manifest.json").exists()
     process = start(root)
     wait_for_steps(process, metrics, 24)

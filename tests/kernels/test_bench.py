@@ -33,6 +33,7 @@ def test_an_unknown_op_is_named() -> None:
         [sys.executable, "-m", "sambay_kernels.bench", "--device", "cpu", "--op", "scan"],
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 1 and "--op scan: unknown, choose from causal_conv1d" in done.stderr
 

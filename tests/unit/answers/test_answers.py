@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import read_line
 
 from sft.answers import checker as answers
 from sft.answers.checker import AnswerChecker, extract_answer, gold_answer, last_boxed, plain_number, quick_verdict
@@ -125,9 +126,9 @@ def test_agrees_with_the_labels_of_real_rollouts(checker: AnswerChecker, shared_
     cases = [(row, value) for row in rows for value in row.values() if isinstance(value, dict)]
     verdicts = [checker.submit(value["solution"], gold_answer(row["ground_truth"])) for row, value in cases]
     decided = [
-        (verdict.result().status == "right", value["is_correct"])
+        (verdict.result(timeout=600).status == "right", value["is_correct"])
         for verdict, (_, value) in zip(verdicts, cases, strict=True)
-        if verdict.result().status != "undecided"
+        if verdict.result(timeout=600).status != "undecided"
     ]
     assert len(cases) == 2640 and len(decided) >= 0.995 * len(cases)
     assert sum(mine == theirs for mine, theirs in decided) >= 0.995 * len(decided)
@@ -140,14 +141,16 @@ def test_math500_answers_equal_themselves_and_not_each_other(checker: AnswerChec
     same = [
         checker.submit(f"The final answer is ${row['answer']}$. I hope it is correct.", row["answer"]) for row in rows
     ]
-    assert [row["answer"] for row, verdict in zip(rows, same, strict=True) if verdict.result().status != "right"] == []
+    assert [
+        row["answer"] for row, verdict in zip(rows, same, strict=True) if verdict.result(timeout=600).status != "right"
+    ] == []
     others = rows[1:] + rows[:1]
     mixed = [
         checker.submit(rf"\boxed{{{other['answer']}}}", row["answer"])
         for row, other in zip(rows, others, strict=True)
         if quick_verdict(other["answer"], row["answer"]) is None
     ]
-    assert sum(verdict.result().status == "right" for verdict in mixed) <= 0.02 * len(mixed)
+    assert sum(verdict.result(timeout=600).status == "right" for verdict in mixed) <= 0.02 * len(mixed)
 
 
 HOSTILE = {
@@ -178,7 +181,7 @@ def test_hostile_text_ends_within_the_limit_and_loses_no_worker() -> None:
         assert time.monotonic() - started < 60
         assert "right" not in status.values()
         after = [checker.submit(rf"\boxed{{\frac{{1}}{{{n}}}}}", rf"\frac{{2}}{{{2 * n}}}") for n in range(2, 8)]
-        assert [verdict.result().status for verdict in after] == ["right"] * 6
+        assert [verdict.result(timeout=600).status for verdict in after] == ["right"] * 6
     assert not Path("/tmp/sft_was_here").exists()
 
 
@@ -194,10 +197,10 @@ def test_a_check_over_the_limit_is_killed_and_undecided() -> None:
 def test_a_killed_worker_is_replaced() -> None:
     with AnswerChecker(timeout=5.0, workers=1) as checker:
         assert checker.check(r"\boxed{\frac{1}{2}}", "0.5").status == "right"
-        worker = checker._idle.get()
+        worker = checker._idle.get(timeout=60)
         assert worker is not None
         worker.process.kill()
-        worker.process.wait()
+        worker.process.wait(60)
         checker._idle.put(worker)
         first = checker.check(r"\boxed{\frac{1}{2}}", "0.5")
         second = checker.check(r"\boxed{\frac{1}{2}}", "0.5")
@@ -218,7 +221,7 @@ def test_a_checker_that_cannot_start_says_so_and_closes(monkeypatch: pytest.Monk
 def test_a_fork_that_something_else_killed_is_replaced_without_a_wrong_verdict() -> None:
     with AnswerChecker(timeout=5.0, workers=1) as checker:
         assert checker.check(r"\boxed{x+y}", "y+x").status == "right"
-        worker = checker._idle.get()
+        worker = checker._idle.get(timeout=60)
         assert worker is not None
         checker._idle.put(worker)
         children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
@@ -239,7 +242,7 @@ def test_closing_at_once_does_not_wait_for_a_check_under_way() -> None:
     started = time.monotonic()
     checker.close(at_once=True)
     assert time.monotonic() - started < 10
-    assert under_way.result().status == "undecided" and waiting.cancelled()
+    assert under_way.result(timeout=60).status == "undecided" and waiting.cancelled()
 
 
 def test_workers_end_with_the_process_that_started_them() -> None:
@@ -258,9 +261,9 @@ def test_workers_end_with_the_process_that_started_them() -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    pids = [int(word) for word in process.stdout.readline().split()]
+    pids = [int(word) for word in read_line(process.stdout).split()]
     process.kill()
-    process.wait()
+    process.wait(60)
     process.stdout.close()
     assert pids
     deadline = time.monotonic() + 30

@@ -147,7 +147,7 @@ def test_an_evaluation_killed_midway_gives_the_same_result(
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
-        process.wait()
+        process.wait(60)
     written = path.read_bytes().count(b"\n")
     assert 10 <= written < 48 and not (path.parent / "metrics.json").exists()
     metrics = evaluate(
@@ -270,11 +270,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB; skips where mounting isn't allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, timeout=60
+    )
     if made.returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=True, timeout=60)
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
