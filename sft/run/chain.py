@@ -139,9 +139,8 @@ def _starting_point(layout: RunPaths, stage: Stage) -> StartingPoint:
     if same:
         base = {key: value for key, value in read_base(final).items() if key != "fingerprint"}
         return StartingPoint(model, tokenizer, base)
-    model = model.merge_and_unload()
     if settings is None:
-        return StartingPoint(model, tokenizer, None)
+        return StartingPoint(model.merge_and_unload(), tokenizer, None)
     return StartingPoint(*_written_base(layout, stage, model, tokenizer, dtype))
 
 
@@ -149,12 +148,13 @@ def _written_base(
     layout: RunPaths, stage: Stage, model: Any, tokenizer: Any, dtype: str
 ) -> tuple[Any, Any, dict[str, Any]]:
     from sft.models.load import load_checkpoint
+    from sft.models.save import save_model
 
     folder = layout.stage_dir(stage.name) / "base"
     with processes().main_process_first():
         if not folder.exists():
             with atomic_folder(folder) as path:
-                model.save_pretrained(path)
+                save_model(path, model)
     written = load_checkpoint(str(folder), dtype=dtype, trust_remote_code=layout.recipe.model.trust_remote_code)
     return written, tokenizer, {"kind": "folder", "path": str(folder.relative_to(layout.root))}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,11 @@ def train_stage(
     """
     import torch
 
+    from sft.models.savable import check_savable
+    from sft.models.save import no_bars
+
     args = build_arguments(stage, layout)
+    check_savable(model, tokenizer, lambda line: print(line, file=sys.stderr) if args.should_save else None)
     parts = stage_parts(layout, stage, prepared.manifest["key"])
     model = _ready(model, stage, args)
     handed_base = _base_of(layout, stage, model, base)
@@ -83,7 +88,7 @@ def train_stage(
     if resume:
         with args.main_process_first(desc="looking for a checkpoint"):
             checkpoint = resumable(folder, identity, remove_broken=args.should_save)
-    with StopSignals() as signals, _no_library_bars():
+    with StopSignals() as signals, no_bars():
         job = _put_together(stage, layout, model, tokenizer, prepared, args, identity, checkpoint, signals)
         state = _run(job, signals)
         manifest = _hand_over(job, state, tokenizer, prepared, parts, handed_base)
@@ -258,20 +263,6 @@ def _hand_over(
             save_final(layout.final_dir(name), trainer.model, tokenizer, base=base, weights=weights)
             write_json(layout.stage_manifest(name), manifest)
     return manifest
-
-
-@contextmanager
-def _no_library_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars, one for each file saved, off the terminal."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager
