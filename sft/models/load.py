@@ -49,6 +49,8 @@ def load_checkpoint(
     """The causal language model of a folder or Hub id, with every tensor of its configuration filled from the file.
 
     SambaY checkpoints load with the model of this package, whatever code they carry.
+    Args:
+        dtype: a torch type's name, or "auto": what the file holds, which then stays mapped and takes no memory.
     Raises:
         UserError: when the checkpoint is missing, cut off, or tensors are missing, left over or misshapen.
     """
@@ -64,7 +66,7 @@ def load_checkpoint(
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             name_or_path,
-            dtype=getattr(torch, dtype),
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -76,6 +78,27 @@ def load_checkpoint(
     model, loading = loaded
     _check_loading(name_or_path, loading)
     return model
+
+
+def parameter_count(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """How many parameters the model of a folder or Hub id has, tied ones once; no weights are read.
+
+    Raises:
+        UserError: when there is no such model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import sft.models  # noqa: F401  (registers phi4flash)
+
+    refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(f"the model {name_or_path} can't be loaded: {first_line(error)}") from error
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

@@ -78,8 +78,11 @@ def check_done(paths: RunPaths, stage: Stage, parts: dict[str, Any], manifest: d
     before = {name: manifest["parts"].get(name) for name in parts}
     difference = describe_difference(before, parts)
     if difference:
+        commit = (before.get("start") or {}).get("commit")
+        moved = commit != (parts.get("start") or {}).get("commit")
+        back = f"Set model.model_revision: {commit}" if commit and moved else "Put the recipe back"
         raise UserError(
-            f"Stage {stage.name} is done, but with other settings: {difference}. Put the recipe back, do it again with "
+            f"Stage {stage.name} is done, but with other settings: {difference}. {back}, do it again with "
             f"--restart {stage.name}, or choose another output_dir."
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.models.load import load_checkpoint
 from sft.models.lora import lora_settings
+from sft.models.save import save_model
 from sft.run.identity import previous_stage
 from sft.train.handover import (
     default_dtype,
@@ -56,9 +57,8 @@ def starting_point(paths: RunPaths, stage: Stage) -> StartingPoint:
         return StartingPoint(model, tokenizer, folder_base(paths, final) if settings else None)
     if same:
         return StartingPoint(model, tokenizer, read_base(final))
-    model = model.merge_and_unload()
     if settings is None:
-        return StartingPoint(model, tokenizer, None)
+        return StartingPoint(model.merge_and_unload(), tokenizer, None)
     folder = paths.stage_dir(stage.name) / "base"
     base = decide(lambda: _merged_base(paths, folder, final, model))
     written = load_checkpoint(str(folder), dtype=dtype, trust_remote_code=paths.recipe.model.trust_remote_code)
@@ -66,11 +66,11 @@ def starting_point(paths: RunPaths, stage: Stage) -> StartingPoint:
 
 
 def _merged_base(paths: RunPaths, folder: Path, final: Path, model: Any) -> dict[str, Any]:
-    """Write the merged `model` to `folder`, unless it is there and whole, made from what `final` holds now."""
+    """Write `model`, merged, to `folder`, unless it is there and whole, made from what `final` holds now."""
     source = sha256_json(folder_hashes(final))
     note = read_sealed(folder / MADE_FROM)
     if note is None or note != {"source": source, "base": folder_base(paths, folder)}:
         with atomic_folder(folder) as made:
-            model.save_pretrained(made)
+            save_model(made, model)
         write_sealed(folder / MADE_FROM, {"source": source, "base": folder_base(paths, folder)})
     return folder_base(paths, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from sft.models.identity import start_identity
 from sft.utils.errors import UserError
 from sft.utils.files import atomic_folder, read_json, sha256_json, write_json
 from sft.utils.hashes import folder_hashes
+from sft.utils.say import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 BASE = "base.json"
 """In `final/` of a LoRA stage: {"kind": "start"} or {"kind": "folder", "path": <relative to the run's folder>}, and the
 base's content: a hash over what identifies the start, or over the folder's files."""
+
+CPU_FLOAT32 = 8_000_000_000
+"""Bytes up to which weights are held in float32 on a CPU, whose bfloat16 is slow and rounds for nothing."""
 
 
 def save_final(
@@ -32,9 +37,13 @@ def save_final(
 
     `weights`: the state dict to write, where the model itself holds only a part of it (DeepSpeed).
     """
+    from sft.models.save import save_model
 
     with atomic_folder(folder) as path:
-        model.save_pretrained(path, state_dict=weights)
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(path, state_dict=weights)
+        else:
+            save_model(path, model, weights=weights)
         tokenizer.save_pretrained(path)
         if base is not None:
             write_json(path / BASE, base)
@@ -47,7 +56,7 @@ def load_stage_model(
     """The model and tokenizer after `stage`, or those the run starts from (None).
 
     A LoRA stage gives a PeftModel on its base. `dtype` ("float32", "bfloat16"): what the weights are held in; default:
-    float32 on a CPU, the recipe's `model.dtype` on a GPU. Adapters are always held in float32.
+    see `default_dtype`. Adapters are always held in float32.
     Raises UserError when the stage isn't done or its files are gone.
     """
     dtype = dtype or default_dtype(paths)
@@ -131,7 +140,26 @@ def _load_weights(paths: RunPaths, folder: Path, dtype: str) -> PreTrainedModel:
 
 
 def default_dtype(paths: RunPaths) -> str:
-    """float32 on a CPU, whose bfloat16 is slow and rounds for nothing; the recipe's `model.dtype` on a GPU."""
+    """The recipe's `model.dtype`; on a CPU float32, unless a model's weights would take more than CPU_FLOAT32 so.
+
+    It follows from recipe and checkpoint alone, never from what memory is free: a resumed run has to find it again.
+    """
     import torch
 
-    return paths.recipe.model.dtype if torch.cuda.is_available() else "float32"
+    section = paths.recipe.model
+    if torch.cuda.is_available() or section.dtype == "float32":
+        return section.dtype
+    if section.model_name_or_path is None:
+        return "float32"
+    return _cpu_dtype(section.model_name_or_path, section.model_revision, section.trust_remote_code, section.dtype)
+
+
+@cache
+def _cpu_dtype(name: str, revision: str | None, trust_remote_code: bool, dtype: str) -> str:
+    from sft.models.load import parameter_count
+
+    size = 4 * parameter_count(name, revision=revision, trust_remote_code=trust_remote_code)
+    if size <= CPU_FLOAT32:
+        return "float32"
+    say(f"{name} is held in {dtype} (model.dtype) on this CPU: float32 would take {size / 1e9:.1f} GB")
+    return dtype

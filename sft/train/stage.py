@@ -20,6 +20,7 @@ from sft.utils.errors import UsageError, UserError, first_line
 from sft.utils.files import sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
 from sft.utils.quiet import no_library_bars
+from sft.utils.say import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,9 +74,11 @@ def train_stage(
     """
     import torch
 
+    from sft.models.savable import check_savable
     from sft.train.callbacks import share_signal
 
     args = build_arguments(stage, paths)
+    check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
     identity = {**parts, "world_size": args.world_size, "base": base}
     folder = paths.stage_dir(stage.name)

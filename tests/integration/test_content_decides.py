@@ -13,6 +13,7 @@ from run_toys import copy_run, results_of, small_recipe, write_problems, write_s
 from train_toys import saved_weights
 
 import sft.run.chain
+from sft.hub.reload import ReloadReport
 from sft.recipe import Recipe, RunPaths
 from sft.run.chain import run
 from sft.run.publish import export_stage
@@ -77,7 +78,7 @@ def test_a_hub_model_whose_commit_moved_is_another_start(again: Recipe, monkeypa
     as_at(next(commits))
     run(again)
     as_at(next(commits))
-    with pytest.raises(UserError, match=r"start\.commit was a+\.\.\., is now b+\.\.\."):
+    with pytest.raises(UserError, match=r"start\.commit was a+, is now b+.*model_revision: a{40}"):
         run(again)
 
 
@@ -152,8 +153,14 @@ def a_folder(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncated, emptied, flipped, deleted, replaced, a_folder])
 @pytest.mark.parametrize("kind", FILES)
 def test_damage_is_rebuilt_or_refused_and_never_used(
-    kind: str, damage: Callable[[Path], None], again: Recipe, finished: tuple[Path, dict[str, Any]]
+    kind: str,
+    damage: Callable[[Path], None],
+    again: Recipe,
+    finished: tuple[Path, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The reload in a clean process has tests of its own, and takes seconds.
+    monkeypatch.setattr("sft.hub.export._check", lambda folder, opened: ReloadReport(1, 1, True, 0.0, None))
     paths = RunPaths(again)
     weights = {name: saved_weights(paths.final_dir(name)) for name in "ab"}
     exported = saved_weights(paths.export)
@@ -161,7 +168,8 @@ def test_damage_is_rebuilt_or_refused_and_never_used(
         damage(path)
     try:
         result = run(again)
-        export_stage(paths, reuse=True)
+        if "export" in kind:
+            export_stage(paths, reuse=True)
     except UserError as error:
         assert "\n" not in str(error) and ("--restart" in str(error) or str(paths.root) in str(error)), error
         return
