@@ -236,7 +236,7 @@ class _Recorder:
             verdict = future.result(timeout=RESULT_LIMIT)
             gold = self.run.problems[sample["problem"]].gold
             sample |= {"answer": verdict.answer, "gold": gold, "verdict": verdict.status, "reason": verdict.reason}
-            self._file.write(_line(sample))
+            self._file.write(sample_line(sample))
             self._file.flush()
             self.samples.append(sample)
             self.right += verdict.status == "right"
@@ -281,13 +281,13 @@ def read_samples(path: Path) -> list[Sample]:
 def _write_sorted(path: Path, samples: list[Sample]) -> None:
     with atomic_open(path) as handle:
         for sample in sorted(samples, key=lambda sample: (sample["problem"], sample["sample"])):
-            handle.write(_line(sample))
+            handle.write(sample_line(sample))
 
 
-def _line(sample: Sample) -> str:
+def sample_line(sample: Sample) -> str:
+    """A line of samples.jsonl, with a sum of itself: one changed byte in it is noticed."""
     return json.dumps({**sample, CHECK: _check(sample)}, ensure_ascii=False) + "\n"
 
 
 def _check(sample: Sample) -> str:
-    """A sum that a line of samples carries, so that one changed byte in it is noticed."""
     return sha256_json(sample)[:16]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.hub.provenance import recorded_recipe
+from sft.models.base import BASE, base_folder
+from sft.recipe.paths import RunPaths
 from sft.utils.errors import UserError, first_line
 from sft.utils.files import read_json
 
@@ -80,7 +83,7 @@ def find_run(folder: Path) -> Path | None:
 
 def recipe_of(run: Path | None) -> Recipe | None:
     """The resolved recipe of a run, if it is there."""
-    if run is None or not (run / "resolved.yaml").exists():
+    if run is None or recorded_recipe(run) is None:
         return None
     from sft.recipe import load_recipe
 
@@ -104,17 +107,18 @@ def _open_base(folder: Path, tokenizer: Any, run: Path | None) -> tuple[Any, str
     from sft.models.load import load_checkpoint, load_model
 
     recipe = recipe_of(run)
-    told = read_json(folder / "base.json") if (folder / "base.json").exists() else {}
-    if told.get("kind") == "start":
-        if recipe is None:
-            raise UserError(f"{folder} is an adapter on what its run starts from, but the run's resolved.yaml is gone")
-        held = "auto" if recipe.model.config is None else "float32"
-        section = recipe.model.model_copy(update={"dtype": held})
-        return load_model(section, tokenizer, seed=recipe.seed), recipe.model.dtype, recipe.model.model_name_or_path
-    if told.get("kind") == "folder" and run is not None:
-        name = str((run / told["path"]).resolve())
-    else:
-        name = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    name: str | None = None
+    if (folder / BASE).exists():
+        if recipe is None or run is None:
+            raise UserError(f"{folder} is an adapter of a run whose resolved.yaml is gone: run `sft run` again")
+        made = base_folder(RunPaths(recipe.model_copy(update={"output_dir": str(run)})), folder)
+        if made is None:
+            held = "auto" if recipe.model.config is None else "float32"
+            section = recipe.model.model_copy(update={"dtype": held})
+            start = load_model(section, tokenizer, seed=recipe.seed)
+            return start, recipe.model.dtype, recipe.model.model_name_or_path
+        name = str(made.resolve())
+    name = name or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name:
         raise UserError(f"{folder} is an adapter that doesn't say what its base model is")
     trust = recipe.model.trust_remote_code if recipe else False

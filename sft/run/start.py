@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.models.base import folder_base, read_base, start_base
 from sft.models.load import load_checkpoint
 from sft.models.lora import lora_settings
 from sft.models.save import save_model
 from sft.run.identity import previous_stage
 from sft.train.handover import (
     default_dtype,
-    folder_base,
     load_final,
     load_start,
-    read_base,
-    start_base,
 )
 from sft.utils.distributed import decide
 from sft.utils.files import atomic_folder, read_sealed, sha256_json, write_sealed

@@ -6,20 +6,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.models.identity import start_identity
+from sft.models.base import BASE, base_folder
 from sft.utils.errors import UserError
-from sft.utils.files import atomic_folder, read_json, sha256_json, write_json
-from sft.utils.hashes import folder_hashes
+from sft.utils.files import atomic_folder, write_json
 from sft.utils.say import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sft.recipe.paths import RunPaths
-
-BASE = "base.json"
-"""In `final/` of a LoRA stage: {"kind": "start"} or {"kind": "folder", "path": <relative to the run's folder>}, and the
-base's content: a hash over what identifies the start, or over the folder's files."""
 
 CPU_FLOAT32 = 8_000_000_000
 """Bytes up to which weights are held in float32 on a CPU, whose bfloat16 is slow and rounds for nothing."""
@@ -85,39 +80,9 @@ def load_final(
 def _with_adapter(paths: RunPaths, final: Path, dtype: str, trainable: bool) -> Any:
     from peft import PeftModel
 
-    base = read_base(final)
-    at_start = base["kind"] == "start"
-    content = start_base(paths)["content"] if at_start else folder_base(paths, paths.root / base["path"])["content"]
-    if base.get("content") != content:
-        raise UserError(
-            f"The base model of {final} is no longer the one its adapter was trained on: put it back, or train again."
-        )
-    model = load_start(paths, dtype=dtype)[0] if at_start else _load_weights(paths, paths.root / base["path"], dtype)
+    folder = base_folder(paths, final)
+    model = load_start(paths, dtype=dtype)[0] if folder is None else _load_weights(paths, folder, dtype)
     return PeftModel.from_pretrained(model, str(final), is_trainable=trainable)
-
-
-def start_base(paths: RunPaths) -> dict[str, Any]:
-    """What base.json says of an adapter on the model that the run starts from."""
-    return {"kind": "start", "content": sha256_json(start_identity(paths.recipe))}
-
-
-def folder_base(paths: RunPaths, folder: Path) -> dict[str, Any]:
-    """What base.json says of an adapter on the weights in a folder of the run."""
-    return {
-        "kind": "folder",
-        "path": str(folder.relative_to(paths.root)),
-        "content": sha256_json(folder_hashes(folder, ("config.json", "*.safetensors"))),
-    }
-
-
-def read_base(final: Path) -> dict[str, Any]:
-    """What `final/base.json` names as the adapter's base."""
-    try:
-        return dict(read_json(final / BASE))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{final / BASE} is missing or broken, so the adapter's base isn't known: train again."
-        ) from error
 
 
 def load_start(paths: RunPaths, *, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -14,6 +14,8 @@ from sft.hub.export import export
 from sft.hub.folder import MANIFEST
 from sft.hub.merge import check_merge, logits_of, merged_logits
 from sft.hub.reload import fixed_inputs, relative_error
+from sft.models.base import folder_base, start_base
+from sft.recipe import RunPaths, load_recipe
 from sft.utils.errors import UserError
 from sft.utils.files import read_json, write_json
 
@@ -116,7 +118,6 @@ def run(adapted: Callable[..., Any], sambay: tuple[Any, Any], tmp_path: Path) ->
     first, second = root / "stages" / "full" / "final", root / "stages" / "lora" / "final"
     base.save_pretrained(first)
     model.save_pretrained(second)
-    write_json(second / "base.json", {"kind": "folder", "path": "stages/full/final", "fingerprint": "x"})
     for folder in (first, second):
         sambay[1].save_pretrained(folder)
     source = "{generate: {family: arithmetic, rows: 10}}"
@@ -127,6 +128,8 @@ def run(adapted: Callable[..., Any], sambay: tuple[Any, Any], tmp_path: Path) ->
         f"name: trial\noutput_dir: {root}\nmodel: {{tokenizer: tiny, dtype: float32, config: {{{SHAPE}}}}}\n"
         f"stages:\n{stages}"
     )
+    paths = RunPaths(load_recipe(root / "resolved.yaml"))
+    write_json(second / "base.json", folder_base(paths, first))
     return root
 
 
@@ -160,7 +163,7 @@ def test_an_adapter_without_a_base_is_refused(run: Path, tmp_path: Path) -> None
     write_json(final / "adapter_config.json", {**config, "base_model_name_or_path": None})
     with pytest.raises(UserError, match="doesn't say what its base model is"):
         export(final, tmp_path / "out")
-    write_json(final / "base.json", {"kind": "start"})
+    write_json(final / "base.json", start_base(RunPaths(load_recipe(run / "resolved.yaml"))))
     with pytest.raises(UserError, match="was made in this run and has no name"):
         export(final, tmp_path / "out", merge_lora=False)
     (run / "resolved.yaml").unlink()

@@ -13,6 +13,7 @@ from data_toys import byte_tokenizer, stage_of
 from sft.data.prepare import prepare_stage
 from sft.recipe import RunPaths
 from sft.report import write_report
+from sft.utils.files import write_sealed
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def paths(tmp_path: Path) -> Any:
     prepared = prepare_stage(recipe, recipe.stages[0], byte_tokenizer())
     found = RunPaths(recipe)
     found.stage_manifest("sft").parent.mkdir(parents=True)
-    found.stage_manifest("sft").write_text(json.dumps({"steps": 3, "data": prepared.manifest}))
+    write_sealed(found.stage_manifest("sft"), {"steps": 3, "data": prepared.manifest})
     return found
 
 

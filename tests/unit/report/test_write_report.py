@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from sft.evaluate.metrics import summarize
+from sft.evaluate.runner import read_samples, sample_line
 from sft.recipe import Recipe, RunPaths
 from sft.report import write_report
 from sft.report.collect import collect
 from sft.report.page import unique_ids
 from sft.report.tables import count, data_rows, duration, result_rows, training_rows
+from sft.utils.files import read_sealed, write_sealed
 
 STAGES = ("broad", "hard", "long")
 REACHED = {"start": 0.04, "broad": 0.6, "hard": 0.8, "long": 0.94}
@@ -35,7 +37,7 @@ def make_recipe(root: Path) -> Recipe:
 
 def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
+    write_sealed(path, value)
 
 
 def write_stage(paths: RunPaths, name: str, *, done: bool = True, steps: int = 120) -> None:
@@ -86,7 +88,7 @@ def write_suite(paths: RunPaths, point: str, suite: str = "held-out") -> None:
         )
     folder = paths.eval_dir(point, suite)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    (folder / "samples.jsonl").write_text("".join(map(sample_line, samples)))
     settings = {"max_new_tokens": 512, "temperature": 0.0, "samples_per_problem": 1}
     write(
         folder / "metrics.json", {**summarize(samples), "settings": settings, "seconds": 63, "tokens_per_second": 900}
@@ -250,7 +252,7 @@ def test_what_was_trained_is_told(whole: Recipe) -> None:
     paths = RunPaths(whole)
     for name, lora in (("hard", {"r": 16, "use_dora": False}), ("long", {"r": 8, "use_dora": True})):
         path = paths.stage_manifest(name)
-        write(path, {**json.loads(path.read_text()), "lora": lora})
+        write(path, {**(read_sealed(path) or {}), "lora": lora})
     trained = [row[-1] for row in training_rows(collect(whole, paths))]
     assert trained == ["all weights", "LoRA adapters of rank 16", "DoRA adapters of rank 8"]
 
@@ -264,10 +266,9 @@ def test_rows_that_are_kept_and_dropped_add_up(whole: Recipe) -> None:
 def test_text_from_models_cannot_break_the_page(whole: Recipe) -> None:
     paths = RunPaths(whole)
     path = paths.eval_dir("long", "held-out") / "samples.jsonl"
-    lines = path.read_text().splitlines()
     hostile = "</pre><script>alert(1)</script>\x00 | `|"
-    lines = [json.dumps({**json.loads(line), "completion": hostile, "id": hostile}) for line in lines]
-    path.write_text("\n".join(lines))
+    samples = read_samples(path)
+    path.write_text("".join(sample_line({**sample, "completion": hostile, "id": hostile}) for sample in samples))
     page, target = report(whole)
     assert "<script" not in target.read_text(encoding="utf-8") and page.open == []
 
