@@ -160,7 +160,8 @@ def test_damage_is_rebuilt_or_refused_and_never_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The reload in a clean process has tests of its own, and takes seconds.
-    monkeypatch.setattr("sft.hub.export._check", lambda folder, opened: ReloadReport(1, 1, True, 0.0, None))
+    whole = ReloadReport(1, 1, True, 0.0, None)
+    monkeypatch.setattr("sft.hub.export.check_against", lambda *folder, **inputs: whole)
     paths = RunPaths(again)
     weights = {name: saved_weights(paths.final_dir(name)) for name in "ab"}
     exported = saved_weights(paths.export)
