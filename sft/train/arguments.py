@@ -6,7 +6,8 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from sft.recipe.packaged import find_deepspeed
+from sft.train.engine import deepspeed_settings, launcher_precision, start_alone
+from sft.utils.distributed import world_size
 from sft.utils.errors import UsageError, first_line
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
     * logging_steps 1 (metrics.jsonl has every step), save_steps 100, save_total_limit 2;
     * disable_tqdm, pin_memory off on a CPU, ddp_find_unused_parameters off (the audit refuses unused ones).
 
+    To be called inside `fresh_engine`: the libraries start the engine while they read its settings.
     Raises UsageError naming the stage when a value doesn't fit.
     """
     import torch
@@ -49,13 +51,39 @@ def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
         raise UsageError(f"{where}.activation_offloading: needs a GPU; leave it out.")
     values = {**_defaults(cuda), **{key: value for key, value in set_by_recipe.items() if value is not None}}
     values.update(_own_settings(stage, paths, values))
+    values.update(_precision_and_engine(set_by_recipe, values, where))
     try:
         with warnings.catch_warnings():
             # transformers is renaming gradient_checkpointing; TRL still reads the old name.
             warnings.simplefilter("ignore", FutureWarning)
-            return SFTConfig(**values)
+            args = SFTConfig(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(f"{where}: {first_line(error)}") from error
+    if args.world_size != world_size():
+        raise UsageError(
+            f"{args.world_size} processes were started in a way that isn't known here (WORLD_SIZE is {world_size()}): "
+            "start them with torchrun or accelerate launch."
+        )
+    # One process uses one GPU: with several, transformers would split every batch over them by rows (DataParallel).
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
+
+
+def _precision_and_engine(set_by_recipe: dict[str, Any], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """bf16, fp16 and deepspeed, where the recipe's word counts before the launcher's, and that before the default."""
+    precision = {key: bool(values.get(key)) for key in ("bf16", "fp16")}
+    launched = launcher_precision()
+    if launched and set_by_recipe.get("bf16") is None and not precision["fp16"]:
+        precision = {key: key == launched for key in precision}
+    settings = deepspeed_settings(values.get("deepspeed"), bf16=precision["bf16"], where=where)
+    if settings is None:
+        return precision
+    if precision["fp16"]:
+        raise UsageError(f"{where}.fp16: isn't supported under DeepSpeed; set bf16.")
+    if "LOCAL_RANK" not in os.environ:
+        start_alone()
+    # bf16 is part of DeepSpeed's settings now; the key would have it switch on its own.
+    return {"bf16": False, "fp16": False, "deepspeed": settings}
 
 
 def _defaults(cuda: bool) -> dict[str, Any]:
@@ -93,8 +121,6 @@ def _own_settings(stage: Stage, paths: RunPaths, values: dict[str, Any]) -> dict
     if values["gradient_checkpointing"]:
         kwargs = dict(values.get("gradient_checkpointing_kwargs") or {})
         own["gradient_checkpointing_kwargs"] = {**kwargs, "use_reentrant": False}
-    if isinstance(values.get("deepspeed"), str):
-        own["deepspeed"] = os.fspath(find_deepspeed(values["deepspeed"]) or values["deepspeed"])
     return own
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from sft.models.lora import attach_adapters, lora_settings
 from sft.train.arguments import build_arguments
-from sft.train.checkpoints import Checkpoint, checkpoint_folders, resumable
+from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, resumable
+from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
+from sft.utils.distributed import decide, gather
 from sft.utils.errors import UsageError, UserError, first_line
 from sft.utils.files import sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Recipe, Stage
     from sft.train.callbacks import Progress
+    from sft.train.probe import Collator, LossScaling
     from sft.train.trainer import SambayTrainer
 
 FULL = 1 << 16
@@ -40,15 +42,17 @@ COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
 
 @dataclass
 class _Job:
-    """One stage's training, put together."""
+    """One stage's training, put together; `engine` is the one that it asks for."""
 
     stage: Stage
     paths: RunPaths
     trainer: SambayTrainer
     progress: Progress
     checkpoint: Checkpoint | None
+    engine: dict[str, Any]
 
 
+@fresh_engine()
 def train_stage(
     recipe: Recipe,
     stage: Stage,
@@ -72,47 +76,55 @@ def train_stage(
     Raises UserError for a model that mixes documents, leaves trainable tensors without a gradient, diverges, or can't
     be continued from what is there; Interrupted after a signal, with everything saved.
     """
-    import torch
-
     from sft.models.savable import check_savable
     from sft.train.callbacks import share_signal
 
     args = build_arguments(stage, paths)
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
-    identity = {**parts, "world_size": args.world_size, "base": base}
-    folder = paths.stage_dir(stage.name)
-    checkpoint = None
-    if not resume and args.should_save:
-        for _, path in checkpoint_folders(folder):
-            shutil.rmtree(path)
-    if resume:
-        with args.main_process_first(desc="looking for a checkpoint"):
-            checkpoint = resumable(folder, identity, remove_broken=args.should_save)
+    identity = {**parts, **asked_engine(args), "base": base}
+    rows = training_rows(prepared.dataset, args, stage.name)
+    _refuse_different_ranks({**identity, "rows": len(rows)})
+    checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
     if started is not None:
         started()
-    folder.mkdir(parents=True, exist_ok=True)
     with stop_signals() as signals, no_library_bars():
-        job = _put_together(stage, paths, model, tokenizer, prepared, args, identity, checkpoint, signals)
+        job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint, signals)
         with signals.saving():
             state = _run(job, signals)
             manifest = _hand_over(job, state, tokenizer, prepared, parts, base)
-            job.trainer.accelerator.wait_for_everyone()
             signum = share_signal(signals)
+    job.trainer.accelerator.free_memory()
     if signum:
         raise Interrupted(f"Stopped after stage {stage.name}, which is done. The same command continues.", signum)
     signals.check()
-    del job
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return manifest
+
+
+def _refuse_different_ranks(identity: dict[str, Any]) -> None:
+    """Raise UserError unless all ranks are about to train the same: they average gradients whatever these are of."""
+    found = gather(identity)
+    for rank, other in enumerate(found):
+        if difference := describe_difference(found[0], other):
+            raise UserError(
+                f"Rank {rank} would train something else than rank 0: {difference} there. Let all nodes see the same "
+                "files and the same versions of everything."
+            )
+
+
+def _beginning(folder: Path, identity: dict[str, Any], resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from; without `resume`, none is left."""
+    if resume:
+        return resumable(folder, identity)
+    for _, path in checkpoint_folders(folder):
+        shutil.rmtree(path)
+    return None
 
 
 def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
     """The model in the types it trains in: float32 masters for full fine-tuning (bf16 computes under autocast).
 
-    LoRA keeps the frozen weights as they were loaded, and the adapters in float32. DeepSpeed holds masters of its own.
+    LoRA keeps the frozen weights as they were loaded, and the adapters in float32.
     """
     settings = lora_settings(stage)
     is_adapter = hasattr(model, "peft_config")
@@ -138,7 +150,7 @@ def _put_together(
     paths: RunPaths,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prepared: Any,
+    rows: Dataset,
     args: SFTConfig,
     identity: dict[str, Any],
     checkpoint: Checkpoint | None,
@@ -147,13 +159,11 @@ def _put_together(
     from transformers import PrinterCallback
 
     from sft.train.callbacks import MetricsFile, Progress, StopOnSignal, tensorboard_callback
-    from sft.train.probe import choose_collator, loss_scaling
     from sft.train.trainer import SambayTrainer
 
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if not args.use_cpu:
         model.to(args.device)
-    collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0)
+    collator, scaling = decide(lambda: _probed(model, stage, tokenizer))
     progress = Progress(stage.name)
     callbacks = [MetricsFile(paths.metrics(stage.name)), progress, StopOnSignal(signals)]
     if args.should_save:
@@ -162,18 +172,27 @@ def _put_together(
         trainer = SambayTrainer(
             model,
             args=args,
-            loss_scaling=loss_scaling(model, collator),
+            loss_scaling=scaling,
             identity=identity,
             counters=checkpoint.marker["counters"] if checkpoint else None,
             data_collator=collator,
-            train_dataset=training_rows(prepared.dataset, args, stage.name),
+            train_dataset=rows,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
     except ValueError as error:
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
-    return _Job(stage, paths, trainer, progress, checkpoint)
+    return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args))
+
+
+def _probed(model: Any, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Collator, LossScaling]:
+    """The collator that keeps documents apart in `model`, and how its loss is scaled."""
+    from sft.train.probe import choose_collator, loss_scaling
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0)
+    return collator, loss_scaling(model, collator)
 
 
 def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
@@ -245,8 +264,8 @@ def _hand_over(
         "epochs": state.epoch,
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
-        "world_size": trainer.args.world_size,
-        "engine": type(trainer.model_wrapped).__name__,
+        **job.engine,
+        "engine": job.engine["engine"] or type(trainer.model).__name__,
         "lora": lora_settings(job.stage),
         "base": base,
         "data": {key: value for key, value in prepared.manifest.items() if key != "rows_dropped"},
@@ -254,13 +273,16 @@ def _hand_over(
         "environment": environment(),
     }
     trainer.restore_config()
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_deepspeed_enabled else None
-    if trainer.args.should_save:
+    weights = whole_weights(trainer)
+
+    def write() -> dict[str, Any]:
         with _plain_errors(job):
             save_final(paths.final_dir(name), trainer.model, tokenizer, base=base, weights=weights)
             manifest["files"] = folder_hashes(paths.final_dir(name))
             write_sealed(paths.stage_manifest(name), manifest)
-    return manifest
+        return manifest
+
+    return decide(write)
 
 
 @contextmanager

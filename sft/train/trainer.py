@@ -19,6 +19,7 @@ from trl import SFTTrainer
 from sft.train.audit import GradientAudit
 from sft.train.checkpoints import rotate, write_marker
 from sft.train.collator import IGNORE
+from sft.train.engine import check_engine, whole_weights
 from sft.train.probe import LossScaling, accepted_inputs
 from sft.train.sampler import EpochOrder
 from sft.utils.errors import UserError
@@ -171,6 +172,7 @@ class SambayTrainer(SFTTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; the first one of a run is audited."""
         if not self._audited and self._audit is None:
+            check_engine(self)
             self._audit = GradientAudit(self.model)
             self._restore_unlogged()
         loss = super().training_step(*args, **kwargs)
@@ -214,6 +216,14 @@ class SambayTrainer(SFTTrainer):
             self._logged = dict(self.counters)
         self._metrics[("train" if self.model.training else "eval")].clear()
         Trainer.log(self, logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the weights as a stage hands them on: from an engine, its float32 masters, tied ones once."""
+        weights = whole_weights(self)
+        if weights is None:
+            super().save_model(output_dir, _internal_call)
+        else:
+            self._save(output_dir, state_dict=weights)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything a resume needs; mark the folder whole; only then delete older checkpoints."""
