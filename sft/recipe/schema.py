@@ -6,9 +6,10 @@ Keys under `train` are those of transformers' TrainingArguments and TRL's SFTCon
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.steps import StepEntry
@@ -241,8 +242,18 @@ class ReportSection(Section):
     title: str | None = None
 
 
+@dataclass(frozen=True)
+class Given:
+    """A recipe as its author gave it: the file's text, and the overrides of the command line in order."""
+
+    text: str = field(default="", compare=False)
+    overrides: tuple[str, ...] = field(default=(), compare=False)
+
+
 class Recipe(Section):
     """One run."""
+
+    _given: Given = PrivateAttr(default_factory=Given)
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     description: str | None = None
@@ -276,6 +287,15 @@ class Recipe(Section):
             if "seed" not in stage.train.model_fields_set:
                 stage.train.seed = self.seed
         return self
+
+    @property
+    def given(self) -> Given:
+        """What `load_recipe` read; empty for a recipe that was made otherwise. Two recipes may differ in it."""
+        return self._given
+
+    def written(self) -> dict[str, Any]:
+        """All but what the stages have been filled with."""
+        return {key: value for key, value in super().written().items() if key not in ("variables", "defaults")}
 
     def stage(self, name: str) -> Stage:
         """The stage called `name`. Raises UsageError with the names there are."""

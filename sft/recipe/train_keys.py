@@ -237,7 +237,11 @@ class TrainSection(Section):
 
     @model_serializer(mode="wrap")
     def _only_set_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
+        return {key: value for key, value in handler(self).items() if key in self.written()}
+
+    def written(self) -> dict[str, Any]:
+        """The keys that are set."""
+        return {key: value for key, value in super().written().items() if key in self.model_fields_set}
 
     def arguments(self) -> dict[str, Any]:
         """The keys that the recipe sets, without the LoRA ones: ready for `SFTConfig(**arguments)`."""
