@@ -23,7 +23,7 @@ from sft.utils.errors import UsageError
 
 TEACHER = {"base_url": "http://localhost:1/v1", "model": "m"}
 STEPS = [
-    {"render": {"think": "keep"}},
+    {"render": {"think": "keep", "prompt_template": "Say {prompt} as $${step}$."}},
     {"explode_rollouts": {"column": "rollouts", "flags": {"ok": "is_ok"}, "require": ["ok"], "require_all": ["ok"]}},
     {"filter": {"column": "domain", "min": 1, "max": 2}},
     {"length": {"max_tokens": 10}},
@@ -169,6 +169,7 @@ def test_every_key_survives(kind: str, again: Callable[[Recipe], Recipe]) -> Non
         loaded = again(recipe)
         assert loaded == recipe
         assert loaded.model_dump() == recipe.model_dump()
+        assert Recipe.model_validate(recipe.model_dump()) == recipe
 
     check()
     assert moved == set(fields), "no value was found that these keys take"
