@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.utils.distributed import decide, gather
-from sft.utils.errors import UsageError, UserError, first_line
+from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
 from sft.utils.quiet import no_library_bars
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from sft.train.callbacks import Progress
     from sft.train.probe import Collator, LossScaling
     from sft.train.trainer import SambayTrainer
-
-FULL = 1 << 16
-"""Bytes left on a disk that counts as full when a write to it has failed."""
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
 
@@ -299,16 +295,9 @@ def _plain_errors(job: _Job) -> Iterator[None]:
             "gradient_accumulation_steps), lower max_length, or turn gradient_checkpointing on."
         ) from error
     except Exception as error:
-        if _is_full(error, where):
+        if disk_full(error, where):
             raise UserError(
                 f"The disk is full at {where}: make room and give the same command again; it continues from the last "
                 "whole checkpoint."
             ) from error
         raise
-
-
-def _is_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error comes from a full disk. torch and safetensors hide the errno, so the disk is asked too."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "No space left" in str(error) or shutil.disk_usage(folder).free < FULL
