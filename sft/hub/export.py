@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +18,13 @@ from typing import Any
 
 from sft.hub.card import licence_text, model_card
 from sft.hub.flatten import ops_file
-from sft.hub.folder import KIND, MANIFEST, describe_files, is_export, remove_scratch, scratch_name
+from sft.hub.folder import KIND, MANIFEST, describe_files, is_export
 from sft.hub.merge import TOLERANCE, logits_of, merge_adapter
 from sft.hub.provenance import run_record, write_recipe
 from sft.hub.reload import ReloadReport, check_against, fixed_inputs
 from sft.hub.source import Source, open_source
 from sft.utils.errors import UserError
-from sft.utils.files import read_json, write_json, write_text
+from sft.utils.files import atomic_folder, read_json, recover_folder, write_json, write_text
 
 AUTO_MAP = {
     "AutoConfig": "configuration_phi4flash.Phi4FlashConfig",
@@ -77,19 +76,16 @@ def export(
         opened.model, report = merge_adapter(opened.model, in_place=opened.folder is not None)
         merge = asdict(report)
     opened.dtype = dtype or opened.dtype
-    temporary = out.with_name(scratch_name(out, "tmp"))
-    temporary.mkdir(parents=True)
     try:
-        say(f"writing {out_dir}")
-        _write(temporary, opened, max_shard_size)
-        reload = None
-        if check:
-            say("loading it in a clean process")
-            reload = asdict(_check(temporary, opened))
-        _describe(temporary, opened, {"merge": merge, "reload": reload})
-        _replace(temporary, out)
+        with atomic_folder(out) as temporary:
+            say(f"writing {out_dir}")
+            _write(temporary, opened, max_shard_size)
+            reload = None
+            if check:
+                say("loading it in a clean process")
+                reload = asdict(_check(temporary, opened))
+            _describe(temporary, opened, {"merge": merge, "reload": reload})
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         if _disk_full(error):
             raise UserError(f"the disk of {out} is full; the export needs about {_size_gb(opened):.1f} GB") from error
         raise
@@ -136,8 +132,6 @@ def _describe(folder: Path, source: Source, checks: dict[str, Any]) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o644)  # safetensors writes files that only their owner can read
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
 
 
 def _write_model(folder: Path, source: Source, max_shard_size: str) -> None:
@@ -278,24 +272,9 @@ def _make_way(out: Path, dtype: str | None) -> None:
         raise UserError(f"export stores weights in float32 or bfloat16, not in {dtype}")
     if not out.name:
         raise UserError(f"{out} can't be an export folder")
-    previous = out.with_name(f".{out.name}.old")
-    if previous.exists():
-        if out.exists():
-            shutil.rmtree(previous)
-        else:
-            os.replace(previous, out)
+    recover_folder(out)
     if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and isn't an export of ours; choose another folder or remove it")
-    remove_scratch(out, "tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    previous = out.with_name(f".{out.name}.old")
-    if out.exists():
-        os.replace(out, previous)
-    os.replace(temporary, out)
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _disk_full(error: BaseException | None) -> bool:

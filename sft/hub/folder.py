@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,27 +91,3 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
         name: {"size": (folder / name).stat().st_size, "sha256": sha256}
         for name, sha256 in folder_hashes(folder, keep=False).items()
     }
-
-
-def scratch_name(folder: Path, use: str) -> str:
-    """The name of this process's scratch folder beside `folder`."""
-    return f".{folder.name}.{use}-{os.getpid()}"
-
-
-def remove_scratch(folder: Path, use: str) -> None:
-    """Remove the scratch folders beside `folder` whose processes are gone: a kill left them."""
-    for left in folder.parent.glob(f".{folder.name}.{use}-*"):
-        if not _alive(left.name.rpartition("-")[2]):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(pid: str) -> bool:
-    if not pid.isdigit():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

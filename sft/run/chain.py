@@ -23,12 +23,11 @@ from sft.train.handover import (
     load_start,
     read_base,
     start_tokenizer,
-    write_folder,
 )
 from sft.train.stage import train_stage
 from sft.utils.distributed import processes
 from sft.utils.errors import UserError
-from sft.utils.files import read_json, sha256_json, write_json
+from sft.utils.files import atomic_folder, read_json, sha256_json, write_json
 
 if TYPE_CHECKING:
     from sft.recipe.schema import EvaluateSection, Recipe, Stage
@@ -154,7 +153,8 @@ def _written_base(
     folder = layout.stage_dir(stage.name) / "base"
     with processes().main_process_first():
         if not folder.exists():
-            write_folder(folder, lambda path: model.save_pretrained(path))
+            with atomic_folder(folder) as path:
+                model.save_pretrained(path)
     written = load_checkpoint(str(folder), dtype=dtype, trust_remote_code=layout.recipe.model.trust_remote_code)
     return written, tokenizer, {"kind": "folder", "path": str(folder.relative_to(layout.root))}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.utils.errors import UserError
-from sft.utils.files import read_json, sha256_file, write_json
+from sft.utils.files import flush, read_json, sha256_file, write_json
 
 MARKER = "complete.json"
 HASHED_BELOW = 1 << 20
@@ -33,12 +32,12 @@ def write_marker(folder: Path, *, step: int, identity: Mapping[str, Any], counte
     marker.unlink(missing_ok=True)
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        _flush(path)
+        flush(path)
         size = path.stat().st_size
         files[path.relative_to(folder).as_posix()] = {"size": size} | (
             {"sha256": sha256_file(path)} if size < HASHED_BELOW else {}
         )
-    _flush(folder)
+    flush(folder)
     write_json(marker, {"step": step, "identity": dict(identity), "counters": dict(counters), "files": files})
 
 
@@ -128,11 +127,3 @@ def _short(value: Any) -> str:
         return "not set"
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.utils.errors import UserError
-from sft.utils.files import read_json, write_json
+from sft.utils.files import atomic_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,20 +17,6 @@ if TYPE_CHECKING:
 BASE = "base.json"
 """In `final/` of a LoRA stage: {"kind": "start"} or {"kind": "folder", "path": <relative to the run's folder>}, and the
 base's fingerprint."""
-
-
-def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder under a temporary name and rename it to `target`: a kill leaves either none or the whole."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fill(temporary)
-    for path in (p for p in temporary.rglob("*") if p.is_file()):
-        with open(path, "rb") as handle:
-            os.fsync(handle.fileno())
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(temporary, target)
 
 
 def save_final(
@@ -49,14 +32,12 @@ def save_final(
     `weights`: the state dict to write, where the model itself holds only a part of it (DeepSpeed).
     """
 
-    def fill(path: Path) -> None:
+    with atomic_folder(folder) as path:
         model.save_pretrained(path, state_dict=weights)
         tokenizer.save_pretrained(path)
         if base is not None:
             write_json(path / BASE, base)
         (path / "README.md").unlink(missing_ok=True)
-
-    write_folder(folder, fill)
 
 
 def load_stage_model(
