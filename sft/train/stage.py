@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sft.models.lora import attach_adapters, lora_settings
 from sft.run.identity import previous_stage, stage_key, stage_parts
 from sft.train.arguments import build_arguments
-from sft.train.checkpoints import Checkpoint, checkpoint_folders, resumable
+from sft.train.checkpoints import Checkpoint, checkpoint_folders, remove, resumable
 from sft.train.handover import fingerprint, save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.utils.errors import UsageError, UserError, first_line
@@ -81,7 +81,7 @@ def train_stage(
     checkpoint = None
     if not resume and args.should_save:
         for _, path in checkpoint_folders(folder):
-            shutil.rmtree(path)
+            remove(path)
     if resume:
         with args.main_process_first(desc="looking for a checkpoint"):
             checkpoint = resumable(folder, identity, remove_broken=args.should_save)
@@ -215,6 +215,7 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
             # Killed between the last step and the hand-over; going on would train one step too many.
             trainer.create_optimizer()
             trainer._load_from_checkpoint(str(checkpoint.path))
+            trainer.state = state
             return state
     with _plain_errors(job):
         try:
@@ -258,6 +259,7 @@ def _hand_over(
         "collator": type(trainer.data_collator).__name__,
         "environment": environment(),
     }
+    trainer.check_finite()
     trainer.restore_config()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_deepspeed_enabled else None
     if trainer.args.should_save:

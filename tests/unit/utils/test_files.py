@@ -60,7 +60,7 @@ def killed_at(call: int, work: Callable[[], None]) -> bool:
             work()
         finally:
             os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL  # bounded: it kills itself or ends
 
 
 @pytest.mark.parametrize("swaps", [True, False], ids=["swapped", "two renames"])
