@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sft.train.agree import over_processes
 from sft.train.interrupt import StopSignals
+from sft.utils.errors import UserError
 from sft.utils.files import write_text
 
 LINE_EVERY = 5.0
@@ -48,17 +49,19 @@ class MetricsFile(TrainerCallback):
 
 
 def truncate_metrics(path: Path, last_step: int) -> None:
-    """Drop the lines of `path` after `last_step`, and a line that a kill cut in half."""
+    """Drop the lines of `path` after `last_step`, and those that aren't a step's: a kill may cut one in half."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: move it away.")
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+            if record["step"] <= last_step:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError):
             continue
-        if record.get("step", 0) <= last_step:
-            kept.append(line + "\n")
     write_text(path, "".join(kept))
 
 

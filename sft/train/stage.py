@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.models.lora import attach_adapters, lora_settings
 from sft.train.arguments import build_arguments
-from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, resumable
+from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
@@ -113,7 +112,7 @@ def _beginning(folder: Path, identity: dict[str, Any], resume: bool) -> Checkpoi
     if resume:
         return resumable(folder, identity)
     for _, path in checkpoint_folders(folder):
-        shutil.rmtree(path)
+        remove(path)
     return None
 
 
@@ -224,6 +223,7 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
             # Killed between the last step and the hand-over; going on would train one step too many.
             trainer.create_optimizer()
             trainer._load_from_checkpoint(str(checkpoint.path))
+            trainer.state = state
             return state
     with _plain_errors(job):
         try:
@@ -268,6 +268,7 @@ def _hand_over(
         "collator": type(trainer.data_collator).__name__,
         "environment": environment(),
     }
+    trainer.check_finite()
     trainer.restore_config()
     weights = whole_weights(trainer)
 
