@@ -16,7 +16,7 @@ from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.utils.distributed import decide, gather
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
-from sft.utils.files import sha256_json, write_sealed
+from sft.utils.files import sha256_file, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
 from sft.utils.quiet import no_library_bars
 from sft.utils.say import say
@@ -248,6 +248,7 @@ def _hand_over(
     base: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Write `final/`, then the manifest that declares the stage done."""
+    from sft.train.callbacks import write_metrics
     from sft.utils.environment import environment
 
     trainer, paths, name = job.trainer, job.paths, job.stage.name
@@ -275,6 +276,8 @@ def _hand_over(
     def write() -> dict[str, Any]:
         with _plain_errors(job):
             save_final(paths.final_dir(name), trainer.model, tokenizer, base=base, weights=weights)
+            write_metrics(paths.metrics(name), state.log_history)
+            manifest["metrics"] = sha256_file(paths.metrics(name))
             manifest["files"] = folder_hashes(paths.final_dir(name))
             write_sealed(paths.stage_manifest(name), manifest)
         return manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.train.callbacks import truncate_metrics
+from sft.train.callbacks import write_metrics
 from sft.train.checkpoints import MARKER, describe_difference, read_marker, resumable, rotate, write_marker
 from sft.utils.errors import UserError
 
@@ -140,33 +140,14 @@ def test_differences_in_words():
     assert many == "a was 1, is now 2, b was 1, is now 2, c was 1, is now 2 and 2 more"
 
 
-def test_metrics_after_the_checkpoint_are_cut_off(tmp_path):
+def test_metrics_begin_with_the_checkpoints_log(tmp_path):
+    """Whatever lay there: lines of later steps, a line cut in half, other values, a folder (which is named)."""
     path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
-    path.write_text("\n".join(lines) + '\n{"step": 5, "lo')
-    truncate_metrics(path, 2)
-    assert path.read_text() == "\n".join(lines[:2]) + "\n"
-    truncate_metrics(tmp_path / "none.jsonl", 2)
-
-
-def test_foreign_lines_of_the_metrics_go_and_a_folder_in_their_place_is_named(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    lines = [
-        '{"step": 1, "loss": 1.0}',
-        "[]",
-        "7",
-        "null",
-        '{"step": "one"}',
-        '{"loss": 1.0}',
-        "{",
-        "\x00",
-        "",
-        '{"step": 2}',
-    ]
-    path.write_text("\n".join(lines) + "\n")
-    truncate_metrics(path, 2)
-    assert path.read_text() == lines[0] + "\n" + lines[-1] + "\n"
+    path.write_text('{"step": 1, "loss": 9.0}\n{"step": 5, "lo')
+    log = [{"loss": 1.0, "epoch": 0.5, "step": 1}, {"train_runtime": 3.0, "step": 1}, {"loss": 0.5, "step": 2}]
+    write_metrics(path, log)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [log[0], log[2]]
     path.unlink()
     path.mkdir()
-    with pytest.raises(UserError, match=r"metrics\.jsonl is not a file: move it away"):
-        truncate_metrics(path, 2)
+    with pytest.raises(UserError, match=r"metrics\.jsonl is a folder where a file belongs: move it away"):
+        write_metrics(path, log)
