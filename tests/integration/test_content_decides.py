@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from run_toys import copy_run, results_of, small_recipe, write_problems, write_start
+from torch import Tensor
 from train_toys import saved_weights
 
 import sft.run.chain
@@ -150,6 +151,11 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that no longer lie in the file they came from."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
 @pytest.mark.parametrize("damage", [truncated, emptied, flipped, deleted, replaced, a_folder])
 @pytest.mark.parametrize("kind", FILES)
 def test_damage_is_rebuilt_or_refused_and_never_used(
@@ -163,8 +169,8 @@ def test_damage_is_rebuilt_or_refused_and_never_used(
     whole = ReloadReport(1, 1, True, 0.0, None)
     monkeypatch.setattr("sft.hub.export.check_against", lambda *folder, **inputs: whole)
     paths = RunPaths(again)
-    weights = {name: saved_weights(paths.final_dir(name)) for name in "ab"}
-    exported = saved_weights(paths.export)
+    weights = {name: copies(saved_weights(paths.final_dir(name))) for name in "ab"}
+    exported = copies(saved_weights(paths.export))
     for path in sorted(paths.root.glob(FILES[kind])):
         damage(path)
     try:
