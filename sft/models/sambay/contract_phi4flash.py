@@ -6,6 +6,7 @@ This file travels with a pushed checkpoint; it may import only torch and transfo
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -103,9 +104,8 @@ def refuse_per_row_adapters(model: nn.Module) -> None:
     """
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
-            named = getattr(hook, "keywords", {})
             for name in ("adapter_names", "alora_offsets"):
-                if named.get(name) is not None:
+                if isinstance(hook, functools.partial) and hook.keywords.get(name) is not None:
                     raise ValueError(
                         f"`{name}` (an adapter by row) can't be used with SambaY, whose layers see packed tokens: run "
                         "the rows of each adapter on their own, after model.set_adapter(name)"

@@ -429,7 +429,6 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        cache: Cache | None = None,
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
         supervised_only: bool = True,
@@ -444,7 +443,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
             input_ids: `(B, T)`; or inputs_embeds `(B, T, hidden)`.
             attention_mask: `(B, T)`, left or right padding; with a cache `(B, past + T)`.
             position_ids: not used by the maths (NoPE); where they don't go on by one, a document begins.
-            past_key_values, cache: two names for the DynamicCache.
+            past_key_values: a DynamicCache; or `cache`, its name since transformers 5.24.
             labels: `(B, T)`: return the targets of a loss on them too; shift_labels: the targets themselves.
             supervised_only: with labels, compute in the cross-decoder only what that loss reads.
             logits_to_keep: an int: without labels, compute in the cross-decoder only the last so many columns; 0: all.
@@ -462,7 +461,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         check_logits_to_keep(logits_to_keep)
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         check_labels(embeds.shape[:2], labels=labels, shift_labels=shift_labels)
-        past = one_cache(past_key_values, cache, self.config)
+        past = one_cache(past_key_values, kwargs.pop("cache", None), self.config)
         layout = self._layout(embeds, past, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         past = self._own_cache(use_cache, layout) if past is None else past
         targets = _targets(labels, shift_labels, layout)
@@ -627,6 +626,9 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
 _OF_DOCUMENTS = {field.name for field in fields(Documents)}
 _FORWARDS = (Phi4FlashForCausalLM.forward, Phi4FlashModel.forward)
 # What a misspelt keyword is compared with.
-_KEYWORDS = _OF_DOCUMENTS.union(*(inspect.signature(forward).parameters for forward in _FORWARDS)) - {"self", "kwargs"}
+_KEYWORDS = _OF_DOCUMENTS.union({"cache"}, *(inspect.signature(forward).parameters for forward in _FORWARDS)) - {
+    "self",
+    "kwargs",
+}
 
 __all__ = ["Phi4FlashForCausalLM", "Phi4FlashModel", "Phi4FlashPreTrainedModel"]

@@ -11,7 +11,7 @@ from tiny_sambay import tiny_model
 from transformers import DynamicCache, QuantizedCache, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from sft.models import Phi4FlashForCausalLM
+from sft.models import Phi4FlashForCausalLM, Phi4FlashModel
 from sft.models.sambay import contract_phi4flash as contract
 
 IDS = torch.randint(1, 96, (2, 30), generator=torch.Generator().manual_seed(3))
@@ -371,6 +371,12 @@ def test_adapters_by_row_get_a_sentence(how: str) -> None:
 # ---- the signatures ----
 
 
-def test_cache_position_is_not_in_the_signature() -> None:
-    """transformers makes one, and warns of it, for every model of a checkpoint whose forward names it."""
-    assert "cache_position" not in inspect.signature(Phi4FlashForCausalLM.forward).parameters
+def test_what_is_not_in_the_signature() -> None:
+    """transformers makes a cache_position, and warns of it, where a checkpoint's forward names one; and it demands a
+    warning of the cache's old name where both names are in the signature, though old versions know no other."""
+    for forward in (Phi4FlashForCausalLM.forward, Phi4FlashModel.forward):
+        assert not {"cache_position", "cache"} & set(inspect.signature(forward).parameters)
+
+
+def test_an_evaluation_loop_leaves_the_cache_alone(model: Any) -> None:
+    assert contract.CACHE_FIELD in model.config.keys_to_ignore_at_inference
