@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sft.models.identity import start_identity
-from sft.train.arguments import NEUTRAL
 from sft.train.checkpoints import describe_difference
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json
@@ -30,7 +29,7 @@ def settled_parts(paths: RunPaths, stage: Stage) -> dict[str, Any]:
         "format": FORMAT,
         "stage": stage.name,
         "seed": paths.recipe.seed,
-        "train": {key: value for key, value in stage.train.model_dump().items() if key not in NEUTRAL},
+        "train": stage.train.effective(),
     }
 
 

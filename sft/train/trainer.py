@@ -7,6 +7,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sft.train.checkpoints import newest_whole, rotate, write_marker
 from sft.train.collator import IGNORE
 from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
+from sft.train.neftune import document_noise
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
 from sft.utils.errors import UserError
@@ -66,6 +68,8 @@ class SambayTrainer(SFTTrainer):
         if own_forward is not None:
             base.forward = own_forward
         self.model_accepts_loss_kwargs = True
+        # The parent's own noise would depend on a document's neighbours; _run_epoch makes ours.
+        self.neftune_noise_alpha = None
         self.loss_scaling = loss_scaling
         self.identity = dict(identity)
         kept = dict(counters or {})
@@ -116,7 +120,10 @@ class SambayTrainer(SFTTrainer):
         """One epoch, in that epoch's order."""
         if self._order is not None:
             self._order.current_epoch = kwargs["epoch"]
-        super()._run_epoch(*args, **kwargs)
+        alpha = self.args.neftune_noise_alpha
+        model, seed = self.accelerator.unwrap_model(self.model), self.args.seed
+        with document_noise(model, alpha, seed=seed, epoch=kwargs["epoch"]) if alpha else nullcontext():
+            super()._run_epoch(*args, **kwargs)
 
     # ---- counting ----
 

@@ -76,7 +76,9 @@ def _of(annotation: Any, limits: tuple[Any, ...]) -> st.SearchStrategy[Any]:
     fewest, most = _bound(limits, MinLen), _bound(limits, MaxLen)
     if annotation is str:
         pattern = next((limit.pattern for limit in limits if getattr(limit, "pattern", None)), None)
-        return st.from_regex(pattern, fullmatch=True) if pattern else texts.filter(lambda x: len(x) >= (fewest or 0))
+        if pattern:
+            return st.from_regex(pattern, fullmatch=True).map(lambda text: text.strip(".\n")[:most])
+        return texts.filter(lambda text: len(text) >= (fewest or 0))
     if origin is list:
         return st.lists(_of(arguments[0], ()), min_size=fewest or 0, max_size=min(most or 3, 3))
     if origin is dict:

@@ -18,7 +18,6 @@ from sft.recipe import Recipe, load_recipe, resolved_yaml
 from sft.recipe.packaged import list_data_recipes, list_recipes
 from sft.recipe.problems import Section
 from sft.recipe.steps import StepEntry
-from sft.recipe.train_keys import UNSUPPORTED
 from sft.utils.errors import UsageError
 
 TEACHER = {"base_url": "http://localhost:1/v1", "model": "m"}
@@ -61,7 +60,7 @@ WHOLE: dict[str, Any] = {
                 ],
                 "steps": STEPS,
             },
-            "train": {"learning_rate": 1e-4, "use_peft": True},
+            "train": {"learning_rate": 1e-4, "use_peft": True, "optim": "sgd", "optim_args": "momentum=0.9"},
             "evaluate": {"suites": [{"name": "held-out", "source": {"path": "b.jsonl"}}]},
         },
         {"name": "two", "data": {"sources": [{"path": "a.jsonl"}]}},
@@ -71,7 +70,6 @@ WHOLE: dict[str, Any] = {
 WHOLES = [WHOLE, {**WHOLE, "model": {"model_name_or_path": "org/model"}}]
 
 FILLED_IN = {("Recipe", "variables"), ("DataSection", "recipe"), ("DataSource", "recipe")}
-FILLED_IN |= {("TrainSection", key) for key in (*UNSUPPORTED, "packing_strategy")}
 """Keys whose meaning stands elsewhere once a recipe is loaded."""
 
 
