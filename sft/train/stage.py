@@ -153,13 +153,14 @@ def _put_together(
     from transformers import PrinterCallback
 
     from sft.train.callbacks import MetricsFile, Progress, StopOnSignal, tensorboard_callback
-    from sft.train.probe import choose_collator, loss_scaling
+    from sft.train.probe import TrainedPath, choose_collator, loss_scaling
     from sft.train.trainer import SambayTrainer
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if not args.use_cpu:
         model.to(args.device)
-    collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0)
+    path = TrainedPath.of(args, stage.train.max_length)
+    collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path)
     progress = Progress(stage.name)
     callbacks = [MetricsFile(layout.metrics(stage.name)), progress, StopOnSignal(signals)]
     if args.should_save:
@@ -168,7 +169,7 @@ def _put_together(
         trainer = SambayTrainer(
             model,
             args=args,
-            loss_scaling=loss_scaling(model, collator),
+            loss_scaling=loss_scaling(model, collator, path),
             identity=identity,
             counters=checkpoint.marker["counters"] if checkpoint else None,
             data_collator=collator,
