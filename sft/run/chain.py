@@ -15,6 +15,7 @@ from sft.run.lock import lock_for_all
 from sft.run.record import write_record
 from sft.run.start import starting_point
 from sft.tokenizers.load import start_tokenizer
+from sft.train.arguments import check_arguments
 from sft.train.interrupt import stop_signals
 from sft.train.stage import train_stage
 from sft.utils.distributed import barrier, check_shared_folder, decide, is_main
@@ -42,6 +43,7 @@ def run(
     busy = f"Another run is at work in {paths.root}: wait for it, or set another output_dir."
     with stop_signals() as signals, lock_for_all(paths.root / ".lock", busy):
         check_shared_folder(paths.root)
+        decide(lambda: [check_arguments(stage) for stage in recipe.stages])
         if restart:
             _throw_away(paths, restart)
         decide(lambda: check_all_done(paths))

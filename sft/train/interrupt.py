@@ -8,19 +8,25 @@ when the process began stays ignored (nohup and background jobs ask for that), b
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from sft.utils.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""Set for the processes that torchrun starts."""
+
+_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
 
 ECHO = 2.0
 """Seconds in which a process of torchrun may hear of one signal twice: from the sender, and handed on by torchrun."""
@@ -76,6 +82,11 @@ class StopSignals:
             if signum == signal.SIGINT and signal.getsignal(signum) == signal.SIG_IGN:
                 continue
             self._previous[signum] = signal.signal(signum, self._handle)
+        if LAUNCHED in os.environ:
+            # A launcher that is killed (by a SIGUSR1, say, which it does not hand on unasked) leaves its processes
+            # behind. They are to save and go, or they would train on beside the next run.
+            with suppress(OSError, AttributeError):  # not Linux
+                ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
 
     def restore(self) -> None:
         """Put the handlers that were there before back."""
@@ -87,7 +98,7 @@ class StopSignals:
         if os.getpid() != self._process:
             _die(signum)  # a fork of the run, which has nothing to save
         if self.received is not None:
-            if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < ECHO:
+            if LAUNCHED in os.environ and time.monotonic() - self._since < ECHO:
                 return
             _die(signum)
         self.received, self._since = signum, time.monotonic()

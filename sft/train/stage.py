@@ -158,7 +158,7 @@ def _put_together(
 
     if not args.use_cpu:
         model.to(args.device)
-    collator, scaling = decide(lambda: _probed(model, stage, tokenizer))
+    collator, scaling = decide(lambda: _probed(model, stage, tokenizer, args))
     progress = Progress(stage.name)
     callbacks = [MetricsFile(paths.metrics(stage.name)), progress, StopOnSignal(signals)]
     if args.should_save:
@@ -181,13 +181,16 @@ def _put_together(
     return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args))
 
 
-def _probed(model: Any, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Collator, LossScaling]:
-    """The collator that keeps documents apart in `model`, and how its loss is scaled."""
-    from sft.train.probe import choose_collator, loss_scaling
+def _probed(
+    model: Any, stage: Stage, tokenizer: PreTrainedTokenizerBase, args: SFTConfig
+) -> tuple[Collator, LossScaling]:
+    """The collator that keeps documents apart in `model`, as it will be trained, and how its loss is scaled."""
+    from sft.train.probe import TrainedPath, choose_collator, loss_scaling
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0)
-    return collator, loss_scaling(model, collator)
+    path = TrainedPath.of(args, stage.train.max_length)
+    collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path)
+    return collator, loss_scaling(model, collator, path)
 
 
 def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import select
 import signal
+import subprocess
+import time
+from collections.abc import Callable
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 
 def give_children_their_signals() -> None:
@@ -22,6 +25,17 @@ def give_children_their_signals() -> None:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+
+
+def wait_until(
+    condition: Callable[[], bool], seconds: float, process: subprocess.Popen[Any] | None = None, pause: float = 0.01
+) -> None:
+    """Until `condition` holds; fails after `seconds`, or when `process` ends before."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, f"the process has ended with {process.returncode}"
+        assert time.monotonic() < limit, f"not within {seconds:.0f} seconds"
+        time.sleep(pause)
 
 
 def read_line(stream: IO[str] | None, seconds: float = 60.0) -> str:
