@@ -43,7 +43,8 @@ def run(
     busy = f"Another run is at work in {paths.root}: wait for it, or set another output_dir."
     with stop_signals() as signals, lock_for_all(paths.root / ".lock", busy):
         check_shared_folder(paths.root)
-        decide(lambda: [check_arguments(stage) for stage in recipe.stages])
+        for stage in recipe.stages:
+            check_arguments(stage)
         if restart:
             _throw_away(paths, restart)
         decide(lambda: check_all_done(paths))

@@ -260,6 +260,7 @@ def _hand_over(
         "parts": parts,
         "stage": name,
         "recipe": job.stage.model_dump(),
+        "train": job.stage.train.complete(cuda=not trainer.args.use_cpu),
         "steps": state.global_step,
         "epochs": state.epoch,
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
