@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH := kernels/benchmarks
+MODEL_BENCHMARKS := bench_train_step bench_loss_memory
+DATA_BENCHMARKS := data_prepare data_verify data_memory
 # Processes that run the tests.
 WORKERS ?= 2
 # A small model gains from a second thread on free cores; on busy ones its threads wait for each other, so tests use one.
@@ -35,8 +38,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m sambay_kernels.bench --device cpu --out kernels/benchmarks/results
-	@for file in kernels/benchmarks/bench_*.py benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python $(BENCH)/bench_ops.py --device cpu --out $(BENCH)/results
+	@for name in $(MODEL_BENCHMARKS) $(DATA_BENCHMARKS); do echo "== $$name"; $(BIN)/python $(BENCH)/$$name.py || exit 1; done
 
 # A GPU target without a GPU fails: a run that skipped everything would look like one that passed.
 gpu: $(STAMP)
@@ -47,7 +50,7 @@ gpu: $(STAMP)
 # Whether a GPU is in order, in minutes: every op against float64, its speed, a short real training.
 gpu-check: gpu
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
-	$(BIN)/python -m sambay_kernels.bench --device cuda --out kernels/benchmarks/results
+	$(BIN)/python $(BENCH)/bench_ops.py --device cuda --out $(BENCH)/results
 	$(BIN)/sft run --config configs/tiny/recipe.yaml --output_dir runs/gpu-check --stage midtrain \
 		--stages.midtrain.data.sources.0.generate.rows 3000 --stages.midtrain.data.sources.1.generate.rows 300 \
 		--defaults.evaluate.suites.0.source.generate.rows 60
@@ -56,9 +59,9 @@ test-gpu: gpu
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 bench-gpu: gpu
-	$(BIN)/python -m sambay_kernels.bench --device cuda --out kernels/benchmarks/results
-	$(BIN)/python kernels/benchmarks/published_step.py --device cuda --out kernels/benchmarks/results/published-step.json
-	@for file in kernels/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" --device cuda || exit 1; done
+	$(BIN)/python $(BENCH)/bench_ops.py --device cuda --out $(BENCH)/results
+	$(BIN)/python $(BENCH)/published_step.py --device cuda --out $(BENCH)/results/published-step.json
+	@for name in $(MODEL_BENCHMARKS); do echo "== $$name"; $(BIN)/python $(BENCH)/$$name.py --device cuda || exit 1; done
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

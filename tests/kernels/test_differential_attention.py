@@ -9,15 +9,22 @@ from typing import Any
 import pytest
 import torch
 from sambay_kernels import differential_attention, differential_attention_step
-from sambay_kernels.differential_attention import torch_backend
-from sambay_kernels.differential_attention.op import differential_maps_bwd, differential_maps_fwd, visible_pairs
-from sambay_kernels.differential_attention.reference import differential_attention_reference
-from sambay_kernels.differential_attention.torch_backend import differential_attention_torch
+from sambay_kernels.ops.differential_attention import torch as torch_backend
+from sambay_kernels.ops.differential_attention.inputs import DiffInputs
+from sambay_kernels.ops.differential_attention.op import differential_maps_bwd, differential_maps_fwd, visible_pairs
+from sambay_kernels.ops.differential_attention.torch import differential_attention_torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 LAMBDA_INIT = 0.3555
+
+
+def definition(*leaves: Tensor, **options: Any) -> Tensor:
+    """The reference backend."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMBAY_KERNELS", "reference")
+        return differential_attention(*leaves, **options)
 
 
 def borders(lengths: list[int]) -> Tensor:
@@ -87,7 +94,7 @@ def test_equals_the_definition(lengths: list[int], window: int | None, heads: tu
     leaves, options = make(lengths, heads=heads)
     ours = value_and_grads(differential_attention, leaves, {**options, "window": window})
     theirs = value_and_grads(lambda *x, **o: explicit(list(x), o, window), leaves, options)
-    oracle = value_and_grads(differential_attention_reference, leaves, {**options, "window": window})
+    oracle = value_and_grads(definition, leaves, {**options, "window": window})
     for got, wanted, looped in zip(ours, theirs, oracle, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(looped, wanted, rtol=1e-10, atol=1e-10)
@@ -99,7 +106,7 @@ def test_float32_error_across_the_published_window(length: int, window: int | No
     leaves, options = make([length], heads=(4, 2), d=8, dtype=torch.float32)
     exact = [x.detach().double().requires_grad_() for x in leaves]
     found = value_and_grads(differential_attention, leaves, {**options, "window": window})
-    wanted = value_and_grads(differential_attention_reference, exact, {**options, "window": window})
+    wanted = value_and_grads(definition, exact, {**options, "window": window})
     assert_relative(found, wanted, 2e-6)
 
 
@@ -107,7 +114,7 @@ def test_bfloat16_is_as_exact_as_its_rounding() -> None:
     leaves, options = make([40, 90], d=8, dtype=torch.bfloat16)
     exact = [x.detach().double().requires_grad_() for x in leaves]
     got = value_and_grads(differential_attention, leaves, {**options, "window": 16})
-    wanted = value_and_grads(differential_attention_reference, exact, {**options, "window": 16})
+    wanted = value_and_grads(definition, exact, {**options, "window": 16})
     assert [x.dtype for x in got] == [torch.bfloat16] * 6
     assert_relative(got, wanted, 1e-2)
 
@@ -250,8 +257,9 @@ def test_flash_call_gets_heads_windows_and_borders_right(
     leaves, options = make([20, 0, 4], [33, 5, 4], heads=heads)
     q, k, v = (x.detach() for x in leaves[:3])
     cu = options["cu_seqlens_q"], options["cu_seqlens_k"]
-    got = torch_backend.diff_maps_varlen(q, k, v, *cu, (20, 33), window or 0, 0.5)
-    wanted, _ = torch_backend.diff_maps(q, k, v, *(c.tolist() for c in cu), window or 0, 0.5)
+    inputs = DiffInputs(q, k, v, *cu, window or 0, 0.5)
+    got = torch_backend.diff_maps_varlen(inputs, (20, 33))
+    wanted, _ = torch_backend.diff_maps(inputs)
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
@@ -271,11 +279,11 @@ def test_memory_is_linear() -> None:
 
     for queries, keys, window in (([3000], [3000], 64), ([3000], [3000], None), ([2900], [3000], None)):
         leaves, options = make(queries, keys, heads=(2, 2), d=2, dtype=torch.float32)
-        bounds = options["cu_seqlens_q"].tolist(), options["cu_seqlens_k"].tolist()
-        q, k, v = (x.detach() for x in leaves[:3])
+        bounds = options["cu_seqlens_q"], options["cu_seqlens_k"]
+        inputs = DiffInputs(*(x.detach() for x in leaves[:3]), *bounds, window or 0, 0.5)
         with Largest() as largest:
-            maps, lse = torch_backend.diff_maps(q, k, v, *bounds, window or 0, 0.5)
-            torch_backend.diff_maps_backward(maps, q, k, v, maps, lse, *bounds, window or 0, 0.5)
+            maps, lse = torch_backend.diff_maps(inputs)
+            torch_backend.diff_maps_backward(maps, inputs, maps, lse)
         assert 0 < largest.size <= 128 * 3000 * 8 < 3000 * 3000
 
 
@@ -341,7 +349,7 @@ def test_step_in_half_precision_keeps_its_scores_in_float32() -> None:
     cache = [x.transpose(0, 1)[None] for x in (k, v)]
     got = differential_attention_step(q[-1:], *cache, *rest, lambda_init=LAMBDA_INIT)
     packed = differential_attention(q, k, v, *rest, **options)[-1:]
-    exact = differential_attention_reference(*(x.double() for x in (q, k, v, *rest)), **options)[-1:]
+    exact = definition(*(x.double() for x in (q, k, v, *rest)), **options)[-1:]
     assert got.dtype == torch.bfloat16
     for found in (got, packed):
         assert (found.double() - exact).norm() < 1e-2 * exact.norm()
@@ -356,7 +364,7 @@ def test_cuda_equals_the_definition(suffix: bool, window: int | None, dtype: tor
     keys = [300, 64, 1, 129]
     leaves, options = make([5, 0, 1, 129] if suffix else keys, keys, heads=(8, 4), d=64, dtype=dtype)
     exact = [x.detach().double().requires_grad_() for x in leaves]
-    wanted = value_and_grads(differential_attention_reference, exact, {**options, "window": window})
+    wanted = value_and_grads(definition, exact, {**options, "window": window})
     moved = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in options.items()}
     on_device = [x.detach().cuda().requires_grad_() for x in leaves]
     found = value_and_grads(

@@ -43,10 +43,10 @@ from .ops_phi4flash import (
     causal_conv1d_step,
     differential_attention,
     differential_attention_step,
-    gmu_gate,
     linear_cross_entropy,
     selective_scan,
     selective_scan_step,
+    swiglu,
 )
 from .shared_phi4flash import SharedTensor
 
@@ -70,7 +70,7 @@ class Phi4FlashMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         gate, value = self.fc1(hidden).chunk(2, dim=-1)
-        return self.fc2(gmu_gate(gate, value))
+        return self.fc2(swiglu(gate, value))
 
 
 class CausalConv1d(nn.Conv1d):
@@ -129,7 +129,7 @@ class Phi4FlashMamba(nn.Module):
         if cache is not None and not layout.is_step:  # a step has changed the cache's own states
             cache.update_conv_state(conv_state, self.layer_idx)
             cache.update_recurrent_state(scan_state, self.layer_idx)
-        return self.out_proj(gmu_gate(gate, memory)), memory
+        return self.out_proj(swiglu(gate, memory)), memory
 
     def _scan(self, inner: Tensor, layout: Layout, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """`(N, inner)` -> output `(N, inner)` and the state after each document; in a step `state` itself, changed."""
@@ -154,7 +154,7 @@ class Phi4FlashGatedMemoryUnit(nn.Module):
         self.out_proj = nn.Linear(config.mamba_d_inner, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, memory: Tensor) -> Tensor:
-        return self.out_proj(gmu_gate(self.in_proj(hidden), memory))
+        return self.out_proj(swiglu(self.in_proj(hidden), memory))
 
 
 class HeadNorm(nn.Module):
