@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Processes that run the tests.
+WORKERS ?= 2
 # A small model gains from a second thread on free cores; on busy ones its threads wait for each other, so tests use one.
 demo: export OMP_NUM_THREADS ?= 2
 test test-slow test-gpu: export OMP_NUM_THREADS ?= 1
@@ -19,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/sft run --config configs/tiny/recipe.yaml
 
+# A file's tests stay together, since many of them share what the first one makes.
 test: lint
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # What takes minutes a test: a hundred killed preparations, ten thousand hostile answers.
 test-slow: $(STAMP)

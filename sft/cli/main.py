@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from sft.train.interrupt import stop_signals
-from sft.utils.errors import UsageError, UserError
+from sft.utils.distributed import rank
+from sft.utils.errors import UsageError, UserError, disk_full
 
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {
@@ -123,14 +123,14 @@ def _status(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, UserError):
-        _say(str(error))
+        if getattr(error, "from_rank", rank()) == rank():  # told once, by the process that it happened to
+            _say(str(error))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         _say(INTERRUPTED)
         return int(getattr(error, "exit_code", 130))
-    full = _disk_full(error)
-    if full is not None:
-        place = f" while writing {full.filename}" if full.filename else ""
+    if disk_full(error):
+        place = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         _say(f"the disk is full{place}; make room and give the same command again")
         return 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -138,19 +138,6 @@ def _status(error: BaseException) -> int:
         return 1
     _say(f"{type(error).__name__}: {_first_line(error)} (run again with --debug for the traceback)")
     return 1
-
-
-def _disk_full(error: BaseException) -> OSError | None:
-    """The disk-full error that `error` is or came from."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return seen
-        # safetensors and the Hub's client put it in their own words.
-        if "No space left on device" in str(seen):
-            return OSError(errno.ENOSPC, "disk full")
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 def _first_line(error: BaseException) -> str:

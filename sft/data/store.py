@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -24,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.utils.errors import UserError
+from sft.utils.errors import UserError, disk_full
 from sft.utils.files import read_sealed, sha256_file, write_sealed
 from sft.utils.hashes import folder_hashes
 
@@ -279,8 +278,7 @@ def writable(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-        if error.errno in full or "No space left" in str(error):
+        if disk_full(error):
             raise UserError(
                 f"{root}: no space left while preparing data; free some, or set `prepared_dir` to another disk."
             ) from error

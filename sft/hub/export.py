@@ -7,7 +7,6 @@ Everything is written beside the target and renamed at the end, so a kill leaves
 from __future__ import annotations
 
 import ast
-import errno
 import gc
 import os
 import sys
@@ -26,7 +25,7 @@ from sft.hub.source import Source, open_source
 from sft.models.merge import base_of
 from sft.models.savable import check_savable
 from sft.models.save import save_model
-from sft.utils.errors import UserError
+from sft.utils.errors import UserError, disk_full
 from sft.utils.files import atomic_folder, read_json, recover_folder, write_json, write_text
 
 AUTO_MAP = {
@@ -82,7 +81,7 @@ def export(
             facts = _write_checked(temporary, opened, max_shard_size, check, say)
             _describe(temporary, opened.run, facts)
     except BaseException as error:
-        if _disk_full(error):
+        if disk_full(error):
             raise UserError(f"the disk of {out} is full; the export needs about {size:.1f} GB") from error
         raise
     return Path(out_dir)
@@ -254,17 +253,6 @@ def _make_way(out: Path, dtype: str | None) -> None:
     recover_folder(out)
     if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and isn't an export of ours; choose another folder or remove it")
-
-
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full disk; safetensors hides the errno in its text."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _size_gb(source: Source) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe, Stage
-from sft.utils.files import read_sealed
+from sft.utils.files import read_sealed, sha256_file
 
 
 @dataclass
@@ -98,6 +98,9 @@ def collect(recipe: Recipe, paths: RunPaths) -> RunFacts:
 def _stage(paths: RunPaths, stage: Stage, missing: list[str]) -> StageFacts:
     manifest = _mapping(paths.stage_manifest(stage.name), missing)
     log = read_log(paths.metrics(stage.name))
+    if manifest is not None and log and manifest.get("metrics") not in (None, sha256_file(paths.metrics(stage.name))):
+        missing.append(f"Stage {stage.name}: {paths.metrics(stage.name)} was changed after training, and is left out.")
+        log = []
     if manifest is None:
         state = f"interrupted after step {log[-1]['step']}" if log else "not trained yet"
         missing.append(f"Stage {stage.name}: {state}.")
@@ -154,7 +157,7 @@ def _mapping(path: Path, missing: list[str]) -> dict[str, Any] | None:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The log lines of a stage that have a step, in order; a torn line is left out."""
-    if not path.exists():
+    if not path.is_file():
         return []
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -23,12 +23,16 @@ def write_record(paths: RunPaths) -> None:
     if not is_main():
         return
     ran = recipe_as_run(paths)
+    given = paths.recipe.given
+    if given.text:
+        write_text(paths.given, given.text)
     write_text(paths.resolved, resolved_yaml(ran))
     write_sealed(
         paths.manifest,
         {
             "recipe": ran.name,
             "seed": ran.seed,
+            "overrides": list(given.overrides),
             "resolved": sha256_file(paths.resolved),
             "environment": environment(),
             "stages": {stage.name: told for stage in ran.stages if (told := _stage(paths, stage.name))},

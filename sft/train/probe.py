@@ -65,7 +65,7 @@ def packing_probe(model: Any, collator: Collator | None = None) -> None:
     generator = torch.Generator().manual_seed(0)
     documents = [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
     changed = [(doc + torch.randint(1, vocabulary, doc.shape, generator=generator)) % vocabulary for doc in documents]
-    with _undisturbed(model), _refusals_told(model):
+    with undisturbed(model), _refusals_told(model):
         model.eval()
         plain = _document_logits(model, collator, documents)
         if not all(torch.isfinite(logits).all() for logits in plain):
@@ -95,7 +95,7 @@ def loss_scaling(model: Any, collator: Collator | None = None) -> LossScaling:
     batch = _batch(model, collator, [ids], supervised=[True])
     if "num_items_in_batch" not in accepted_inputs(model, {**batch, "num_items_in_batch": 1}):
         return "mean"
-    with _undisturbed(model), torch.no_grad():
+    with undisturbed(model), torch.no_grad():
         model.eval()
         losses = [
             model(**accepted_inputs(model, batch), use_cache=False, num_items_in_batch=torch.tensor(count)).loss.item()
@@ -194,7 +194,7 @@ def _lengths(model: Any) -> list[int]:
 
 
 @contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
+def undisturbed(model: Any) -> Iterator[None]:
     """Put the modes of all modules and torch's random states back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from sft.models.lora import attach_adapters, lora_settings
 from sft.train.arguments import build_arguments
-from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, resumable
+from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.utils.distributed import decide, gather
-from sft.utils.errors import UsageError, UserError, first_line
-from sft.utils.files import sha256_json, write_sealed
+from sft.utils.errors import UsageError, UserError, disk_full, first_line
+from sft.utils.files import sha256_file, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
 from sft.utils.quiet import no_library_bars
 from sft.utils.say import say
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     from sft.train.callbacks import Progress
     from sft.train.probe import Collator, LossScaling
     from sft.train.trainer import SambayTrainer
-
-FULL = 1 << 16
-"""Bytes left on a disk that counts as full when a write to it has failed."""
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
 
@@ -117,7 +112,7 @@ def _beginning(folder: Path, identity: dict[str, Any], resume: bool) -> Checkpoi
     if resume:
         return resumable(folder, identity)
     for _, path in checkpoint_folders(folder):
-        shutil.rmtree(path)
+        remove(path)
     return None
 
 
@@ -228,6 +223,7 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
             # Killed between the last step and the hand-over; going on would train one step too many.
             trainer.create_optimizer()
             trainer._load_from_checkpoint(str(checkpoint.path))
+            trainer.state = state
             return state
     with _plain_errors(job):
         try:
@@ -252,6 +248,7 @@ def _hand_over(
     base: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Write `final/`, then the manifest that declares the stage done."""
+    from sft.train.callbacks import write_metrics
     from sft.utils.environment import environment
 
     trainer, paths, name = job.trainer, job.paths, job.stage.name
@@ -272,12 +269,15 @@ def _hand_over(
         "collator": type(trainer.data_collator).__name__,
         "environment": environment(),
     }
+    trainer.check_finite()
     trainer.restore_config()
     weights = whole_weights(trainer)
 
     def write() -> dict[str, Any]:
         with _plain_errors(job):
             save_final(paths.final_dir(name), trainer.model, tokenizer, base=base, weights=weights)
+            write_metrics(paths.metrics(name), state.log_history)
+            manifest["metrics"] = sha256_file(paths.metrics(name))
             manifest["files"] = folder_hashes(paths.final_dir(name))
             write_sealed(paths.stage_manifest(name), manifest)
         return manifest
@@ -299,16 +299,9 @@ def _plain_errors(job: _Job) -> Iterator[None]:
             "gradient_accumulation_steps), lower max_length, or turn gradient_checkpointing on."
         ) from error
     except Exception as error:
-        if _is_full(error, where):
+        if disk_full(error, where):
             raise UserError(
                 f"The disk is full at {where}: make room and give the same command again; it continues from the last "
                 "whole checkpoint."
             ) from error
         raise
-
-
-def _is_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error comes from a full disk. torch and safetensors hide the errno, so the disk is asked too."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "No space left" in str(error) or shutil.disk_usage(folder).free < FULL

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from sft.utils.errors import UserError
+
 SEAL = "sha256_of_this"
 """The key under which a sealed file holds the hash of all its other keys."""
 
@@ -23,9 +25,11 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     """Open `path` for writing so that it either gets the whole content or stays as it was.
 
     A kill at any moment leaves the old file, and a temporary one that the next writer of `path` removes; a full disk
-    raises and leaves the old file too.
+    raises and leaves the old file too. Raises UserError where a folder stands in the file's place.
     """
     target = Path(path)
+    if target.is_dir():
+        raise UserError(f"{target} is a folder where a file belongs: move it away, and give the same command again.")
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in _leftovers(target, r"\.(\d+)\.tmp"):
         left.unlink(missing_ok=True)

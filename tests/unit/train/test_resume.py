@@ -100,10 +100,23 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
     prepared.manifest["key"] = "other data"
     with pytest.raises(UserError, match="data was toy, is now other data"):
         train_toy(tmp_path, {"max_steps": 6}, prepared=prepared)
-    # What only changes how often it is told and saved is no other run.
-    manifest, _ = train_toy(tmp_path, {"max_steps": 6, "save_steps": 1, "save_total_limit": 1})
-    assert manifest["steps"] == 6
-    assert [p.name for p in (tmp_path / "stages/one").glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_how_often_is_told_and_saved_may_change_and_is_used(tmp_path, monkeypatch):
+    """transformers goes on with what the checkpoint was made with."""
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        with pytest.raises(Interrupted):
+            train_toy(tmp_path, {"max_steps": 8, "save_steps": 100})
+    train = {"max_steps": 8, "save_steps": 2, "save_total_limit": 3, "logging_steps": 3}
+    manifest, layout = train_toy(tmp_path, train)
+    assert manifest["steps"] == 8
+    assert sorted(p.name for p in (tmp_path / "stages/one").glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-6",
+        "checkpoint-8",
+    ]
+    assert [line["step"] for line in read_metrics(layout.metrics("one"))] == [1, 2, 3, 6]
 
 
 def test_an_adapter_is_not_continued_on_another_base(tmp_path, monkeypatch):
