@@ -72,7 +72,7 @@ def train_stage(
     be continued from what is there; Interrupted after a signal, with everything saved.
     """
     from sft.models.savable import check_savable
-    from sft.train.callbacks import share_signal
+    from sft.train.callbacks import StopOnSignal, share_signal
 
     args = build_arguments(stage, paths)
     check_savable(model, tokenizer, say)
@@ -84,7 +84,8 @@ def train_stage(
     if started is not None:
         started()
     with stop_signals() as signals, no_library_bars():
-        job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint, signals)
+        job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
+        job.trainer.add_callback(StopOnSignal(signals))
         with signals.saving():
             state = _run(job, signals)
             manifest = _hand_over(job, state, tokenizer, prepared, parts, base)
@@ -149,18 +150,17 @@ def _put_together(
     args: SFTConfig,
     identity: dict[str, Any],
     checkpoint: Checkpoint | None,
-    signals: StopSignals,
 ) -> _Job:
     from transformers import PrinterCallback
 
-    from sft.train.callbacks import MetricsFile, Progress, StopOnSignal, tensorboard_callback
+    from sft.train.callbacks import MetricsFile, Progress, tensorboard_callback
     from sft.train.trainer import SambayTrainer
 
     if not args.use_cpu:
         model.to(args.device)
     collator, scaling = decide(lambda: _probed(model, stage, tokenizer, args))
     progress = Progress(stage.name)
-    callbacks = [MetricsFile(paths.metrics(stage.name)), progress, StopOnSignal(signals)]
+    callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), progress]
     if args.should_save:
         callbacks.append(tensorboard_callback(paths.tensorboard(stage.name), checkpoint.step if checkpoint else 0))
     try:

@@ -437,7 +437,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> Phi4FlashModelOutput:
-        """Run the layers on packed or padded tokens.
+        """Run the layers on packed or padded tokens; `**kwargs` are those of `Documents`, all others are refused.
 
         Args:
             input_ids: `(B, T)`; or inputs_embeds `(B, T, hidden)`.
@@ -447,7 +447,6 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
             labels: `(B, T)`: return the targets of a loss on them too; shift_labels: the targets themselves.
             supervised_only: with labels, compute in the cross-decoder only what that loss reads.
             logits_to_keep: an int: without labels, compute in the cross-decoder only the last so many columns; 0: all.
-            **kwargs: those of `Documents`; all others are refused.
         Returns:
             last_hidden_state `(B, T, hidden)`, or `(B, logits_to_keep, hidden)`; zero on padding.
         Raises:
