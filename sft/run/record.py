@@ -42,12 +42,12 @@ def write_record(paths: RunPaths) -> None:
 
 
 def recipe_as_run(paths: RunPaths) -> Recipe:
-    """The recipe with each stage that is done as it was trained."""
+    """The recipe with each stage that is done as it was trained; it is evaluated as the recipe says now."""
     stages = []
     for stage in paths.recipe.stages:
-        manifest = read_sealed(paths.stage_manifest(stage.name)) or {}
-        trained = manifest.get("recipe")
-        stages.append(type(stage).model_validate(trained) if trained else stage)
+        trained = (read_sealed(paths.stage_manifest(stage.name)) or {}).get("recipe")
+        now = stage.evaluate.model_dump()
+        stages.append(type(stage).model_validate({**trained, "evaluate": now}) if trained else stage)
     return paths.recipe.model_copy(update={"stages": stages})
 
 
