@@ -18,7 +18,7 @@ from sft.evaluate.progress import ProgressLine
 from sft.evaluate.suites import Problem, load_problems, render_prompt
 from sft.recipe.schema import DataSection, EvaluateSection, SuiteSection
 from sft.utils.errors import UserError
-from sft.utils.files import atomic_open, read_sealed, sha256_file, sha256_json, write_sealed
+from sft.utils.files import atomic_open, read_sealed, remove_file, sha256_file, sha256_json, write_sealed
 
 # Changes when what is generated or how it is judged changes: results of another version are not looked up.
 _VERSION = 1
@@ -257,7 +257,7 @@ def _open_samples(folder: Path, key: str) -> list[Sample]:
         _write_sorted(path, samples)
         return samples
     for stale in (folder / "metrics.json", path):
-        stale.unlink(missing_ok=True)
+        remove_file(stale)
     write_sealed(mark, {"key": key})
     return []
 

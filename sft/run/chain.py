@@ -19,6 +19,7 @@ from sft.train.arguments import check_arguments
 from sft.train.interrupt import stop_signals
 from sft.train.stage import train_stage
 from sft.utils.distributed import barrier, check_shared_folder, decide, is_main
+from sft.utils.files import remove_file
 from sft.utils.say import say
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _throw_away(paths: RunPaths, name: str) -> None:
     if is_main():
         for stage in reversed(later):
             # Without its manifest first: a kill in the middle must not leave a stage that looks done.
-            paths.stage_manifest(stage).unlink(missing_ok=True)
+            remove_file(paths.stage_manifest(stage))
             _remove(paths.eval_dir(stage))
             _remove(paths.stage_dir(stage))
     barrier()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sft.run.identity import done_manifest, trained_stages
 from sft.run.lock import lock
 from sft.utils.errors import UserError
-from sft.utils.files import read_sealed, sha256_json, write_sealed
+from sft.utils.files import read_sealed, remove_file, sha256_json, write_sealed
 
 if TYPE_CHECKING:
     from sft.hub.push import PushResult
@@ -53,7 +53,7 @@ def export_stage(
         if reuse and out is None and read_sealed(note) == wanted and _whole(folder):
             return folder
         if out is None:
-            note.unlink(missing_ok=True)
+            remove_file(note)
         export(
             paths.final_dir(name),
             folder,

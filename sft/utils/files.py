@@ -28,8 +28,7 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     raises and leaves the old file too. Raises UserError where a folder stands in the file's place.
     """
     target = Path(path)
-    if target.is_dir():
-        raise UserError(f"{target} is a folder where a file belongs: move it away, and give the same command again.")
+    _refuse_folder(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in _leftovers(target, r"\.(\d+)\.tmp"):
         left.unlink(missing_ok=True)
@@ -44,6 +43,17 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that may be there. Raises UserError where a folder stands in its place."""
+    _refuse_folder(path)
+    path.unlink(missing_ok=True)
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder where a file belongs: move it away, and give the same command again.")
 
 
 @contextmanager
