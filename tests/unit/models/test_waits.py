@@ -1,4 +1,4 @@
-"""The host never waits for the device in a packed forward and backward pass, and memory is freed by reference counts."""
+"""A packed forward and backward pass never makes the host wait, and what it held is freed by reference counts."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def test_a_training_step_leaves_nothing_for_the_collector(no_collector: None) ->
     model = tiny_model(dtype=torch.bfloat16).train()
     held: list[weakref.ref[torch.Tensor]] = []
 
-    def keep(_module: Any, _inputs: Any, outputs: Any) -> None:
-        held.extend(weakref.ref(tensor) for tensor in outputs if isinstance(tensor, torch.Tensor))
+    def keep(_module: Any, inputs: Any, outputs: Any) -> None:
+        held.extend(weakref.ref(tensor) for tensor in (*inputs, *outputs) if isinstance(tensor, torch.Tensor))
 
     hooks = [layer.register_forward_hook(keep) for layer in model.model.layers]
     loss = model(**packed()).loss
