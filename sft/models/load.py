@@ -101,6 +101,31 @@ def parameter_count(name_or_path: str, *, revision: str | None = None, trust_rem
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def structure(section: ModelSection) -> PreTrainedModel:
+    """The modules and parameters of the model a recipe starts from, without their values (torch's meta device).
+
+    Raises:
+        UserError: when the configuration is missing or no model can be built from it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sft.models import Phi4FlashConfig
+
+    name = section.model_name_or_path
+    if name is not None:
+        refuse_missing_folder(name, "model", "model.model_name_or_path")
+    try:
+        if name is None:
+            config = Phi4FlashConfig(**(section.config or {}))
+        else:
+            config = AutoConfig.from_pretrained(name, revision=section.model_revision)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise UserError(f"the model {name or 'of model.config'} can't be built: {first_line(error)}") from error
+
+
 def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     import torch
 

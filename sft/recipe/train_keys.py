@@ -230,7 +230,13 @@ class TrainSection(Section):
                 for key in sorted(self.model_fields_set & (LORA_KEYS - {"use_peft"}))
             ]
         empty = [key for key in sorted(LORA_KEYS) if getattr(self, key) in ([], "")]
-        return [KeyProblem((key,), "names nothing; leave it out", getattr(self, key)) for key in empty]
+        problems = [KeyProblem((key,), "names nothing; leave it out", getattr(self, key)) for key in empty]
+        if self.lora_target_parameters and self.lora_dropout:
+            reason = "must be 0 with lora_target_parameters: what goes into a parameter can't be dropped out"
+            problems.append(KeyProblem(("lora_dropout",), reason, self.lora_dropout))
+        if self.lora_target_parameters and self.use_dora:
+            problems.append(KeyProblem(("use_dora",), "can't be used with lora_target_parameters", True))
+        return problems
 
     @model_serializer(mode="wrap")
     def _what_counts(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

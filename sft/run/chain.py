@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.models.lora_targets import check_adapters
 from sft.recipe.paths import RunPaths
 from sft.run.evaluation import evaluate_point
 from sft.run.identity import check_all_done, check_done, done_manifest, stage_parts
@@ -41,6 +42,7 @@ def run(
     for name in (only_stage, restart):
         if name:
             recipe.stage(name)
+    decide(lambda: _check_settings(recipe))
     busy = f"Another run is at work in {paths.root}: wait for it, or set another output_dir."
     with stop_signals() as signals, lock_for_all(paths.root / ".lock", busy):
         check_shared_folder(paths.root)
@@ -61,6 +63,13 @@ def run(
                     result["evaluations"][stage.name] = evaluate_point(paths, stage.name)
         write_record(paths)
     return result
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """Refuse what a later stage would be refused for, before the first one is prepared."""
+    for stage in recipe.stages:
+        check_arguments(stage)
+    check_adapters(recipe)
 
 
 def train(recipe: Recipe, *, only_stage: str | None = None, restart: str | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.lora import attach_adapters, lora_settings
+from sft.models.lora_targets import check_targets
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
@@ -138,7 +139,10 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
             f"stages[{stage.name}].train: LoRA with ZeRO-3 and gradient checkpointing needs reentrant checkpointing, "
             "which loses gradients; use zero2, or gradient_checkpointing: false."
         )
-    return model if is_adapter else attach_adapters(model, settings, seed=args.seed)
+    if is_adapter:
+        return model
+    check_targets(model, settings, f"stages[{stage.name}].train")
+    return attach_adapters(model, settings, seed=args.seed)
 
 
 def _put_together(
