@@ -137,14 +137,12 @@ def load_any_model(name: str, trust_remote_code: bool = False) -> tuple[Any, Any
     """The model and tokenizer of a folder (full weights or an adapter) or Hub id, ready to generate."""
     from pathlib import Path
 
-    from sft.models.load import load_checkpoint
+    from sft.models.load import load_checkpoint, machine_dtype
     from sft.tokenizers.load import load_tokenizer
 
     if (Path(name) / "adapter_config.json").is_file():
         raise UserError(f"{name} holds an adapter; use --config RECIPE --stage NAME, or export it merged first")
-    import torch
-
-    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    dtype = machine_dtype(name, "bfloat16", trust_remote_code=trust_remote_code)
     model = load_checkpoint(name, dtype=dtype, trust_remote_code=trust_remote_code)
     return on_device(model), load_tokenizer(name)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.checkpoint import check_checkpoint
 from sft.models.end_tokens import end_token_ids
 from sft.tokenizers.load import refuse_missing_folder
+from sft.utils.distributed import processes
 from sft.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 
 # Every projection of a SambaY model: Mamba and GMU in/out, scan inputs, attention, MLP. Not the tied embedding.
 LORA_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj", "Wqkv", "fc1", "fc2")
+
+CPU_FLOAT32 = 8_000_000_000
+"""Bytes up to which weights are held in float32 on a CPU, whose bfloat16 is slow and rounds for nothing."""
 
 
 def lora_target_modules(config: Any) -> list[str] | str:
@@ -62,6 +69,7 @@ def load_checkpoint(
     refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
     if Path(name_or_path).is_dir():
         check_checkpoint(name_or_path)
+    gc.collect()  # a model that was let go of may hang in a circle: two of them may not fit
     loaded: Any
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -78,6 +86,35 @@ def load_checkpoint(
     model, loading = loaded
     _check_loading(name_or_path, loading)
     return model
+
+
+@cache
+def machine_dtype(
+    name_or_path: str | None, dtype: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> str:
+    """What a model's weights are held in: `dtype`; on a CPU float32, where they take at most CPU_FLOAT32 bytes so.
+
+    It follows from the model and the kind of machine, never from the memory that is free: a resumed run has to come to
+    the same again. Where float32 is too large that is told on standard error, once.
+
+    Args:
+        name_or_path: a folder or Hub id; None: a model made here, which is in float32 on a CPU.
+    Raises:
+        UserError: when there is no such model.
+    """
+    import torch
+
+    if torch.cuda.is_available() or dtype == "float32":
+        return dtype
+    if name_or_path is None:
+        return "float32"
+    size = 4 * parameter_count(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    if size <= CPU_FLOAT32:
+        return "float32"
+    if processes().is_main_process:
+        told = f"{name_or_path} is held in {dtype} on this CPU: float32 would take {size / 1e9:.1f} GB"
+        print(told, file=sys.stderr, flush=True)
+    return dtype
 
 
 def parameter_count(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
