@@ -11,7 +11,7 @@ WORKERS ?= 2
 demo: export OMP_NUM_THREADS ?= 2
 test test-slow test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow lint bench gpu test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test test-slow check-full-size lint bench gpu test-gpu bench-gpu gpu-check clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ test: lint
 # What takes minutes a test: a hundred killed preparations, ten thousand hostile answers.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+# The whole chain at the published size within 12 GiB and 15 minutes; leave both cores and 35 GB of disk to it.
+check-full-size: $(STAMP)
+	$(BIN)/python tests/full_size.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -94,7 +94,9 @@ def _write_checked(
 
     The model is let go of before the folder is loaded in another process: one copy at most is in memory.
     """
-    inputs = fixed_inputs(source.model.config.get_text_config().vocab_size)
+    # In float32 a layer at a time each sequence costs as much as a hundred: one has to do.
+    lengths = (40,) if source.merges else (1, 9, 40)
+    inputs = fixed_inputs(source.model.config.get_text_config().vocab_size, lengths=lengths)
     logits, merge, reload = None, None, None
     if source.merges:
         say("merging the adapter into the weights")

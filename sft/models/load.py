@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from sft.models.checkpoint import check_checkpoint
 from sft.models.end_tokens import end_token_ids
 from sft.tokenizers.load import load_tokenizer, refuse_missing_folder
 from sft.utils.errors import UserError, first_line
+from sft.utils.say import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 # Every projection of a SambaY model: Mamba and GMU in/out, scan inputs, attention, MLP. Not the tied embedding.
 LORA_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj", "Wqkv", "fc1", "fc2")
+
+CPU_FLOAT32 = 8_000_000_000
+"""Bytes up to which weights are held in float32 on a CPU, whose bfloat16 is slow and rounds for nothing."""
 
 
 def lora_target_modules(config: Any) -> list[str] | str:
@@ -62,6 +68,7 @@ def load_checkpoint(
     refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
     if Path(name_or_path).is_dir():
         check_checkpoint(name_or_path)
+    gc.collect()  # a model that was let go of may hang in a circle: two of them may not fit
     loaded: Any
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -80,29 +87,47 @@ def load_checkpoint(
     return model
 
 
-def parameter_count(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
-    """How many parameters the model of a folder or Hub id has, tied ones once; no weights are read.
+@cache
+def machine_dtype(
+    name_or_path: str | None, dtype: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> str:
+    """What a model's weights are held in: `dtype`; on a CPU float32, where they take at most CPU_FLOAT32 bytes so.
 
+    It follows from the model and the kind of machine, never from the memory that is free: a resumed run has to come to
+    the same again. Where float32 is too large that is told on standard error, once.
+
+    Args:
+        name_or_path: a folder or Hub id; None: a model made here, which is in float32 on a CPU.
     Raises:
         UserError: when there is no such model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    import sft.models  # noqa: F401  (registers phi4flash)
+    if torch.cuda.is_available() or dtype == "float32":
+        return dtype
+    if name_or_path is None:
+        return "float32"
+    size = 4 * parameter_count(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    if size <= CPU_FLOAT32:
+        return "float32"
+    say(f"{name_or_path} is held in {dtype} on this CPU: float32 would take {size / 1e9:.1f} GB")
+    return dtype
 
-    refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise UserError(f"the model {name_or_path} can't be loaded: {first_line(error)}") from error
+
+def parameter_count(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """How many parameters the model of a folder or Hub id has, tied ones once; no weights are read."""
+    model = structure(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def structure(section: ModelSection) -> PreTrainedModel:
-    """The modules and parameters of the model a recipe starts from, without their values (torch's meta device).
+def structure(
+    name_or_path: str | None,
+    config: dict[str, Any] | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The modules and parameters of a folder's or Hub id's model, or of one from `config`, on torch's meta device.
 
     Raises:
         UserError: when the configuration is missing or no model can be built from it.
@@ -112,18 +137,18 @@ def structure(section: ModelSection) -> PreTrainedModel:
 
     from sft.models import Phi4FlashConfig
 
-    name = section.model_name_or_path
-    if name is not None:
-        refuse_missing_folder(name, "model", "model.model_name_or_path")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if name_or_path is not None:
+        refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
     try:
-        if name is None:
-            config = Phi4FlashConfig(**(section.config or {}))
+        if name_or_path is None:
+            found: Any = Phi4FlashConfig(**(config or {}))
         else:
-            config = AutoConfig.from_pretrained(name, revision=section.model_revision)
+            found = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(found, **options)
     except Exception as error:
-        raise UserError(f"the model {name or 'of model.config'} can't be built: {first_line(error)}") from error
+        raise UserError(f"the model {name_or_path or 'of model.config'} can't be built: {first_line(error)}") from error
 
 
 def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -186,11 +211,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def load_any_model(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The model and tokenizer of a folder (full weights) or Hub id, ready to generate."""
-    import torch
-
     if (Path(name) / "adapter_config.json").is_file():
         raise UserError(f"{name} holds an adapter; use --config RECIPE --stage NAME, or export it merged first")
-    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    dtype = machine_dtype(name, "bfloat16", trust_remote_code=trust_remote_code)
     model = load_checkpoint(name, dtype=dtype, trust_remote_code=trust_remote_code)
     return on_device(model), load_tokenizer(name)
 

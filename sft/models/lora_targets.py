@@ -24,7 +24,8 @@ def check_adapters(recipe: Recipe) -> None:
     stages = [stage for stage in recipe.stages if stage.train.use_peft]
     # Foreign code isn't run for its structure alone; attach_adapters checks the model itself.
     if stages and not recipe.model.trust_remote_code:
-        model = structure(recipe.model)
+        section = recipe.model
+        model = structure(section.model_name_or_path, section.config, revision=section.model_revision)
         for stage in stages:
             check_targets(model, lora_settings(stage) or {}, f"stages[{stage.name}].train")
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.base import BASE, base_folder
 from sft.utils.errors import UserError
 from sft.utils.files import atomic_folder, write_json
-from sft.utils.say import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sft.recipe.paths import RunPaths
-
-CPU_FLOAT32 = 8_000_000_000
-"""Bytes up to which weights are held in float32 on a CPU, whose bfloat16 is slow and rounds for nothing."""
 
 
 def save_final(
@@ -105,26 +100,9 @@ def _load_weights(paths: RunPaths, folder: Path, dtype: str) -> PreTrainedModel:
 
 
 def default_dtype(paths: RunPaths) -> str:
-    """The recipe's `model.dtype`; on a CPU float32, unless a model's weights would take more than CPU_FLOAT32 so.
-
-    It follows from recipe and checkpoint alone, never from what memory is free: a resumed run has to find it again.
-    """
-    import torch
+    """What the run's weights are held in on this machine: see `machine_dtype`."""
+    from sft.models.load import machine_dtype
 
     section = paths.recipe.model
-    if torch.cuda.is_available() or section.dtype == "float32":
-        return section.dtype
-    if section.model_name_or_path is None:
-        return "float32"
-    return _cpu_dtype(section.model_name_or_path, section.model_revision, section.trust_remote_code, section.dtype)
-
-
-@cache
-def _cpu_dtype(name: str, revision: str | None, trust_remote_code: bool, dtype: str) -> str:
-    from sft.models.load import parameter_count
-
-    size = 4 * parameter_count(name, revision=revision, trust_remote_code=trust_remote_code)
-    if size <= CPU_FLOAT32:
-        return "float32"
-    say(f"{name} is held in {dtype} (model.dtype) on this CPU: float32 would take {size / 1e9:.1f} GB")
-    return dtype
+    options: dict[str, Any] = {"revision": section.model_revision, "trust_remote_code": section.trust_remote_code}
+    return machine_dtype(section.model_name_or_path, section.dtype, **options)
