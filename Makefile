@@ -4,9 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # A small model gains from a second thread on free cores; on busy ones its threads wait for each other, so tests use one.
 demo: export OMP_NUM_THREADS ?= 2
-test test-slow test-gpu: export OMP_NUM_THREADS ?= 1
+test test-slow test-versions test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow lint bench gpu test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test test-slow test-versions lint bench gpu test-gpu bench-gpu gpu-check clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,11 @@ test: lint
 # What takes minutes a test: a hundred killed preparations, ten thousand hostile answers.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+# Model, kernels and trainer on the oldest and the newest packages that pyproject.toml allows, each in an environment of
+# its own in .versions/: minutes to install, and gigabytes where torch comes with CUDA only.
+test-versions:
+	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
