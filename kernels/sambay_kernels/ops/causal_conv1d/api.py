@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ...runtime.autocast import recorded_in_own_types
 from ...runtime.checks import check_leading, check_optional, check_tensor
 from ...runtime.dispatch import backend_for
 from ...runtime.packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
@@ -60,5 +61,5 @@ def causal_conv1d(
     backend = backend_for(OP, x)
     if backend == "reference":
         check_cu_seqlens_values(cu_seqlens, x.shape[0])
-        return causal_conv1d_reference(inputs)
+        return recorded_in_own_types(lambda *args: causal_conv1d_reference(ConvInputs(*args)), *inputs)
     return causal_conv1d_fwd(*inputs, backend)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ...native.cpp_build import problem
+from ...runtime.autocast import in_own_types
 from ...runtime.dispatch import register
 from ...runtime.packing import check_cu_seqlens_values, document_count
 from ...triton.launch import DEVICES as TRITON_DEVICES
@@ -45,6 +46,7 @@ register(OP, "reference")
     mutates_args=(),
     schema=f"({INPUTS}, str backend) -> (Tensor y, Tensor final_state)",
 )
+@in_own_types
 def causal_conv1d_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     """y (T, d), final_state (S, d, K-1)."""
     inputs, backend = ConvInputs(*args[:6]), args[6]
@@ -63,6 +65,7 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
     mutates_args=(),
     schema=f"(Tensor? grad_y, Tensor? grad_final, {INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
 )
+@in_own_types
 def causal_conv1d_bwd(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of x, weight, bias, initial_state, each in its input's type; empty for None."""
     inputs = ConvInputs(*args[2:8])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...runtime.autocast import recorded_in_own_types
 from ...runtime.dispatch import backend_for
 from ...runtime.packing import check_cu_seqlens_form
 from .checks import check_heads, check_scalars
@@ -62,7 +63,9 @@ def differential_attention(
     check_scalars(q, lambda_full, subln_weight)
     backend, rest = backend_for(OP, q), (lambda_full, subln_weight, lambda_init, eps)
     if backend == "reference":
-        return differential_attention_reference(inputs, *rest)
+        return recorded_in_own_types(
+            lambda *args: differential_attention_reference(DiffInputs(*args[:7]), *args[7:]), *inputs, *rest
+        )
     if backend == "torch" and diff_takes_flash(q):
         # FlashAttention is a registered op with autograd of its own.
         maps = diff_maps_varlen(inputs, diff_lengths(inputs, max_length_q, max_length_k))

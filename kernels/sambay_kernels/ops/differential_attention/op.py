@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ...runtime.autocast import in_own_types
 from ...runtime.dispatch import register
 from ...runtime.packing import check_cu_seqlens_values
 from ...triton.launch import DEVICES as TRITON_DEVICES
@@ -37,6 +38,7 @@ register(COMBINE, "triton", TRITON_DEVICES, triton_problem)
 register(COMBINE, "torch")
 
 
+COMBINE_INPUTS = "Tensor maps, Tensor lambda_full, Tensor subln_weight, float lambda_init, float eps"
 TENSORS = "Tensor q, Tensor k, Tensor v"
 PLAN = "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt window, float scale, str backend"
 
@@ -56,6 +58,7 @@ def _check_values(inputs: DiffInputs) -> None:
 @torch.library.custom_op(
     "sambay_kernels::differential_maps_fwd", mutates_args=(), schema=f"({TENSORS}, {PLAN}) -> (Tensor maps, Tensor lse)"
 )
+@in_own_types
 def differential_maps_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     """Both softmax maps of every pair of heads: maps (Tq, Hq, 2d) and their log-sum-exp (Tq, Hq). window 0 = none."""
     inputs, backend = DiffInputs(*args[:7]), args[7]
@@ -78,6 +81,7 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
     mutates_args=(),
     schema=f"(Tensor grad, {TENSORS}, Tensor maps, Tensor lse, {PLAN}) -> (Tensor, Tensor, Tensor)",
 )
+@in_own_types
 def differential_maps_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, each in its input's type."""
     grad, q, k, v, maps, lse, *plan, backend = args
@@ -106,32 +110,34 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
 differential_maps_fwd.register_autograd(_backward, setup_context=_setup_context)
 
 
-@torch.library.custom_op("sambay_kernels::differential_combine_fwd", mutates_args=())
-def differential_combine_fwd(
-    maps: Tensor, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float
-) -> Tensor:
+@torch.library.custom_op(
+    "sambay_kernels::differential_combine_fwd", mutates_args=(), schema=f"({COMBINE_INPUTS}) -> Tensor"
+)
+@in_own_types
+def differential_combine_fwd(*args: Any) -> Tensor:
     """The maps of every pair subtracted, normalised and scaled: (T, Hq, 2d) -> (T, Hq*d)."""
-    return diff_combine_triton(maps, lambda_full, subln_weight, lambda_init, eps)
+    return diff_combine_triton(*args)
 
 
 @differential_combine_fwd.register_fake
-def _combine_fake(maps: Tensor, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float) -> Tensor:
+def _combine_fake(maps: Tensor, *rest: Any) -> Tensor:
     return maps.new_empty(maps.shape[0], maps.shape[1] * maps.shape[2] // 2)
 
 
-@torch.library.custom_op("sambay_kernels::differential_combine_bwd", mutates_args=())
-def differential_combine_bwd(
-    grad: Tensor, maps: Tensor, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "sambay_kernels::differential_combine_bwd",
+    mutates_args=(),
+    schema=f"(Tensor grad, {COMBINE_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
+@in_own_types
+def differential_combine_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of maps, lambda_full, subln_weight, each in its input's type."""
-    return diff_combine_triton_backward(grad, maps, lambda_full, subln_weight, lambda_init, eps)
+    return diff_combine_triton_backward(*args)
 
 
 @differential_combine_bwd.register_fake
-def _combine_backward_fake(
-    grad: Tensor, maps: Tensor, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (maps, lambda_full, subln_weight))  # type: ignore[return-value]
+def _combine_backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in args[1:4])
 
 
 def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...runtime.autocast import recorded_in_own_types
 from ...runtime.checks import check_leading, check_tensor, needs_grad
 from ...runtime.dispatch import backend_for
 from .inputs import LceInputs
@@ -57,7 +58,7 @@ def linear_cross_entropy(
     _check(inputs, reduction)
     backend = backend_for(OP, hidden)
     if backend == "reference":
-        return linear_cross_entropy_reference(inputs, reduction)
+        return recorded_in_own_types(lambda *args: linear_cross_entropy_reference(LceInputs(*args), reduction), *inputs)
     if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
         inputs = inputs._replace(hidden=hidden.bfloat16(), weight=weight.bfloat16())
     if backend == "torch" and lce_by_tokens(inputs.hidden, inputs.weight, reduction):

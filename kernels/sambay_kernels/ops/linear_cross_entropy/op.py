@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ...runtime.autocast import in_own_types
 from ...runtime.dispatch import register
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
@@ -32,6 +33,7 @@ register(OP, "reference")
     mutates_args=(),
     schema=f"({TENSORS}, {PLAN}, bool want_hidden, bool want_weight) -> (Tensor, Tensor, Tensor)",
 )
+@in_own_types
 def linear_cross_entropy_sum(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses, and its gradients to hidden and weight where wanted (else empty)."""
     return lce_sum(LceInputs(*args[:7]), *args[7:])
@@ -67,6 +69,7 @@ linear_cross_entropy_sum.register_autograd(_sum_backward, setup_context=_sum_set
     mutates_args=(),
     schema=f"({TENSORS}, {PLAN}, str backend) -> (Tensor losses, Tensor lse)",
 )
+@in_own_types
 def linear_cross_entropy_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     """Loss and log-sum-exp of every token, (T,) each, zero where there is no label."""
     return FORWARD[args[7]](LceInputs(*args[:7]))
@@ -85,6 +88,7 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
     schema=f"(Tensor grad, {TENSORS}, Tensor lse, {PLAN}, str backend, bool want_hidden, bool want_weight) "
     "-> (Tensor, Tensor)",
 )
+@in_own_types
 def linear_cross_entropy_bwd(*args: Any) -> tuple[Tensor, Tensor]:
     """Gradients of sum(grad * losses) to hidden and weight where wanted (else empty)."""
     grad, *tensors, lse = args[:5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...runtime.autocast import recorded_in_own_types
 from ...runtime.checks import check_leading, check_optional, check_tensor, needs_grad
 from ...runtime.dispatch import backend_for
 from ...runtime.packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
@@ -60,7 +61,7 @@ def selective_scan(
     backend = backend_for(OP, u)
     if backend == "reference":
         check_cu_seqlens_values(cu_seqlens, u.shape[0])
-        return selective_scan_reference(inputs)
+        return recorded_in_own_types(lambda *args: selective_scan_reference(ScanInputs(*args)), *inputs)
     y, final_state, _ = selective_scan_fwd(*inputs, needs_grad(*inputs.differentiable()), backend)
     return y, final_state
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ...native.cpp_build import problem
 from ...native.cuda_call import problem as cuda_problem
+from ...runtime.autocast import in_own_types
 from ...runtime.checks import compute_dtype
 from ...runtime.dispatch import register
 from ...runtime.packing import check_cu_seqlens_values, document_count
@@ -79,6 +80,7 @@ def _kept_shape(inputs: ScanInputs, save: bool, backend: str) -> tuple[int, int,
     mutates_args=(),
     schema=f"({INPUTS}, bool save, str backend) -> (Tensor y, Tensor final_state, Tensor kept)",
 )
+@in_own_types
 def selective_scan_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """y (T, d_inner), final_state (S, d_inner, N), and states kept for the backward if `save`."""
     inputs, save, backend = ScanInputs(*args[:11]), args[11], args[12]
@@ -102,6 +104,7 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     mutates_args=(),
     schema=f"(Tensor? grad_y, Tensor? grad_final, {INPUTS}, Tensor kept, str backend) -> ({', '.join(['Tensor'] * 9)})",
 )
+@in_own_types
 def selective_scan_bwd(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state, each in its input's type; empty for None."""
     (grad_y, grad_final), (kept, backend), inputs = args[:2], args[13:], ScanInputs(*args[2:13])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...runtime.autocast import recorded_in_own_types
 from ...runtime.checks import check_tensor
 from ...runtime.dispatch import backend_for
 from .op import OP, swiglu_fwd
@@ -30,4 +31,6 @@ def swiglu(gate: Tensor, value: Tensor) -> Tensor:
     check_tensor(OP, "gate", gate, tuple(gate.shape), gate.device)
     check_tensor(OP, "value", value, tuple(gate.shape), gate.device)
     backend = backend_for(OP, gate)
-    return swiglu_reference(gate, value) if backend == "reference" else swiglu_fwd(gate, value, backend)
+    if backend == "reference":
+        return recorded_in_own_types(swiglu_reference, gate, value)
+    return swiglu_fwd(gate, value, backend)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ...native.cpp_build import problem
 from ...native.cuda_call import problem as cuda_problem
+from ...runtime.autocast import in_own_types
 from ...runtime.dispatch import register
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
@@ -38,7 +39,10 @@ register(OP, "torch")
 register(OP, "reference")
 
 
-@torch.library.custom_op("sambay_kernels::swiglu_fwd", mutates_args=())
+@torch.library.custom_op(
+    "sambay_kernels::swiglu_fwd", mutates_args=(), schema="(Tensor gate, Tensor value, str backend) -> Tensor"
+)
+@in_own_types
 def swiglu_fwd(gate: Tensor, value: Tensor, backend: str) -> Tensor:
     """silu(gate) * value, contiguous."""
     return FORWARD[backend](gate, value).contiguous()
@@ -49,7 +53,12 @@ def _fwd_fake(gate: Tensor, value: Tensor, backend: str) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
-@torch.library.custom_op("sambay_kernels::swiglu_bwd", mutates_args=())
+@torch.library.custom_op(
+    "sambay_kernels::swiglu_bwd",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor gate, Tensor value, str backend) -> (Tensor, Tensor)",
+)
+@in_own_types
 def swiglu_bwd(grad: Tensor, gate: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Gradients of gate and value, each in its input's type."""
     grad_gate, grad_value = BACKWARD[backend](grad, gate, value)
