@@ -14,10 +14,28 @@ from sambay_kernels.ops.differential_attention.inputs import DiffInputs
 from sambay_kernels.ops.differential_attention.op import differential_maps_bwd, differential_maps_fwd, visible_pairs
 from sambay_kernels.ops.differential_attention.torch import differential_attention_torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 LAMBDA_INIT = 0.3555
+
+
+class LargestTensor(TorchDispatchMode):
+    """The largest storage, in bytes, that the operations inside make; views of what was there don't count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in given:
+                self.size = max(self.size, x.untyped_storage().nbytes())
+        return out
 
 
 def definition(*leaves: Tensor, **options: Any) -> Tensor:
@@ -265,23 +283,11 @@ def test_flash_call_gets_heads_windows_and_borders_right(
 
 def test_memory_is_linear() -> None:
     """No tensor inside forward or backward grows with the square of the document."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, tuple | list) else (out,):
-                if isinstance(x, Tensor):
-                    self.size = max(self.size, x.untyped_storage().nbytes())
-            return out
-
     for queries, keys, window in (([3000], [3000], 64), ([3000], [3000], None), ([2900], [3000], None)):
         leaves, options = make(queries, keys, heads=(2, 2), d=2, dtype=torch.float32)
         bounds = options["cu_seqlens_q"], options["cu_seqlens_k"]
         inputs = DiffInputs(*(x.detach() for x in leaves[:3]), *bounds, window or 0, 0.5)
-        with Largest() as largest:
+        with LargestTensor() as largest:
             maps, lse = torch_backend.diff_maps(inputs)
             torch_backend.diff_maps_backward(maps, inputs, maps, lse)
         assert 0 < largest.size <= 128 * 3000 * 8 < 3000 * 3000
@@ -353,6 +359,53 @@ def test_step_in_half_precision_keeps_its_scores_in_float32() -> None:
     assert got.dtype == torch.bfloat16
     for found in (got, packed):
         assert (found.double() - exact).norm() < 1e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("batch", "heads", "d", "keys"), [(1, (2, 2), 16, 700), (3, (40, 20), 64, 300)])
+def test_step_never_widens_the_cache(
+    batch: int, heads: tuple[int, int], d: int, keys: int, masked: bool, dtype: torch.dtype
+) -> None:
+    """Nothing it makes in float32 or copies is near the size of the cache, and it is as exact as its type."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(s, generator=g).to(dtype) for s in ((batch, heads[0], d), *[(batch, heads[1], keys, d)] * 2))
+    rest, mask = (torch.tensor(0.3), torch.randn(2 * d, generator=g)), torch.rand(batch, keys, generator=g) < 0.8
+    options = {"lambda_init": LAMBDA_INIT, "key_mask": mask if masked else None}
+    with LargestTensor() as largest:
+        got = differential_attention_step(q, k, v, *rest, **options)
+    assert 0 < largest.size <= k.numel() * k.element_size() // 8
+    exact = differential_attention_step(*(x.double() for x in (q, k, v, *rest)), **options)
+    assert got.dtype == dtype and (got.double() - exact).norm() <= 5e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_sequence_that_sees_nothing_disturbs_no_other(dtype: torch.dtype) -> None:
+    q, k, v = torch.randn(2, 4, 8).to(dtype), torch.randn(2, 2, 9, 8).to(dtype), torch.randn(2, 2, 9, 8).to(dtype)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1] = False
+    options = {"lambda_init": LAMBDA_INIT, "key_mask": mask}
+    got = differential_attention_step(q, k, v, torch.tensor(0.3), torch.ones(16), **options)
+    assert got.isfinite().all()
+    alone = differential_attention_step(q[:1], k[:1], v[:1], torch.tensor(0.3), torch.ones(16), lambda_init=LAMBDA_INIT)
+    torch.testing.assert_close(got[:1], alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cuda_step_equals_the_definition(masked: bool, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(s, generator=g).to(dtype) for s in ((3, 8, 64), (3, 4, 300, 64), (3, 4, 300, 64)))
+    rest, mask = (torch.tensor(0.3), torch.randn(128, generator=g)), torch.rand(3, 300, generator=g) < 0.8
+    exact = differential_attention_step(
+        *(x.double() for x in (q, k, v, *rest)), lambda_init=LAMBDA_INIT, key_mask=mask if masked else None
+    )
+    found = differential_attention_step(
+        *(x.cuda() for x in (q, k, v, *rest)), lambda_init=LAMBDA_INIT, key_mask=mask.cuda() if masked else None
+    )
+    assert_relative([found.cpu()], [exact], 2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 @pytest.mark.gpu

@@ -15,8 +15,8 @@ sees, so memory is linear in the tokens.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -208,7 +208,7 @@ class DiffMaps(torch.autograd.Function):
         return (*diff_maps_backward(grad, DiffInputs(*tensors, *ctx.plan), maps, lse), None, None, None, None)
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def diff_flash_attn() -> Callable[..., Tensor] | None:
     """flash-attn's packed attention where that package is installed, else None (torch brings the same kernel)."""
     try:
@@ -291,6 +291,32 @@ def differential_attention_torch(
     return diff_combine(maps, lambda_full, subln_weight, lambda_init, eps)
 
 
+def diff_maps_step(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> Tensor:
+    """Both maps of a step, (B, Hq, 2d). q: (B, pairs, group, 2, d); k, v: (B, pairs, 2, Tk, d); key_mask: (B, Tk)."""
+    # Queries of one key head side by side, so that no key is repeated in memory.
+    scores = torch.matmul((q * scale).transpose(2, 3), k.transpose(-1, -2))
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None, None, :], torch.finfo(scores.dtype).min)
+    maps = torch.matmul(scores.softmax(-1).flatten(2, 3).unsqueeze(2), v).unflatten(3, (2, -1))
+    # (B, pairs, value half, stripe, group, d) -> (B, pairs, group, stripe, value half, d)
+    return maps.permute(0, 1, 4, 3, 2, 5).flatten(4).flatten(1, 3)
+
+
+def diff_maps_step_half(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> Tensor:
+    """The same for half precision, by fused attention: it sums in float32 and reads the cache as it is stored.
+
+    A matrix product would round the scores, or need the whole cache in float32. It wants keys and values of one width,
+    so each stripe meets each half of the values.
+    """
+    mask = None
+    if key_mask is not None:
+        # Not -inf: a sequence that sees nothing (an idle slot) has a mean then, and no NaN.
+        mask = q.new_zeros(key_mask.shape).masked_fill_(~key_mask, torch.finfo(q.dtype).min)[:, None, None]
+    attend = functools.partial(F.scaled_dot_product_attention, attn_mask=mask, scale=scale)
+    halves = [[attend(q[..., a, :], k[:, :, a], v[:, :, half]) for half in (0, 1)] for a in (0, 1)]
+    return torch.stack([torch.cat(pair, -1) for pair in halves], 3).flatten(1, 3)
+
+
 def differential_attention_step_torch(
     q: Tensor,
     k: Tensor,
@@ -304,20 +330,9 @@ def differential_attention_step_torch(
     eps: float = 1e-5,
 ) -> Tensor:
     """One new token of each sequence, as in `sambay_kernels.differential_attention_step`."""
-    batch, heads_q, d = q.shape
-    pairs, keys = k.shape[1] // 2, k.shape[2]
-    scale = d**-0.5 if scale is None else scale
-    # Half precision is widened here: its products would round the scores, which the fused kernels don't.
-    wide, dtype = torch.promote_types(q.dtype, torch.float32), q.dtype
-    q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    form = diff_maps_step_half if q.dtype in (torch.bfloat16, torch.float16) else diff_maps_step
     with torch.autocast(q.device.type, enabled=False):
-        # Queries of one key head side by side, so that no key is repeated in memory.
-        q = (q * scale).view(batch, pairs, -1, 2, d).transpose(2, 3)
-        scores = torch.matmul(q, k.reshape(batch, pairs, 2, keys, d).transpose(-1, -2))
-        if key_mask is not None:
-            scores = scores.masked_fill(~key_mask[:, None, None, None, :], torch.finfo(wide).min)
-        weights = scores.softmax(-1).view(batch, pairs, 1, -1, keys)
-        maps = torch.matmul(weights, v.reshape(batch, pairs, 2, keys, d)).to(dtype)
-    # (B, pairs, value half, stripe, group, d) -> (B, pairs, group, stripe, value half, d)
-    maps = maps.view(batch, pairs, 2, 2, -1, d).permute(0, 1, 4, 3, 2, 5).reshape(batch, heads_q, 2 * d)
-    return diff_combine(maps, lambda_full, subln_weight, lambda_init, eps)
+        k, v = k.unflatten(1, (-1, 2)), v.unflatten(1, (-1, 2))
+        maps = form(q.unflatten(1, (k.shape[1], -1, 2)), k, v, key_mask, scale)
+        return diff_combine(maps, lambda_full, subln_weight, lambda_init, eps)
