@@ -124,7 +124,7 @@ def watching(watch: Watch, root: int) -> Iterator[None]:
         yield
     finally:
         watch.stopped.set()
-        thread.join()
+        thread.join(timeout=30)
         watch.stopped.clear()
 
 
@@ -167,7 +167,7 @@ def run(command: list[str], watch: Watch, environment: dict[str, str], cores: in
                 for pattern, phase in PHASES:
                     if re.search(pattern, line):
                         watch.phase = phase
-            code = process.wait()
+            code = process.wait(timeout=60)
     finally:
         for left in reversed(tree(process.pid)) if process.poll() is None else ():
             with suppress(ProcessLookupError):
