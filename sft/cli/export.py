@@ -82,11 +82,11 @@ def _contents(layout: RunPaths, stage: str, dtype: str) -> dict[str, Any]:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether `folder` is an export and every file has its size; the push itself compares contents."""
-    from sft.hub.folder import EDITABLE, is_export, read_manifest
+    """Whether `folder` is an export whose files are all what was exported."""
+    from sft.hub.folder import list_files
 
-    if not is_export(folder):
+    try:
+        list_files(folder)
+    except UserError:
         return False
-    files = read_manifest(folder)["files"]
-    paths = {name: folder / name for name in files if name not in EDITABLE}
-    return all(path.is_file() and path.stat().st_size == files[name]["size"] for name, path in paths.items())
+    return True

@@ -263,6 +263,27 @@ def test_code_that_needs_another_package_is_not_exported(tmp_path: Path) -> None
     export_module._refuse_foreign_imports("x.py", "try:\n    import einops\nexcept ImportError:\n    pass\n")
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "sambay-sft export"}', '{"kind": "x", "files": {"a": 1}}'])
+def test_a_folder_with_a_damaged_manifest_is_no_export(sambay_export: Path, tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(sambay_export, folder)
+    (folder / MANIFEST).write_text(text)
+    with pytest.raises(UserError, match="is not a folder that `sft export` wrote"):
+        list_files(folder)
+
+
+def test_a_flipped_byte_is_noticed(sambay_export: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(sambay_export, folder)
+    assert list_files(folder)
+    path = next(folder.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{path.name} is not what was exported"):
+        list_files(folder)
+
+
 def test_bad_arguments(sambay: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="float32 or bfloat16, not in int8"):
         export(sambay, tmp_path / "out", dtype="int8")
