@@ -2,11 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH := kernels/benchmarks
+MODEL_BENCHMARKS := bench_train_step bench_loss_memory
+DATA_BENCHMARKS := data_prepare data_verify data_memory
+# Processes that run the tests.
+WORKERS ?= 2
 # A small model gains from a second thread on free cores; on busy ones its threads wait for each other, so tests use one.
 demo: export OMP_NUM_THREADS ?= 2
-test test-slow test-gpu: export OMP_NUM_THREADS ?= 1
+test test-slow test-versions test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow lint bench gpu test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test test-slow test-versions check-full-size lint bench gpu test-gpu bench-gpu gpu-check clean
 
 setup: $(STAMP)
 
@@ -19,12 +24,22 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/sft run --config configs/tiny/recipe.yaml
 
+# A file's tests stay together, since many of them share what the first one makes.
 test: lint
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # What takes minutes a test: a hundred killed preparations, ten thousand hostile answers.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+# The whole chain at the published size within 12 GiB and 15 minutes; leave both cores and 35 GB of disk to it.
+check-full-size: $(STAMP)
+	$(BIN)/python tests/full_size.py $(ARGS)
+
+# Model, kernels and trainer on the oldest and the newest packages that pyproject.toml allows, each in an environment of
+# its own in .versions/: minutes to install, and gigabytes where torch comes with CUDA only.
+test-versions:
+	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -32,8 +47,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m sambay_kernels.bench --device cpu --out kernels/benchmarks/results
-	@for file in kernels/benchmarks/bench_*.py benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python $(BENCH)/bench_ops.py --device cpu --out $(BENCH)/results
+	@for name in $(MODEL_BENCHMARKS) $(DATA_BENCHMARKS); do echo "== $$name"; $(BIN)/python $(BENCH)/$$name.py || exit 1; done
 
 # A GPU target without a GPU fails: a run that skipped everything would look like one that passed.
 gpu: $(STAMP)
@@ -44,7 +59,7 @@ gpu: $(STAMP)
 # Whether a GPU is in order, in minutes: every op against float64, its speed, a short real training.
 gpu-check: gpu
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
-	$(BIN)/python -m sambay_kernels.bench --device cuda --out kernels/benchmarks/results
+	$(BIN)/python $(BENCH)/bench_ops.py --device cuda --out $(BENCH)/results
 	$(BIN)/sft run --config configs/tiny/recipe.yaml --output_dir runs/gpu-check --stage midtrain \
 		--stages.midtrain.data.sources.0.generate.rows 3000 --stages.midtrain.data.sources.1.generate.rows 300 \
 		--defaults.evaluate.suites.0.source.generate.rows 60
@@ -53,9 +68,9 @@ test-gpu: gpu
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 bench-gpu: gpu
-	$(BIN)/python -m sambay_kernels.bench --device cuda --out kernels/benchmarks/results
-	$(BIN)/python kernels/benchmarks/published_step.py --device cuda --out kernels/benchmarks/results/published-step.json
-	@for file in kernels/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" --device cuda || exit 1; done
+	$(BIN)/python $(BENCH)/bench_ops.py --device cuda --out $(BENCH)/results
+	$(BIN)/python $(BENCH)/published_step.py --device cuda --out $(BENCH)/results/published-step.json
+	@for name in $(MODEL_BENCHMARKS); do echo "== $$name"; $(BIN)/python $(BENCH)/$$name.py --device cuda || exit 1; done
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 # Before torch is imported anywhere: with more threads than free cores, tests take up to a hundred times longer.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,8 +14,31 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
+from children import give_children_their_signals
+
+give_children_their_signals()
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+LIMITS = {"slow": 4 * 3600, "gpu": 3600}
+"""Seconds a test may take, with its fixtures, by its mark; others have 900. A net below the limits of every wait."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that hangs, so that the suite ends."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"{item.nodeid} has taken too long")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(max([LIMITS[mark] for mark in LIMITS if item.get_closest_marker(mark)], default=900))
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,8 @@ def peak_above_inputs(case: str, hidden_size: int, device: str) -> dict[str, flo
 def fresh(case: str, hidden_size: int, options: Any) -> dict[str, float]:
     """`peak_above_inputs` in a process of its own."""
     command = [sys.executable, __file__, "--case", case, "--hidden", str(hidden_size), "--device", options.device]
-    done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=False)
+    command = [*command, "--threads", str(options.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
     if done.returncode:
         raise SystemExit(f"{case}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])

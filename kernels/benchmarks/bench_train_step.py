@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from machine import parser, prepare, report
 from sambay_kernels import why
-from sambay_kernels.selective_scan.reference import selective_scan_reference
+from sambay_kernels.ops.selective_scan.inputs import ScanInputs
+from sambay_kernels.ops.selective_scan.reference import selective_scan_reference
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -82,7 +83,7 @@ def batch(tokens: int, device: str) -> dict[str, Any]:
 def naive_scan() -> Iterator[None]:
     """The model with its scan replaced by a loop over tokens, which is what plain PyTorch code does."""
     fast = modeling_phi4flash.selective_scan
-    modeling_phi4flash.selective_scan = selective_scan_reference
+    modeling_phi4flash.selective_scan = lambda *args, **kw: selective_scan_reference(ScanInputs(*args, **kw))
     try:
         yield
     finally:

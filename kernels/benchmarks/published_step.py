@@ -15,7 +15,7 @@ from sambay_kernels import why
 
 from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
 
-OPS = ("selective_scan", "causal_conv1d", "gmu_gate", "differential_attention", "linear_cross_entropy")
+OPS = ("selective_scan", "causal_conv1d", "swiglu", "differential_attention", "linear_cross_entropy")
 
 
 def published(device: str) -> Phi4FlashForCausalLM:

@@ -1,17 +1,21 @@
 """Ops of SambaY models: token-major, packed by `cu_seqlens`, differentiable, safe under torch.compile.
 
-Each op is a folder with its public function, a float64-capable reference and its backends; `dispatch` chooses one.
+Each op is a folder in `ops` with its public function, a float64-capable reference and its backends;
+`runtime.dispatch` chooses one.
 The package depends on torch alone (and on Triton or a compiler where it finds them).
 """
 
 from __future__ import annotations
 
-from .causal_conv1d import causal_conv1d, causal_conv1d_step
-from .differential_attention import differential_attention, differential_attention_step
-from .dispatch import BackendError, backend_for, why
-from .gmu_gate import gmu_gate
-from .linear_cross_entropy import linear_cross_entropy
-from .selective_scan import selective_scan, selective_scan_step
+from .ops.causal_conv1d.api import causal_conv1d
+from .ops.causal_conv1d.step import causal_conv1d_step
+from .ops.differential_attention.api import differential_attention
+from .ops.differential_attention.step import differential_attention_step
+from .ops.linear_cross_entropy.api import linear_cross_entropy
+from .ops.selective_scan.api import selective_scan
+from .ops.selective_scan.step import selective_scan_step
+from .ops.swiglu.api import swiglu
+from .runtime.dispatch import BackendError, backend_for, why
 
 __all__ = [
     "BackendError",
@@ -20,9 +24,9 @@ __all__ = [
     "causal_conv1d_step",
     "differential_attention",
     "differential_attention_step",
-    "gmu_gate",
     "linear_cross_entropy",
     "selective_scan",
     "selective_scan_step",
+    "swiglu",
     "why",
 ]

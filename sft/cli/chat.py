@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from sft.cli.common import load_any_model, positive, quiet_libraries
+from sft.cli.common import positive
 from sft.recipe import RunPaths, load_recipe
+from sft.train.interrupt import stop_signals
 from sft.utils.errors import UsageError
+from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
 
@@ -50,14 +52,16 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any]:
+    from sft.models.load import load_any_model, on_device
+
     if arguments.model is not None:
         return load_any_model(arguments.model, arguments.trust_remote_code)
-    from sft.cli.common import last_trained, on_device
+    from sft.run.publish import last_trained
     from sft.train.handover import load_stage_model
 
-    recipe = load_recipe(arguments.config, overrides)
-    stage = recipe.stage(arguments.stage).name if arguments.stage else last_trained(recipe)
-    model, tokenizer = load_stage_model(RunPaths(recipe), stage)
+    paths = RunPaths(load_recipe(arguments.config, overrides))
+    stage = paths.recipe.stage(arguments.stage).name if arguments.stage else last_trained(paths)
+    model, tokenizer = load_stage_model(paths, stage)
     return on_device(model), tokenizer
 
 
@@ -75,7 +79,11 @@ def _converse(talk: Conversation) -> None:
         elif text:
             try:
                 talk.answer(text)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
+                if getattr(error, "exit_code", 130) != 130:
+                    raise
+                with stop_signals() as signals:
+                    signals.forget()
                 talk.forget_last()
                 print("\n[stopped]", file=sys.stderr)
 
@@ -150,7 +158,7 @@ class Conversation:
             yield from streamer
         finally:
             stop.asked = True
-            thread.join()
+            thread.join(timeout=60)  # it ends with the next token
         if failed:
             raise failed[0]
 

@@ -1,17 +1,13 @@
-"""What the verbs share: the recipe's options, the stages meant, quiet libraries, tables and progress."""
+"""What the verbs share: the recipe's options, the stages meant, tables and progress."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from sft.recipe import Recipe, RunPaths, Stage, environment, load_recipe, resolved_yaml
-from sft.utils.errors import UserError
-from sft.utils.files import read_json, write_json, write_text
+from sft.recipe import Recipe, RunPaths, Stage, load_recipe, resolved_yaml
+from sft.utils.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,106 +50,16 @@ def recipe_of(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
 
 
 def dry_run(recipe: Recipe) -> int:
-    """Write the resolved recipe and say where. The one that a run was trained with is never overwritten."""
-    layout, text = RunPaths(recipe), resolved_yaml(recipe)
-    path = layout.resolved
-    if _trained(layout) and not (path.is_file() and path.read_text(encoding="utf-8") == text):
-        path = path.with_name("resolved.dry_run.yaml")
-    write_text(path, text)
+    """Write the resolved recipe beside the run's own, which tells of what ran, and say where."""
+    path = RunPaths(recipe).dry_run
+    write_text(path, resolved_yaml(recipe))
     print(path)
     return 0
-
-
-def start_run(recipe: Recipe) -> RunPaths:
-    """Leave the resolved recipe and what it runs with in the run's folder, from one process.
-
-    Where stages are trained already this waits for `finish_run`: what is there may be refused as another recipe's.
-    """
-    layout = RunPaths(recipe)
-    if os.environ.get("RANK", "0") == "0" and not _trained(layout):
-        _write_run(layout)
-    return layout
-
-
-def finish_run(layout: RunPaths) -> None:
-    """Bring the run's recipe and manifest up to date with what has been done."""
-    _write_run(layout)
-
-
-def _trained(layout: RunPaths) -> bool:
-    return any(layout.stage_manifest(stage.name).is_file() for stage in layout.recipe.stages)
-
-
-def _write_run(layout: RunPaths) -> None:
-    """`resolved.yaml` and `manifest.json`: versions and commit, seed, and each stage's data, counts and results."""
-    recipe = layout.recipe
-    stages, evaluations = {}, {}
-    for stage in recipe.stages:
-        if layout.stage_manifest(stage.name).is_file():
-            found = read_json(layout.stage_manifest(stage.name))
-            stages[stage.name] = {key: found.get(key) for key in ("key", "steps", "epochs", "final_loss", "counters")}
-            data = found.get("data") or {}
-            kept = ("key", "inputs", "rows", "documents", "packs", "tokens", "supervised_tokens", "funnel")
-            stages[stage.name]["data"] = {key: data[key] for key in kept if key in data}
-    for point in ("start", *(stage.name for stage in recipe.stages)):
-        marker = layout.eval_dir(point) / "manifest.json"
-        if marker.is_file():
-            suites = read_json(marker)["metrics"]
-            numbers = ("pass_at_1", "interval", "problems", "samples")
-            evaluations[point] = {name: {key: suite.get(key) for key in numbers} for name, suite in suites.items()}
-    manifest = {"recipe": recipe.name, "seed": recipe.seed, "environment": environment()}
-    write_text(layout.resolved, resolved_yaml(recipe))
-    write_json(layout.manifest, {**manifest, "stages": stages, "evaluations": evaluations})
 
 
 def stages_of(recipe: Recipe, arguments: argparse.Namespace) -> list[Stage]:
     """The stage that --stage names, or all."""
     return [recipe.stage(arguments.stage)] if arguments.stage else recipe.stages
-
-
-def last_trained(recipe: Recipe) -> str:
-    """The last stage that has been trained. Raises UserError when there is none."""
-    layout = RunPaths(recipe)
-    for stage in reversed(recipe.stages):
-        if layout.stage_manifest(stage.name).is_file():
-            return stage.name
-    raise UserError(f"no stage of {recipe.name} is trained in {layout.root}; run `sft run` with this recipe first")
-
-
-# ---- models and data ----
-
-
-def starting_tokenizer(recipe: Recipe) -> Any:
-    """The tokenizer that the run starts with; the stages hand it on unchanged."""
-    from sft.tokenizers.load import load_tokenizer
-
-    section = recipe.model
-    if section.tokenizer:
-        return load_tokenizer(section.tokenizer)
-    return load_tokenizer(str(section.model_name_or_path), revision=section.model_revision)
-
-
-def load_any_model(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The model and tokenizer of a folder (full weights or an adapter) or Hub id, ready to generate."""
-    from pathlib import Path
-
-    from sft.models.load import load_checkpoint
-    from sft.tokenizers.load import load_tokenizer
-
-    if (Path(name) / "adapter_config.json").is_file():
-        raise UserError(f"{name} holds an adapter; use --config RECIPE --stage NAME, or export it merged first")
-    import torch
-
-    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    model = load_checkpoint(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    return on_device(model), load_tokenizer(name)
-
-
-def on_device(model: Any) -> Any:
-    """`model` in eval mode on the GPU where there is one."""
-    import torch
-
-    return (model.to("cuda") if torch.cuda.is_available() else model).eval()
 
 
 def prepare_with_progress(recipe: Recipe, stage: Stage, tokenizer: Any, engine: str = "local") -> PreparedStage:
@@ -182,11 +88,6 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-
-def progress_line(text: str) -> None:
-    """One step of long work, on standard error: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def show_results(recipe: Recipe, result: dict[str, Any]) -> None:
@@ -227,27 +128,3 @@ def show_evaluations(results: dict[str, dict[str, Any]]) -> None:
 def _numbers(metrics: dict[str, Any]) -> tuple[str, str, str]:
     low, high = metrics["interval"]
     return f"{metrics['pass_at_1']:.1%}", f"{low:.1%} to {high:.1%}", str(metrics["problems"])
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' start-up chatter off the terminal. Call before the first heavy import."""
-    for name, value in (
-        ("TRANSFORMERS_VERBOSITY", "error"),
-        ("TOKENIZERS_PARALLELISM", "false"),
-        ("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        ("DS_LOG_LEVEL", "error"),
-    ):
-        os.environ.setdefault(name, value)
-    if not sys.stderr.isatty():
-        # Bars are for eyes; in a log each of their steps would be a line.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("DeepSpeed", "torch.distributed.elastic", "torch.utils.cpp_extension", "absl", "httpx", "filelock"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.formatwarning = _plain_warning
-
-
-def _plain_warning(message: Warning | str, *place: object, **line: object) -> str:
-    """A warning as one line for users, without the place in the code that gave it."""
-    return f"sft: {message}\n"

@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Print the findings. Exit status 1 when something is missing that the tool can't do without."""
-    from sft.cli.common import console, quiet_libraries
+    from sft.cli.common import console
+    from sft.utils.quiet import quiet_libraries
 
     quiet_libraries()
     findings = list(examine())
@@ -105,7 +106,7 @@ def _packages() -> Iterator[Finding]:
 def _compiler() -> Iterator[Finding]:
     if package_version("torch") is None:
         return
-    from sambay_kernels.cpp_build import REMEDY, compiler
+    from sambay_kernels.native.cpp_build import REMEDY, compiler
 
     path = compiler()
     if path is None:
@@ -118,7 +119,7 @@ def _compiler() -> Iterator[Finding]:
 def _cuda_compiler() -> Iterator[Finding]:
     """nvcc, where there is a GPU that it could compile for."""
     import torch
-    from sambay_kernels.cuda_build import REMEDY, compiler
+    from sambay_kernels.native.cuda_build import REMEDY, compiler
 
     if not torch.cuda.is_available():
         return
@@ -153,7 +154,7 @@ def _kernels() -> Iterator[Finding]:
     import warnings
 
     import sambay_kernels  # noqa: F401  (registers the ops)
-    from sambay_kernels.dispatch import BackendError, ops, why
+    from sambay_kernels.runtime.dispatch import BackendError, ops, why
 
     for op in ops():
         try:

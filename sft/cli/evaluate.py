@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from sft.cli.common import (
-    add_recipe_arguments,
-    dry_run,
-    quiet_libraries,
-    recipe_of,
-    show_evaluations,
-)
-from sft.recipe import Recipe, RunPaths
+from sft.cli.common import add_recipe_arguments, dry_run, recipe_of, show_evaluations
+from sft.recipe import RunPaths
 from sft.utils.errors import UserError
+from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
 
@@ -32,42 +26,14 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
-    if arguments.model:
-        results = _other_model(recipe, arguments.model, arguments.stage)
-    else:
-        from sft.run.chain import evaluate_point
+    from sft.run.evaluation import evaluate_other, evaluate_points
 
-        layout = RunPaths(recipe)
-        results = {point or "start": evaluate_point(layout, point) for point in _points(recipe, arguments)}
+    paths = RunPaths(recipe)
+    if arguments.model:
+        results = evaluate_other(paths, arguments.model, arguments.stage)
+    else:
+        results = evaluate_points(paths, start=arguments.start, stage=arguments.stage)
     if not any(results.values()):
         raise UserError("nothing was evaluated: the recipe has no suites; add `evaluate: {suites: [...]}` to a stage")
     show_evaluations(results)
     return 0
-
-
-def _points(recipe: Recipe, arguments: argparse.Namespace) -> list[str | None]:
-    """The stages meant; None is the start."""
-    if arguments.start:
-        return [None]
-    if arguments.stage:
-        return [arguments.stage]
-    layout = RunPaths(recipe)
-    trained: list[str | None] = [stage.name for stage in recipe.stages if layout.stage_manifest(stage.name).is_file()]
-    if not trained:
-        raise UserError(
-            f"no stage is trained in {layout.root}; `sft run` trains, `--start` evaluates the starting model"
-        )
-    return trained
-
-
-def _other_model(recipe: Recipe, name: str, stage: str | None) -> dict[str, dict[str, object]]:
-    """Suites of `stage` (default: the last one) on a model that isn't the run's."""
-    from sft.cli.common import load_any_model
-    from sft.evaluate import evaluate
-
-    owner = recipe.stage(stage) if stage else recipe.stages[-1]
-    model, tokenizer = load_any_model(name, recipe.model.trust_remote_code)
-    point = f"model-{Path(name).resolve().name if Path(name).exists() else name.replace('/', '--')}"
-    folder = RunPaths(recipe).eval_dir(point)
-    results = evaluate(model, tokenizer, owner.evaluate, prompt_defaults=owner.data, out_dir=folder, point=point)
-    return {point: dict(results)}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from sft.cli.common import add_recipe_arguments, dry_run, last_trained, progress_line, quiet_libraries, recipe_of
-from sft.recipe import Recipe, RunPaths
-from sft.utils.errors import UserError
-from sft.utils.files import read_json, sha256_json, write_json
+from sft.cli.common import add_recipe_arguments, dry_run, recipe_of
+from sft.recipe import RunPaths
+from sft.utils.quiet import quiet_libraries
+from sft.utils.say import say
 
 TAKES_OVERRIDES = True
 
@@ -29,64 +28,9 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
+    from sft.run.publish import export_stage
+
     out = Path(arguments.out) if arguments.out else None
-    print(export_last(recipe, stage=arguments.stage, out=out, dtype=arguments.dtype))
+    paths = RunPaths(recipe)
+    print(export_stage(paths, stage=arguments.stage, out=out, dtype=arguments.dtype, progress=say))
     return 0
-
-
-def export_last(
-    recipe: Recipe, *, stage: str | None = None, out: Path | None = None, dtype: str | None = None, reuse: bool = False
-) -> Path:
-    """Write the export folder of `stage`, or of the last stage trained. Raises UserError.
-
-    With `reuse`, an export in the run's own folder that is whole and still of this model, recipe and results stays as
-    it is, with whatever its model card has been edited to.
-    """
-    from sft.hub.export import export
-
-    layout = RunPaths(recipe)
-    name = stage or last_trained(recipe)
-    if not layout.stage_manifest(name).is_file():
-        raise UserError(f"stage {name} isn't trained in {layout.root}; run `sft run` or `sft train` first")
-    folder = out or layout.export
-    wanted = _contents(layout, name, dtype or recipe.model.dtype)
-    note = layout.root / "export.json"
-    if reuse and out is None and _whole(folder) and note.is_file() and read_json(note) == wanted:
-        return folder
-    if out is None:
-        note.unlink(missing_ok=True)
-    export(
-        layout.final_dir(name),
-        folder,
-        merge_lora=recipe.push.merge_lora,
-        dtype=wanted["dtype"],
-        run_dir=layout.root,
-        progress=progress_line,
-    )
-    if out is None:
-        write_json(note, wanted)
-    return folder
-
-
-def _contents(layout: RunPaths, stage: str, dtype: str) -> dict[str, Any]:
-    """What an export's content follows from."""
-    from sft.hub.provenance import run_record
-
-    return {
-        "stage": stage,
-        "key": read_json(layout.stage_manifest(stage))["key"],
-        "dtype": dtype,
-        "merge_lora": layout.recipe.push.merge_lora,
-        "run": sha256_json(run_record(layout.root)),
-    }
-
-
-def _whole(folder: Path) -> bool:
-    """Whether `folder` is an export and every file has its size; the push itself compares contents."""
-    from sft.hub.folder import EDITABLE, is_export, read_manifest
-
-    if not is_export(folder):
-        return False
-    files = read_manifest(folder)["files"]
-    paths = {name: folder / name for name in files if name not in EDITABLE}
-    return all(path.is_file() and path.stat().st_size == files[name]["size"] for name, path in paths.items())

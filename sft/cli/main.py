@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import Protocol, cast
 
-from sft.utils.errors import UsageError, UserError
+from sft.train.interrupt import stop_signals
+from sft.utils.distributed import rank
+from sft.utils.errors import UsageError, UserError, disk_full
 
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {
@@ -45,10 +44,6 @@ class Verb(Protocol):
         """Do it; the exit status."""
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like all others and point at --help."""
 
@@ -57,19 +52,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's); returns 0 for done, 1 for failed, 2 for wrong usage."""
+    """Run the command line `argv` (default: the process's).
+
+    Returns 0 for done, 1 for failed, 2 for wrong usage; after a signal 128 and its number: 130 for Ctrl-C, 143 for
+    SIGTERM, 138 for SIGUSR1.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return _run(words)
-    except BaseException as error:
-        status = _status(error)
-        if debug and not isinstance(error, SystemExit):
-            traceback.print_exc()
-        return status
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with stop_signals():
+        try:
+            return _run(words)
+        except BaseException as error:
+            status = _status(error)
+            if "--debug" in words and not isinstance(error, SystemExit):
+                traceback.print_exc()
+            return status
 
 
 def _run(words: list[str]) -> int:
@@ -118,10 +114,6 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def _status(error: BaseException) -> int:
     """Say what happened in one sentence, and give the exit status that goes with it."""
     if isinstance(error, SystemExit):
@@ -131,14 +123,14 @@ def _status(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, UserError):
-        _say(str(error))
+        if getattr(error, "from_rank", rank()) == rank():  # told once, by the process that it happened to
+            _say(str(error))
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt | Terminated):
+    if isinstance(error, KeyboardInterrupt):
         _say(INTERRUPTED)
-        return 130 if isinstance(error, KeyboardInterrupt) else 143
-    full = _disk_full(error)
-    if full is not None:
-        place = f" while writing {full.filename}" if full.filename else ""
+        return int(getattr(error, "exit_code", 130))
+    if disk_full(error):
+        place = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         _say(f"the disk is full{place}; make room and give the same command again")
         return 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -146,19 +138,6 @@ def _status(error: BaseException) -> int:
         return 1
     _say(f"{type(error).__name__}: {_first_line(error)} (run again with --debug for the traceback)")
     return 1
-
-
-def _disk_full(error: BaseException) -> OSError | None:
-    """The disk-full error that `error` is or came from."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return seen
-        # safetensors and the Hub's client put it in their own words.
-        if "No space left on device" in str(seen):
-            return OSError(errno.ENOSPC, "disk full")
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 def _first_line(error: BaseException) -> str:

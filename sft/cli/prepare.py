@@ -11,12 +11,11 @@ from sft.cli.common import (
     console,
     dry_run,
     prepare_with_progress,
-    quiet_libraries,
     recipe_of,
     stages_of,
-    starting_tokenizer,
 )
 from sft.utils.files import atomic_open
+from sft.utils.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
@@ -46,8 +45,9 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return dry_run(recipe)
     quiet_libraries()
     from sft.data.preview import show_numbers
+    from sft.tokenizers.load import start_tokenizer
 
-    tokenizer = starting_tokenizer(recipe)
+    tokenizer = start_tokenizer(recipe.model)
     told = False
     for stage in stages_of(recipe, arguments):
         prepared = prepare_with_progress(recipe, stage, tokenizer, arguments.engine)

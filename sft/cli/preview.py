@@ -12,12 +12,11 @@ from sft.cli.common import (
     dry_run,
     positive,
     prepare_with_progress,
-    quiet_libraries,
     recipe_of,
     stages_of,
-    starting_tokenizer,
 )
 from sft.utils.errors import UsageError, UserError
+from sft.utils.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
@@ -51,7 +50,9 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
-    tokenizer = starting_tokenizer(recipe)
+    from sft.tokenizers.load import start_tokenizer
+
+    tokenizer = start_tokenizer(recipe.model)
     stages, shown = stages_of(recipe, arguments), False
     for stage in stages:
         prepared = prepare_with_progress(recipe, stage, tokenizer)

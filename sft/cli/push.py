@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sft.cli.common import add_recipe_arguments, dry_run, progress_line, quiet_libraries, recipe_of
-from sft.recipe import Recipe, RunPaths
+from sft.cli.common import add_recipe_arguments, dry_run, recipe_of
+from sft.recipe import RunPaths
 from sft.utils.errors import UsageError
+from sft.utils.quiet import quiet_libraries
+from sft.utils.say import say
+
+if TYPE_CHECKING:
+    from sft.hub.push import PushResult
 
 TAKES_OVERRIDES = True
 
@@ -31,36 +37,24 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if not (arguments.repo_id or recipe.push.repo_id):
         raise UsageError("say where to: --repo_id my-name/my-model, or set push.repo_id in the recipe")
     quiet_libraries()
-    folder = Path(arguments.folder) if arguments.folder else None
-    if folder is None:
-        from sft.cli.export import export_last
+    from sft.run.publish import export_stage, push_export
 
-        folder = export_last(recipe, reuse=True)
-    push_exported(
-        recipe, folder=folder, repo_id=arguments.repo_id, public=arguments.public, revision=arguments.revision
+    paths = RunPaths(recipe)
+    folder = Path(arguments.folder) if arguments.folder else None
+    result = push_export(
+        paths,
+        folder=folder or export_stage(paths, reuse=True, progress=say),
+        repo_id=arguments.repo_id,
+        public=arguments.public,
+        revision=arguments.revision,
+        progress=say,
     )
+    show_push(result)
     return 0
 
 
-def push_exported(
-    recipe: Recipe,
-    *,
-    folder: Path | None = None,
-    repo_id: str | None = None,
-    public: bool = False,
-    revision: str | None = None,
-) -> None:
-    """Push `folder` (default: the run's export) and say where it is. Raises UserError."""
-    from sft.hub.push import push
-
-    result = push(
-        folder or RunPaths(recipe).export,
-        repo_id or str(recipe.push.repo_id),
-        private=recipe.push.private and not public,
-        revision=revision,
-        commit_message=recipe.push.commit_message,
-        progress=progress_line,
-    )
+def show_push(result: PushResult) -> None:
+    """Where it is, who sees it, what was sent."""
     seen = "public" if result.public else "private"
     sent = f"{len(result.uploaded)} files sent, {len(result.unchanged)} were there"
     print(f"pushed: {result.url} ({seen}; {sent}; reloaded and equal)")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from sft.cli.common import add_recipe_arguments, dry_run, quiet_libraries, recipe_of
+from sft.cli.common import add_recipe_arguments, dry_run, recipe_of
 from sft.recipe import RunPaths
+from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
 

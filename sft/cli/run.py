@@ -8,12 +8,12 @@ from sft.cli.common import (
     add_recipe_arguments,
     add_restart_argument,
     dry_run,
-    finish_run,
-    quiet_libraries,
     recipe_of,
     show_results,
-    start_run,
 )
+from sft.recipe import RunPaths
+from sft.utils.quiet import quiet_libraries
+from sft.utils.say import say
 
 TAKES_OVERRIDES = True
 
@@ -30,24 +30,22 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
-    from accelerate import PartialState
-
     from sft.run.chain import run
+    from sft.utils.distributed import is_main
 
-    layout = start_run(recipe)
     result = run(recipe, only_stage=arguments.stage, restart=arguments.restart)
-    if not PartialState().is_main_process:
+    if not is_main():
         return 0
-    finish_run(layout)
     show_results(recipe, result)
-    if all(layout.stage_manifest(stage.name).is_file() for stage in recipe.stages):
-        from sft.cli.export import export_last
-        from sft.cli.push import push_exported
+    paths = RunPaths(recipe)
+    if all(paths.stage_manifest(stage.name).is_file() for stage in recipe.stages):
+        from sft.cli.push import show_push
+        from sft.run.publish import export_stage, push_export
 
-        print(f"export: {export_last(recipe, reuse=True)}")
+        print(f"export: {export_stage(paths, reuse=True, progress=say)}")
         if recipe.push.repo_id:
-            push_exported(recipe)
+            show_push(push_export(paths, progress=say))
     from sft.report import write_report
 
-    print(f"report: {write_report(recipe, layout)}")
+    print(f"report: {write_report(recipe, paths)}")
     return 0

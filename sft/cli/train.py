@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from sft.cli.common import (
-    add_recipe_arguments,
-    add_restart_argument,
-    dry_run,
-    finish_run,
-    quiet_libraries,
-    recipe_of,
-    show_results,
-    start_run,
-)
+from sft.cli.common import add_recipe_arguments, add_restart_argument, dry_run, recipe_of, show_results
+from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
 
@@ -30,13 +22,10 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
-    from accelerate import PartialState
-
     from sft.run.chain import train
+    from sft.utils.distributed import is_main
 
-    layout = start_run(recipe)
     result = train(recipe, only_stage=arguments.stage, restart=arguments.restart)
-    if PartialState().is_main_process:
-        finish_run(layout)
+    if is_main():
         show_results(recipe, result)
     return 0

@@ -29,7 +29,7 @@ from sft.data.sources import OpenSource, open_source
 from sft.data.tokenization import Tokens, check_tokenizer, tokenize, tokenizer_hash
 from sft.recipe.schema import Recipe, Stage
 from sft.utils.errors import UserError
-from sft.utils.files import sha256_json, write_json
+from sft.utils.files import sha256_json, write_sealed
 
 if TYPE_CHECKING:
     import datasets
@@ -130,7 +130,7 @@ def _build(job: Job, root: Path, progress: Progress | None) -> dict[str, Any]:
             shards, packs = _pack(folder, writer.shards, tally, job.max_length or 0, progress)
         manifest = make_manifest(job, tally, side, shards, packs)
         if job.stepped is not None:
-            write_json(folder / FUNNEL_FILE, {"steps": job.stepped.entries, "total": manifest["funnel"]})
+            write_sealed(folder / FUNNEL_FILE, {"steps": job.stepped.entries, "total": manifest["funnel"]})
         store.commit(root, job.key, folder, manifest)
     return manifest
 

@@ -10,21 +10,22 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.utils.errors import UserError
-from sft.utils.files import read_json, sha256_file, write_json
+from sft.utils.errors import UserError, disk_full
+from sft.utils.files import read_sealed, sha256_file, write_sealed
+from sft.utils.hashes import folder_hashes
 
 if TYPE_CHECKING:
     import datasets
@@ -37,6 +38,8 @@ SHARD_TOKENS = 64_000_000  # 320 MB
 BATCH_TOKENS = 1_000_000
 _BUILDING = ".building-"
 _LOCKS = ".locks"
+LOCK_LIMIT = 24 * 3600.0
+"""Seconds to wait for another process that builds the same store."""
 
 
 def row_schema() -> pa.Schema:
@@ -174,14 +177,13 @@ class Documents:
 
 
 def find(root: Path, key: str) -> dict[str, Any] | None:
-    """The manifest of a whole store, or None. A store whose shards are missing or cut is not whole."""
+    """The manifest of a whole store, or None. A store of which a byte is missing or changed is not whole."""
     folder = root / key
-    try:
-        manifest: dict[str, Any] = read_json(folder / MANIFEST_FILE)
-        whole = all((folder / shard["name"]).stat().st_size == shard["bytes"] for shard in manifest["shards"])
-    except (OSError, ValueError, KeyError, TypeError):
+    manifest = read_sealed(folder / MANIFEST_FILE)
+    if manifest is None or manifest.get("key") != key:
         return None
-    return manifest if whole and manifest.get("key") == key else None
+    shards = {shard["name"]: shard["sha256"] for shard in manifest["shards"]}
+    return manifest if shards.items() <= folder_hashes(folder, tuple(shards)).items() else None
 
 
 def open_dataset(folder: Path, manifest: dict[str, Any]) -> datasets.Dataset:
@@ -199,12 +201,23 @@ def locked(root: Path, key: str) -> Iterator[None]:
         (root / _LOCKS).mkdir(parents=True, exist_ok=True)
         handle = open(root / _LOCKS / key, "w")  # noqa: SIM115
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that prepares the same data (%s)", key)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        _wait_for_lock(handle, key)
         yield
+
+
+def _wait_for_lock(handle: IO[str], key: str) -> None:
+    limit = time.monotonic() + LOCK_LIMIT
+    told = False
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise UserError(f"Another process has been preparing {handle.name} for a day: end it first.") from None
+            if not told:
+                log.info("waiting for another process that prepares the same data (%s)", key)
+            told = True
+            time.sleep(0.1)
 
 
 @contextmanager
@@ -226,7 +239,7 @@ def building(root: Path, key: str) -> Iterator[Path]:
 
 def commit(root: Path, key: str, folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest and put the built folder in its place, in one rename."""
-    write_json(folder / MANIFEST_FILE, manifest)
+    write_sealed(folder / MANIFEST_FILE, manifest)
     for path in (folder / name for name in os.listdir(folder)):
         _sync(path)
     _sync(folder)
@@ -265,8 +278,7 @@ def writable(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-        if error.errno in full or "No space left" in str(error):
+        if disk_full(error):
             raise UserError(
                 f"{root}: no space left while preparing data; free some, or set `prepared_dir` to another disk."
             ) from error

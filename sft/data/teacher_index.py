@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sft.data import store
 from sft.data.pipeline.record import text_hash
 from sft.utils.errors import UserError
+from sft.utils.hashes import folder_hashes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +46,7 @@ def open_index(root: Path, read: Callable[[], Batches]) -> TeacherIndex:
             if store.find(root, _NAME) is None:
                 with store.building(root, _NAME) as folder:
                     _build(folder, read)
-                    files = [{"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir())]
+                    files = [{"name": name, "sha256": content} for name, content in folder_hashes(folder).items()]
                     store.commit(root, _NAME, folder, {"key": _NAME, "shards": files})
     return TeacherIndex(root / _NAME)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sambay_kernels.linear_cross_entropy import linear_cross_entropy
+from sambay_kernels import linear_cross_entropy
 from torch import Tensor
 
 from sft.models import Phi4FlashForCausalLM

@@ -12,16 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sft.evaluate.answers import AnswerChecker, Verdict
+from sft.answers.checker import RESULT_LIMIT, AnswerChecker, Verdict
 from sft.evaluate.metrics import Sample, summarize
 from sft.evaluate.progress import ProgressLine
 from sft.evaluate.suites import Problem, load_problems, render_prompt
 from sft.recipe.schema import DataSection, EvaluateSection, SuiteSection
 from sft.utils.errors import UserError
-from sft.utils.files import atomic_open, read_json, sha256_json, write_json
+from sft.utils.files import atomic_open, read_sealed, remove_file, sha256_file, sha256_json, write_sealed
 
 # Changes when what is generated or how it is judged changes: results of another version are not looked up.
 _VERSION = 1
+CHECK = "check"
 Progress = Callable[[str, int, int, int], None]
 
 
@@ -113,16 +114,19 @@ class _SuiteRun:
         ends = end_token_ids(self.tokenizer, self.model)
         key = self._key(model_key, sorted(ends))
         metrics_path = self.folder / "metrics.json"
-        if metrics_path.exists() and (known := read_json(metrics_path)).get("key") == key:
-            return dict(known)
+        samples_path = self.folder / "samples.jsonl"
+        known = read_sealed(metrics_path)
+        if known and known["key"] == key and samples_path.is_file() and known["content"] == sha256_file(samples_path):
+            return known
         done = _open_samples(self.folder, key)
         started = time.monotonic()
         with _Recorder(self, done, progress) as recorder:
             self._generate(recorder, ends)
         seconds = time.monotonic() - started
-        _write_sorted(self.folder / "samples.jsonl", recorder.samples)
+        _write_sorted(samples_path, recorder.samples)
         metrics = {
             "key": key,
+            "content": sha256_file(samples_path),
             "point": self.point,
             "suite": self.suite.name,
             **summarize(recorder.samples),
@@ -132,7 +136,7 @@ class _SuiteRun:
             "tokens_per_second": round(recorder.tokens / seconds, 1) if recorder.tokens else None,
             "resumed_samples": len(done),
         }
-        write_json(metrics_path, metrics)
+        write_sealed(metrics_path, metrics)
         return metrics
 
     def _settings(self) -> dict[str, Any]:
@@ -229,10 +233,10 @@ class _Recorder:
         """Append what has its verdict; all of them with `wait`."""
         while self._waiting and (wait or self._waiting[0][1].done()):
             sample, future = self._waiting.popleft()
-            verdict = future.result()
+            verdict = future.result(timeout=RESULT_LIMIT)
             gold = self.run.problems[sample["problem"]].gold
             sample |= {"answer": verdict.answer, "gold": gold, "verdict": verdict.status, "reason": verdict.reason}
-            self._file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+            self._file.write(sample_line(sample))
             self._file.flush()
             self.samples.append(sample)
             self.right += verdict.status == "right"
@@ -247,20 +251,20 @@ def _open_samples(folder: Path, key: str) -> list[Sample]:
     """The samples of an interrupted run under this key; what belongs to another key is removed."""
     folder.mkdir(parents=True, exist_ok=True)
     path, mark = folder / "samples.jsonl", folder / "progress.json"
-    if mark.exists() and read_json(mark).get("key") == key:
+    if (read_sealed(mark) or {}).get("key") == key:
         samples = read_samples(path)
         # A line torn by the kill is dropped before anything is appended to it.
         _write_sorted(path, samples)
         return samples
     for stale in (folder / "metrics.json", path):
-        stale.unlink(missing_ok=True)
-    write_json(mark, {"key": key})
+        remove_file(stale)
+    write_sealed(mark, {"key": key})
     return []
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The whole lines of a samples file, each sample once; a torn line is left out."""
-    if not path.exists():
+    """The whole lines of a samples file, each sample once; one that is torn or changed is left out."""
+    if not path.is_file():
         return []
     samples: dict[tuple[int, int], Sample] = {}
     with open(path, encoding="utf-8", errors="replace") as lines:
@@ -269,7 +273,7 @@ def read_samples(path: Path) -> list[Sample]:
                 sample = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(sample, dict) and {"problem", "sample", "verdict"} <= sample.keys():
+            if isinstance(sample, dict) and sample.pop(CHECK, None) == _check(sample):
                 samples[sample["problem"], sample["sample"]] = sample
     return list(samples.values())
 
@@ -277,4 +281,13 @@ def read_samples(path: Path) -> list[Sample]:
 def _write_sorted(path: Path, samples: list[Sample]) -> None:
     with atomic_open(path) as handle:
         for sample in sorted(samples, key=lambda sample: (sample["problem"], sample["sample"])):
-            handle.write(json.dumps(sample, ensure_ascii=False) + "\n")
+            handle.write(sample_line(sample))
+
+
+def sample_line(sample: Sample) -> str:
+    """A line of samples.jsonl, with a sum of itself: one changed byte in it is noticed."""
+    return json.dumps({**sample, CHECK: _check(sample)}, ensure_ascii=False) + "\n"
+
+
+def _check(sample: Sample) -> str:
+    return sha256_json(sample)[:16]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft.answers.checker import gold_answer
 from sft.data.sources import open_source
-from sft.evaluate.answers import gold_answer
 from sft.recipe.schema import DataSection, SuiteSection
 from sft.utils.errors import UserError
 

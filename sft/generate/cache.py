@@ -7,17 +7,13 @@ room to grow, and the functions below treat every kind of layer alike.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionLayer,
-)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 _FIRST_ROOM = 64
 
@@ -143,8 +139,17 @@ def select_rows(cache: DynamicCache, rows: Tensor) -> None:
 
 def can_join(cache: DynamicCache) -> bool:
     """Whether rows can be added to this cache: all its layers are of the kinds that `join_rows` knows."""
-    known = (GrowingLayer, SlidingLayer, LinearAttentionLayer, DummyLayer)
-    return bool(cache.layers) and all(type(layer) in known for layer in cache.layers)
+    known = (GrowingLayer, SlidingLayer, LinearAttentionLayer)
+    # By name: the layer that holds nothing is newer than the oldest transformers that runs here.
+    return bool(cache.layers) and all(
+        type(layer) in known or type(layer).__name__ == "DummyLayer" for layer in cache.layers
+    )
+
+
+def cache_keyword(model: Any) -> str:
+    """The keyword under which a model takes its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
 
 
 def join_rows(cache: DynamicCache, other: DynamicCache) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sft.generate.cache import can_join, join_rows, new_cache, select_rows, trim_left
+from sft.generate.cache import cache_keyword, can_join, join_rows, new_cache, select_rows, trim_left
 from sft.generate.sampling import Sampling, next_tokens, request_randoms
 from sft.models.end_tokens import end_token_ids
 from sft.utils.errors import UsageError, UserError
@@ -136,6 +136,7 @@ class _Batch:
     ) -> None:
         self.model, self.sampling, self.max_new_tokens, self.ends = model, sampling, max_new_tokens, ends
         self.prefill_chunk = prefill_chunk
+        self.cache_keyword = cache_keyword(model)
         self.device = model.device
         self.rows: list[_Request] = []
         self.live = 0
@@ -181,9 +182,9 @@ class _Batch:
                 input_ids=ids[:, start:end],
                 attention_mask=mask[:, :end],
                 position_ids=positions[:, start:end],
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self.cache_keyword: cache},
             )
         return output.logits[:, -1]
 
@@ -231,9 +232,9 @@ class _Batch:
             input_ids=self.tokens,
             attention_mask=self.mask[:, : self.length] if self.padded else None,
             position_ids=self.positions,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.cache_keyword: self.cache},
         )
         return self._accept(self.rows, output.logits[:, -1])
 

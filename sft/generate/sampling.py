@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sft.utils.errors import UserError
 
+# Among so many likeliest tokens a nucleus is looked for before the whole vocabulary is sorted.
+_CANDIDATES = 1024
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -50,14 +53,41 @@ def next_tokens(logits: Tensor, sampling: Sampling, randoms: Tensor | None) -> T
     if sampling.temperature == 0:
         return greedy
     assert randoms is not None
-    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1, dtype=torch.float32).double()
+    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1, dtype=torch.float32)
     if sampling.top_p == 1:
-        return _invert(probabilities, randoms)
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        return _invert(probabilities.double(), randoms)
+    tokens, proven = _from_nucleus(probabilities, _largest(probabilities, _CANDIDATES), sampling.top_p, randoms)
+    if not bool(proven.all()):
+        rows = (~proven).nonzero()[:, 0]
+        probabilities, randoms = probabilities[rows], randoms[rows]
+        tokens[rows], _ = _from_nucleus(probabilities, _largest(probabilities, None), sampling.top_p, randoms)
+    return tokens
+
+
+def _largest(probabilities: Tensor, count: int | None) -> Tensor:
+    """The ids (B, count) of the largest probabilities, the largest first, equals by id; None: of all of them.
+
+    Which of several equals stand at the end of `count` is open.
+    """
+    if count is None or count >= probabilities.shape[-1]:
+        return probabilities.sort(dim=-1, descending=True, stable=True).indices
+    ids = probabilities.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+    return ids.gather(-1, probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices)
+
+
+def _from_nucleus(probabilities: Tensor, candidates: Tensor, top_p: float, randoms: Tensor) -> tuple[Tensor, Tensor]:
+    """A token (B,) of each row's nucleus, and whether the candidates are proven to hold all of it.
+
+    They are when the nucleus ends before a candidate that is less likely than all of it: everything as likely as the
+    nucleus is then a candidate, in its place.
+    """
+    ordered = probabilities.gather(-1, candidates).double()
     # A token stays when the ones before it hold less than top_p: the first token always stays.
-    before = ordered.cumsum(dim=-1) - ordered
-    chosen = _invert(ordered.masked_fill(before >= sampling.top_p, 0.0), randoms)
-    return order.gather(-1, chosen[:, None])[:, 0]
+    inside = ordered.cumsum(dim=-1) - ordered < top_p
+    chosen = _invert(ordered.masked_fill(~inside, 0.0), randoms)
+    least = ordered.gather(-1, inside.sum(dim=-1, keepdim=True) - 1)[:, 0]
+    proven = (least > ordered[:, -1]) | (candidates.shape[-1] == probabilities.shape[-1])
+    return candidates.gather(-1, chosen[:, None])[:, 0], proven
 
 
 def _invert(weights: Tensor, randoms: Tensor) -> Tensor:

@@ -57,9 +57,8 @@ def model_card(record: dict[str, Any] | None, facts: dict[str, Any]) -> str:
 
 def licence_text(record: dict[str, Any] | None, facts: dict[str, Any]) -> str:
     """LICENSE of an export: what covers the code, and what is known of the weights."""
-    code = [
-        name for name in ("configuration", "layout", "modeling", "ops", "shared") if facts["model_type"] == "phi4flash"
-    ]
+    travelling = ("configuration", "contract", "layout", "modeling", "ops", "shared")
+    code = travelling if facts["model_type"] == "phi4flash" else ()
     files = ", ".join(f"{name}_phi4flash.py" for name in code)
     base = _base(record or {}, facts)
     weights = f"The weights derive from {base}, whose licence applies to them." if base else ""

@@ -11,6 +11,7 @@ here works where they are not installed. The job file holds:
     out             where to write {folder: {"logits": [Tensor (T, V)], "generated": [list of ids], "dtypes": {...}}}
 """
 
+import gc
 import json
 import sys
 from typing import Any
@@ -110,6 +111,7 @@ def main() -> None:
         model = load(folder, job["adapters"])
         results[folder] = compute(model, job["inputs"], job["new_tokens"])
         del model
+        gc.collect()
     torch.save(results, job["out"])
     if not job["adapters"]:
         loaded = sorted(name for name in sys.modules if name.split(".")[0] in HIDDEN)

@@ -7,25 +7,26 @@ Everything is written beside the target and renamed at the end, so a kill leaves
 from __future__ import annotations
 
 import ast
-import errno
+import gc
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sft.hub.card import licence_text, model_card
 from sft.hub.flatten import ops_file
-from sft.hub.folder import KIND, MANIFEST, describe_files, is_export, remove_scratch, scratch_name
-from sft.hub.merge import TOLERANCE, logits_of, merge_adapter
+from sft.hub.folder import KIND, MANIFEST, describe_files, is_export
+from sft.hub.merge import TOLERANCE, logits_of, merged_logits
 from sft.hub.provenance import run_record, write_recipe
-from sft.hub.reload import ReloadReport, check_against, fixed_inputs
+from sft.hub.reload import check_against, fixed_inputs
 from sft.hub.source import Source, open_source
-from sft.utils.errors import UserError
-from sft.utils.files import read_json, write_json, write_text
+from sft.models.merge import base_of
+from sft.models.savable import check_savable
+from sft.models.save import save_model
+from sft.utils.errors import UserError, disk_full
+from sft.utils.files import atomic_folder, read_json, recover_folder, write_json, write_text
 
 AUTO_MAP = {
     "AutoConfig": "configuration_phi4flash.Phi4FlashConfig",
@@ -71,40 +72,59 @@ def export(
     _make_way(out, dtype)
     say(f"loading {source}" if isinstance(source, str | Path) else "exporting the model in memory")
     opened = open_source(source, Path(run_dir) if run_dir else None)
-    merge = None
-    if opened.is_adapter and merge_lora:
-        say("merging the adapter into the weights")
-        opened.model, report = merge_adapter(opened.model, in_place=opened.folder is not None)
-        merge = asdict(report)
     opened.dtype = dtype or opened.dtype
-    temporary = out.with_name(scratch_name(out, "tmp"))
-    temporary.mkdir(parents=True)
+    opened.merges = opened.is_adapter and merge_lora
+    check_savable(opened.model, opened.tokenizer, say)
+    size = _size_gb(opened)
     try:
-        say(f"writing {out_dir}")
-        _write(temporary, opened, max_shard_size)
-        reload = None
-        if check:
-            say("loading it in a clean process")
-            reload = asdict(_check(temporary, opened))
-        _describe(temporary, opened, {"merge": merge, "reload": reload})
-        _replace(temporary, out)
+        with atomic_folder(out) as temporary:
+            facts = _write_checked(temporary, opened, max_shard_size, check, say)
+            _describe(temporary, opened.run, facts)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if _disk_full(error):
-            raise UserError(f"the disk of {out} is full; the export needs about {_size_gb(opened):.1f} GB") from error
+        if disk_full(error):
+            raise UserError(f"the disk of {out} is full; the export needs about {size:.1f} GB") from error
         raise
     return Path(out_dir)
 
 
-def _write(folder: Path, source: Source, max_shard_size: str) -> None:
-    """Everything that loading needs."""
-    if source.is_adapter:
-        _write_adapter(folder, source)
+def _write_checked(
+    folder: Path, source: Source, max_shard_size: str, check: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Everything that loading needs; what the manifest and the card say of the model and of the checks.
+
+    The model is let go of before the folder is loaded in another process: one copy at most is in memory.
+    """
+    # In float32 a layer at a time each sequence costs as much as a hundred: one has to do.
+    lengths = (40,) if source.merges else (1, 9, 40)
+    inputs = fixed_inputs(source.model.config.get_text_config().vocab_size, lengths=lengths)
+    logits, merge, reload = None, None, None
+    if source.merges:
+        say("merging the adapter into the weights")
+        logits, merge = merged_logits(source.model, inputs)
+    elif check:
+        logits = logits_of(source.model, inputs)
+    if logits is not None and not all(bool(rows.isfinite().all()) for rows in logits):
+        raise UserError("the model's logits aren't finite: its weights are broken, and nothing was exported")
+    say(f"writing the model in {source.dtype}")
+    facts = _facts(source, _write(folder, source, max_shard_size))
+    source.model = None
+    gc.collect()
+    if check and logits is not None:
+        say("loading it in a clean process")
+        reload = check_against(folder, logits, inputs, tolerance=TOLERANCE[source.dtype])
+    return {**facts, "merge": merge and asdict(merge), "reload": reload and asdict(reload)}
+
+
+def _write(folder: Path, source: Source, max_shard_size: str) -> int:
+    """Weights, configurations, code and tokenizer; the number of parameters."""
+    if source.is_adapter and not source.merges:
+        parameters = _write_adapter(folder, source)
     else:
-        _write_model(folder, source, max_shard_size)
+        parameters = _write_model(folder, source, max_shard_size)
     if source.tokenizer is not None:
         source.tokenizer.save_pretrained(folder)
         _name_tokenizer_class(folder / "tokenizer_config.json")
+    return parameters
 
 
 def _name_tokenizer_class(path: Path) -> None:
@@ -114,8 +134,8 @@ def _name_tokenizer_class(path: Path) -> None:
         write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def _write_adapter(folder: Path, source: Source) -> None:
-    """The adapter, with the name of a base model that can be loaded."""
+def _write_adapter(folder: Path, source: Source) -> int:
+    """The adapter, with the name of a base model that can be loaded; the number of parameters of both."""
     if not source.base:
         raise UserError(
             "the adapter's base model was made in this run and has no name; export it merged (push.merge_lora: true)"
@@ -123,29 +143,25 @@ def _write_adapter(folder: Path, source: Source) -> None:
     for config in source.model.peft_config.values():
         config.base_model_name_or_path = source.base
     source.model.save_pretrained(folder, safe_serialization=True)
+    return sum(parameter.numel() for parameter in source.model.parameters())
 
 
-def _describe(folder: Path, source: Source, checks: dict[str, Any]) -> None:
+def _describe(folder: Path, run: Path | None, facts: dict[str, Any]) -> None:
     """Recipe, licence and card, then the manifest, which names every file."""
-    record = run_record(source.run)
-    facts = {**_facts(source), **checks}
-    write_recipe(source.run, folder)
+    record = run_record(run)
+    write_recipe(run, folder)
     write_text(folder / "LICENSE", licence_text(record, facts))
     write_text(folder / "README.md", model_card(record, facts))
     write_json(folder / MANIFEST, {"kind": KIND, **facts, "run": record, "files": describe_files(folder)})
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o644)  # safetensors writes files that only their owner can read
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
 
 
-def _write_model(folder: Path, source: Source, max_shard_size: str) -> None:
-    """Weights, configurations and, for SambaY, the code."""
-    model = source.model
+def _write_model(folder: Path, source: Source, max_shard_size: str) -> int:
+    """Weights, configurations and, for SambaY, the code; the number of parameters."""
     _set_end_tokens(source)
-    with _no_bars():
-        model.save_pretrained(folder, state_dict=stored_state(model, source.dtype), max_shard_size=max_shard_size)
+    parameters = save_model(folder, source.model, dtype=source.dtype, max_shard_size=max_shard_size)
     config = read_json(folder / "config.json")
     config["dtype"] = source.dtype
     for key in ("_name_or_path", "_attn_implementation", "attn_implementation", "torch_dtype"):
@@ -154,39 +170,7 @@ def _write_model(folder: Path, source: Source, max_shard_size: str) -> None:
         config["auto_map"] = AUTO_MAP
         write_code(folder)
     write_json(folder / "config.json", config)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' progress bar of a save off the terminal."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def stored_state(model: Any, dtype: str) -> dict[str, Any]:
-    """The model's tensors on the CPU in the dtypes that they are stored in; tied ones stay one tensor.
-
-    Parameters that the model's class keeps in fp32 whatever its dtype (A_log and the lambdas of a SambaY model) are.
-    """
-    import torch
-
-    wide = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
-    done: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    state = {}
-    for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if key not in done or tensor.numel() == 0:
-            target = torch.float32 if any(part in wide for part in name.split(".")) else getattr(torch, dtype)
-            done[key] = tensor.detach().to("cpu", target if tensor.is_floating_point() else tensor.dtype).contiguous()
-        state[name] = done[key]
-    return state
+    return parameters
 
 
 def write_code(folder: Path) -> None:
@@ -237,39 +221,29 @@ def _set_end_tokens(source: Source) -> None:
         return
     from sft.models.end_tokens import end_token_ids
 
-    config = source.model.generation_config
+    config = base_of(source.model).generation_config
     config.eos_token_id = end_token_ids(source.tokenizer)
     config.bos_token_id, config.pad_token_id = source.tokenizer.bos_token_id, source.tokenizer.pad_token_id
 
 
-def _facts(source: Source) -> dict[str, Any]:
+def _facts(source: Source, parameters: int) -> dict[str, Any]:
     """What the manifest and the card say of the model itself."""
     import transformers
 
     config = source.model.config
-    parameters = {id(p): p.numel() for p in source.model.parameters()}
     return {
         "model_type": config.model_type,
-        "architecture": type(source.model).__name__,
+        "architecture": type(base_of(source.model) if source.merges else source.model).__name__,
         "dtype": source.dtype,
-        "parameters": sum(parameters.values()),
+        "parameters": parameters,
         "layers": getattr(config, "num_hidden_layers", None),
         "hidden_size": getattr(config, "hidden_size", None),
         "vocab_size": config.get_text_config().vocab_size,
         "has_tokenizer": source.tokenizer is not None,
         "has_template": bool(getattr(source.tokenizer, "chat_template", None)),
-        "adapter_base": source.base if source.is_adapter else None,
+        "adapter_base": source.base if source.is_adapter and not source.merges else None,
         "transformers": transformers.__version__,
     }
-
-
-def _check(folder: Path, source: Source) -> ReloadReport:
-    """The folder has to compute in a clean process what the model computes here."""
-    inputs = fixed_inputs(source.model.config.get_text_config().vocab_size)
-    logits = logits_of(source.model, inputs)
-    if not all(bool(rows.isfinite().all()) for rows in logits):
-        raise UserError("the model's logits aren't finite: its weights are broken, and nothing was exported")
-    return check_against(folder, logits, inputs, tolerance=TOLERANCE[source.dtype])
 
 
 def _make_way(out: Path, dtype: str | None) -> None:
@@ -278,35 +252,9 @@ def _make_way(out: Path, dtype: str | None) -> None:
         raise UserError(f"export stores weights in float32 or bfloat16, not in {dtype}")
     if not out.name:
         raise UserError(f"{out} can't be an export folder")
-    previous = out.with_name(f".{out.name}.old")
-    if previous.exists():
-        if out.exists():
-            shutil.rmtree(previous)
-        else:
-            os.replace(previous, out)
+    recover_folder(out)
     if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and isn't an export of ours; choose another folder or remove it")
-    remove_scratch(out, "tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    previous = out.with_name(f".{out.name}.old")
-    if out.exists():
-        os.replace(out, previous)
-    os.replace(temporary, out)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full disk; safetensors hides the errno in its text."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _size_gb(source: Source) -> float:

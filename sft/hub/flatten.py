@@ -17,10 +17,10 @@ OPS = (
     "causal_conv1d_step",
     "differential_attention",
     "differential_attention_step",
-    "gmu_gate",
     "linear_cross_entropy",
     "selective_scan",
     "selective_scan_step",
+    "swiglu",
 )
 
 HEADER = '''"""Plain torch form of the ops that modeling_phi4flash.py is built on.
@@ -72,7 +72,7 @@ def flatten(sources: Sequence[Path], *, packages: Sequence[str] = ("sambay_kerne
 def ops_file(kernels: Path) -> str:
     """The text of an exported checkpoint's `ops_phi4flash.py`.
 
-    Every `*/torch_backend.py` of the package, and what those import from it, is taken; behind them stand public
+    Every `ops/*/torch.py` of the package, and what those import from it, is taken; behind them stand public
     functions with the very signatures that `sambay_kernels` has, each calling the torch form `<name>_torch`.
 
     Args:
@@ -81,10 +81,10 @@ def ops_file(kernels: Path) -> str:
     Raises:
         ValueError: the files can't be joined (see `flatten`), or an op has no torch form with its arguments.
     """
-    backends = sorted(kernels.glob("*/torch_backend.py"))
+    backends = sorted(kernels.glob("ops/*/torch.py"))
     flat = flatten(_with_helpers(backends, kernels))
     forms = _functions([ast.parse(flat)])
-    files = sorted([*kernels.glob("*/__init__.py"), *kernels.glob("*/step.py")])
+    files = sorted([*kernels.glob("ops/*/api.py"), *kernels.glob("ops/*/step.py")])
     publics = _functions(ast.parse(path.read_text(encoding="utf-8")) for path in files)
     wrappers = "\n\n\n".join(_wrapper(op, publics, forms) for op in OPS)
     names = "".join(f"        {op},\n" for op in OPS)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft.utils.errors import UserError
-from sft.utils.files import read_json, sha256_file
+from sft.utils.files import read_json
+from sft.utils.hashes import folder_hashes
 
 KIND = "sambay-sft export"
 MANIFEST = "manifest.json"
@@ -24,16 +23,20 @@ class LocalFile:
     """A file of an export folder.
 
     Attributes:
-        path: relative to the folder, with forward slashes.
+        folder: the export folder; path: relative to it, with forward slashes.
         size: in bytes.
         sha256: hex, of the content.
-        blob: hex, git's SHA-1 of the content, which is how the Hub names small files.
     """
 
+    folder: Path
     path: str
     size: int
     sha256: str
-    blob: str
+
+    def blob(self) -> str:
+        """Git's SHA-1 of the content in hex, which is how the Hub names small files."""
+        content = (self.folder / self.path).read_bytes()
+        return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
 def is_export(folder: Path) -> bool:
@@ -67,12 +70,10 @@ def list_files(folder: Path) -> list[LocalFile]:
         UserError: when a file is missing, or is not what was exported.
     """
     promised: dict[str, dict[str, Any]] = read_manifest(folder)["files"]
-    files = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            files.append(_hash(path, relative.as_posix()))
-    found = {file.path: file for file in files}
+    found = {
+        name: LocalFile(folder, name, (folder / name).stat().st_size, sha256)
+        for name, sha256 in folder_hashes(folder, keep=False).items()
+    }
     missing = sorted(set(promised) - set(found))
     if missing:
         raise UserError(f"{folder} is incomplete: {', '.join(missing)} is missing; export the run again")
@@ -81,47 +82,12 @@ def list_files(folder: Path) -> list[LocalFile]:
     ]
     if changed:
         raise UserError(f"{folder}: {', '.join(sorted(changed))} is not what was exported; export the run again")
-    return files
+    return list(found.values())
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Name -> size and SHA-256 of every file in `folder`, for the manifest."""
     return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        name: {"size": (folder / name).stat().st_size, "sha256": sha256}
+        for name, sha256 in folder_hashes(folder, keep=False).items()
     }
-
-
-def scratch_name(folder: Path, use: str) -> str:
-    """The name of this process's scratch folder beside `folder`."""
-    return f".{folder.name}.{use}-{os.getpid()}"
-
-
-def remove_scratch(folder: Path, use: str) -> None:
-    """Remove the scratch folders beside `folder` whose processes are gone: a kill left them."""
-    for left in folder.parent.glob(f".{folder.name}.{use}-*"):
-        if not _alive(left.name.rpartition("-")[2]):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(pid: str) -> bool:
-    if not pid.isdigit():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _hash(path: Path, name: str) -> LocalFile:
-    size = path.stat().st_size
-    sha, blob = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 22):
-            sha.update(block)
-            blob.update(block)
-    return LocalFile(name, size, sha.hexdigest(), blob.hexdigest())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft.hub.reload import fixed_inputs, relative_error
+from sft.hub.reload import relative_error
+from sft.models.merge import computing_in_float32
 from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,27 +50,21 @@ def logits_of(model: Any, inputs: Sequence[Sequence[int]]) -> list[Tensor]:
         model.train(training)
 
 
-def merge_adapter(model: Any, *, in_place: bool) -> tuple[Any, MergeReport]:
-    """The base model with the adapter of a PeftModel in its weights.
+def merged_logits(model: Any, inputs: Sequence[Sequence[int]]) -> tuple[list[Tensor], MergeReport]:
+    """The (T, V) logits that merging the adapter of a PeftModel leads to, and how far they are from the adapter's own.
 
-    Args:
-        model: a PeftModel. in_place: it may be used up; False leaves it as it is and needs the memory twice.
+    Computed in float32 a layer at a time, whatever the model is held in; the model stays as it is.
 
     Raises:
         UserError: when the merged model computes something else than the one with the adapter.
     """
-    inputs = fixed_inputs(model.config.get_text_config().vocab_size)
-    wanted = logits_of(model, inputs)
-    with model.disable_adapter():
-        base = logits_of(model, inputs)
-    dtype = str(next(p for p in model.get_base_model().parameters() if p.is_floating_point()).dtype)
-    try:
-        merged = (model if in_place else copy.deepcopy(model)).merge_and_unload(safe_merge=True)
-    except (ValueError, NotImplementedError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the adapter can't be merged: {first}; export it unmerged (push.merge_lora: false)") from error
-    report = check_merge(logits_of(merged, inputs), wanted, base, dtype.removeprefix("torch."))
-    return merged, report
+    with computing_in_float32(model):
+        wanted = logits_of(model, inputs)
+        with model.disable_adapter():
+            base = logits_of(model, inputs)
+    with computing_in_float32(model, merged=True):
+        merged = logits_of(model, inputs)
+    return merged, check_merge(merged, wanted, base, "float32")
 
 
 def check_merge(merged: Sequence[Tensor], wanted: Sequence[Tensor], base: Sequence[Tensor], dtype: str) -> MergeReport:

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from sft.hub.hub_errors import scrub
-from sft.utils.files import read_json, write_text
+from sft.utils.errors import UserError
+from sft.utils.files import read_sealed, sha256_file, write_text
 
 # Settings of a stage that the card shows, by their names in the recipe.
 TRAIN_KEYS = (
@@ -75,14 +76,29 @@ def run_record(run: Path | None) -> dict[str, Any] | None:
 
 def write_recipe(run: Path | None, folder: Path) -> None:
     """Put the run's resolved recipe beside the weights as recipe.yaml."""
-    if run is not None and (run / "resolved.yaml").exists():
-        write_text(folder / "recipe.yaml", _portable((run / "resolved.yaml").read_text(encoding="utf-8")))
+    text = None if run is None else recorded_recipe(run)
+    if text is not None:
+        write_text(folder / "recipe.yaml", _portable(text))
+
+
+def recorded_recipe(run: Path) -> str | None:
+    """The text of the recipe that the run in folder `run` was made with; None where none is recorded.
+
+    Raises UserError when it isn't what the run wrote: something else would be published.
+    """
+    path = run / "resolved.yaml"
+    if not path.exists():
+        return None
+    manifest = read_sealed(run / "manifest.json")
+    if (run / "manifest.json").exists() and (manifest or {}).get("resolved") != sha256_file(path):
+        raise UserError(f"{path} and manifest.json are not what the run wrote: run `sft run` again to have them anew.")
+    return path.read_text(encoding="utf-8")
 
 
 def _recipe(run: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load((run / "resolved.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        value = yaml.safe_load(recorded_recipe(run) or "{}")
+    except yaml.YAMLError:  # nothing says what it should be, or it would have been refused
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -141,11 +157,7 @@ def _evaluations(run: Path, points: list[str]) -> list[dict[str, Any]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return read_sealed(path) or {}
 
 
 def _portable(text: str) -> str:

@@ -317,7 +317,7 @@ def _same(file: LocalFile, remote: Any) -> bool:
     """Whether the repository holds this very content: by SHA-256 for large files, by git's SHA-1 for small ones."""
     if remote is None:
         return False
-    return remote.lfs.sha256 == file.sha256 if remote.lfs else remote.blob_id == file.blob
+    return remote.lfs.sha256 == file.sha256 if remote.lfs else remote.blob_id == file.blob()
 
 
 def _check_repo_id(repo_id: str) -> str:

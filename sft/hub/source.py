@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.utils.errors import UserError
+from sft.hub.provenance import recorded_recipe
+from sft.models.base import BASE, base_folder
+from sft.recipe.paths import RunPaths
+from sft.utils.errors import UserError, first_line
 from sft.utils.files import read_json
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ class Source:
         folder: where it was loaded from; None: from memory.
         run: the folder of the run it belongs to, if any.
         base: of an adapter: the Hub id or folder of its base model, if there is one.
+        merges: an adapter is written merged into the weights.
     """
 
     model: Any
@@ -32,6 +36,7 @@ class Source:
     folder: Path | None = None
     run: Path | None = None
     base: str | None = None
+    merges: bool = False
 
     @property
     def is_adapter(self) -> bool:
@@ -51,7 +56,7 @@ def open_source(source: str | Path | tuple[Any, Any], run: Path | None = None) -
     """
     if isinstance(source, tuple):
         model, tokenizer = source
-        return Source(model, tokenizer, _held_dtype(model), run=run, base=_base_name(model))
+        return Source(model, tokenizer, held_dtype(model), run=run, base=_base_name(model))
     folder = Path(source)
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}")
@@ -59,14 +64,13 @@ def open_source(source: str | Path | tuple[Any, Any], run: Path | None = None) -
     tokenizer = _tokenizer_of(folder)
     if (folder / "adapter_config.json").exists():
         return _open_adapter(folder, tokenizer, run)
-    from sft.models.load import load_checkpoint, read_config
+    from sft.models.load import load_checkpoint
 
-    held = _written_dtype(read_config(folder))
     recipe = recipe_of(run)
     trust = recipe.model.trust_remote_code if recipe else False
-    model = load_checkpoint(str(folder), dtype=held, trust_remote_code=trust)
+    model = load_checkpoint(str(folder), dtype="auto", trust_remote_code=trust)
     # Full fine-tuning hands on its float32 masters; the recipe says what the model is held in otherwise.
-    return Source(model, tokenizer, recipe.model.dtype if recipe else held, folder, run)
+    return Source(model, tokenizer, recipe.model.dtype if recipe else held_dtype(model), folder, run)
 
 
 def find_run(folder: Path) -> Path | None:
@@ -79,7 +83,7 @@ def find_run(folder: Path) -> Path | None:
 
 def recipe_of(run: Path | None) -> Recipe | None:
     """The resolved recipe of a run, if it is there."""
-    if run is None or not (run / "resolved.yaml").exists():
+    if run is None or recorded_recipe(run) is None:
         return None
     from sft.recipe import load_recipe
 
@@ -87,38 +91,39 @@ def recipe_of(run: Path | None) -> Recipe | None:
 
 
 def _open_adapter(folder: Path, tokenizer: Any, run: Path | None) -> Source:
-    """An adapter on its base model, held in float32 so that merging rounds only once."""
+    """An adapter on its base model, whose weights stay in their file until they are read."""
     from peft import PeftModel
 
     base, dtype, name = _open_base(folder, tokenizer, run)
     try:
         model = PeftModel.from_pretrained(base, str(folder))
     except (ValueError, RuntimeError, OSError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the adapter {folder} doesn't fit its base model: {first}") from error
+        raise UserError(f"the adapter {folder} doesn't fit its base model: {first_line(error)}") from error
     return Source(model, tokenizer, dtype, folder, run, name)
 
 
 def _open_base(folder: Path, tokenizer: Any, run: Path | None) -> tuple[Any, str, str | None]:
-    """The base model in float32, the dtype it is stored in, and its name if it has one outside this run."""
-    from sft.models.load import load_checkpoint, load_model, read_config
+    """The base model as its file holds it, the dtype to store it in, and its name if it has one outside this run."""
+    from sft.models.load import load_checkpoint, load_model
 
     recipe = recipe_of(run)
-    told = read_json(folder / "base.json") if (folder / "base.json").exists() else {}
-    if told.get("kind") == "start":
-        if recipe is None:
-            raise UserError(f"{folder} is an adapter on what its run starts from, but the run's resolved.yaml is gone")
-        section = recipe.model.model_copy(update={"dtype": "float32"})
-        return load_model(section, tokenizer, seed=recipe.seed), recipe.model.dtype, recipe.model.model_name_or_path
-    if told.get("kind") == "folder" and run is not None:
-        name = str((run / told["path"]).resolve())
-    else:
-        name = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    name: str | None = None
+    if (folder / BASE).exists():
+        if recipe is None or run is None:
+            raise UserError(f"{folder} is an adapter of a run whose resolved.yaml is gone: run `sft run` again")
+        made = base_folder(RunPaths(recipe.model_copy(update={"output_dir": str(run)})), folder)
+        if made is None:
+            held = "auto" if recipe.model.config is None else "float32"
+            section = recipe.model.model_copy(update={"dtype": held})
+            start = load_model(section, tokenizer, seed=recipe.seed)
+            return start, recipe.model.dtype, recipe.model.model_name_or_path
+        name = str(made.resolve())
+    name = name or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name:
         raise UserError(f"{folder} is an adapter that doesn't say what its base model is")
-    stored = _written_dtype(read_config(name)) if Path(name).is_dir() else "bfloat16"
     trust = recipe.model.trust_remote_code if recipe else False
-    return load_checkpoint(name, dtype="float32", trust_remote_code=trust), stored, name
+    base = load_checkpoint(name, dtype="auto", trust_remote_code=trust)
+    return base, held_dtype(base), name
 
 
 def _tokenizer_of(folder: Path) -> Any:
@@ -128,21 +133,21 @@ def _tokenizer_of(folder: Path) -> Any:
     return load_tokenizer(str(folder)) if has_one else None
 
 
-def _written_dtype(config: dict[str, Any]) -> str:
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    if name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"the model is stored in {name}; export knows float32, bfloat16 and float16")
-    return name
+def held_dtype(model: Any) -> str:
+    """The dtype that most of the model's weights have.
 
-
-def _held_dtype(model: Any) -> str:
-    """The dtype that most of the model's weights have."""
+    Raises:
+        UserError: when it is none that a model is stored in here.
+    """
     counts: dict[str, int] = {}
     for parameter in model.parameters():
         if parameter.is_floating_point():
             name = str(parameter.dtype).removeprefix("torch.")
             counts[name] = counts.get(name, 0) + parameter.numel()
-    return max(counts, key=lambda name: counts[name]) if counts else "float32"
+    name = max(counts, key=lambda name: counts[name]) if counts else "float32"
+    if name not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"the model is stored in {name}; export knows float32, bfloat16 and float16")
+    return name
 
 
 def _base_name(model: Any) -> str | None:

@@ -6,11 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-from sft.hub.folder import list_files, remove_scratch, scratch_name
+from sft.hub.folder import list_files
 from sft.hub.hub_errors import LOG_IN, explained
 from sft.hub.reload import ReloadReport, check_reload
 from sft.utils.errors import UserError
-from sft.utils.files import sha256_file
+from sft.utils.files import scratch_folder, sha256_file
 
 
 def verify_upload(
@@ -40,11 +40,7 @@ def verify_upload(
         raise UserError(LOG_IN)
     # Beside the folder: a disk that held the export once has a better chance to hold it twice than /tmp.
     folder = Path(os.path.abspath(folder))
-    remove_scratch(folder, "verify")
-    scratch = folder.with_name(scratch_name(folder, "verify"))
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
+    with scratch_folder(folder) as scratch:
         _need_space(scratch, sum(file.size for file in files), repo_id)
         with explained(f"{repo_id} can't be downloaded again to check it", repo_id, endpoint, found):
             snapshot = Path(
@@ -64,8 +60,6 @@ def verify_upload(
             if sha256_file(path) != file.sha256:
                 raise UserError(f"{repo_id}/{file.path} is not what was pushed; push again")
         return check_reload(snapshot, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _need_space(scratch: Path, size: int, repo_id: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.models.checkpoint import check_checkpoint
 from sft.utils.errors import UserError, first_line
-from sft.utils.files import sha256_file
+from sft.utils.hashes import folder_hashes
+
+if TYPE_CHECKING:
+    from sft.recipe.schema import Recipe
 
 _DECISIVE = ("config.json", "*.safetensors", "pytorch_model*.bin")
 
@@ -22,8 +24,7 @@ def checkpoint_identity(name_or_path: str, revision: str | None = None) -> dict[
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         check_checkpoint(folder)
-        paths = sorted(path for pattern in _DECISIVE for path in folder.glob(pattern))
-        return {"files": {path.name: _hash(str(path), path.stat().st_mtime_ns) for path in paths}}
+        return {"files": folder_hashes(folder, _DECISIVE)}
     if name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") > 1:
         raise UserError(f"no model folder at {name_or_path}")
     return {"hub": name_or_path, "commit": resolved_commit(name_or_path, revision)}
@@ -47,7 +48,13 @@ def resolved_commit(repo_id: str, revision: str | None = None) -> str:
     return str(commit)
 
 
-@lru_cache(maxsize=64)
-def _hash(path: str, changed: int) -> str:
-    """Once per process and state of the file: gigabytes are read."""
-    return sha256_file(path)
+def start_identity(recipe: Recipe) -> dict[str, Any]:
+    """What the first model of a run follows from: a checkpoint's content, or a configuration and the seed.
+
+    A folder's name and place don't matter, nor those of its tokenizer, whose content is part of the prepared data.
+    """
+    section = recipe.model
+    if section.config is not None:
+        return {"config": section.config, "seed": recipe.seed}
+    found = checkpoint_identity(str(section.model_name_or_path), section.model_revision)
+    return {**found, "dtype": section.dtype}

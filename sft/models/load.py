@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.checkpoint import check_checkpoint
 from sft.models.end_tokens import end_token_ids
-from sft.tokenizers.load import refuse_missing_folder
+from sft.tokenizers.load import load_tokenizer, refuse_missing_folder
 from sft.utils.errors import UserError, first_line
+from sft.utils.say import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 # Every projection of a SambaY model: Mamba and GMU in/out, scan inputs, attention, MLP. Not the tied embedding.
 LORA_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj", "Wqkv", "fc1", "fc2")
+
+CPU_FLOAT32 = 8_000_000_000
+"""Bytes up to which weights are held in float32 on a CPU, whose bfloat16 is slow and rounds for nothing."""
 
 
 def lora_target_modules(config: Any) -> list[str] | str:
@@ -49,6 +55,8 @@ def load_checkpoint(
     """The causal language model of a folder or Hub id, with every tensor of its configuration filled from the file.
 
     SambaY checkpoints load with the model of this package, whatever code they carry.
+    Args:
+        dtype: a torch type's name, or "auto": what the file holds, which then stays mapped and takes no memory.
     Raises:
         UserError: when the checkpoint is missing, cut off, or tensors are missing, left over or misshapen.
     """
@@ -60,11 +68,12 @@ def load_checkpoint(
     refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
     if Path(name_or_path).is_dir():
         check_checkpoint(name_or_path)
+    gc.collect()  # a model that was let go of may hang in a circle: two of them may not fit
     loaded: Any
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             name_or_path,
-            dtype=getattr(torch, dtype),
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -76,6 +85,70 @@ def load_checkpoint(
     model, loading = loaded
     _check_loading(name_or_path, loading)
     return model
+
+
+@cache
+def machine_dtype(
+    name_or_path: str | None, dtype: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> str:
+    """What a model's weights are held in: `dtype`; on a CPU float32, where they take at most CPU_FLOAT32 bytes so.
+
+    It follows from the model and the kind of machine, never from the memory that is free: a resumed run has to come to
+    the same again. Where float32 is too large that is told on standard error, once.
+
+    Args:
+        name_or_path: a folder or Hub id; None: a model made here, which is in float32 on a CPU.
+    Raises:
+        UserError: when there is no such model.
+    """
+    import torch
+
+    if torch.cuda.is_available() or dtype == "float32":
+        return dtype
+    if name_or_path is None:
+        return "float32"
+    size = 4 * parameter_count(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    if size <= CPU_FLOAT32:
+        return "float32"
+    say(f"{name_or_path} is held in {dtype} on this CPU: float32 would take {size / 1e9:.1f} GB")
+    return dtype
+
+
+def parameter_count(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """How many parameters the model of a folder or Hub id has, tied ones once; no weights are read."""
+    model = structure(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def structure(
+    name_or_path: str | None,
+    config: dict[str, Any] | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The modules and parameters of a folder's or Hub id's model, or of one from `config`, on torch's meta device.
+
+    Raises:
+        UserError: when the configuration is missing or no model can be built from it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sft.models import Phi4FlashConfig
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if name_or_path is not None:
+        refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
+    try:
+        if name_or_path is None:
+            found: Any = Phi4FlashConfig(**(config or {}))
+        else:
+            found = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(found, **options)
+    except Exception as error:
+        raise UserError(f"the model {name_or_path or 'of model.config'} can't be built: {first_line(error)}") from error
 
 
 def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -134,3 +207,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no model folder: it has no config.json") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is broken: {error}") from error
+
+
+def load_any_model(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """The model and tokenizer of a folder (full weights) or Hub id, ready to generate."""
+    if (Path(name) / "adapter_config.json").is_file():
+        raise UserError(f"{name} holds an adapter; use --config RECIPE --stage NAME, or export it merged first")
+    dtype = machine_dtype(name, "bfloat16", trust_remote_code=trust_remote_code)
+    model = load_checkpoint(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    return on_device(model), load_tokenizer(name)
+
+
+def on_device(model: Any) -> Any:
+    """`model` in eval mode on the GPU where there is one."""
+    import torch
+
+    return (model.to("cuda") if torch.cuda.is_available() else model).eval()

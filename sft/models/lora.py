@@ -34,7 +34,8 @@ def lora_settings(stage: Stage) -> dict[str, Any] | None:
 def attach_adapters(model: PreTrainedModel, settings: dict[str, Any], *, seed: int) -> PeftModel:
     """`model` with fresh adapters, drawn from `seed`. All other weights are frozen.
 
-    Raises UsageError when no module matches, with peft's reason.
+    `settings` are checked already (sft.models.lora_targets). Raises UsageError for what peft doesn't take, with its
+    reason.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -55,7 +56,7 @@ def attach_adapters(model: PreTrainedModel, settings: dict[str, Any], *, seed: i
     try:
         adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"train.lora_target_modules: {first_line(error)}") from error
+        raise UsageError(f"train: peft doesn't take these LoRA keys: {first_line(error)}") from error
     if settings["use_dora"] and any(".dt_proj.lora_" in name for name, _ in adapted.named_parameters()):
         raise UsageError(
             "train.lora_target_modules: DoRA can't adapt dt_proj (peft takes its bias off an output that doesn't hold "

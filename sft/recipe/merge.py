@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
 from sft.recipe.problems import nearest
-from sft.recipe.yaml_marks import Document, Path
+from sft.recipe.yaml_marks import MOST_VALUES, Document, Path
 from sft.utils.errors import UsageError
 
 SECTIONS = ("data", "train", "evaluate")
 _VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_NAME = re.compile(r"[^A-Za-z0-9._/:-]+")
 
 
 def merge_defaults(document: Document) -> None:
     """Copy `defaults` into every stage. A stage's own value wins; mappings are merged, lists replaced."""
-    root = document.value
-    defaults = root.get("defaults")
-    stages = root.get("stages")
-    if not isinstance(defaults, dict) or not isinstance(stages, list):
-        return
-    for index, stage in enumerate(stages):
-        if isinstance(stage, dict):
-            for section in SECTIONS:
-                if defaults.get(section) is not None:
-                    fill(document, ("stages", index, section), defaults[section], document, ("defaults", section))
+    defaults = document.value.get("defaults")
+    for index, _ in _stages(document) if isinstance(defaults, dict) else ():
+        for section in SECTIONS:
+            if defaults.get(section) is not None:
+                fill(document, ("stages", index, section), defaults[section], document, ("defaults", section))
+
+
+def _stages(document: Document) -> list[tuple[int, dict[str, Any]]]:
+    """The stages, as far as they are mappings, and where they stand."""
+    stages = document.value.get("stages")
+    return [(i, stage) for i, stage in enumerate(stages if isinstance(stages, list) else []) if isinstance(stage, dict)]
 
 
 def fill(target: Document, path: Path, value: Any, source: Document, source_path: Path) -> None:
@@ -42,10 +44,23 @@ def fill(target: Document, path: Path, value: Any, source: Document, source_path
         return
     if (isinstance(parent, dict) and key in parent) and not (present is None and isinstance(value, dict)):
         return
-    parent[key] = copy.deepcopy(value)
-    for known, origin in list(source.origins.items()):
-        if known[: len(source_path)] == source_path:
-            target.origins[(*path, *known[len(source_path) :])] = origin
+    parent[key] = _copied(target, path, value, source, source_path)
+
+
+def _copied(target: Document, path: Path, value: Any, source: Document, source_path: Path) -> Any:
+    """A copy of `value`, its origins noted."""
+    if source_path in source.origins:
+        target.origins[path] = source.origins[source_path]
+    if len(target.origins) > MOST_VALUES:
+        raise UsageError(
+            f"{source.origin(source_path)}: with this filled into the stages, the recipe has more than "
+            f"{MOST_VALUES:,} values"
+        )
+    if not isinstance(value, dict | list):
+        return value
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    copies = {key: _copied(target, (*path, key), child, source, (*source_path, key)) for key, child in pairs}
+    return copies if isinstance(value, dict) else list(copies.values())
 
 
 def include_data_recipes(document: Document, find: Callable[[str], Document]) -> None:
@@ -53,8 +68,8 @@ def include_data_recipes(document: Document, find: Callable[[str], Document]) ->
 
     The same for each source that names a data recipe, however deep. Raises UsageError for one that includes itself.
     """
-    for index, stage in enumerate(document.value.get("stages") or []):
-        if isinstance(stage, dict) and isinstance(stage.get("data"), dict):
+    for index, stage in _stages(document):
+        if isinstance(stage.get("data"), dict):
             _include(document, ("stages", index, "data"), find, ())
 
 
@@ -62,18 +77,43 @@ def _include(document: Document, path: Path, find: Callable[[str], Document], ar
     """Fill the section or source at `path`, then the sources in it; `around` are the recipes that it stands in."""
     section = document.at(path)
     name = section.get("recipe")
+    name = substitute_text(name, document, (*path, "recipe")) if isinstance(name, str) else None
     if isinstance(name, str):
-        name = substitute_text(name, document, (*path, "recipe"))
+        where = document.origin((*path, "recipe"))
         if name in around:
-            chain = " -> ".join((*around, name))
-            raise UsageError(f"{document.origin((*path, 'recipe'))}: the data recipe includes itself: {chain}")
+            raise UsageError(f"{where}: the data recipe includes itself: {' -> '.join((*around, name))}")
         _fill_from(document, path, name, find)
+        if not section.get("sources"):
+            raise UsageError(f"{where}: the data recipe {name} has no `sources`")
         around = (*around, name)
     _spell_out_steps(section)
     sources = section.get("sources")
     for index, source in enumerate(sources if isinstance(sources, list) else []):
         if isinstance(source, dict):
             _include(document, (*path, "sources", index), find, around)
+
+
+def forget_data_recipes(document: Document) -> None:
+    """Take out the names of data recipes, whose content stands in the stages now; a source goes on being called so."""
+    for _, stage in _stages(document):
+        if isinstance(stage.get("data"), dict):
+            _forget(stage["data"])
+
+
+def _forget(section: dict[str, Any]) -> None:
+    if isinstance(section.get("recipe"), str):
+        del section["recipe"]
+    for source in section["sources"] if isinstance(section.get("sources"), list) else []:
+        if isinstance(source, dict):
+            if isinstance(source.get("recipe"), str) and source.get("name") is None:
+                source["name"] = _NAME.sub("-", name_of(source["recipe"]))
+            _forget(source)
+
+
+def name_of(place: str) -> str:
+    """What a source is called by default: the last part of its Hub id, or its file's name without the ending."""
+    last = place.rstrip("/").split("/")[-1]
+    return PurePosixPath(last).stem if last.endswith((".yaml", ".jsonl", ".parquet")) else last
 
 
 def _spell_out_steps(section: dict[str, Any]) -> None:
@@ -99,6 +139,11 @@ def _fill_from(document: Document, path: Path, name: str, find: Callable[[str], 
             fill(document, ("variables",), value, included, ("variables",))
         elif key not in ("name", "description"):
             fill(document, (*path, key), value, included, (key,))
+
+
+def escaped(text: str) -> str:
+    """The text that substitution turns into `text`."""
+    return _VARIABLE.sub(lambda match: f"${match[0]}", text)
 
 
 def substitute(document: Document) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.recipe.yaml_marks import Document, Origin, Path, parse_value
+from sft.recipe.yaml_marks import Document, Origin, Path, parse_value, readable
 from sft.utils.errors import UsageError
 
 # What a line of the recipe is called when it came from the command line.
@@ -46,7 +47,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
             if not rest or rest[0].startswith("--"):
                 raise UsageError(f"--{key}: needs a value, e.g. --{key} true")
             text = rest.pop(0)
-        overrides.append(Override(key, parse_value(text)))
+        readable(key, f"--{key!a}")
+        overrides.append(Override(key, parse_value(text, f"--{key}")))
     return overrides
 
 
@@ -71,7 +73,7 @@ def _paths(value: Any, override: Override, done: Path) -> list[Path]:
 
 
 def _indices(items: list[Any], part: str, override: Override, done: Path) -> list[int]:
-    if part.isdigit() and int(part) < len(items):
+    if re.fullmatch("[0-9]{1,6}", part) and int(part) < len(items):
         return [int(part)]
     if part == "all":
         return list(range(len(items)))

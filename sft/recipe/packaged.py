@@ -54,17 +54,17 @@ def find_data_recipe(name: str) -> Path:
 def find_deepspeed(name: str) -> Path | None:
     """The packaged DeepSpeed configuration called `name` (zero1, zero2, zero3), or None."""
     path = folder("configs") / "deepspeed" / f"{name}.json"
-    return path if "/" not in name and path.is_file() else None
+    return path if "/" not in name and os.path.isfile(path) else None
 
 
 def _find(name: str, packaged: list[Packaged], kind: str) -> Path:
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(name):
         return path
     by_name = {entry.name: entry.path for entry in packaged}
     if name in by_name:
         return by_name[name]
-    if path.is_dir():
+    if os.path.isdir(name):
         raise UsageError(f"{name}: is a folder; name a recipe file")
     hint = nearest(name, by_name) or f"; packaged ones: {', '.join(by_name) or 'none'}"
     raise UsageError(f"{name}: no such {kind} file, and no packaged {kind} of that name{hint}")

@@ -25,6 +25,16 @@ class RunPaths:
         return self.root / "resolved.yaml"
 
     @property
+    def given(self) -> Path:
+        """The recipe as it was given, before anything was filled in."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def dry_run(self) -> Path:
+        """What `--dry_run` writes: a recipe that nothing has been made with."""
+        return self.root / "resolved.dry_run.yaml"
+
+    @property
     def manifest(self) -> Path:
         """The run's manifest: versions, commit, seeds, hashes, counts, results."""
         return self.root / "manifest.json"
@@ -68,8 +78,3 @@ class RunPaths:
         """Results at `point` (`start` or a stage's name), of one suite or of all."""
         folder = self.root / "eval" / point
         return folder / suite if suite else folder
-
-    def checkpoints(self, stage: str) -> list[Path]:
-        """The stage's `checkpoint-N` folders, oldest first."""
-        found = [path for path in self.stage_dir(stage).glob("checkpoint-*") if path.name[11:].isdigit()]
-        return sorted(found, key=lambda path: int(path.name[11:]))

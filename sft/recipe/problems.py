@@ -13,12 +13,21 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 class Section(BaseModel):
     """A strict mapping: an unknown key is an error, `"3"` is no number, and an empty section is an empty mapping."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _empty_section(cls, value: Any) -> Any:
         return {} if value is None else value
+
+    def written(self) -> dict[str, Any]:
+        """Key -> value of what a file must say so that loading it gives this section."""
+        fields = type(self).model_fields
+        return {key: value for key, value in self if not (value is None and fields[key].default is None)}
+
+    def changed(self, key: str) -> bool:
+        """Whether a key has another value than its default."""
+        return bool(getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True))
 
 
 class KeyProblem(NamedTuple):

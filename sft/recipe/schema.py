@@ -6,27 +6,32 @@ Keys under `train` are those of transformers' TrainingArguments and TRL's SFTCon
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.steps import StepEntry
 from sft.recipe.train_keys import TrainSection
+from sft.recipe.values import Name, PathText, Seed, SourceName
 from sft.utils.errors import UsageError
 
-# `sft` itself uses these words where a stage's name could stand.
+# `sft` itself uses these words where a stage's or a suite's name could stand.
 RESERVED_STAGE_NAMES = ("all", "start")
+RESERVED_SUITE_NAMES = ("all", "manifest.json")
 TrainColumn = Literal["messages", "prompt", "completion", "id", "system", "answer", "domain", "reasoning"]
 
 
 class ModelSection(Section):
     """Which model the first stage starts from."""
 
-    model_name_or_path: str | None = Field(default=None, description="Checkpoint folder or Hub id; none: from scratch.")
+    model_name_or_path: PathText | None = Field(
+        default=None, description="Checkpoint folder or Hub id; none: from scratch."
+    )
     model_revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub checkpoint.")
     config: dict[str, Any] | None = Field(default=None, description="Configuration of a model built from scratch.")
-    tokenizer: str | None = Field(
+    tokenizer: PathText | None = Field(
         default=None,
         description="Tokenizer folder or Hub id (default: the checkpoint's own); `tiny` is the built-in one.",
     )
@@ -55,7 +60,7 @@ class GenerateSource(Section):
     min_steps: int = Field(default=3, ge=3, description="Fewest reasoning steps of a problem.")
     max_steps: int = Field(default=6, ge=3, description="Most reasoning steps of a problem.")
     split: Literal["train", "test"] = Field(default="train", description="Train and test problems are disjoint.")
-    seed: int = Field(default=0, description="Seed of the generator.")
+    seed: Seed = Field(default=0, description="Seed of the generator.")
 
     @model_validator(mode="after")
     def _check(self) -> GenerateSource:
@@ -68,7 +73,7 @@ class GenerateSource(Section):
 class Source(Section):
     """One data set: a Hub id or local jsonl/parquet (`path`), or generated problems (`generate`)."""
 
-    path: str | None = Field(
+    path: PathText | None = Field(
         default=None, description="Hub id, or a local file, folder or glob of .jsonl/.parquet files."
     )
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
@@ -126,9 +131,8 @@ class DataSource(Source, Templates):
     Its templates default to those of the section that it stands in.
     """
 
-    name: str | None = Field(
+    name: SourceName | None = Field(
         default=None,
-        pattern=r"^[A-Za-z0-9._/:-]+$",
         description="What steps such as mix call it. Default: its recipe, Hub id or file name.",
     )
     recipe: str | None = Field(
@@ -166,7 +170,7 @@ class DataSection(Templates):
     steps: list[StepEntry] = Field(
         default_factory=list, description="What is done with the rows of all sources, in this order."
     )
-    seed: int = Field(default=0, description="What steps that choose rows choose by.")
+    seed: Seed = Field(default=0, description="What steps that choose rows choose by.")
     over_length: Literal["drop", "truncate", "error"] = Field(
         default="drop", description="What becomes of rows longer than train.max_length."
     )
@@ -176,7 +180,7 @@ class DataSection(Templates):
 class SuiteSection(Section):
     """Held-out problems to answer by generation, and how."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: Name
     source: Source
     columns: dict[Literal["problem", "answer", "group", "steps", "id"], str] | None = Field(
         default=None,
@@ -190,7 +194,7 @@ class SuiteSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     samples_per_problem: int = Field(default=1, gt=0)
     batch_size: int = Field(default=64, gt=0)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class EvaluateSection(Section):
@@ -205,14 +209,14 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateSection:
-        raise_on_repeats("suites", [suite.name for suite in self.suites])
+        check_names("suites", [suite.name for suite in self.suites], RESERVED_SUITE_NAMES)
         return self
 
 
 class Stage(Section):
     """One SFT stage: its own data, length and schedule; it starts from what the stage before it made."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: Name
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
@@ -241,16 +245,26 @@ class ReportSection(Section):
     title: str | None = None
 
 
+@dataclass(frozen=True)
+class Given:
+    """A recipe as its author gave it: the file's text, and the overrides of the command line in order."""
+
+    text: str = field(default="", compare=False)
+    overrides: tuple[str, ...] = field(default=(), compare=False)
+
+
 class Recipe(Section):
     """One run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    _given: Given = PrivateAttr(default_factory=Given)
+
+    name: Name
     description: str | None = None
-    output_dir: str = Field(description="Everything the run makes goes here.")
-    prepared_dir: str | None = Field(
+    output_dir: PathText = Field(description="Everything the run makes goes here.")
+    prepared_dir: PathText | None = Field(
         default=None, description="Prepared data, keyed by content. Default: <output_dir>/prepared."
     )
-    seed: int = 42
+    seed: Seed = 42
     variables: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="Values written as ${name} elsewhere, to be overridden in one place."
     )
@@ -263,19 +277,20 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         self.output_dir, self.prepared_dir = str(_at_home(self.output_dir)), _at_home(self.prepared_dir)
-        names = [stage.name for stage in self.stages]
-        problems = [
-            KeyProblem(("stages", index, "name"), f"can't be {name!r}: `sft` uses that word itself", name)
-            for index, name in enumerate(names)
-            if name in RESERVED_STAGE_NAMES or name.isdigit() or name.startswith(".")
-        ]
-        if problems:
-            raise_problems("recipe", problems)
-        raise_on_repeats("stages", names)
+        check_names("stages", [stage.name for stage in self.stages], RESERVED_STAGE_NAMES)
         for stage in self.stages:
             if "seed" not in stage.train.model_fields_set:
                 stage.train.seed = self.seed
         return self
+
+    @property
+    def given(self) -> Given:
+        """What `load_recipe` read; empty for a recipe that was made otherwise. Two recipes may differ in it."""
+        return self._given
+
+    def written(self) -> dict[str, Any]:
+        """All but what the stages have been filled with."""
+        return {key: value for key, value in super().written().items() if key not in ("variables", "defaults")}
 
     def stage(self, name: str) -> Stage:
         """The stage called `name`. Raises UsageError with the names there are."""
@@ -291,12 +306,20 @@ def _at_home(path: str | None) -> str | None:
     return os.path.expanduser(path) if path is not None else None
 
 
-def raise_on_repeats(key: str, names: list[str]) -> None:
-    """Two entries of a list may not have the same name: folders and overrides go by it."""
-    problems = [
-        KeyProblem((key, index, "name"), f"{name!r} is the name of {key}[{names.index(name)}] already", name)
-        for index, name in enumerate(names)
-        if name in names[:index]
-    ]
+def check_names(key: str, names: list[str], reserved: tuple[str, ...]) -> None:
+    """Folders and overrides go by a list's names: no two may be the same, and none a word that means something else."""
+    problems = []
+    for index, name in enumerate(names):
+        # Some file systems don't tell capital letters from small ones.
+        before = next((other for other in range(index) if names[other].lower() == name.lower()), None)
+        if name.lower() in reserved or name.isdigit():
+            reason = f"can't be {name!r}: `sft` uses that word itself"
+        elif before is not None and names[before] == name:
+            reason = f"{name!r} is the name of {key}[{before}] already"
+        elif before is not None:
+            reason = f"{name!r} differs from {names[before]!r}, the name of {key}[{before}], by capital letters alone"
+        else:
+            continue
+        problems.append(KeyProblem((key, index, "name"), reason, name))
     if problems:
         raise_problems(key, problems)

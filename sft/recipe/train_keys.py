@@ -1,16 +1,17 @@
-"""The keys of a stage's `train` section: transformers' TrainingArguments and TRL's SFTConfig, and TRL's LoRA keys.
+"""The keys of a stage's `train` section: an allow-list of keys that are honoured, each with our default.
 
-The keys most people use are declared here, with their types, so that a recipe is checked without importing TRL (5 s).
-A key that isn't declared here is looked up in SFTConfig itself and passed through. Declared defaults are SFTConfig's.
+Names are those of transformers' TrainingArguments, TRL's SFTConfig and, for LoRA, its ModelConfig. All of them are
+handed over, defaults too, so that what is trained doesn't follow from a library's version. What isn't here is refused
+with its reason (sft.recipe.refused_keys).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import os
 from typing import Any, Literal, Self
 
 from pydantic import (
-    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
@@ -20,265 +21,276 @@ from pydantic import (
 )
 
 from sft.recipe.packaged import find_deepspeed
-from sft.recipe.problems import KeyProblem, Section, nearest, raise_problems
+from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.refused_keys import FIXED, REFUSED, refusal
+from sft.recipe.values import Seed
 
-Scheduler = Literal[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "reduce_lr_on_plateau",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-    "greedy",
-]
+Cosine = Literal["cosine", "cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr"]
+Constant = Literal["constant", "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay"]
+Scheduler = Literal["linear", "polynomial", Cosine, Constant]
+Torch = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"]
+EightBit = Literal["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit"]
+Optimizer = Literal[Torch, EightBit, "paged_adamw_32bit", "lion_32bit", "paged_lion_32bit"]
+OPTIM_ARGS: dict[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "dampening", "nesterov"),
+    "adagrad": ("lr_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "centered"),
+}
+"""What `optim_args` may hold; the other optimizers take none."""
 
 LORA_KEYS = frozenset(
     {"use_peft", "use_rslora", "use_dora"}
     | {f"lora_{key}" for key in ("r", "alpha", "dropout", "target_modules", "target_parameters", "modules_to_save")}
 )
+PREPARED_KEYS = frozenset({"max_length", "packing", "dataset_num_proc"})
+"""What is done when the data is prepared; TRL, which would do it again, isn't told."""
 
-_EVALUATE = "evaluation is set in the stage's `evaluate` section"
-_RENDER = "what is trained on follows from the stage's `data` section"
-_PUSH = "pushing is set in the recipe's `push` section and done by `sft push`"
-
-# Keys of TrainingArguments and SFTConfig that the tool sets itself, or that would undo one of its promises.
-REFUSED: dict[str, str] = {
-    "output_dir": "set the recipe's own `output_dir`; each stage gets a folder in it",
-    "overwrite_output_dir": "a run continues where it was; to start afresh set another `output_dir`",
-    "logging_dir": "TensorBoard files go to <output_dir>/stages/<stage>/tensorboard",
-    "resume_from_checkpoint": "the same command continues a run by itself",
-    "do_train": "say `sft train`",
-    "do_eval": _EVALUATE,
-    "do_predict": _EVALUATE,
-    "eval_strategy": _EVALUATE,
-    "eval_steps": _EVALUATE,
-    "eval_on_start": _EVALUATE,
-    "eval_packing": _EVALUATE,
-    "load_best_model_at_end": _EVALUATE,
-    "metric_for_best_model": _EVALUATE,
-    "push_to_hub": _PUSH,
-    "hub_token": "log in with `hf auth login` or set HF_TOKEN; a token has no place in a recipe",
-    "hub_private_repo": _PUSH,
-    "hub_model_id": _PUSH,
-    "hub_strategy": _PUSH,
-    "hub_always_push": _PUSH,
-    "hub_revision": _PUSH,
-    "model_init_kwargs": "set the recipe's `model` section",
-    "trust_remote_code": "set `model.trust_remote_code`",
-    "chat_template_path": "the tokenizer's own chat template is used",
-    "dataset_text_field": _RENDER,
-    "dataset_kwargs": _RENDER,
-    "completion_only_loss": _RENDER,
-    "assistant_only_loss": "the loss is always on assistant tokens alone, end token included",
-    "truncation_mode": "set `data.over_length` to drop, truncate or error",
-    "padding_free": "rows are never padded in training; set `packing` to join several documents in a row",
-    "remove_unused_columns": "the tool chooses the columns",
-    "label_names": "the tool chooses the columns",
-    "group_by_length": "use `train_sampling_strategy`",
-    "eos_token": "the end token is the tokenizer's",
-    "pad_token": "the padding token is the tokenizer's",
-    "activation_checkpointing": "use `gradient_checkpointing`, the name that TRL reads",
-    "activation_checkpointing_kwargs": "use `gradient_checkpointing_kwargs`, the name that TRL reads",
-    "warmup_ratio": "this transformers has `warmup_steps` alone: a value under 1 is a fraction of all steps",
-    "max_seq_length": "the name is `max_length`",
-    "evaluation_strategy": _EVALUATE,
-}
-
-
-# Keys that stay at one value: the loss is the model's own, and every checkpoint can be continued.
-UNSUPPORTED: dict[str, tuple[Any, str]] = {
-    "label_smoothing_factor": (0, "isn't supported: the model's own loss is trained; leave it out"),
-    "loss_type": ("nll", "must be nll: the model's own loss is trained"),
-    "use_liger_kernel": (False, "isn't supported: the model's own fused loss is trained; leave it out"),
-    "save_only_model": (False, "must be false: a checkpoint without the optimizer can't be continued"),
-}
+NEUTRAL = frozenset(
+    {"logging_steps", "logging_first_step", "log_level", "report_to", "run_name", "save_strategy", "save_steps"}
+    | {"save_total_limit", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory"}
+    | {"dataloader_persistent_workers", "dataloader_prefetch_factor", "torch_empty_cache_steps"}
+    | {"gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading"}
+)
+"""Keys that change nothing of what is trained: a stage that is done or under way may be run again with others."""
 
 
 class TrainSection(Section):
-    """How a stage trains. `arguments()` gives what goes to `SFTConfig(**...)`."""
-
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+    """How a stage trains."""
 
     max_length: int | None = Field(
         default=1024, gt=0, description="Longest row in tokens; a pack is filled up to this."
     )
     packing: bool = Field(default=False, description="Join several documents in one row. They never see one another.")
-    packing_strategy: Literal["bfd", "bfd_split", "wrapped"] = Field(default="bfd", description="Best-fit decreasing.")
-    per_device_train_batch_size: int = Field(default=8, gt=0, description="Rows a device takes at once.")
-    gradient_accumulation_steps: int = Field(default=1, gt=0, description="Micro-batches per optimizer step.")
-    num_train_epochs: float = Field(default=3.0, gt=0)
-    max_steps: int = Field(default=-1, ge=-1, description="Optimizer steps; wins over num_train_epochs. -1: not set.")
+    dataset_num_proc: int | None = Field(default=None, gt=0, le=1024, description="Processes that prepare the data.")
 
-    learning_rate: float = Field(default=2e-5, ge=0)
-    lr_scheduler_type: Scheduler = "linear"
-    lr_scheduler_kwargs: dict[str, Any] | None = Field(default=None, description="e.g. {min_lr: 1.0e-5}.")
-    warmup_steps: float = Field(default=0, ge=0, description="Steps, or, under 1, a fraction of all steps.")
-    optim: str = "adamw_torch_fused"
-    optim_args: str | None = None
+    per_device_train_batch_size: int = Field(default=8, gt=0, description="Rows that a process takes at once.")
+    gradient_accumulation_steps: int = Field(default=1, gt=0, description="Micro-batches of an optimizer step.")
+    num_train_epochs: float = Field(default=3.0, gt=0, description="How often all rows are trained on.")
+    max_steps: int = Field(default=-1, ge=-1, description="Optimizer steps; wins over num_train_epochs. -1: not set.")
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = Field(
+        default="random", description="Order of the rows. group_by_length: similar lengths come together."
+    )
+    dataloader_drop_last: bool = Field(default=False, description="Leave out rows that don't fill the last step.")
+
+    learning_rate: float = Field(default=2e-5, ge=0, description="Highest learning rate.")
+    lr_scheduler_type: Scheduler = Field(default="linear", description="How the learning rate changes.")
+    lr_scheduler_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Of that schedule, e.g. {min_lr: 1.0e-5}."
+    )
+    warmup_steps: float = Field(default=0.0, ge=0, description="Steps, or, under 1, a fraction of all steps.")
+    optim: Optimizer = Field(default="adamw_torch_fused", description="Optimizer; *_8bit and paged_* by bitsandbytes.")
+    optim_args: str | None = Field(default=None, description="Of sgd, adagrad or rmsprop, e.g. momentum=0.9,alpha=0.9.")
     weight_decay: float = Field(
         default=0.0, ge=0, description="Not applied to norms, biases, A_log, D and the lambdas."
     )
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(default=1e-8, gt=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment, of Adam and Lion.")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment, of Adam and Lion.")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="Of Adam.")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Clip gradients to this norm; 0: don't clip.")
-    label_smoothing_factor: float = Field(default=0.0, ge=0, lt=1)
-    neftune_noise_alpha: float | None = None
-    loss_type: Literal["nll", "dft"] = "nll"
-    average_tokens_across_devices: bool = Field(default=True, description="Every supervised token counts the same.")
-
-    bf16: bool | None = Field(default=None, description="Compute in bfloat16. Default: yes.")
-    fp16: bool = False
-    tf32: bool | None = None
-    use_cpu: bool = False
-    gradient_checkpointing: bool = Field(default=True, description="Recompute activations in the backward pass.")
-    gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    activation_offloading: bool = False
-    torch_compile: bool = False
-    use_liger_kernel: bool = False
-
-    logging_steps: float = Field(default=10, gt=0)
-    logging_first_step: bool = False
-    report_to: str | list[str] = Field(
-        default="none", description="Trackers such as wandb. TensorBoard is always written."
+    neftune_noise_alpha: float | None = Field(
+        default=None,
+        gt=0,
+        description="NEFTune: noise on the embeddings, alpha / sqrt(L d) for a document of L tokens.",
     )
-    run_name: str | None = None
-    disable_tqdm: bool | None = None
-    save_strategy: Literal["no", "steps", "epoch"] = "steps"
-    save_steps: float = Field(default=500, gt=0)
-    save_total_limit: int | None = Field(default=None, gt=0)
-    save_only_model: bool = False
 
-    seed: int = Field(default=42, description="Default: the recipe's seed.")
-    data_seed: int | None = None
-    full_determinism: bool = False
-    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
-    dataset_num_proc: int | None = Field(default=None, gt=0, description="Processes that prepare the data.")
-    dataloader_num_workers: int = Field(default=0, ge=0)
-    dataloader_pin_memory: bool = True
-    dataloader_drop_last: bool = False
-    dataloader_persistent_workers: bool = False
-    dataloader_prefetch_factor: int | None = Field(default=None, gt=0)
-
+    bf16: bool | None = Field(default=None, description="Compute in bfloat16. Default: on a GPU.")
+    tf32: bool | None = Field(default=None, description="Compute float32 matrix products in TF32. Default: as torch.")
+    use_cpu: bool = Field(default=False, description="Leave a GPU alone.")
+    gradient_checkpointing: bool | None = Field(
+        default=None, description="Recompute activations in the backward pass. Default: on a GPU."
+    )
+    gradient_checkpointing_kwargs: dict[str, Any] | None = Field(
+        default=None, description="use_reentrant: false, which it always is."
+    )
+    activation_offloading: bool = Field(
+        default=False, description="Keep activations in the host's memory; needs a GPU."
+    )
+    torch_empty_cache_steps: int | None = Field(
+        default=None, gt=0, description="Give unused GPU memory back every so many steps."
+    )
     deepspeed: str | dict[str, Any] | None = Field(
         default=None, description="zero1, zero2 or zero3, a DeepSpeed JSON file, or its content."
     )
-    ddp_timeout: int = Field(default=1800, gt=0)
-    ddp_find_unused_parameters: bool | None = None
-    ddp_bucket_cap_mb: int | None = None
+
+    logging_steps: float = Field(default=1.0, gt=0, description="Steps between lines of metrics, or a fraction of all.")
+    logging_first_step: bool = Field(default=False, description="Log the first step too.")
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = Field(
+        default="warning", description="What transformers tells on standard error."
+    )
+    report_to: str | list[str] = Field(
+        default="none", description="Trackers such as wandb. TensorBoard is always written."
+    )
+    run_name: str | None = Field(default=None, description="What trackers call the run.")
+    save_strategy: Literal["no", "steps", "epoch"] = Field(default="steps", description="When checkpoints are saved.")
+    save_steps: float = Field(default=100.0, gt=0, description="Steps between checkpoints, or a fraction of all.")
+    save_total_limit: int | None = Field(default=2, gt=0, description="Checkpoints that are kept; null: all.")
+
+    seed: Seed = Field(default=42, description="Of dropout, noise and adapters. Default: the recipe's seed.")
+    data_seed: Seed | None = Field(default=None, description="Of the order of rows. Default: seed.")
+    full_determinism: bool = Field(default=False, description="Refuse operations that aren't deterministic. Slower.")
+    dataloader_num_workers: int = Field(default=0, ge=0, le=1024, description="Processes that load rows.")
+    dataloader_pin_memory: bool | None = Field(default=None, description="Pin rows in memory. Default: with a GPU.")
+    dataloader_persistent_workers: bool = Field(default=False, description="Keep the workers between epochs.")
+    dataloader_prefetch_factor: int | None = Field(default=None, gt=0, description="Batches each worker loads ahead.")
 
     use_peft: bool = Field(default=False, description="Train LoRA adapters instead of all weights.")
-    lora_r: int = Field(default=16, gt=0)
-    lora_alpha: int = Field(default=32, gt=0)
-    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
+    lora_r: int = Field(default=16, gt=0, description="Rank.")
+    lora_alpha: int = Field(default=32, gt=0, description="Scale: alpha / r, or alpha / sqrt(r) with use_rslora.")
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout before the adapters.")
     lora_target_modules: str | list[str] | None = Field(
         default=None, description="Modules that get adapters. Default for SambaY: every projection that has a gradient."
     )
-    lora_target_parameters: list[str] | None = None
+    lora_target_parameters: list[str] | None = Field(
+        default=None, description="Parameters that get adapters and are no module's weight, such as experts'."
+    )
     lora_modules_to_save: list[str] | None = Field(
         default=None, description="Modules trained in full beside the adapters."
     )
-    use_rslora: bool = False
-    use_dora: bool = False
+    use_rslora: bool = Field(default=False, description="Rank-stabilised scale.")
+    use_dora: bool = Field(default=False, description="Adapt magnitude and direction apart (DoRA).")
 
     @model_validator(mode="wrap")
     @classmethod
     def _check(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Tell what is wrong with any key, declared or not, in one go."""
-        extra = {key: value[key] for key in value if key not in cls.model_fields} if isinstance(value, dict) else {}
-        problems = _extra_problems(extra)
+        """Tell what is wrong with any key, offered or not, in one go."""
+        problems: list[KeyProblem] = []
+        if isinstance(value, dict):
+            others = [key for key in value if key in REFUSED or key in FIXED]
+            reasons = {key: refusal(key, value[key]) for key in others}
+            problems = [KeyProblem((key,), reason, value[key]) for key, reason in reasons.items() if reason]
+            value = {key: item for key, item in value.items() if key not in reasons}
         try:
             section = handler(value)
         except ValidationError as error:
             raise_problems(cls.__name__, problems, error)
-        problems += section._value_problems()
+        problems += [*section._value_problems(), *section._optimizer_problems(), *section._lora_problems()]
         if problems:
             raise_problems(cls.__name__, problems)
         return section
 
     def _value_problems(self) -> list[KeyProblem]:
-        problems = [
-            KeyProblem((key,), reason, getattr(self, key))
-            for key, (allowed, reason) in UNSUPPORTED.items()
-            if getattr(self, key) not in (allowed, None)
-        ]
-        kwargs = self.gradient_checkpointing_kwargs or {}
-        if kwargs.get("use_reentrant"):
-            problems.append(
-                KeyProblem(
-                    ("gradient_checkpointing_kwargs", "use_reentrant"),
+        problems = []
+
+        def tell(key: str, reason: str, *inside: str) -> None:
+            problems.append(KeyProblem((key, *inside), reason, getattr(self, key)))
+
+        for inside, wanted in (self.gradient_checkpointing_kwargs or {}).items():
+            if inside != "use_reentrant":
+                tell("gradient_checkpointing_kwargs", "isn't offered: what is recomputed must be what was used", inside)
+            elif wanted is not False:
+                reason = (
                     "must be false: reentrant checkpointing loses the gradients of the keys and values that the "
-                    "cross-decoder reads from the shared layer",
-                    True,
+                    "cross-decoder reads from the shared layer"
                 )
-            )
-        if self.packing_strategy != "bfd":
-            reason = {
-                "wrapped": "must be bfd: `wrapped` cuts documents anywhere and lets them see one another",
-                "bfd_split": "must be bfd: `bfd_split` cuts long documents; set data.over_length instead",
-            }[self.packing_strategy]
-            problems.append(KeyProblem(("packing_strategy",), reason, self.packing_strategy))
-        if isinstance(self.deepspeed, str) and not Path(deepspeed_file(self.deepspeed)).is_file():
-            reason = f"no file {self.deepspeed!r}; zero1, zero2 and zero3 come with the tool"
-            problems.append(KeyProblem(("deepspeed",), reason, self.deepspeed))
+                tell("gradient_checkpointing_kwargs", reason, inside)
+        if self.max_steps == 0:
+            tell("max_steps", "0 trains nothing; leave it out to train num_train_epochs")
+        for key in ("logging_steps", "save_steps", "warmup_steps"):
+            if getattr(self, key) > 1 and getattr(self, key) % 1:
+                tell(key, "is a whole number of steps, or, under 1, a fraction of all of them")
         if self.max_length is None and self.packing:
-            problems.append(KeyProblem(("max_length",), "packing needs a length to fill rows up to", None))
+            tell("max_length", "packing needs a length to fill rows up to")
+        for key in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+            if getattr(self, key) and not self.dataloader_num_workers:
+                tell(key, "has no effect without dataloader_num_workers")
+        if isinstance(self.deepspeed, str) and not os.path.isfile(deepspeed_file(self.deepspeed)):
+            tell("deepspeed", f"no file {self.deepspeed!r}; zero1, zero2 and zero3 come with the tool")
+        return problems
+
+    def _optimizer_problems(self) -> list[KeyProblem]:
+        reads = {"adam_beta1", "adam_beta2", "adam_epsilon"}
+        if "lion" in self.optim:
+            reads = {"adam_epsilon"}
+        elif "adam" in self.optim:
+            reads = set()
+        problems = [
+            KeyProblem((key,), f"has no effect with optim {self.optim}", getattr(self, key))
+            for key in sorted(reads)
+            if self.changed(key)
+        ]
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            reason = "has no effect with lr_scheduler_type constant; constant_with_warmup has one"
+            problems.append(KeyProblem(("warmup_steps",), reason, self.warmup_steps))
+        known = OPTIM_ARGS.get(self.optim, ())
+        for part in (self.optim_args or "").split(",") if self.optim_args is not None else ():
+            name, _, number = part.strip().partition("=")
+            flag = name in ("nesterov", "centered")
+            if name not in known:
+                reason = f"{self.optim} takes {', '.join(known) or 'none'}, each as name=value, got {part.strip()!r}"
+                problems.append(KeyProblem(("optim_args",), reason, self.optim_args))
+            elif number not in ("true", "false") if flag else not _is_number(number):
+                reason = f"{name} must be {'true or false' if flag else 'a number'}, got {number!r}"
+                problems.append(KeyProblem(("optim_args",), reason, self.optim_args))
+        return problems
+
+    def _lora_problems(self) -> list[KeyProblem]:
         if not self.use_peft:
-            problems += [
+            return [
                 KeyProblem((key,), "has no effect without `use_peft: true`", None)
                 for key in sorted(self.model_fields_set & (LORA_KEYS - {"use_peft"}))
             ]
+        empty = [key for key in sorted(LORA_KEYS) if getattr(self, key) in ([], "")]
+        problems = [KeyProblem((key,), "names nothing; leave it out", getattr(self, key)) for key in empty]
+        if self.lora_target_parameters and self.lora_dropout:
+            reason = "must be 0 with lora_target_parameters: what goes into a parameter can't be dropped out"
+            problems.append(KeyProblem(("lora_dropout",), reason, self.lora_dropout))
+        if self.lora_target_parameters and self.use_dora:
+            problems.append(KeyProblem(("use_dora",), "can't be used with lora_target_parameters", True))
         return problems
 
     @model_serializer(mode="wrap")
-    def _only_set_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
+    def _what_counts(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if self.use_peft or key not in LORA_KEYS}
 
-    def arguments(self) -> dict[str, Any]:
-        """The keys that the recipe sets, without the LoRA ones: ready for `SFTConfig(**arguments)`."""
-        arguments = {key: value for key, value in self.model_dump().items() if key not in LORA_KEYS}
+    def written(self) -> dict[str, Any]:
+        """All keys, LoRA's where adapters are trained."""
+        return {key: value for key, value in super().written().items() if self.use_peft or key not in LORA_KEYS}
+
+    def complete(self, *, cuda: bool) -> dict[str, Any]:
+        """Every key's value, with the defaults that depend on the machine: whether there is a GPU to train on."""
+        gpu = cuda and not self.use_cpu
+        machine = {"bf16": gpu, "gradient_checkpointing": gpu, "dataloader_pin_memory": gpu, "data_seed": self.seed}
+        values = self.model_dump()
+        values |= {key: value for key, value in machine.items() if values[key] is None}
+        return {**values, "use_cpu": not gpu}
+
+    def effective(self) -> dict[str, Any]:
+        """What the trained weights follow from: every key's value but the neutral ones', as JSON.
+
+        What depends on the machine stays null: a stage that a GPU has trained is done on a CPU too. `complete` tells
+        what it was.
+        """
+        values = {key: value for key, value in self.model_dump().items() if key not in NEUTRAL}
+        data_seed = self.seed if self.data_seed is None else self.data_seed
+        return {**values, "data_seed": data_seed, "deepspeed": self.deepspeed_content()}
+
+    def arguments(self, *, cuda: bool) -> dict[str, Any]:
+        """Every key that `SFTConfig(**arguments)` takes."""
+        values = self.complete(cuda=cuda)
         if isinstance(self.deepspeed, str):
-            arguments["deepspeed"] = deepspeed_file(self.deepspeed)
-        return arguments
+            values["deepspeed"] = deepspeed_file(self.deepspeed)
+        return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS}
+
+    def deepspeed_content(self) -> Any:
+        """DeepSpeed's settings themselves: a file's name says nothing of what was trained."""
+        if not isinstance(self.deepspeed, str):
+            return self.deepspeed
+        try:
+            with open(deepspeed_file(self.deepspeed), encoding="utf-8") as handle:
+                return json.load(handle)
+        except (OSError, ValueError):
+            # Told with its reason where the engine is set up.
+            return self.deepspeed
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return abs(float(text)) < float("inf")
+    except ValueError:
+        return False
 
 
 def deepspeed_file(name: str) -> str:
     """The packaged DeepSpeed configuration called `name`, or `name` itself."""
     packaged = find_deepspeed(name)
     return str(packaged) if packaged else name
-
-
-def _extra_problems(extra: dict[str, Any]) -> list[KeyProblem]:
-    refused = [key for key in extra if key in REFUSED]
-    problems = [KeyProblem((key,), f"is not for recipes: {REFUSED[key]}", extra[key]) for key in refused]
-    others = {key: value for key, value in extra.items() if key not in REFUSED}
-    return problems + (_sft_config_problems(others) if others else [])
-
-
-def _sft_config_problems(extra: dict[str, Any]) -> list[KeyProblem]:
-    """Check keys that this module doesn't declare against the installed TRL's SFTConfig."""
-    import dataclasses
-
-    from pydantic import TypeAdapter
-    from trl import SFTConfig
-
-    fields = {field.name: field for field in dataclasses.fields(SFTConfig)}
-    known = (set(fields) | set(TrainSection.model_fields)) - set(REFUSED)
-    problems = []
-    for key, value in extra.items():
-        if key not in fields:
-            problems.append(KeyProblem((key,), f"unknown key{nearest(key, known)}", value))
-            continue
-        try:
-            kind: Any = fields[key].type
-            adapter = TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
-            adapter.validate_python(value)
-        except ValidationError:
-            wanted = getattr(fields[key].type, "__name__", None) or str(fields[key].type)
-            problems.append(KeyProblem((key,), f"must be {wanted}, got {value!r}", value))
-    return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,34 +19,47 @@ _FLOAT = re.compile(
     |[-+]?(?:[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)
     |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
     |[-+]?\.(?:inf|Inf|INF)
-    |\.(?:nan|NaN|NAN))$""",
+    |\.(?:nan|NaN|NAN))\Z""",
     re.VERBOSE,
 )
+# Decimal without leading zeros, hexadecimal, octal as Python writes it: `0123` and `1:30` are texts, not 83 and 90.
+_INT = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F_]*[0-9a-fA-F]|0o[0-7_]*[0-7]|0b[01_]*[01])\Z")
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)\Z")
+_CORE = "tag:yaml.org,2002:"
+_OURS = {"float": (_FLOAT, "-+0123456789."), "int": (_INT, "-+0123456789"), "bool": (_BOOL, "tTfF")}
+
+MOST_VALUES = 50_000
+"""Values of one recipe, its aliases and data recipes filled in. The largest packaged one has 2,000."""
+MOST_LEVELS = 50
+LARGEST = 2**63 - 1
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, and on/off/yes/no and dates as the text they are."""
+    """SafeLoader that reads 1e-4 as a number, and on/off/yes/no, dates, 0123 and 1:30 as the text they are."""
 
 
 class RecipeDumper(yaml.SafeDumper):
-    """SafeDumper that quotes what RecipeLoader would read as something else."""
+    """SafeDumper that quotes what RecipeLoader, or another YAML reader, would read as something else."""
 
 
-def _resolvers(source: dict[str, list[tuple[str, re.Pattern[str]]]]) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    replaced = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:bool"}
-    return {first: [pair for pair in pairs if pair[0] not in replaced] for first, pairs in source.items()}
+def _add_ours(kind: type[yaml.SafeLoader] | type[yaml.SafeDumper]) -> None:
+    for name, (pattern, first) in _OURS.items():
+        kind.add_implicit_resolver(_CORE + name, pattern, list(first))
 
 
-for _class in (RecipeLoader, RecipeDumper):
-    _class.yaml_implicit_resolvers = _resolvers(yaml.SafeLoader.yaml_implicit_resolvers)
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-    )
+_replaced = {_CORE + name for name in (*_OURS, "timestamp", "value")}
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in _replaced]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_add_ours(RecipeLoader)
+_add_ours(RecipeDumper)
 
 
 def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    # Unicode's line breaks are read as plain ones anywhere but in double quotes.
+    escaped = any(char in text for char in "\r\x85\u2028\u2029\ufeff")
+    return dumper.represent_scalar(_CORE + "str", text, style='"' if escaped else "|" if "\n" in text else None)
 
 
 RecipeDumper.add_representer(str, _represent_str)
@@ -94,67 +108,126 @@ class Document:
 
 
 def parse_document(text: str, name: str) -> Document:
-    """Parse `text`, which stands in the file called `name`. Raises UsageError with the line of a syntax error."""
-    loader = None
-    try:
-        loader = RecipeLoader(text)
-        node = loader.get_single_node()
-        origins: dict[Path, Origin] = {(): Origin(f"{name}:1", ())}
-        value = None if node is None else _construct(loader, node, (), name, origins)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{name}{line}: {error.problem or error.context} (not valid YAML)") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{name}: {str(error).splitlines()[0]} (not valid YAML)") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
-    return Document(value, origins)
+    """Parse `text`, which stands in the file called `name`. Raises UsageError with the line of what is wrong."""
+    return _Parser(name).parse(text)
 
 
-def parse_value(text: str) -> Any:
-    """The value of an override: `2e-5` is a number, `[a, b]` a list, `true` a boolean, the rest text."""
+def parse_value(text: str, name: str) -> Any:
+    """The value of the override called `name`: `2e-5` is a number, `[a, b]` a list, `true` a boolean, the rest text.
+
+    Raises UsageError for a value that no recipe can hold.
+    """
     try:
-        value = yaml.load(text, Loader=RecipeLoader)
-    except yaml.YAMLError:
-        return text
+        value = _Parser(name, lines=False).parse(text).value
+    except NotYamlError:
+        return readable(text, name)
     # `Run: two` is a title; a mapping or list is written with its brackets.
-    return text if isinstance(value, dict | list) and not text.lstrip().startswith(("{", "[")) else value
+    plain = isinstance(value, dict | list) and not text.lstrip().startswith(("{", "["))
+    return readable(text, name) if plain else value
 
 
-def _construct(
-    loader: RecipeLoader,
-    node: yaml.Node,
-    path: Path,
-    name: str,
-    origins: dict[Path, Origin],
-    open_nodes: tuple[int, ...] = (),
-) -> Any:
-    if id(node) in open_nodes:
-        raise yaml.MarkedYAMLError(problem="an alias inside its own anchor", problem_mark=node.start_mark)
-    inside = (*open_nodes, id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for index, child in enumerate(node.value):
-            origins[(*path, index)] = Origin(f"{name}:{child.start_mark.line + 1}", (*path, index))
-        return [_construct(loader, child, (*path, i), name, origins, inside) for i, child in enumerate(node.value)]
-    if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)
-    result: dict[str, Any] = {}
-    lines: dict[str, int] = {}
-    written = [pair for pair in node.value if pair[0].tag != "tag:yaml.org,2002:merge"]
-    loader.flatten_mapping(node)
-    own = {id(key) for key, _ in written}
-    for key_node, child in sorted(node.value, key=lambda pair: id(pair[0]) not in own):
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-        line = key_node.start_mark.line + 1
-        if key is None:
-            raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
-        if key in lines:
-            if id(key_node) not in own:
+class NotYamlError(UsageError):
+    """A text that isn't YAML."""
+
+
+def readable(value: Any, place: str) -> Any:
+    """`value`, a scalar. Raises UsageError for one that no file and no computation can hold."""
+    if isinstance(value, str):
+        if any(0xD800 <= ord(char) < 0xE000 for char in value):
+            raise UsageError(f"{place}: the text has bytes or escapes that aren't Unicode characters")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{place}: must be a finite number; put it in quotes if it is a text")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise UsageError(f"{place}: is a number beyond 64 bits; put it in quotes if it is a text")
+    return value
+
+
+class _Parser:
+    """One text, made into plain Python with the origin of every value."""
+
+    def __init__(self, name: str, *, lines: bool = True) -> None:
+        self.name, self.lines, self.values = name, lines, 0
+        self.origins: dict[Path, Origin] = {(): self._origin(0, ())}
+        self.constructor = RecipeLoader("")
+
+    def parse(self, text: str) -> Document:
+        try:
+            node = yaml.compose(text, Loader=RecipeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            place = self._origin(mark.line if mark else 0, ())
+            raise NotYamlError(f"{place}: {error.problem or error.context} (not valid YAML)") from error
+        except RecursionError:
+            raise UsageError(f"{self.name}: is nested more than {MOST_LEVELS} levels deep") from None
+        except yaml.YAMLError as error:
+            raise NotYamlError(f"{self.name}: {str(error).splitlines()[0]} (not valid YAML)") from error
+        return Document(None if node is None else self._value(node, (), ()), self.origins)
+
+    def _origin(self, line: int, path: Path) -> Origin:
+        return Origin(f"{self.name}:{line + 1}" if self.lines else self.name, path)
+
+    def _place(self, node: yaml.Node, path: Path) -> Origin:
+        return self._origin(node.start_mark.line, path)
+
+    def _enter(self, node: yaml.Node, path: Path, around: tuple[int, ...]) -> tuple[int, ...]:
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise UsageError(f"{self.name}: has more than {MOST_VALUES:,} values once its aliases are filled in")
+        if id(node) in around:
+            raise UsageError(f"{self._place(node, path)}: an alias stands inside its own anchor")
+        if len(around) >= MOST_LEVELS:
+            raise UsageError(f"{self._place(node, path[:8])}: is nested more than {MOST_LEVELS} levels deep")
+        return (*around, id(node))
+
+    def _value(self, node: yaml.Node, path: Path, around: tuple[int, ...]) -> Any:
+        inside = self._enter(node, path, around)
+        if isinstance(node, yaml.SequenceNode):
+            items = []
+            for index, child in enumerate(node.value):
+                self.origins[(*path, index)] = self._place(child, (*path, index))
+                items.append(self._value(child, (*path, index), inside))
+            return items
+        if not isinstance(node, yaml.MappingNode):
+            return self._scalar(node, path)
+        result = {}
+        for key, (key_node, child) in self._pairs(node, path, around).items():
+            self.origins[(*path, key)] = self._place(key_node, (*path, key))
+            result[key] = self._value(child, (*path, key), inside)
+        return result
+
+    def _scalar(self, node: yaml.Node, path: Path) -> Any:
+        place = str(self._place(node, path))
+        kind = node.tag.removeprefix(_CORE)
+        if kind not in ("str", "int", "float", "bool", "null"):
+            raise UsageError(f"{place}: the YAML tag {node.tag} has no meaning in a recipe")
+        if kind == "int" and len(node.value) > 100:
+            raise UsageError(f"{place}: is a number beyond 64 bits; put it in quotes if it is a text")
+        try:
+            text = node.value.replace("_", "")
+            value = int(text, 0) if kind == "int" else self.constructor.construct_object(node)
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UsageError(f"{place}: {node.value[:60]!r} can't be read as !!{kind}") from error
+        return readable(value, place)
+
+    def _pairs(self, node: yaml.MappingNode, path: Path, around: tuple[int, ...]) -> dict[str, tuple[Any, Any]]:
+        """A mapping's own keys, then those that `<<` merges into it and that it doesn't have."""
+        own: dict[str, tuple[Any, Any]] = {}
+        merged: list[yaml.Node] = []
+        for key_node, child in node.value:
+            if key_node.tag == _CORE + "merge":
+                merged += child.value if isinstance(child, yaml.SequenceNode) else [child]
                 continue
-            raise UsageError(f"{name}:{line}: {show_path((*path, key))}: is set twice, first in line {lines[key]}")
-        lines[key] = line
-        origins[(*path, key)] = Origin(f"{name}:{line}", (*path, key))
-        result[key] = _construct(loader, child, (*path, key), name, origins, inside)
-    return result
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UsageError(f"{self._place(key_node, path)}: a key must be a word")
+            key = readable(key_node.value, str(self._place(key_node, path)))
+            if key in own:
+                first = own[key][0].start_mark.line + 1
+                raise UsageError(f"{self._place(key_node, (*path, key))}: is set twice, first in line {first}")
+            own[key] = (key_node, child)
+        inside = self._enter(node, path, around) if merged else around
+        for other in merged:
+            if not isinstance(other, yaml.MappingNode):
+                raise UsageError(f"{self._place(other, path)}: `<<` merges mappings")
+            for key, pair in self._pairs(other, path, inside).items():
+                own.setdefault(key, pair)
+        return own

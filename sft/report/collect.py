@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe, Stage
-from sft.utils.files import read_json
+from sft.utils.files import read_sealed, sha256_file
 
 
 @dataclass
@@ -71,33 +71,36 @@ class RunFacts:
         return list(found)
 
 
-def collect(recipe: Recipe, layout: RunPaths) -> RunFacts:
-    """Read the run below `layout.root`. Files that are missing or broken are told in `missing`."""
+def collect(recipe: Recipe, paths: RunPaths) -> RunFacts:
+    """Read the run below `paths.root`. Files that are missing or broken are told in `missing`."""
     missing: list[str] = []
-    stages = [_stage(layout, stage, missing) for stage in recipe.stages]
+    stages = [_stage(paths, stage, missing) for stage in recipe.stages]
     points = ["start", *(stage.name for stage in recipe.stages)]
     suites = list(dict.fromkeys(suite.name for stage in recipe.stages for suite in stage.evaluate.suites))
-    results = _results(layout, points, suites, missing)
+    results = _results(paths, points, suites, missing)
     manifest = next((stage.manifest for stage in reversed(stages) if stage.manifest), {})
-    _expected(recipe, stages, results, layout, missing)
+    _expected(recipe, stages, results, paths, missing)
     # Without suites, and where no stage evaluates its start, there is no such point.
     points = [p for p in points if any((p, s) in results for s in suites) or p != "start"]
     return RunFacts(
         recipe=recipe,
-        root=layout.root,
+        root=paths.root,
         stages=stages,
         points=points,
         suites=suites,
         results=results,
-        parameters=_parameters(recipe, layout),
+        parameters=_parameters(recipe, paths),
         environment=dict(manifest.get("environment") or {}),
         missing=missing,
     )
 
 
-def _stage(layout: RunPaths, stage: Stage, missing: list[str]) -> StageFacts:
-    manifest = _mapping(layout.stage_manifest(stage.name), missing)
-    log = read_log(layout.metrics(stage.name))
+def _stage(paths: RunPaths, stage: Stage, missing: list[str]) -> StageFacts:
+    manifest = _mapping(paths.stage_manifest(stage.name), missing)
+    log = read_log(paths.metrics(stage.name))
+    if manifest is not None and log and manifest.get("metrics") not in (None, sha256_file(paths.metrics(stage.name))):
+        missing.append(f"Stage {stage.name}: {paths.metrics(stage.name)} was changed after training, and is left out.")
+        log = []
     if manifest is None:
         state = f"interrupted after step {log[-1]['step']}" if log else "not trained yet"
         missing.append(f"Stage {stage.name}: {state}.")
@@ -105,10 +108,10 @@ def _stage(layout: RunPaths, stage: Stage, missing: list[str]) -> StageFacts:
 
 
 def _results(
-    layout: RunPaths, points: list[str], suites: list[str], missing: list[str]
+    paths: RunPaths, points: list[str], suites: list[str], missing: list[str]
 ) -> dict[tuple[str, str], SuiteFacts]:
     """Finished evaluations; other models and suites that were evaluated in this folder join `points` and `suites`."""
-    eval_root = layout.eval_dir("start").parent
+    eval_root = paths.eval_dir("start").parent
     found = sorted(path.parent for path in eval_root.glob("*/*/metrics.json"))
     points.extend(dict.fromkeys(path.parent.name for path in found if path.parent.name not in points))
     suites.extend(dict.fromkeys(path.name for path in found if path.name not in suites))
@@ -125,7 +128,7 @@ def _expected(
     recipe: Recipe,
     stages: list[StageFacts],
     results: dict[tuple[str, str], SuiteFacts],
-    layout: RunPaths,
+    paths: RunPaths,
     missing: list[str],
 ) -> None:
     """Name the evaluations that the recipe asks for and that aren't there."""
@@ -135,7 +138,7 @@ def _expected(
         wanted += [(stage.name, suite.name) for suite in stage.evaluate.suites if facts.manifest]
     for point, suite in wanted:
         if (point, suite) not in results:
-            path = layout.eval_dir(point, suite) / "samples.jsonl"
+            path = paths.eval_dir(point, suite) / "samples.jsonl"
             done = path.read_bytes().count(b"\n") if path.exists() else 0
             state = f"interrupted after {done} answers" if done else "not evaluated yet"
             missing.append(f"Suite {suite} at {point}: {state}.")
@@ -145,11 +148,8 @@ def _mapping(path: Path, missing: list[str]) -> dict[str, Any] | None:
     """The JSON mapping in `path`, or None; a file that is there and can't be read is told."""
     if not path.exists():
         return None
-    try:
-        value = read_json(path)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
+    value = read_sealed(path)
+    if value is None:
         missing.append(f"{path} can't be read and is left out.")
         return None
     return value
@@ -157,7 +157,7 @@ def _mapping(path: Path, missing: list[str]) -> dict[str, Any] | None:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The log lines of a stage that have a step, in order; a torn line is left out."""
-    if not path.exists():
+    if not path.is_file():
         return []
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -170,9 +170,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda entry: entry["step"])
 
 
-def _parameters(recipe: Recipe, layout: RunPaths) -> int | None:
+def _parameters(recipe: Recipe, paths: RunPaths) -> int | None:
     """How many parameters the model has, from the headers of saved weights; adapters alone don't tell."""
-    folders = [layout.export, *(layout.final_dir(stage.name) for stage in reversed(recipe.stages))]
+    folders = [paths.export, *(paths.final_dir(stage.name) for stage in reversed(recipe.stages))]
     if recipe.model.model_name_or_path:
         folders.append(Path(recipe.model.model_name_or_path))
     for folder in folders:

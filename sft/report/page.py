@@ -21,20 +21,20 @@ _SHOWN_SAMPLES = 3
 _LONGEST_TEXT = 6_000
 
 
-def write_report(recipe: Recipe, layout: RunPaths) -> Path:
+def write_report(recipe: Recipe, paths: RunPaths) -> Path:
     """Write the report of the run, as far as it has got; returns the path of the page.
 
     Everything is read from the run's folder: nothing is computed anew, and no model is loaded.
     """
-    run = collect(recipe, layout)
+    run = collect(recipe, paths)
     figures = draw_all(run)
     data_figures = _data_figures(run)
-    folder = layout.report
+    folder = paths.report
     drawn = {**figures, **{name: figure for stage in data_figures.values() for name, figure in stage.items()}}
     for name, (_, png, _) in drawn.items():
         with atomic_open(folder / "figures" / f"{name}.png", "wb") as handle:
             handle.write(png)
-    content = _content(run, layout) | {"figures": figures, "data_figures": data_figures}
+    content = _content(run, paths) | {"figures": figures, "data_figures": data_figures}
     page = folder / "index.html"
     write_text(folder / "report.md", _environment(False).get_template("report.md.j2").render(content))
     write_text(page, _environment(True).get_template("page.html.j2").render(content))
@@ -64,7 +64,7 @@ def _environment(escape: bool) -> jinja2.Environment:
     return environment
 
 
-def _content(run: RunFacts, layout: RunPaths) -> dict[str, Any]:
+def _content(run: RunFacts, paths: RunPaths) -> dict[str, Any]:
     """What both templates are filled with."""
     from sft.recipe.load import resolved_yaml
 
@@ -77,7 +77,7 @@ def _content(run: RunFacts, layout: RunPaths) -> dict[str, Any]:
         "summary": _summary(run),
         "examples": [example for suite in run.suites if (example := _examples(run, suite))],
         "recipe_text": resolved_yaml(recipe),
-        "root": layout.root.name,
+        "root": paths.root.name,
     }
 
 

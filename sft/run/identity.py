@@ -1,32 +1,35 @@
-"""What makes two trainings of a stage the same training: the parts of its key, and the key."""
+"""What makes two trainings of a stage the same training: the parts of its key, by content, and the stages done."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.train.arguments import NEUTRAL
+from sft.models.identity import start_identity
+from sft.train.checkpoints import describe_difference
 from sft.utils.errors import UserError
-from sft.utils.files import read_json, sha256_file, sha256_json
+from sft.utils.files import read_sealed, sha256_json
+from sft.utils.hashes import folder_hashes
 
 if TYPE_CHECKING:
     from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Stage
 
-FORMAT = 1
+FORMAT = 2
 """Raised when stages made by an older version must not be continued."""
 
 
-def stage_parts(layout: RunPaths, stage: Stage, data_key: str) -> dict[str, Any]:
+def stage_parts(paths: RunPaths, stage: Stage, data_key: str) -> dict[str, Any]:
     """Everything the stage's weights follow from, as nested JSON values that can be compared part by part."""
-    train = stage.train.model_dump()
+    return {**settled_parts(paths, stage), "start": _start(paths, stage), "data": data_key}
+
+
+def settled_parts(paths: RunPaths, stage: Stage) -> dict[str, Any]:
+    """The parts that the recipe alone tells, before any data is prepared."""
     return {
         "format": FORMAT,
         "stage": stage.name,
-        "seed": layout.recipe.seed,
-        "start": _start(layout, stage),
-        "data": data_key,
-        "train": {key: value for key, value in train.items() if key not in NEUTRAL},
+        "seed": paths.recipe.seed,
+        "train": stage.train.effective(),
     }
 
 
@@ -35,51 +38,76 @@ def stage_key(parts: dict[str, Any]) -> str:
     return sha256_json(parts)
 
 
-def previous_stage(layout: RunPaths, stage: Stage) -> Stage | None:
+def previous_stage(paths: RunPaths, stage: Stage) -> Stage | None:
     """The stage before `stage` in the recipe."""
-    names = [other.name for other in layout.recipe.stages]
+    names = [other.name for other in paths.recipe.stages]
     index = names.index(stage.name)
-    return layout.recipe.stages[index - 1] if index else None
+    return paths.recipe.stages[index - 1] if index else None
 
 
-def done_manifest(layout: RunPaths, stage: str) -> dict[str, Any] | None:
-    """The manifest of a stage that is done and whose model is there, else None. A broken one raises UserError."""
-    path = layout.stage_manifest(stage)
+def done_manifest(paths: RunPaths, stage: str) -> dict[str, Any] | None:
+    """The manifest of a stage that is done and whose model is, byte for byte, what it made; else None.
+
+    Raises UserError for a broken manifest, and for a model that is gone or isn't that stage's any more.
+    """
+    path, final = paths.stage_manifest(stage), paths.final_dir(stage)
     if not path.exists():
         return None
-    try:
-        manifest: dict[str, Any] = read_json(path)
-    except ValueError:
-        manifest = {}
-    if not isinstance(manifest, dict) or not {"key", "parts", "steps"} <= manifest.keys():
+    manifest = read_sealed(path)
+    if manifest is None or not {"key", "parts", "steps", "files"} <= manifest.keys():
         raise UserError(f"{path} is broken: start the stage again with --restart {stage}.")
-    if not layout.final_dir(stage).exists():
-        raise UserError(f"Stage {stage} is done, but {layout.final_dir(stage)} is gone: use --restart {stage}.")
+    if not final.is_dir():
+        raise UserError(f"Stage {stage} is done, but {final} is gone: use --restart {stage}.")
+    wrong = describe_difference(manifest["files"], folder_hashes(final))
+    if wrong:
+        raise UserError(
+            f"{final} is not what stage {stage} made ({wrong.split(' was ')[0]} differs): put it back, or use "
+            f"--restart {stage}."
+        )
     return manifest
 
 
-def _start(layout: RunPaths, stage: Stage) -> dict[str, Any]:
-    before = previous_stage(layout, stage)
-    if before is not None:
-        manifest = done_manifest(layout, before.name)
-        if manifest is None:
-            raise UserError(f"Stage {stage.name} starts from stage {before.name}, which isn't done: train that first.")
-        return {"stage": before.name, "key": manifest["key"]}
-    return start_parts(layout)
+def trained_stages(paths: RunPaths) -> list[str]:
+    """The stages that are done, in the recipe's order."""
+    return [stage.name for stage in paths.recipe.stages if done_manifest(paths, stage.name) is not None]
 
 
-def start_parts(layout: RunPaths) -> dict[str, Any]:
-    """What the run's first model follows from, but for the seed."""
-    section = layout.recipe.model
-    parts: dict[str, Any] = section.model_dump(exclude={"trust_remote_code"})
-    folder = Path(section.model_name_or_path or "")
-    if section.model_name_or_path and folder.is_dir():
-        parts["files"] = _files(folder)
-    return parts
+def check_done(paths: RunPaths, stage: Stage, parts: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Raise UserError when a stage that is done was made with other settings than `parts`."""
+    before = {name: manifest["parts"].get(name) for name in parts}
+    difference = describe_difference(before, parts)
+    if difference:
+        commit = (before.get("start") or {}).get("commit")
+        moved = commit != (parts.get("start") or {}).get("commit")
+        back = f"Set model.model_revision: {commit}" if commit and moved else "Put the recipe back"
+        raise UserError(
+            f"Stage {stage.name} is done, but with other settings: {difference}. {back}, do it again with "
+            f"--restart {stage.name}, or choose another output_dir."
+        )
 
 
-def _files(folder: Path) -> dict[str, Any]:
-    """Sizes of a checkpoint's weights and the hash of its configuration: a changed folder is another model."""
-    found: dict[str, Any] = {p.name: p.stat().st_size for p in sorted(folder.glob("*.safetensors"))}
-    config = folder / "config.json"
-    return found | ({"config.json": sha256_file(config)} if config.exists() else {})
+def check_all_done(paths: RunPaths) -> None:
+    """Refuse a recipe that says something else of a stage that is done, whichever stage the command is about."""
+    for stage in paths.recipe.stages:
+        manifest = done_manifest(paths, stage.name)
+        if manifest is not None:
+            check_done(paths, stage, settled_parts(paths, stage), manifest)
+
+
+def point_identity(paths: RunPaths, stage: str | None) -> dict[str, Any]:
+    """What the model and tokenizer after `stage` (None: at the start) are known by."""
+    if stage is None:
+        return {"start": start_identity(paths.recipe)}
+    manifest = done_manifest(paths, stage)
+    if manifest is None:
+        raise UserError(f"Stage {stage} isn't done: run `sft train --stage {stage}` first.")
+    return {"key": manifest["key"], "files": manifest["files"]}
+
+
+def _start(paths: RunPaths, stage: Stage) -> dict[str, Any]:
+    before = previous_stage(paths, stage)
+    if before is None:
+        return start_identity(paths.recipe)
+    if done_manifest(paths, before.name) is None:
+        raise UserError(f"Stage {stage.name} starts from stage {before.name}, which isn't done: train that first.")
+    return {"stage": before.name, **point_identity(paths, before.name)}

@@ -10,6 +10,8 @@ from sft.utils.errors import UserError, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sft.recipe.schema import ModelSection
+
 TINY_TOKENIZER = "tiny"
 
 
@@ -34,6 +36,13 @@ def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> PreTrai
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def start_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer that a run starts with; its stages hand it on unchanged."""
+    if section.tokenizer:
+        return load_tokenizer(section.tokenizer)
+    return load_tokenizer(str(section.model_name_or_path), revision=section.model_revision)
 
 
 def _as_the_file_says(name: str, revision: str | None) -> PreTrainedTokenizerBase:

@@ -1,7 +1,8 @@
-"""From a stage's `train` keys to SFTConfig: the tool's own settings, and defaults that fit the machine."""
+"""From a stage's `train` keys to SFTConfig, with the tool's own settings; and what can be refused before that."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -15,43 +16,82 @@ if TYPE_CHECKING:
 
     from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Stage
+    from sft.recipe.train_keys import TrainSection
 
-# Packing happened when the data was prepared; these keys must not reach TRL, which would do it again.
-_PREPARED = ("packing", "packing_strategy", "max_length", "dataset_num_proc")
+COSINE = ("num_cycles",)
+MIN_LR = (*COSINE, "min_lr", "min_lr_rate")
+SCHEDULER_KWARGS: dict[str, tuple[str, ...]] = {
+    "cosine": COSINE,
+    "cosine_with_restarts": COSINE,
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+    "cosine_with_min_lr": MIN_LR,
+    "cosine_warmup_with_min_lr": (*MIN_LR, "warmup_lr_rate"),
+    "warmup_stable_decay": (
+        *("num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"),
+    ),
+}
+"""What `lr_scheduler_kwargs` may hold; the other schedules take none."""
+SHAPES = ("linear", "cosine", "1-sqrt")
 
-# Keys that change nothing of what is trained: a stage that is done or under way may be run again with other values.
-NEUTRAL = frozenset(
-    {"logging_steps", "logging_first_step", "report_to", "run_name", "disable_tqdm", "save_strategy", "save_steps"}
-    | {"save_total_limit", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory", "ddp_timeout"}
-    | {"dataloader_persistent_workers", "dataloader_prefetch_factor", "log_level"}
-)
+
+def check_arguments(stage: Stage) -> None:
+    """Refuse what this machine or the libraries can't do, before anything is prepared or loaded.
+
+    Raises UsageError naming the stage and the key.
+    """
+    train, where = stage.train, f"stages[{stage.name}].train"
+    if train.activation_offloading and not (_has_cuda() and not train.use_cpu):
+        raise UsageError(f"{where}.activation_offloading: needs a GPU; leave it out.")
+    if any(part in train.optim for part in ("8bit", "paged", "lion")) and not importlib.util.find_spec("bitsandbytes"):
+        raise UsageError(f"{where}.optim: {train.optim} needs bitsandbytes; `pip install bitsandbytes` or use another.")
+    _check_scheduler(train, where)
+    wanted = [name for name in _trackers(train.report_to) if name not in ("none", "all")]
+    if wanted:
+        from transformers.integrations import get_available_reporting_integrations
+
+        available = get_available_reporting_integrations()
+        for name in wanted:
+            if name not in available:
+                raise UsageError(f"{where}.report_to: {name!r} isn't installed; here are {', '.join(available)}, none.")
 
 
-def build_arguments(stage: Stage, layout: RunPaths) -> SFTConfig:
-    """SFTConfig of a stage. What the recipe doesn't set gets these values in place of TRL's:
+def _check_scheduler(train: TrainSection, where: str) -> None:
+    name, given = train.lr_scheduler_type, train.lr_scheduler_kwargs or {}
+    known, where = SCHEDULER_KWARGS.get(name, ()), f"{where}.lr_scheduler_kwargs"
+    for key, value in given.items():
+        if key not in known:
+            raise UsageError(f"{where}.{key}: {name} takes {', '.join(known) or 'none'}.")
+        if key in ("warmup_type", "decay_type"):
+            if value not in SHAPES:
+                raise UsageError(f"{where}.{key}: must be one of {', '.join(SHAPES)}, got {value!r}.")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise UsageError(f"{where}.{key}: must be a number from 0 up, got {value!r}.")
+    if "min_lr" in known and len({"min_lr", "min_lr_rate"} & given.keys()) != 1:
+        raise UsageError(f"{where}: {name} needs min_lr or min_lr_rate, one of them.")
+    if name == "warmup_stable_decay" and not given.get("num_decay_steps"):
+        raise UsageError(f"{where}: {name} needs num_decay_steps, the length of its last part.")
+    if name == "polynomial" and given.get("lr_end", 1e-7) >= train.learning_rate:
+        raise UsageError(f"{where}.lr_end: must be below learning_rate, which is {train.learning_rate:g}.")
 
-    * bf16 and gradient_checkpointing: on with CUDA, off on a CPU, where they only cost time;
-    * logging_steps 1 (metrics.jsonl has every step), save_steps 100, save_total_limit 2;
-    * disable_tqdm, pin_memory off on a CPU, ddp_find_unused_parameters off (the audit refuses unused ones).
+
+def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
+    """SFTConfig of a stage: all its keys, defaults too, and what a recipe can't change.
 
     To be called inside `fresh_engine`: the libraries start the engine while they read its settings.
     Raises UsageError naming the stage when a value doesn't fit.
     """
-    import torch
-
-    if not torch.cuda.is_available():
+    cuda = _has_cuda()
+    if not cuda:
         # Without this DeepSpeed, which transformers imports, warns on standard output that it found no accelerator.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from trl import SFTConfig
 
-    set_by_recipe = {key: value for key, value in stage.train.arguments().items() if key not in _PREPARED}
+    check_arguments(stage)
     where = f"stages[{stage.name}].train"
-    cuda = torch.cuda.is_available() and not set_by_recipe.get("use_cpu", False)
-    if set_by_recipe.get("activation_offloading") and not cuda:
-        raise UsageError(f"{where}.activation_offloading: needs a GPU; leave it out.")
-    values = {**_defaults(cuda), **{key: value for key, value in set_by_recipe.items() if value is not None}}
-    values.update(_own_settings(stage, layout, values))
-    values.update(_precision_and_engine(set_by_recipe, values, where))
+    values = stage.train.arguments(cuda=cuda)
+    values.update(_own_settings(stage, paths, values))
+    values.update(_precision_and_engine(stage.train.bf16, values, where))
     try:
         with warnings.catch_warnings():
             # transformers is renaming gradient_checkpointing; TRL still reads the old name.
@@ -69,42 +109,23 @@ def build_arguments(stage: Stage, layout: RunPaths) -> SFTConfig:
     return args
 
 
-def _precision_and_engine(set_by_recipe: dict[str, Any], values: dict[str, Any], where: str) -> dict[str, Any]:
-    """bf16, fp16 and deepspeed, where the recipe's word counts before the launcher's, and that before the default."""
-    precision = {key: bool(values.get(key)) for key in ("bf16", "fp16")}
+def _precision_and_engine(asked: bool | None, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """bf16 and deepspeed, where the recipe's word counts before the launcher's, and that before the default."""
     launched = launcher_precision()
-    if launched and set_by_recipe.get("bf16") is None and not precision["fp16"]:
-        precision = {key: key == launched for key in precision}
-    settings = deepspeed_settings(values.get("deepspeed"), bf16=precision["bf16"], where=where)
+    bf16 = bool(values["bf16"]) or (launched == "bf16" and asked is None)
+    settings = deepspeed_settings(values["deepspeed"], bf16=bf16, where=where)
     if settings is None:
-        return precision
-    if precision["fp16"]:
-        raise UsageError(f"{where}.fp16: isn't supported under DeepSpeed; set bf16.")
+        return {"bf16": bf16}
     if "LOCAL_RANK" not in os.environ:
         start_alone()
     # bf16 is part of DeepSpeed's settings now; the key would have it switch on its own.
-    return {"bf16": False, "fp16": False, "deepspeed": settings}
+    return {"bf16": False, "deepspeed": settings}
 
 
-def _defaults(cuda: bool) -> dict[str, Any]:
-    return {
-        "bf16": cuda,
-        "gradient_checkpointing": cuda,
-        "logging_steps": 1,
-        "save_steps": 100,
-        "save_total_limit": 2,
-        "report_to": "none",
-        "dataloader_pin_memory": cuda,
-        "ddp_find_unused_parameters": False,
-        "log_level": "warning",
-        "use_cpu": not cuda,
-    }
-
-
-def _own_settings(stage: Stage, layout: RunPaths, values: dict[str, Any]) -> dict[str, Any]:
+def _own_settings(stage: Stage, paths: RunPaths, values: dict[str, Any]) -> dict[str, Any]:
     """What a recipe can't change, because the tool's promises rest on it."""
     own: dict[str, Any] = {
-        "output_dir": str(layout.stage_dir(stage.name)),
+        "output_dir": str(paths.stage_dir(stage.name)),
         "packing": False,
         "padding_free": False,
         "max_length": None,
@@ -112,15 +133,13 @@ def _own_settings(stage: Stage, layout: RunPaths, values: dict[str, Any]) -> dic
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "average_tokens_across_devices": True,
+        "ddp_find_unused_parameters": False,
         # A loss that isn't a number stops the run; transformers would log an average in its place.
         "logging_nan_inf_filter": False,
         "report_to": _trackers(values["report_to"]),
-        "use_cpu": values["use_cpu"] or not _has_cuda(),
-        "data_seed": values["seed"] if values.get("data_seed") is None else values["data_seed"],
     }
     if values["gradient_checkpointing"]:
-        kwargs = dict(values.get("gradient_checkpointing_kwargs") or {})
-        own["gradient_checkpointing_kwargs"] = {**kwargs, "use_reentrant": False}
+        own["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     return own
 
 

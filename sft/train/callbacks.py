@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft.train.agree import over_processes
 from sft.train.interrupt import StopSignals
 from sft.utils.files import write_text
 
@@ -19,7 +20,7 @@ LINE_EVERY = 5.0
 
 
 class MetricsFile(TrainerCallback):
-    """Append one JSON line per logging step to `path`; lines from after a resume's step are cut off first."""
+    """Append one JSON line per logging step to `path`, which begins with what the resumed run has really done."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,9 +28,9 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep only the steps that the resumed run has really done."""
+        """Begin with the checkpoint's own log."""
         if state.is_world_process_zero:
-            truncate_metrics(self.path, state.global_step)
+            write_metrics(self.path, state.log_history)
 
     def on_log(
         self,
@@ -41,24 +42,17 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """One line: step, epoch, loss, learning_rate, grad_norm and the counters."""
         if state.is_world_process_zero and logs and "loss" in logs:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"step": state.global_step, **logs}, allow_nan=False) + "\n")
+                handle.write(_line(state.global_step, logs))
 
 
-def truncate_metrics(path: Path, last_step: int) -> None:
-    """Drop the lines of `path` after `last_step`, and a line that a kill cut in half."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.get("step", 0) <= last_step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    """metrics.jsonl anew from a trainer's log: what a checkpoint holds, and not what a kill or a hand left there."""
+    write_text(path, "".join(_line(entry["step"], entry) for entry in history if "loss" in entry))
+
+
+def _line(step: int, logs: dict[str, Any]) -> str:
+    return json.dumps({"step": step, **logs}, allow_nan=False) + "\n"
 
 
 class StopOnSignal(TrainerCallback):
@@ -66,23 +60,23 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self, signals: StopSignals) -> None:
         self.signals = signals
-        self.stopped = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask all processes whether one of them was told to stop."""
-        signum = self.signals.received or 0
-        if args.world_size > 1:
-            shared = torch.tensor(signum, device=args.device)
-            torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-            signum = int(shared)
-        if signum:
-            self.signals.received = signum
-            self.stopped = True
+        if share_signal(self.signals):
             control.should_save = True
             control.should_training_stop = True
         return control
+
+
+def share_signal(signals: StopSignals) -> int | None:
+    """The signal that this or another process has received, which is then received by all. All must call this."""
+    (signum,) = over_processes([signals.received or 0], torch.distributed.ReduceOp.MAX)
+    if signum:
+        signals.received = signum
+    return signum or None
 
 
 def tensorboard_callback(folder: Path, resumed_step: int) -> TrainerCallback:

@@ -1,4 +1,4 @@
-"""Checkpoints that count only when whole: a marker with every file's size is written last, older ones go after it."""
+"""Checkpoints that count only when whole: a marker with every file's hash is written last, older ones go after it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.utils.errors import UserError
-from sft.utils.files import read_json, sha256_file, write_json
+from sft.utils.files import flush, read_sealed, sha256_file, write_sealed
+from sft.utils.say import say
 
 MARKER = "complete.json"
-HASHED_BELOW = 1 << 20
-"""Files smaller than this many bytes are hashed too; for the big ones the size has to do."""
 
 
 @dataclass(frozen=True)
@@ -31,61 +30,66 @@ def write_marker(folder: Path, *, step: int, identity: Mapping[str, Any], counte
     """Declare `folder` a whole checkpoint: flush all its files to disk, then write the marker."""
     marker = folder / MARKER
     marker.unlink(missing_ok=True)
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        _flush(path)
-        size = path.stat().st_size
-        files[path.relative_to(folder).as_posix()] = {"size": size} | (
-            {"sha256": sha256_file(path)} if size < HASHED_BELOW else {}
-        )
-    _flush(folder)
-    write_json(marker, {"step": step, "identity": dict(identity), "counters": dict(counters), "files": files})
+    files: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        flush(path)
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = sha256_file(path)
+    flush(folder)
+    flush(folder.parent)
+    write_sealed(marker, {"step": step, "identity": dict(identity), "counters": dict(counters), "files": files})
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
-    """The folder's marker if every file it lists is there as it was written, else None."""
-    try:
-        marker = read_json(folder / MARKER)
-        for name, entry in marker["files"].items():
-            path = folder / name
-            if path.stat().st_size != entry["size"] or ("sha256" in entry and sha256_file(path) != entry["sha256"]):
-                return None
-    except (OSError, ValueError, KeyError, TypeError):
+    """The folder's marker if every file it lists is there, byte for byte as it was written, else None."""
+    marker = read_sealed(folder / MARKER)
+    if marker is None or marker["step"] != _step(folder):
         return None
-    return marker
+    try:
+        # The files are read, not trusted for their dates: a resume reads them anyway.
+        whole = all(sha256_file(folder / name) == written for name, written in marker["files"].items())
+    except OSError:
+        return None
+    return marker if whole else None
 
 
 def checkpoint_folders(stage_dir: Path) -> list[tuple[int, Path]]:
-    """All `checkpoint-N` folders, whole or not, by step."""
-    found = [
-        (int(p.name.split("-")[1]), p)
-        for p in stage_dir.glob("checkpoint-*")
-        if re.fullmatch(r"checkpoint-\d+", p.name)
-    ]
+    """All `checkpoint-N`, whole or not, by step."""
+    found = [(step, path) for path in stage_dir.glob("checkpoint-*") if (step := _step(path)) is not None]
     return sorted(found)
 
 
-def whole_checkpoints(stage_dir: Path, *, remove_broken: bool) -> list[Checkpoint]:
-    """The whole checkpoints by step; half-written ones are removed when asked."""
-    whole = []
-    for step, path in checkpoint_folders(stage_dir):
-        marker = read_marker(path)
-        if marker is not None:
-            whole.append(Checkpoint(step, path, marker))
-        elif remove_broken:
-            shutil.rmtree(path)
-    return whole
+def _step(path: Path) -> int | None:
+    match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+    return int(match[1]) if match else None
 
 
 def resumable(stage_dir: Path, identity: Mapping[str, Any], *, remove_broken: bool = True) -> Checkpoint | None:
     """The newest whole checkpoint, to go on from; None when there is none.
 
-    Raises UserError when it was made by another recipe, data or world size: going on would mix two runs.
+    Half-written ones, and damaged ones that are newer, are removed when asked; that a damaged one isn't used is said.
+    Raises UserError when the newest whole one was made by another recipe, data or world size: going on would mix two
+    runs.
     """
-    whole = whole_checkpoints(stage_dir, remove_broken=remove_broken)
-    if not whole:
+    damaged: list[str] = []
+    newest: Checkpoint | None = None
+    for step, path in reversed(checkpoint_folders(stage_dir)):
+        marked = os.path.lexists(path / MARKER)
+        if newest is None and marked:
+            marker = read_marker(path)
+            if marker is not None:
+                newest = Checkpoint(step, path, marker)
+                continue
+            damaged.append(path.name)
+        elif marked:
+            continue  # older than needed: kept as it is
+        if remove_broken:
+            remove(path)
+    if damaged and remove_broken:
+        instead = f"going on from {newest.path.name}" if newest else "starting from the beginning"
+        say(f"{stage_dir}: {', '.join(damaged)} is damaged, {instead}")
+    if newest is None:
         return None
-    newest = whole[-1]
     difference = describe_difference(newest.marker["identity"], identity)
     if difference:
         raise UserError(
@@ -93,6 +97,12 @@ def resumable(stage_dir: Path, identity: Mapping[str, Any], *, remove_broken: bo
             f"with --restart {identity.get('stage', stage_dir.name)}, or choose another output_dir."
         )
     return newest
+
+
+def newest_whole(stage_dir: Path, before: int) -> Path | None:
+    """The newest whole checkpoint of a step before `before`."""
+    older = [path for step, path in reversed(checkpoint_folders(stage_dir)) if step < before]
+    return next((path for path in older if read_marker(path) is not None), None)
 
 
 def rotate(stage_dir: Path, limit: int | None) -> None:
@@ -103,7 +113,15 @@ def rotate(stage_dir: Path, limit: int | None) -> None:
     for path in whole[: max(0, len(whole) - limit)]:
         # Without its marker first: a kill in the middle must not leave a folder that looks whole.
         (path / MARKER).unlink()
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove what stands in a checkpoint's place, be it a folder, a file or a link."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def describe_difference(old: Any, new: Any, where: str = "") -> str:
@@ -128,11 +146,3 @@ def _short(value: Any) -> str:
         return "not set"
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

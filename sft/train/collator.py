@@ -11,8 +11,8 @@ import torch
 IGNORE = -100
 """The label of a token that no loss reads (Hugging Face's convention)."""
 
-COUNT_KEYS = ("num_tokens", "num_supervised")
-"""Plain integers that ride along with a batch for the trainer's counters; never passed to the model."""
+COUNT_KEYS = ("num_tokens", "num_supervised", "skipped")
+"""Plain numbers that ride along with a batch for the trainer (which adds the last); never passed to the model."""
 
 
 class PackedCollator:

@@ -95,14 +95,18 @@ def _end_group() -> None:
 
 
 def launcher_precision() -> str | None:
-    """bf16 or fp16 where `accelerate launch` was told so, else None. Raises UsageError for engines that aren't run."""
+    """bf16 where `accelerate launch` was told so, else None. Raises UsageError for what isn't run here."""
     for name in OTHER_ENGINES:
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise UsageError(
                 f"accelerate's configuration asks for {name}, which isn't run here: use zero1, zero2 or zero3."
             )
     precision = os.environ.pop("ACCELERATE_MIXED_PRECISION", "no")
-    return precision if precision in ("bf16", "fp16") else None
+    if precision not in ("no", "bf16"):
+        raise UsageError(
+            f"accelerate's configuration asks for {precision}, which isn't trained in here: use bf16 or no."
+        )
+    return precision if precision == "bf16" else None
 
 
 def deepspeed_settings(asked: str | dict[str, Any] | None, *, bf16: bool, where: str) -> dict[str, Any] | None:
@@ -162,7 +166,7 @@ def autocast_dtype(args: SFTConfig) -> Any:
 
     if isinstance(args.deepspeed, dict):
         return torch.bfloat16 if args.deepspeed["torch_autocast"]["enabled"] else None
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    return torch.bfloat16 if args.bf16 else None
 
 
 def asked_engine(args: SFTConfig) -> dict[str, Any]:

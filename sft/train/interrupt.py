@@ -1,54 +1,141 @@
-"""Ctrl-C and SIGTERM during training: finish the step, save a whole checkpoint, stop; a second one stops at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1, for the whole of a run.
+
+Where work is lost when it stops at once (a stage's steps, and what it hands on) a signal is noted, and the run stops as
+soon as everything is saved; anywhere else it ends the run as Ctrl-C does, and what was being made is made again. Slurm
+sends SIGUSR1 before the time limit when asked to. A second signal ends the process at once. A signal that was ignored
+when the process began stays ignored (nohup and background jobs ask for that), but for SIGTERM and SIGUSR1.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from sft.utils.errors import UserError
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""Set for the processes that torchrun starts."""
+
+_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
+
+ECHO = 2.0
+"""Seconds in which a process of torchrun may hear of one signal twice: from the sender, and handed on by torchrun."""
+
 
 class Interrupted(UserError):  # noqa: N818 (nothing went wrong)
-    """Training stopped on a signal after saving; `exit_code` is 130 for SIGINT and 143 for SIGTERM."""
+    """Stopped on a signal after saving; `exit_code` is 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
 
 
-class StopSignals:
-    """Context in which SIGINT and SIGTERM set `received` instead of killing the process.
+class Stopped(KeyboardInterrupt):
+    """A signal arrived where nothing has to be saved. Libraries that end in order on Ctrl-C do so on this."""
 
-    Handlers can only be installed in the main thread; elsewhere the context does nothing. They are put back on exit.
-    """
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class StopSignals:
+    """What the run knows about signals; see `stop_signals`. `received` is the first one that arrived."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._saving = 0
+        self._since = 0.0
+        self._process = os.getpid()
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._handle)
-        return self
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Signals are only noted in here: the caller looks at `received`, saves, and calls `check`."""
+        self._saving += 1
+        try:
+            yield
+        finally:
+            self._saving -= 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def check(self) -> None:
+        """Raise Stopped when a signal has arrived: also one that a library has swallowed."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    def forget(self) -> None:
+        """The signal that arrived has been dealt with, and the run goes on (`sft chat` stops an answer on Ctrl-C)."""
+        self.received = None
+
+    def install(self) -> None:
+        """Take the signals over."""
+        for signum in SIGNALS:
+            if signum == signal.SIGINT and signal.getsignal(signum) == signal.SIG_IGN:
+                continue
+            self._previous[signum] = signal.signal(signum, self._handle)
+        if LAUNCHED in os.environ:
+            # A launcher that is killed (by a SIGUSR1, say, which it does not hand on unasked) leaves its processes
+            # behind. They are to save and go, or they would train on beside the next run.
+            with suppress(OSError, AttributeError):  # not Linux
+                ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
+
+    def restore(self) -> None:
+        """Put the handlers that were there before back."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            _die(signum)  # a fork of the run, which has nothing to save
         if self.received is not None:
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-            return
-        self.received = signum
+            if LAUNCHED in os.environ and time.monotonic() - self._since < ECHO:
+                return
+            _die(signum)
+        self.received, self._since = signum, time.monotonic()
+        if not self._saving:
+            raise Stopped(signum)
         name = signal.Signals(signum).name
         # os.write: a handler may run in the middle of a print.
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{name}: saving after this step.\n".encode())
+        text = f"\n{name}: saving, then stopping; a second signal stops at once.\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+
+
+def _die(signum: int) -> None:
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    os._exit(128 + signum)  # a container's first process isn't ended by a signal of its own
+
+
+_active: StopSignals | None = None
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """The run's signals. The outermost context takes them over and puts them back; inner ones share it.
+
+    Handlers can only be set in the main thread; in another one nothing ever arrives.
+    """
+    global _active
+    if threading.current_thread() is not threading.main_thread():
+        yield StopSignals()
+        return
+    if _active is not None:
+        yield _active
+        return
+    _active = StopSignals()
+    try:
+        _active.install()
+        yield _active
+    finally:
+        _active.restore()
+        _active = None

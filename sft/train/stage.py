@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.lora import attach_adapters, lora_settings
-from sft.run.identity import previous_stage, stage_key, stage_parts
+from sft.models.lora_targets import check_targets
 from sft.train.arguments import build_arguments
-from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, resumable
+from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
-from sft.train.handover import fingerprint, save_final
-from sft.train.interrupt import Interrupted, StopSignals
+from sft.train.handover import save_final
+from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.utils.distributed import decide, gather
-from sft.utils.errors import UsageError, UserError, first_line
-from sft.utils.files import write_json
+from sft.utils.errors import UsageError, UserError, disk_full, first_line
+from sft.utils.files import sha256_file, sha256_json, write_sealed
+from sft.utils.hashes import folder_hashes
+from sft.utils.quiet import no_library_bars
+from sft.utils.say import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from sft.train.probe import Collator, LossScaling
     from sft.train.trainer import SambayTrainer
 
-FULL = 1 << 16
-"""Bytes left on a disk that counts as full when a write to it has failed."""
-
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
 
 
@@ -43,7 +41,7 @@ class _Job:
     """One stage's training, put together; `engine` is the one that it asks for."""
 
     stage: Stage
-    layout: RunPaths
+    paths: RunPaths
     trainer: SambayTrainer
     progress: Progress
     checkpoint: Checkpoint | None
@@ -58,33 +56,45 @@ def train_stage(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Any,
-    layout: RunPaths,
+    paths: RunPaths,
+    parts: dict[str, Any],
     base: dict[str, Any] | None = None,
     resume: bool = True,
+    started: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train `model` on `prepared` (sft.data.prepare.PreparedStage) and hand it on; return the stage's manifest.
 
-    `model` gets fresh adapters when the stage asks for LoRA and it has none yet; `base` then names what they stand on
-    (default: the run's start, or the previous stage's weights). With `resume`, training goes on from the newest whole
+    `parts` is what the stage's weights follow from. `model` gets fresh adapters when the stage asks for LoRA and it has
+    none yet; `base` then names what they stand on. `started` is called once nothing refuses the stage any more, before
+    anything of it is written. With `resume`, training goes on from the newest whole
     checkpoint of the same stage, bit for bit as if it had not stopped; without, its checkpoints are thrown away.
 
     Raises UserError for a model that mixes documents, leaves trainable tensors without a gradient, diverges, or can't
     be continued from what is there; Interrupted after a signal, with everything saved.
     """
-    args = build_arguments(stage, layout)
-    engine = asked_engine(args)
-    parts = decide(lambda: stage_parts(layout, stage, prepared.manifest["key"]))
+    from sft.models.savable import check_savable
+    from sft.train.callbacks import StopOnSignal, share_signal
+
+    args = build_arguments(stage, paths)
+    check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
-    handed_base = _base_of(layout, stage, model, base)
-    identity = {**parts, **engine, "base": handed_base}
+    identity = {**parts, **asked_engine(args), "base": base}
     rows = training_rows(prepared.dataset, args, stage.name)
     _refuse_different_ranks({**identity, "rows": len(rows)})
-    checkpoint = decide(lambda: _beginning(layout.stage_dir(stage.name), identity, resume))
-    with StopSignals() as signals, _no_library_bars():
-        job = _put_together(stage, layout, model, tokenizer, rows, args, identity, checkpoint, signals)
-        state = _run(job, signals)
-        manifest = _hand_over(job, state, tokenizer, prepared, parts, handed_base)
+    checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
+    if started is not None:
+        started()
+    with stop_signals() as signals, no_library_bars():
+        job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
+        job.trainer.add_callback(StopOnSignal(signals))
+        with signals.saving():
+            state = _run(job, signals)
+            manifest = _hand_over(job, state, tokenizer, prepared, parts, base)
+            signum = share_signal(signals)
     job.trainer.accelerator.free_memory()
+    if signum:
+        raise Interrupted(f"Stopped after stage {stage.name}, which is done. The same command continues.", signum)
+    signals.check()
     return manifest
 
 
@@ -101,11 +111,10 @@ def _refuse_different_ranks(identity: dict[str, Any]) -> None:
 
 def _beginning(folder: Path, identity: dict[str, Any], resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from; without `resume`, none is left."""
-    folder.mkdir(parents=True, exist_ok=True)
     if resume:
         return resumable(folder, identity)
     for _, path in checkpoint_folders(folder):
-        shutil.rmtree(path)
+        remove(path)
     return None
 
 
@@ -130,45 +139,34 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
             f"stages[{stage.name}].train: LoRA with ZeRO-3 and gradient checkpointing needs reentrant checkpointing, "
             "which loses gradients; use zero2, or gradient_checkpointing: false."
         )
-    return model if is_adapter else attach_adapters(model, settings, seed=args.seed)
-
-
-def _base_of(layout: RunPaths, stage: Stage, model: Any, base: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What base.json will say: None for a full model."""
-    if not hasattr(model, "peft_config"):
-        return None
-    if base is None:
-        before = previous_stage(layout, stage)
-        if before is None:
-            base = {"kind": "start"}
-        else:
-            base = {"kind": "folder", "path": str(layout.final_dir(before.name).relative_to(layout.root))}
-    return {**base, "fingerprint": fingerprint(model)}
+    if is_adapter:
+        return model
+    check_targets(model, settings, f"stages[{stage.name}].train")
+    return attach_adapters(model, settings, seed=args.seed)
 
 
 def _put_together(
     stage: Stage,
-    layout: RunPaths,
+    paths: RunPaths,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     args: SFTConfig,
     identity: dict[str, Any],
     checkpoint: Checkpoint | None,
-    signals: StopSignals,
 ) -> _Job:
     from transformers import PrinterCallback
 
-    from sft.train.callbacks import MetricsFile, Progress, StopOnSignal, tensorboard_callback
+    from sft.train.callbacks import MetricsFile, Progress, tensorboard_callback
     from sft.train.trainer import SambayTrainer
 
     if not args.use_cpu:
         model.to(args.device)
-    collator, scaling = decide(lambda: _probed(model, stage, tokenizer))
+    collator, scaling = decide(lambda: _probed(model, stage, tokenizer, args))
     progress = Progress(stage.name)
-    callbacks = [MetricsFile(layout.metrics(stage.name)), progress, StopOnSignal(signals)]
+    callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), progress]
     if args.should_save:
-        callbacks.append(tensorboard_callback(layout.tensorboard(stage.name), checkpoint.step if checkpoint else 0))
+        callbacks.append(tensorboard_callback(paths.tensorboard(stage.name), checkpoint.step if checkpoint else 0))
     try:
         trainer = SambayTrainer(
             model,
@@ -184,16 +182,19 @@ def _put_together(
     except ValueError as error:
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
-    return _Job(stage, layout, trainer, progress, checkpoint, asked_engine(args))
+    return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args))
 
 
-def _probed(model: Any, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Collator, LossScaling]:
-    """The collator that keeps documents apart in `model`, and how its loss is scaled."""
-    from sft.train.probe import choose_collator, loss_scaling
+def _probed(
+    model: Any, stage: Stage, tokenizer: PreTrainedTokenizerBase, args: SFTConfig
+) -> tuple[Collator, LossScaling]:
+    """The collator that keeps documents apart in `model`, as it will be trained, and how its loss is scaled."""
+    from sft.train.probe import TrainedPath, choose_collator, loss_scaling
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0)
-    return collator, loss_scaling(model, collator)
+    path = TrainedPath.of(args, stage.train.max_length)
+    collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path)
+    return collator, loss_scaling(model, collator, path)
 
 
 def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
@@ -229,6 +230,7 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
             # Killed between the last step and the hand-over; going on would train one step too many.
             trainer.create_optimizer()
             trainer._load_from_checkpoint(str(checkpoint.path))
+            trainer.state = state
             return state
     with _plain_errors(job):
         try:
@@ -253,13 +255,16 @@ def _hand_over(
     base: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Write `final/`, then the manifest that declares the stage done."""
+    from sft.train.callbacks import write_metrics
     from sft.utils.environment import environment
 
-    trainer, layout, name = job.trainer, job.layout, job.stage.name
+    trainer, paths, name = job.trainer, job.paths, job.stage.name
     manifest = {
-        "key": stage_key(parts),
+        "key": sha256_json(parts),
         "parts": parts,
         "stage": name,
+        "recipe": job.stage.model_dump(),
+        "train": job.stage.train.complete(cuda=not trainer.args.use_cpu),
         "steps": state.global_step,
         "epochs": state.epoch,
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
@@ -272,30 +277,20 @@ def _hand_over(
         "collator": type(trainer.data_collator).__name__,
         "environment": environment(),
     }
+    trainer.check_finite()
     trainer.restore_config()
     weights = whole_weights(trainer)
 
     def write() -> dict[str, Any]:
         with _plain_errors(job):
-            save_final(layout.final_dir(name), trainer.model, tokenizer, base=base, weights=weights)
-            write_json(layout.stage_manifest(name), manifest)
+            save_final(paths.final_dir(name), trainer.model, tokenizer, base=base, weights=weights)
+            write_metrics(paths.metrics(name), state.log_history)
+            manifest["metrics"] = sha256_file(paths.metrics(name))
+            manifest["files"] = folder_hashes(paths.final_dir(name))
+            write_sealed(paths.stage_manifest(name), manifest)
         return manifest
 
     return decide(write)
-
-
-@contextmanager
-def _no_library_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars, one for each file saved, off the terminal."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -303,7 +298,7 @@ def _plain_errors(job: _Job) -> Iterator[None]:
     """Turn a full disk and an exhausted memory into a sentence."""
     import torch
 
-    where = job.layout.stage_dir(job.stage.name)
+    where = job.paths.stage_dir(job.stage.name)
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -312,16 +307,9 @@ def _plain_errors(job: _Job) -> Iterator[None]:
             "gradient_accumulation_steps), lower max_length, or turn gradient_checkpointing on."
         ) from error
     except Exception as error:
-        if _is_full(error, where):
+        if disk_full(error, where):
             raise UserError(
                 f"The disk is full at {where}: make room and give the same command again; it continues from the last "
                 "whole checkpoint."
             ) from error
         raise
-
-
-def _is_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error comes from a full disk. torch and safetensors hide the errno, so the disk is asked too."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "No space left" in str(error) or shutil.disk_usage(folder).free < FULL

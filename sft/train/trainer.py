@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
+from sft.train.agree import over_processes
 from sft.train.audit import GradientAudit
-from sft.train.checkpoints import rotate, write_marker
+from sft.train.checkpoints import newest_whole, rotate, write_marker
 from sft.train.collator import IGNORE
 from sft.train.engine import check_engine, whole_weights
-from sft.train.probe import LossScaling, accepted_inputs
+from sft.train.finite import StepNumbers, weights_fault
+from sft.train.neftune import document_noise
+from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
 from sft.utils.errors import UserError
 
@@ -64,6 +68,8 @@ class SambayTrainer(SFTTrainer):
         if own_forward is not None:
             base.forward = own_forward
         self.model_accepts_loss_kwargs = True
+        # The parent's own noise would depend on a document's neighbours; _run_epoch makes ours.
+        self.neftune_noise_alpha = None
         self.loss_scaling = loss_scaling
         self.identity = dict(identity)
         kept = dict(counters or {})
@@ -73,6 +79,8 @@ class SambayTrainer(SFTTrainer):
         self._clock: float | None = None
         self._audit: GradientAudit | None = None
         self._audited = False
+        self._numbers = StepNumbers()
+        self._per_token: int | None = None
 
     def restore_config(self) -> None:
         """Undo what training changes in the model's configuration, before the model is handed on."""
@@ -112,29 +120,32 @@ class SambayTrainer(SFTTrainer):
         """One epoch, in that epoch's order."""
         if self._order is not None:
             self._order.current_epoch = kwargs["epoch"]
-        super()._run_epoch(*args, **kwargs)
+        alpha = self.args.neftune_noise_alpha
+        model, seed = self.accelerator.unwrap_model(self.model), self.args.seed
+        with document_noise(model, alpha, seed=seed, epoch=kwargs["epoch"]) if alpha else nullcontext():
+            super()._run_epoch(*args, **kwargs)
 
     # ---- counting ----
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
-        """The micro-batches of one optimizer step, and the number of supervised tokens in it on all processes."""
-        batches = []
-        for _ in range(num_batches):
-            try:
-                batches.append(next(epoch_iterator))
-            except StopIteration:
-                break
-        local = [sum(batch[key] for batch in batches) for key in ("num_tokens", "num_supervised")]
-        counts = torch.tensor(local, device=device, dtype=torch.int64)
-        if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, reduction="sum")
-        tokens, supervised = counts.tolist()
+    ) -> tuple[list[Any], Tensor]:
+        """The micro-batches of one optimizer step, and the number of supervised tokens in it on all processes.
+
+        Those without a supervised token come first. They aren't run where no process has one, but for the last: it
+        sends the gradients on, and gives a step that supervises nothing its gradients of zero.
+        """
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        batches.sort(key=lambda batch: batch["num_supervised"] > 0)
+        supervised = [batch["num_supervised"] for batch in batches]
+        tokens, *everywhere = over_processes([sum(batch["num_tokens"] for batch in batches), *supervised])
+        for batch, count in zip(batches[:-1], everywhere[:-1], strict=True):
+            batch["skipped"] = count == 0
         self.counters["tokens"] += tokens
-        self.counters["supervised_tokens"] += supervised
+        self.counters["supervised_tokens"] += sum(everywhere)
         self._tick()
-        return batches, counts[1]
+        # torch.full, not torch.tensor: bringing a number to a GPU waits for it.
+        return batches, torch.full((), sum(everywhere), device=device)
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -169,13 +180,15 @@ class SambayTrainer(SFTTrainer):
         loss = loss * (weight * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; the first one of a run is audited."""
+        self._restore_unlogged()
+        if inputs.get("skipped"):
+            return torch.zeros_like(self._tr_loss)
         if not self._audited and self._audit is None:
             check_engine(self)
             self._audit = GradientAudit(self.model)
-            self._restore_unlogged()
-        loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         if self._audit is not None:
             self._audit.finish()
             self._audit, self._audited = None, True
@@ -188,7 +201,21 @@ class SambayTrainer(SFTTrainer):
             self._globalstep_last_logged = int(self._unlogged["since"])
             self._unlogged = None
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of a forward and backward pass, by the usual estimate; the parent counts all parameters at each call."""
+        if self._per_token is None:
+            self._per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
+        return self._per_token * int(inputs["num_tokens"])
+
     # ---- optimizer ----
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient norm of a step, whose numbers are looked at here, before the step is taken."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # A gradient scaler leaves out steps whose norm is infinite, and tries again with a smaller scale.
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        self._numbers.note(self.state.global_step + 1, self._tr_loss, 0.0 if scaled else norm)
+        return norm
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that take weight decay: matrices that aren't A_log, D, lambdas, norms or biases."""
@@ -197,16 +224,10 @@ class SambayTrainer(SFTTrainer):
     # ---- logging and checkpoints ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the counters since the last log; raise UserError when the loss is not a finite number."""
+        """Add the counters since the last log; raise UserError when a number of a step since then was not finite."""
         if "loss" in logs:
             self._tick()
-            step = self.state.global_step
-            for key in ("loss", "grad_norm"):
-                if key in logs and not math.isfinite(logs[key]):
-                    raise UserError(
-                        f"The {'loss' if key == 'loss' else 'gradient norm'} is {logs[key]} at step {step}: training "
-                        "diverged. Lower learning_rate or raise warmup_steps; the last checkpoint is from before this."
-                    )
+            self._refuse(self._numbers.fault())
             seconds = self.counters["seconds"] - self._logged["seconds"]
             tokens = self.counters["tokens"] - self._logged["tokens"]
             logs["tokens"] = int(self.counters["tokens"])
@@ -225,8 +246,50 @@ class SambayTrainer(SFTTrainer):
         else:
             self._save(output_dir, state_dict=weights)
 
+    def check_finite(self) -> None:
+        """Raise UserError on all processes when a step's numbers, the weights or the optimizer's are not finite.
+
+        So too when the weights, finite themselves, don't give a finite loss. Asked before a checkpoint is written, when
+        one is loaded, and before the weights are handed on.
+        """
+        self._refuse(self._numbers.fault() or weights_fault(self.model, self.optimizer) or self._loss_fault())
+
+    def _loss_fault(self) -> str:
+        """That the weights, as they are now, give no finite loss on the first row; empty when they do."""
+        rows: Any = self.train_dataset
+        inputs = self._prepare_inputs(self.data_collator([rows[0]]))
+        with undisturbed(self.model), torch.no_grad():
+            self.model_wrapped.train()  # the path that is trained, which may keep less in memory
+            loss = self.compute_loss(self.model_wrapped, inputs)
+        (faults,) = over_processes([int(not torch.isfinite(loss))])
+        return f"The weights after step {self.state.global_step} give no finite loss" if faults else ""
+
+    def _refuse(self, fault: str) -> None:
+        if not fault:
+            return
+        stage, good = self.identity.get("stage"), newest_whole(Path(str(self.args.output_dir)), self.state.global_step)
+        kept = f"The newest checkpoint with finite weights is {good}." if good else "No checkpoint was saved before it."
+        raise UserError(
+            f"{fault}: training diverged. {kept} Lower learning_rate, raise warmup_steps or lower max_grad_norm, and "
+            f"start the stage again with --restart {stage}."
+        )
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """The state that a resume goes on from, but for logging_steps and save_steps, which are the recipe's."""
+        begun = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return begun
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """The wrapped model, with everything loaded that a resume needs: none of it may be broken."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self.check_finite()
+        return prepared
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything a resume needs; mark the folder whole; only then delete older checkpoints."""
+        self.check_finite()
         self._tick()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -257,12 +320,11 @@ def takes_decay(name: str, parameter: nn.Parameter) -> bool:
 def _made_up_labels(inputs: Mapping[str, Any]) -> Tensor:
     """Labels (shape of input_ids) with one supervised token that has a predecessor in its document."""
     labels = torch.full_like(inputs["labels"], IGNORE)
+    # Positions stay on the device: reading one would wait for everything before it.
     if "cu_seq_lens_q" in inputs:
-        starts = inputs["cu_seq_lens_q"]
-        document = int(torch.argmax((starts[1:] - starts[:-1] >= 2).to(torch.int32)))
-        position = int(starts[document]) + 1
-        labels[0, position] = inputs["input_ids"][0, position]
+        starts = inputs["cu_seq_lens_q"].long()
+        row, position = torch.zeros_like(starts[:1]), starts[torch.argmax(starts.diff().ge(2).int())[None]] + 1
     else:
-        row = int(torch.argmax(inputs["attention_mask"].sum(1)))
-        labels[row, 1] = inputs["input_ids"][row, 1]
-    return labels
+        row = torch.argmax(inputs["attention_mask"].sum(1))[None]
+        position = torch.ones_like(row)
+    return labels.index_put((row, position), inputs["input_ids"][row, position])

@@ -17,12 +17,9 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sft.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 WAIT = timedelta(hours=24)
 """How long ranks wait for each other; rank 0 alone prepares data and evaluates, which may take hours."""
@@ -196,15 +193,3 @@ def _rebuilt(parts: tuple[Any, ...], *, of: int) -> BaseException:
     error.args = args
     error.__dict__.update(attributes, from_rank=of)
     return error
-
-
-def processes() -> PartialState:
-    """accelerate's view of the processes; without a GPU it has to be told, or it takes each for the only one."""
-    import torch
-    from accelerate import PartialState
-
-    if PartialState._shared_state:
-        return PartialState()
-    if torch.cuda.is_available():
-        return PartialState(timeout=WAIT)
-    return PartialState(cpu=True, timeout=WAIT)

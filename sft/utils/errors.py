@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+
 
 class UserError(Exception):
     """The run can't go on, and the message says why and what to do. The command exits with 1, without a traceback."""
@@ -19,3 +23,21 @@ def first_line(error: BaseException) -> str:
     """The first line of what a library's error says, to be quoted in a sentence; its type where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def disk_full(error: BaseException | None, folder: str | os.PathLike[str] | None = None) -> bool:
+    """Whether an error is, or came from, a full disk. Libraries hide the errno: then their words are read, and the disk
+    of `folder` is asked, where one is named."""
+    seen = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if "No space left" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    knows = isinstance(error, OSError) and error.errno is not None
+    return folder is not None and not knows and shutil.disk_usage(folder).free < FULL
+
+
+FULL = 1 << 16
+"""Bytes left on a disk that counts as full when a write to it has failed."""

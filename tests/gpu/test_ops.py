@@ -10,8 +10,9 @@ from typing import Any
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels import cuda_build, differential_attention, gmu_gate, linear_cross_entropy
-from sambay_kernels.segments import LONGEST
+from sambay_kernels import differential_attention, linear_cross_entropy, swiglu
+from sambay_kernels.native import cuda_build
+from sambay_kernels.runtime.segments import LONGEST
 from torch import Tensor
 
 pytestmark = pytest.mark.gpu
@@ -79,7 +80,7 @@ def test_gate(name: str, dtype: torch.dtype) -> None:
     for wide, backend in ((dtype, name), (torch.float64, "torch")):
         leaf = fused.to(wide).requires_grad_()
         with chosen(backend):
-            out = gmu_gate(*leaf.chunk(2, -1))
+            out = swiglu(*leaf.chunk(2, -1))
         results.append([out, *torch.autograd.grad(out, leaf, torch.ones_like(out))])
     for found, want in zip(*results, strict=True):
         assert ops.rms_error(found, want) <= BOUNDS[dtype]

@@ -165,10 +165,10 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     import fcntl
 
     recipe = chain(tmp_path, {})
-    layout = RunPaths(recipe)
-    layout.root.mkdir(parents=True)
-    with open(layout.root / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    paths = RunPaths(recipe)
+    paths.root.mkdir(parents=True)
+    with open(paths.root / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(UserError, match="Another run is at work"):
             train(recipe)
 
@@ -179,10 +179,10 @@ def test_damaged_stages_say_what_to_do(tmp_path, damage):
 
     recipe = chain(tmp_path, {"max_steps": 1})
     train(recipe)
-    layout = RunPaths(recipe)
+    paths = RunPaths(recipe)
     if damage == "manifest":
-        layout.stage_manifest("s0").write_text('{"key": ')
+        paths.stage_manifest("s0").write_text('{"key": ')
     else:
-        shutil.rmtree(layout.final_dir("s0"))
+        shutil.rmtree(paths.final_dir("s0"))
     with pytest.raises(UserError, match="--restart s0"):
         train(recipe)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from children import wait_until
 from train_toys import read_metrics, saved_weights, tiny_sambay, toy_rows, train_toy
 from train_worker import ROWS
 
 TRAIN = {"packing": True, "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    worker = Path(__file__).parents[1] / "support/train_worker.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(worker)]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def torchrun(*arguments: str, worker: str = "train_worker.py") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, *arguments],
+        [*LAUNCH, str(SUPPORT / worker), *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -41,14 +45,55 @@ def test_two_processes_train_as_one(tmp_path):
     assert (two["world_size"], two["engine"]) == (2, "DistributedDataParallel")
 
     train = {**TRAIN, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    one, layout = train_toy(tmp_path / "one", train, model=tiny_sambay(), prepared=toy_rows(ROWS, packed=True))
+    one, paths = train_toy(tmp_path / "one", train, model=tiny_sambay(), prepared=toy_rows(ROWS, packed=True))
     assert one["world_size"] == 1
-    lines = [read_metrics(path) for path in (tmp_path / "two/stages/one/metrics.jsonl", layout.metrics("one"))]
+    lines = [read_metrics(path) for path in (tmp_path / "two/stages/one/metrics.jsonl", paths.metrics("one"))]
     assert len(lines[0]) == len(lines[1]) == 8
     for a, b in zip(*lines, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-5)
         assert (a["tokens"], a["supervised_tokens"]) == (b["tokens"], b["supervised_tokens"])
     weights = saved_weights(tmp_path / "two/stages/one/final")
-    for name, weight in saved_weights(layout.final_dir("one")).items():
+    for name, weight in saved_weights(paths.final_dir("one")).items():
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=2e-6)
+
+
+def test_processes_decide_together(tmp_path):
+    """What one process sees all act on: a loss that isn't finite, a signal in the last step; and no process runs the
+    model on micro-batches that no process has a token in."""
+    done = torchrun(str(tmp_path), worker="rank_worker.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert "The loss is not a finite number at step 3: training diverged." in first["bad loss"]["told"]
+    assert first["bad loss"]["told"].count("/checkpoint-2. ") == 1
+    assert [path.name for path in (tmp_path / "bad loss/stages/one").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert first["huge"]["told"].startswith("24 of 24 trainable tensors are not finite")
+    assert not (tmp_path / "huge/stages/one/final").exists()
+    assert (first["signal"]["code"], first["signal"]["told"][:39]) == (138, "Stopped after stage one, which is done.")
+    assert (tmp_path / "signal/stages/one/manifest.json").is_file()
+    # 14 rows an epoch for two processes, which don't always get as many; with the rows that fill it up, 40.
+    assert first["filled"]["told"] == 2 and 14 <= first["filled"]["passes"] < 24
+    rows = toy_rows(14, packed=False)
+    _, layout = train_toy(tmp_path / "one", {"per_device_train_batch_size": 20, "num_train_epochs": 2}, prepared=rows)
+    weights = saved_weights(tmp_path / "filled/stages/one/final")
+    for name, weight in saved_weights(layout.final_dir("one")).items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=5e-6)
+
+
+def test_a_launcher_that_dies_leaves_no_process_behind(tmp_path):
+    """torchrun ends on a SIGUSR1 that it isn't told to hand on; its processes save and go."""
+    train = {**TRAIN, "per_device_train_batch_size": 1, "max_steps": 2000}
+    command = [*LAUNCH, str(SUPPORT / "train_worker.py"), str(tmp_path), json.dumps(train), "sambay"]
+    errors = tmp_path / "errors"
+    with open(errors, "w") as stream:
+        launcher = subprocess.Popen(command, stderr=stream, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        metrics = tmp_path / "stages/one/metrics.jsonl"
+        wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 200, launcher)
+        launcher.send_signal(signal.SIGUSR1)
+        assert launcher.wait(60) == -signal.SIGUSR1
+        wait_until(lambda: errors.read_text().count("everything saved. The same command continues") == 2, 100)
+    finally:
+        launcher.kill()
+    assert len(list((tmp_path / "stages/one").glob("checkpoint-*/complete.json"))) == 1

@@ -67,7 +67,9 @@ def test_installed_copy_lists_and_hands_out_recipes(wheel: Path, tmp_path: Path,
     assert sft("run", "--config", "my.yaml", "--dry_run") == "runs/phi4-mini-flash/resolved.yaml\n"
     where = "import sft.recipe.packaged as p; print(p.folder('configs'), p.find_deepspeed('zero2'))"
     command = [sys.executable, "-c", where]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=elsewhere, env=environment, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=elsewhere, env=environment, check=True, timeout=120
+    )
     assert done.stdout.count(str(target / "sft" / "configs")) == 2
 
 

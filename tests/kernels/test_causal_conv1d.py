@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sambay_kernels import causal_conv1d
-from sambay_kernels.causal_conv1d.op import causal_conv1d_bwd, causal_conv1d_fwd
-from sambay_kernels.causal_conv1d.reference import causal_conv1d_reference
-from sambay_kernels.causal_conv1d.torch_backend import causal_conv1d_torch
+from sambay_kernels.ops.causal_conv1d.inputs import ConvInputs
+from sambay_kernels.ops.causal_conv1d.op import causal_conv1d_bwd, causal_conv1d_fwd
+from sambay_kernels.ops.causal_conv1d.reference import causal_conv1d_reference
+from sambay_kernels.ops.causal_conv1d.torch import causal_conv1d_torch
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -157,7 +158,7 @@ def test_gradcheck_of_the_reference() -> None:
 
     def call(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tensors = dict(zip(case.tensors, values, strict=True))
-        return causal_conv1d_reference(**tensors, cu_seqlens=case.cu_seqlens)
+        return causal_conv1d_reference(ConvInputs(**tensors, cu_seqlens=case.cu_seqlens))
 
     assert torch.autograd.gradcheck(call, [value.requires_grad_() for value in case.tensors.values()])
 

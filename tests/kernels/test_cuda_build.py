@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from sambay_kernels import BackendError, bench, cuda_aot, cuda_build, cuda_call, why
-from sambay_kernels import dispatch as registry
-from sambay_kernels.aot_report import table
-from sambay_kernels.native_build import SOURCES, BuildError
+from benchmark_files import load
+from sambay_kernels import BackendError, why
+from sambay_kernels.native import cuda_build, cuda_call
+from sambay_kernels.native.build import SOURCES, BuildError
+from sambay_kernels.runtime import dispatch as registry
+from sambay_kernels.tools import cuda_aot
+from sambay_kernels.tools.aot_report import table
 
 needs_nvcc = pytest.mark.skipif(cuda_build.compiler() is None, reason=f"no nvcc: {cuda_build.REMEDY}")
 
@@ -69,7 +72,7 @@ def test_built_once_and_refused_by_a_machine_without_a_driver(tmp_path: Path, mo
 def test_without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cuda_build, "_candidates", lambda: iter(["no-such-nvcc"]))
     said = "nvcc was not found: install the CUDA toolkit"
-    assert cuda_build.problem.__wrapped__().startswith(said)
+    assert cuda_call.problem.__wrapped__().startswith(said)
     with pytest.raises(BuildError, match=said):
         cuda_build.library.__wrapped__("sm_90")
     with pytest.raises(BuildError, match=said):
@@ -96,7 +99,7 @@ def test_nvcc_is_looked_for_in_cuda_home_first(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("op", ["selective_scan", "gmu_gate"])
+@pytest.mark.parametrize("op", ["selective_scan", "swiglu"])
 def test_without_a_gpu_the_request_is_an_error_that_says_why(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMBAY_KERNELS", "cuda")
     with pytest.raises(BackendError, match=f"{op} can't use it: .*torch sees no CUDA device"):
@@ -106,13 +109,14 @@ def test_without_a_gpu_the_request_is_an_error_that_says_why(op: str, monkeypatc
     assert why("causal_conv1d", "cpu").reason.startswith("SAMBAY_KERNELS=cuda, which causal_conv1d doesn't have")
 
 
-@pytest.mark.parametrize("op", ["selective_scan", "gmu_gate"])
+@pytest.mark.parametrize("op", ["selective_scan", "swiglu"])
 def test_triton_stays_the_default(op: str) -> None:
     names = [backend.name for backend in registry._registry[op]]
     assert names.index("triton") < names.index("cuda") < names.index("torch")
 
 
 def test_the_benchmark_has_a_row_for_it_where_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load("bench_ops")
     for missing, rows in ((None, ["triton", "cuda", "torch"]), ("no nvcc", ["triton", "torch"])):
         monkeypatch.setattr(registry, "_registry", {})
         registry.register("op", "triton", ("cuda",))

@@ -9,9 +9,10 @@ import emulated_cuda
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels import cuda_call, selective_scan
-from sambay_kernels.selective_scan import cuda_backend
-from sambay_kernels.selective_scan.op import selective_scan_bwd, selective_scan_fwd
+from sambay_kernels import selective_scan
+from sambay_kernels.native import cuda_call
+from sambay_kernels.ops.selective_scan import cuda as cuda_backend
+from sambay_kernels.ops.selective_scan.op import selective_scan_bwd, selective_scan_fwd
 from torch.utils.checkpoint import checkpoint
 
 KEPT = cuda_backend.CUDA_KEPT_EVERY
@@ -39,7 +40,7 @@ def run(case: ops.Case, **options: object) -> dict[str, torch.Tensor]:
 
 def exact(case: ops.Case, **options: object) -> dict[str, torch.Tensor]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emulated_cuda.scan_module(), "backend_for", lambda *_: "reference")
+        patch.setattr(emulated_cuda.scan_api, "backend_for", lambda *_: "reference")
         return ops.run(case.to(torch.float64), "reference", **options)
 
 
@@ -114,7 +115,7 @@ def test_only_one_output_used(cut: None, used: int) -> None:
     for grads, wide, backend in ((found, torch.float32, "cuda"), (want, torch.float64, "reference")):
         leaves = [value.to(wide).requires_grad_() for value in case.tensors.values()]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(emulated_cuda.scan_module(), "backend_for", lambda *_, backend=backend: backend)
+            patch.setattr(emulated_cuda.scan_api, "backend_for", lambda *_, backend=backend: backend)
             out = case.op(**dict(zip(case.tensors, leaves, strict=True)), cu_seqlens=case.cu_seqlens)[used]
         grads += torch.autograd.grad(out.square().sum(), leaves, allow_unused=True)
     for key, one, two in zip(case.tensors, found, want, strict=True):

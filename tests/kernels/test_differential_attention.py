@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from sambay_kernels import differential_attention, differential_attention_step
-from sambay_kernels.differential_attention import torch_backend
-from sambay_kernels.differential_attention.op import differential_maps_bwd, differential_maps_fwd, visible_pairs
-from sambay_kernels.differential_attention.reference import differential_attention_reference
-from sambay_kernels.differential_attention.torch_backend import differential_attention_torch
+from sambay_kernels.ops.differential_attention import torch as torch_backend
+from sambay_kernels.ops.differential_attention.inputs import DiffInputs
+from sambay_kernels.ops.differential_attention.op import (
+    differential_maps_bwd,
+    differential_maps_fwd,
+    flash_attention_bwd,
+    flash_attention_fwd,
+    visible_pairs,
+)
+from sambay_kernels.ops.differential_attention.torch import differential_attention_torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 LAMBDA_INIT = 0.3555
+
+
+class LargestTensor(TorchDispatchMode):
+    """The largest storage, in bytes, that the operations inside make; views of what was there don't count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in given:
+                self.size = max(self.size, x.untyped_storage().nbytes())
+        return out
+
+
+def definition(*leaves: Tensor, **options: Any) -> Tensor:
+    """The reference backend."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMBAY_KERNELS", "reference")
+        return differential_attention(*leaves, **options)
 
 
 def borders(lengths: list[int]) -> Tensor:
@@ -44,7 +77,7 @@ def make(
 
 def value_and_grads(op: Callable[..., Tensor], leaves: list[Tensor], options: dict[str, Any]) -> list[Tensor]:
     out = op(*leaves, **options)
-    probe = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).to(out.dtype).view(out.shape)
+    probe = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).to(out).view(out.shape)
     return [out, *torch.autograd.grad(out, leaves, probe)]
 
 
@@ -87,7 +120,7 @@ def test_equals_the_definition(lengths: list[int], window: int | None, heads: tu
     leaves, options = make(lengths, heads=heads)
     ours = value_and_grads(differential_attention, leaves, {**options, "window": window})
     theirs = value_and_grads(lambda *x, **o: explicit(list(x), o, window), leaves, options)
-    oracle = value_and_grads(differential_attention_reference, leaves, {**options, "window": window})
+    oracle = value_and_grads(definition, leaves, {**options, "window": window})
     for got, wanted, looped in zip(ours, theirs, oracle, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(looped, wanted, rtol=1e-10, atol=1e-10)
@@ -99,7 +132,7 @@ def test_float32_error_across_the_published_window(length: int, window: int | No
     leaves, options = make([length], heads=(4, 2), d=8, dtype=torch.float32)
     exact = [x.detach().double().requires_grad_() for x in leaves]
     found = value_and_grads(differential_attention, leaves, {**options, "window": window})
-    wanted = value_and_grads(differential_attention_reference, exact, {**options, "window": window})
+    wanted = value_and_grads(definition, exact, {**options, "window": window})
     assert_relative(found, wanted, 2e-6)
 
 
@@ -107,7 +140,7 @@ def test_bfloat16_is_as_exact_as_its_rounding() -> None:
     leaves, options = make([40, 90], d=8, dtype=torch.bfloat16)
     exact = [x.detach().double().requires_grad_() for x in leaves]
     got = value_and_grads(differential_attention, leaves, {**options, "window": 16})
-    wanted = value_and_grads(differential_attention_reference, exact, {**options, "window": 16})
+    wanted = value_and_grads(definition, exact, {**options, "window": 16})
     assert [x.dtype for x in got] == [torch.bfloat16] * 6
     assert_relative(got, wanted, 1e-2)
 
@@ -224,58 +257,151 @@ def test_autocast_does_not_reach_the_scores() -> None:
     assert all(map(torch.equal, found, wanted))
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (12, 4)])
-@pytest.mark.parametrize("window", [None, 8])
-def test_flash_call_gets_heads_windows_and_borders_right(
-    heads: tuple[int, int], window: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The CUDA form against FlashAttention's contract in plain torch: key head h // group, a (left, 0) window."""
+class FlashAttention:
+    """FlashAttention's contract in plain torch: key head h // group, a (left, 0) window, documents apart.
 
-    def flash(
-        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *,
-        softmax_scale: float, causal: bool, window_size: tuple[int, int],
-    ) -> Tensor:  # fmt: skip
-        assert causal and window_size[1] == 0 and (max_q, max_k) == (20, 33)
-        out = torch.zeros_like(q)
+    As the package's function, and as the kernels that torch calls, which have no implementation on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.deterministic: list[bool] = []
+        self.broken = False
+
+    def documents(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, left: int, scale: float
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+        """Of every document the places of its queries and keys, the weights (heads, n, m), and keys and values."""
         for a, b, c, e in zip(cu_q[:-1], cu_q[1:], cu_k[:-1], cu_k[1:], strict=True):
             behind = torch.arange(e - c - (b - a), e - c)[:, None] - torch.arange(e - c)
-            seen = (behind >= 0) & ((behind <= window_size[0]) if window_size[0] >= 0 else True)
-            for h in range(q.shape[1]):
-                kv = h // (q.shape[1] // k.shape[1])
-                scores = (q[a:b, h] @ k[c:e, kv].T * softmax_scale).masked_fill(~seen, -torch.inf)
-                out[a:b, h] = scores.softmax(-1) @ v[c:e, kv]
-        return out
+            seen = (behind >= 0) & ((behind <= left) if left >= 0 else True)
+            keys, values = (x[c:e].repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+            scores = torch.einsum("qhd,khd->hqk", q[a:b], keys) * scale
+            yield slice(a, b), slice(c, e), scores.masked_fill(~seen, -torch.inf).softmax(-1), keys, values
 
-    monkeypatch.setattr(torch_backend, "diff_flash_attn", lambda: flash)
+    def attend(self, q: Tensor, *args: Any) -> Tensor:
+        return torch.cat([torch.einsum("hqk,khd->qhd", p, values) for _, _, p, _, values in self.documents(q, *args)])
+
+    def varlen_func(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *,
+        softmax_scale: float, causal: bool, window_size: tuple[int, int], deterministic: bool = False,
+    ) -> Tensor:  # fmt: skip
+        assert causal and window_size[1] == 0 and (max_q, max_k) == (20, 33)
+        self.deterministic.append(deterministic)
+        return self.attend(q, k, v, cu_q, cu_k, window_size[0], softmax_scale)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, dropout: float,
+        causal: bool, debug: bool, *, scale: float, window_size_left: int, window_size_right: int, **rest: Any,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        assert (max_q, max_k, dropout, window_size_right) == (20, 33, 0.0, 0) and causal == (window_size_left < 0)
+        empty = q.new_empty(0)
+        out = self.attend(q, k, v, cu_q, cu_k, window_size_left, scale)
+        return out, q.new_zeros(q.shape[1], q.shape[0], dtype=torch.float32), empty, empty, empty
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor, cu_k: Tensor,
+        max_q: int, max_k: int, dropout: float, causal: bool, state: Tensor, unused: Tensor, *, scale: float,
+        window_size_left: int, window_size_right: int,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        self.deterministic.append(torch.are_deterministic_algorithms_enabled() and not warn_only)
+        if self.broken:
+            raise RuntimeError("out of memory")
+        assert (max_q, max_k, dropout, window_size_right) == (20, 33, 0.0, 0) and causal == (window_size_left < 0)
+        assert lse.shape == (q.shape[1], q.shape[0]) and state.shape == (2,)
+        grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
+        for mine, its, p, keys, values in self.documents(q, k, v, cu_q, cu_k, window_size_left, scale):
+            slope = torch.einsum("qhd,khd->hqk", grad[mine], values)
+            slope = p * (slope - (slope * p).sum(-1, keepdim=True)) * scale
+            grad_q[mine] = torch.einsum("hqk,khd->qhd", slope, keys)
+            for total, part in (
+                (grad_k, torch.einsum("hqk,qhd->khd", slope, q[mine])),
+                (grad_v, torch.einsum("hqk,qhd->khd", p, grad[mine])),
+            ):
+                total[its] = part.unflatten(1, (k.shape[1], -1)).sum(2)
+        return grad_q, grad_k, grad_v
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlashAttention]:
+    """FlashAttention in place of torch's kernels; the package isn't there."""
+    made, library = FlashAttention(), torch.library.Library("aten", "IMPL")
+    library.impl("_flash_attention_forward", made.forward, "CPU")
+    library.impl("_flash_attention_backward", made.backward, "CPU")
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    torch_backend.diff_flash_attn.cache_clear()
+    yield made
+    library._destroy()
+    torch_backend.diff_flash_attn.cache_clear()
+
+
+def flash_op(*args: Any) -> Tensor:
+    return flash_attention_fwd(*args)[0]
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (12, 4)])
+@pytest.mark.parametrize("window", [0, 8])
+@pytest.mark.parametrize("way", ["package", "torch, registered", "torch, exported"])
+def test_flash_call_is_right_and_deterministic(
+    heads: tuple[int, int], window: int, way: str, flash: FlashAttention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads, windows and borders as FlashAttention wants them, and a backward that is asked for the same bits."""
+    if way == "package":
+        package = ModuleType("flash_attn")
+        package.flash_attn_varlen_func = flash.varlen_func  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "flash_attn", package)
     leaves, options = make([20, 0, 4], [33, 5, 4], heads=heads)
-    q, k, v = (x.detach() for x in leaves[:3])
     cu = options["cu_seqlens_q"], options["cu_seqlens_k"]
-    got = torch_backend.diff_maps_varlen(q, k, v, *cu, (20, 33), window or 0, 0.5)
-    wanted, _ = torch_backend.diff_maps(q, k, v, *(c.tolist() for c in cu), window or 0, 0.5)
-    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    form = flash_op if way == "torch, registered" else torch_backend.DiffFlash.apply
+    results = []
+    for call in (
+        lambda inputs: torch_backend.diff_maps_varlen(inputs, (20, 33), form),
+        lambda inputs: differential_maps_fwd(*inputs, "torch")[0],
+    ):
+        out = call(DiffInputs(*leaves[:3], *cu, window, 0.5))
+        results.append([out, *torch.autograd.grad(out, leaves[:3], torch.cos(out.detach()))])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    assert flash.deterministic == [True] and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("before", [(False, False), (True, True), (True, False)])
+def test_the_switch_is_put_back(before: tuple[bool, bool], flash: FlashAttention) -> None:
+    flash.broken = True
+    leaves, options = make([20, 4], [33, 4], heads=(4, 4))
+    inputs = DiffInputs(*leaves[:3], options["cu_seqlens_q"], options["cu_seqlens_k"], 0, 0.5)
+    out = torch_backend.diff_maps_varlen(inputs, (20, 33), flash_op)
+    try:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        with pytest.raises(RuntimeError, match="out of memory"):
+            out.sum().backward()
+        found = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        assert found == before and flash.deterministic == [True]
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_flash_as_a_torch_op(flash: FlashAttention) -> None:
+    leaves, options = make([20, 4], [33, 4], heads=(4, 4), dtype=torch.float32)
+    plan = (options["cu_seqlens_q"], options["cu_seqlens_k"], 8, 0.5, 20, 33)
+    torch.library.opcheck(flash_attention_fwd, (*leaves[:3], *plan))
+    fixed = [x.detach() for x in leaves[:3]]
+    out, lse = flash_attention_fwd(*fixed, *plan)
+    torch.library.opcheck(flash_attention_bwd, (torch.cos(out), out, lse, *fixed, *plan))
+    with FlopCounterMode(display=False) as counter:
+        flash_attention_fwd(*leaves[:3], *plan)[0].sum().backward()
+    assert counter.get_total_flops() == (3 + 7) * 4 * 4 * visible_pairs([0, 20, 24], [0, 33, 37], 8)
 
 
 def test_memory_is_linear() -> None:
     """No tensor inside forward or backward grows with the square of the document."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, tuple | list) else (out,):
-                if isinstance(x, Tensor):
-                    self.size = max(self.size, x.untyped_storage().nbytes())
-            return out
-
     for queries, keys, window in (([3000], [3000], 64), ([3000], [3000], None), ([2900], [3000], None)):
         leaves, options = make(queries, keys, heads=(2, 2), d=2, dtype=torch.float32)
-        bounds = options["cu_seqlens_q"].tolist(), options["cu_seqlens_k"].tolist()
-        q, k, v = (x.detach() for x in leaves[:3])
-        with Largest() as largest:
-            maps, lse = torch_backend.diff_maps(q, k, v, *bounds, window or 0, 0.5)
-            torch_backend.diff_maps_backward(maps, q, k, v, maps, lse, *bounds, window or 0, 0.5)
+        bounds = options["cu_seqlens_q"], options["cu_seqlens_k"]
+        inputs = DiffInputs(*(x.detach() for x in leaves[:3]), *bounds, window or 0, 0.5)
+        with LargestTensor() as largest:
+            maps, lse = torch_backend.diff_maps(inputs)
+            torch_backend.diff_maps_backward(maps, inputs, maps, lse)
         assert 0 < largest.size <= 128 * 3000 * 8 < 3000 * 3000
 
 
@@ -341,10 +467,57 @@ def test_step_in_half_precision_keeps_its_scores_in_float32() -> None:
     cache = [x.transpose(0, 1)[None] for x in (k, v)]
     got = differential_attention_step(q[-1:], *cache, *rest, lambda_init=LAMBDA_INIT)
     packed = differential_attention(q, k, v, *rest, **options)[-1:]
-    exact = differential_attention_reference(*(x.double() for x in (q, k, v, *rest)), **options)[-1:]
+    exact = definition(*(x.double() for x in (q, k, v, *rest)), **options)[-1:]
     assert got.dtype == torch.bfloat16
     for found in (got, packed):
         assert (found.double() - exact).norm() < 1e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("batch", "heads", "d", "keys"), [(1, (2, 2), 16, 700), (3, (40, 20), 64, 300)])
+def test_step_never_widens_the_cache(
+    batch: int, heads: tuple[int, int], d: int, keys: int, masked: bool, dtype: torch.dtype
+) -> None:
+    """Nothing it makes in float32 or copies is near the size of the cache, and it is as exact as its type."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(s, generator=g).to(dtype) for s in ((batch, heads[0], d), *[(batch, heads[1], keys, d)] * 2))
+    rest, mask = (torch.tensor(0.3), torch.randn(2 * d, generator=g)), torch.rand(batch, keys, generator=g) < 0.8
+    options = {"lambda_init": LAMBDA_INIT, "key_mask": mask if masked else None}
+    with LargestTensor() as largest:
+        got = differential_attention_step(q, k, v, *rest, **options)
+    assert 0 < largest.size <= k.numel() * k.element_size() // 8
+    exact = differential_attention_step(*(x.double() for x in (q, k, v, *rest)), **options)
+    assert got.dtype == dtype and (got.double() - exact).norm() <= 5e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_sequence_that_sees_nothing_disturbs_no_other(dtype: torch.dtype) -> None:
+    q, k, v = torch.randn(2, 4, 8).to(dtype), torch.randn(2, 2, 9, 8).to(dtype), torch.randn(2, 2, 9, 8).to(dtype)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1] = False
+    options = {"lambda_init": LAMBDA_INIT, "key_mask": mask}
+    got = differential_attention_step(q, k, v, torch.tensor(0.3), torch.ones(16), **options)
+    assert got.isfinite().all()
+    alone = differential_attention_step(q[:1], k[:1], v[:1], torch.tensor(0.3), torch.ones(16), lambda_init=LAMBDA_INIT)
+    torch.testing.assert_close(got[:1], alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cuda_step_equals_the_definition(masked: bool, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(s, generator=g).to(dtype) for s in ((3, 8, 64), (3, 4, 300, 64), (3, 4, 300, 64)))
+    rest, mask = (torch.tensor(0.3), torch.randn(128, generator=g)), torch.rand(3, 300, generator=g) < 0.8
+    exact = differential_attention_step(
+        *(x.double() for x in (q, k, v, *rest)), lambda_init=LAMBDA_INIT, key_mask=mask if masked else None
+    )
+    found = differential_attention_step(
+        *(x.cuda() for x in (q, k, v, *rest)), lambda_init=LAMBDA_INIT, key_mask=mask.cuda() if masked else None
+    )
+    assert_relative([found.cpu()], [exact], 2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 @pytest.mark.gpu
@@ -356,13 +529,25 @@ def test_cuda_equals_the_definition(suffix: bool, window: int | None, dtype: tor
     keys = [300, 64, 1, 129]
     leaves, options = make([5, 0, 1, 129] if suffix else keys, keys, heads=(8, 4), d=64, dtype=dtype)
     exact = [x.detach().double().requires_grad_() for x in leaves]
-    wanted = value_and_grads(differential_attention_reference, exact, {**options, "window": window})
+    wanted = value_and_grads(definition, exact, {**options, "window": window})
     moved = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in options.items()}
     on_device = [x.detach().cuda().requires_grad_() for x in leaves]
     found = value_and_grads(
         lambda *x, **o: differential_attention(*x, **o).cpu(), on_device, {**moved, "window": window}
     )
     assert_relative([x.cpu() for x in found], wanted, 2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 64])
+def test_cuda_gives_the_same_bits_every_time(window: int | None) -> None:
+    leaves, options = make([3000, 64, 500], heads=(8, 4), d=64, dtype=torch.bfloat16)
+    moved = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in options.items()}
+    on_device = [x.detach().cuda().requires_grad_() for x in leaves]
+    first, *others = (value_and_grads(differential_attention, on_device, {**moved, "window": window}) for _ in range(4))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def bad(**changes: Any) -> Callable[[], Tensor]:

@@ -11,22 +11,15 @@ from pathlib import Path
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels import (
-    BackendError,
-    backend_for,
-    causal_conv1d,
-    cpp_build,
-    gmu_gate,
-    native_build,
-    selective_scan,
-    why,
-)
-from sambay_kernels import dispatch as registry
-from sambay_kernels.checks import FLOAT_TYPES
-from sambay_kernels.packing import check_cu_seqlens, document_count
-from sambay_kernels.triton_call import problem as triton_problem
+from sambay_kernels import BackendError, backend_for, causal_conv1d, selective_scan, swiglu, why
+from sambay_kernels.native import build as native_build
+from sambay_kernels.native import cpp_build
+from sambay_kernels.runtime import dispatch as registry
+from sambay_kernels.runtime.checks import FLOAT_TYPES
+from sambay_kernels.runtime.packing import check_cu_seqlens, document_count
+from sambay_kernels.triton.launch import problem as triton_problem
 
-OPS = ("selective_scan", "causal_conv1d", "gmu_gate")
+OPS = ("selective_scan", "causal_conv1d", "swiglu")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -115,7 +108,7 @@ def test_the_choice_is_a_constant_of_a_traced_graph(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SAMBAY_KERNELS", "torch")
 
     def doubled(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor * 2 if backend_for("gmu_gate", tensor) == "torch" else tensor
+        return tensor * 2 if backend_for("swiglu", tensor) == "torch" else tensor
 
     traced = torch.compile(doubled, backend="eager", fullgraph=True)
     assert traced(torch.ones(1)).item() == 2
@@ -124,13 +117,13 @@ def test_the_choice_is_a_constant_of_a_traced_graph(monkeypatch: pytest.MonkeyPa
 def test_bad_requests_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMBAY_KERNELS", "tritn")
     with pytest.raises(BackendError, match="SAMBAY_KERNELS='tritn' is unknown, choose from auto, triton"):
-        gmu_gate(torch.zeros(1), torch.zeros(1))
+        swiglu(torch.zeros(1), torch.zeros(1))
     monkeypatch.setenv("SAMBAY_KERNELS", "cuda")
     with pytest.raises(BackendError, match="cuda backend runs on cuda, not on cpu"):
-        backend_for("gmu_gate", torch.zeros(1))
+        backend_for("swiglu", torch.zeros(1))
     monkeypatch.setenv("SAMBAY_KERNELS", "cpp")
     with pytest.raises(BackendError, match="cpp backend runs on cpu, not on meta"):
-        backend_for("gmu_gate", torch.zeros(1, device="meta"))
+        backend_for("swiglu", torch.zeros(1, device="meta"))
     with pytest.raises(BackendError, match="unknown op 'gate'"):
         why("gate")
     assert isinstance(BackendError("x"), ValueError)
@@ -186,15 +179,15 @@ SCRIPT = """
 import warnings
 warnings.simplefilter("always")
 import torch
-from sambay_kernels import causal_conv1d, gmu_gate, selective_scan, why
+from sambay_kernels import causal_conv1d, swiglu, selective_scan, why
 with warnings.catch_warnings(record=True) as seen:
     for _ in range(2):
         u = torch.ones(3, 4)
         selective_scan(u, u, -u.t(), u[:, :3], u[:, :3])
-        gmu_gate(u, u)
+        swiglu(u, u)
         causal_conv1d(u, torch.ones(4, 2))
 print(len(seen), "|".join(str(w.message) for w in seen))
-print(why("gmu_gate", "cpu").backend, "|", why("gmu_gate", "cpu").remedy)
+print(why("swiglu", "cpu").backend, "|", why("swiglu", "cpu").remedy)
 """
 
 

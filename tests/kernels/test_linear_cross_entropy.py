@@ -9,14 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sambay_kernels import linear_cross_entropy
-from sambay_kernels.linear_cross_entropy import torch_backend
-from sambay_kernels.linear_cross_entropy.op import (
+from sambay_kernels.ops.linear_cross_entropy import torch as torch_backend
+from sambay_kernels.ops.linear_cross_entropy.inputs import LceInputs
+from sambay_kernels.ops.linear_cross_entropy.op import (
     linear_cross_entropy_bwd,
     linear_cross_entropy_fwd,
     linear_cross_entropy_sum,
 )
-from sambay_kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
-from sambay_kernels.linear_cross_entropy.torch_backend import linear_cross_entropy_torch
+from sambay_kernels.ops.linear_cross_entropy.reference import linear_cross_entropy_reference
+from sambay_kernels.ops.linear_cross_entropy.torch import linear_cross_entropy_torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,7 +63,7 @@ def test_sum_equals_torch(smoothing: float, z_loss: float, chunk: int, way: str)
     hidden, weight, labels = make()
     got = linear_cross_entropy(hidden, weight, labels, label_smoothing=smoothing, z_loss=z_loss, chunk_size=chunk)
     wanted = plain(hidden, weight, labels, smoothing, z_loss).sum()
-    oracle = linear_cross_entropy_reference(hidden, weight, labels, label_smoothing=smoothing, z_loss=z_loss)
+    oracle = linear_cross_entropy_reference(LceInputs(hidden, weight, labels, label_smoothing=smoothing, z_loss=z_loss))
     assert_all_close([got, oracle], [wanted, wanted])
     # An upstream factor other than 1, as the division by the number of tokens is.
     found = torch.autograd.grad(got / 7, [hidden, weight])
@@ -73,10 +74,11 @@ def test_sum_equals_torch(smoothing: float, z_loss: float, chunk: int, way: str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_losses_by_token_equal_torch(smoothing: float, z_loss: float, way: str) -> None:
     hidden, weight, labels = make()
-    options = {"label_smoothing": smoothing, "z_loss": z_loss, "reduction": "none"}
-    got = linear_cross_entropy(hidden, weight, labels, **options, chunk_size=4)
+    options = {"label_smoothing": smoothing, "z_loss": z_loss}
+    got = linear_cross_entropy(hidden, weight, labels, **options, reduction="none", chunk_size=4)
     wanted = plain(hidden, weight, labels, smoothing, z_loss)
-    assert_all_close([got, linear_cross_entropy_reference(hidden, weight, labels, **options)], [wanted, wanted])
+    oracle = linear_cross_entropy_reference(LceInputs(hidden, weight, labels, **options), "none")
+    assert_all_close([got, oracle], [wanted, wanted])
     assert (got[labels == -100] == 0).all()
     probe = torch.randn_like(got)
     assert_all_close(
@@ -241,13 +243,13 @@ def test_memory_stays_far_below_the_logits(way: str, monkeypatch: pytest.MonkeyP
 
     hidden, weight = torch.randn(600, 4), torch.randn(2000, 4)
     labels = torch.arange(600)
-    plan = (-100, 0.1, 0.0, 32)
+    inputs = LceInputs(hidden, weight, labels, -100, 0.1, 0.0, 32)
     with Largest() as largest:
         if way == "by tokens":
-            torch_backend.lce_sum(hidden, weight, labels, *plan, True, True)
+            torch_backend.lce_sum(inputs, True, True)
         else:
-            losses, lse = torch_backend.lce_losses(hidden, weight, labels, *plan)
-            torch_backend.lce_losses_backward(losses, hidden, weight, labels, lse, *plan, True, True)
+            losses, lse = torch_backend.lce_losses(inputs)
+            torch_backend.lce_losses_backward(losses, inputs, lse, True, True)
     assert largest.size == 32 * (2000 if way == "by tokens" else 512)
 
 

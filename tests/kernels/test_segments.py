@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sambay_kernels.segments import LONGEST, SHORTEST, segment_length, segments
+from sambay_kernels.runtime.segments import LONGEST, SHORTEST, segment_length, segments
 
 
 @settings(max_examples=200, deadline=None)

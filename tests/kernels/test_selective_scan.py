@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sambay_kernels import selective_scan
-from sambay_kernels.selective_scan.op import selective_scan_bwd, selective_scan_fwd
-from sambay_kernels.selective_scan.reference import selective_scan_reference
-from sambay_kernels.selective_scan.torch_backend import selective_scan_torch
+from sambay_kernels.ops.selective_scan.inputs import ScanInputs
+from sambay_kernels.ops.selective_scan.op import selective_scan_bwd, selective_scan_fwd
+from sambay_kernels.ops.selective_scan.reference import selective_scan_reference
+from sambay_kernels.ops.selective_scan.torch import selective_scan_torch
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -249,7 +250,7 @@ def test_gradcheck_of_the_reference() -> None:
     names = list(case.tensors)
 
     def call(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return selective_scan_reference(**dict(zip(names, values, strict=True)), cu_seqlens=case.cu_seqlens)
+        return selective_scan_reference(ScanInputs(**dict(zip(names, values, strict=True)), cu_seqlens=case.cu_seqlens))
 
     assert torch.autograd.gradcheck(call, [value.requires_grad_() for value in case.tensors.values()])
 
@@ -267,7 +268,8 @@ def test_the_torch_form_is_differentiable_by_itself() -> None:
 
 
 def test_channel_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sambay_kernels.selective_scan import torch_backend, torch_backward
+    from sambay_kernels.ops.selective_scan import torch as torch_backend
+    from sambay_kernels.ops.selective_scan import torch_backward
 
     case = ops.scan_case([40, 33], channels=40)
     want = ops.run(case, "torch")

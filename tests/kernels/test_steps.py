@@ -6,7 +6,7 @@ import packed_ops as ops
 import pytest
 import torch
 from sambay_kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step, why
-from sambay_kernels.triton_call import problem as triton_problem
+from sambay_kernels.triton.launch import problem as triton_problem
 from step_ops import assert_conv_steps_match, assert_steps_match
 
 backends = pytest.mark.parametrize("name", [*ops.BACKENDS, "reference"])

@@ -17,7 +17,7 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("T
 
 
 @pytest.mark.parametrize(
-    "file", ["test_scan.py", "test_conv_and_gate.py", "test_attention.py", "test_loss.py", "test_model.py"]
+    "file", ["test_scan.py", "test_conv_and_swiglu.py", "test_attention.py", "test_loss.py", "test_model.py"]
 )
 def test_interpreted_kernels_match_the_references(file: str) -> None:
     folder = Path(__file__).parent / "interpreted"
@@ -35,7 +35,7 @@ def test_interpreted_kernels_match_the_references(file: str) -> None:
 
 def test_every_kernel_compiles_for_a100_and_h100_without_spilling() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "sambay_kernels.aot", "--backend", "triton"],
+        [sys.executable, "-m", "sambay_kernels.tools.aot", "--backend", "triton"],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

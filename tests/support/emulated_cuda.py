@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from sambay_kernels import cpp_build, cuda_build, cuda_call, native_build
+from sambay_kernels.native import build as native_build
+from sambay_kernels.native import cpp_build, cuda_build, cuda_call
+from sambay_kernels.ops.selective_scan import api as scan_api
+from sambay_kernels.ops.swiglu import api as swiglu_api
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-Wno-unknown-pragmas"]
-MODULES = ("sambay_kernels.selective_scan", "sambay_kernels.gmu_gate")
+MODULES = (scan_api, swiglu_api)
 
 
 def build(name: str, files: list[Path]) -> ctypes.CDLL:
@@ -45,11 +46,6 @@ def library() -> ctypes.CDLL:
     return build("emulated", cuda_build.FILES)
 
 
-def scan_module() -> ModuleType:
-    """The scan's package (its name is the function's too)."""
-    return sys.modules["sambay_kernels.selective_scan"]
-
-
 def set_order(seed: int) -> None:
     """0: threads of a block take turns; 1: the last warp runs ahead as far as it can; 2, 3, ..: another warp does."""
     library().emulator_order(seed)
@@ -68,7 +64,7 @@ def emulated() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_call, "_library", lambda device: built)
         patch.setattr(torch.Tensor, "new_empty", poisoned)
-        for name in MODULES:
-            patch.setattr(sys.modules[name], "backend_for", lambda *_: "cuda")
+        for module in MODULES:
+            patch.setattr(module, "backend_for", lambda *_: "cuda")
         yield
         set_order(0)

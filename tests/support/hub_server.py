@@ -15,9 +15,11 @@ import argparse
 import base64
 import hashlib
 import json
+import mmap
 import os
 import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_testtokentesttokentesttoken"  # never a real one
@@ -74,6 +76,18 @@ class Request:
     received: int = 0
 
 
+Body = bytes | mmap.mmap | memoryview
+
+
+def content(file: IO[bytes]) -> Body:
+    """What a file holds; a large one is mapped, so that weights of any size pass through without being in memory."""
+    file.seek(0, os.SEEK_END)
+    if file.tell() > LFS_SIZE:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    file.seek(0)
+    return file.read()
+
+
 class Store:
     """Repositories in a folder: `objects/<sha256>` and `repos.json`."""
 
@@ -89,7 +103,7 @@ class Store:
         temporary.write_text(json.dumps(self.repos))
         os.replace(temporary, self.index)
 
-    def put_object(self, data: bytes) -> str:
+    def put_object(self, data: Body) -> str:
         sha = hashlib.sha256(data).hexdigest()
         (self.root / "objects" / sha).write_bytes(data)
         return sha
@@ -245,21 +259,26 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self._send(answer)
 
-    def _read(self, record: Request) -> bytes:
-        length = int(self.headers.get("Content-Length") or 0)
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            chunks = []
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                chunks.append(self.rfile.read(size))
+    def _read(self, record: Request) -> Body:
+        with tempfile.TemporaryFile(dir=self.server.store.root) as spool:
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    self._copy(spool, size)
+                    self.rfile.readline()
                 self.rfile.readline()
-            self.rfile.readline()
-            body = b"".join(chunks)
-        else:
-            body = self.rfile.read(length)
-            if len(body) != length:
+            else:
+                self._copy(spool, int(self.headers.get("Content-Length") or 0))
+            spool.flush()
+            record.received = spool.tell()
+            return content(spool)
+
+    def _copy(self, spool: IO[bytes], size: int) -> None:
+        while size:
+            block = self.rfile.read(min(size, 1 << 20))
+            if not block:
                 raise ConnectionError("the client went away")
-        record.received = len(body)
-        return body
+            spool.write(block)
+            size -= len(block)
 
     def _break(self, fault: Fault) -> None:
         if fault.action == "cut":
@@ -270,7 +289,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, answer: AnswerError) -> None:
-        data = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+        data = answer.body if isinstance(answer.body, Body) else json.dumps(answer.body).encode()
         self.send_response(answer.status)
         headers = {"Content-Length": str(len(data)), "Content-Type": "application/json", **answer.headers}
         for name, value in headers.items():
@@ -279,7 +298,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _route(self, path: str, body: bytes) -> None:
+    def _route(self, path: str, body: Body) -> None:
         for method, pattern, name in ROUTES:
             match = re.fullmatch(pattern, path) if method == self.command else None
             if match:
@@ -314,13 +333,13 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---- the calls ----
 
-    def _on_whoami(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_whoami(self, arguments: dict[str, str], body: Body) -> None:
         if not self.authorized:
             raise AnswerError(401, {"error": "Invalid username or password."})
         token = {"accessToken": {"role": self.server.role}}
         raise AnswerError(200, {"type": "user", "name": self.server.user, "orgs": [], "auth": token})
 
-    def _on_create(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_create(self, arguments: dict[str, str], body: Body) -> None:
         self._need_write()
         request = json.loads(body)
         owner = request.get("organization") or self.server.user
@@ -336,13 +355,13 @@ class Handler(BaseHTTPRequestHandler):
         self.server.store.create(f"{kind}/{name}", request.get("visibility") or "public")
         raise AnswerError(200, {"url": url, "name": name, "id": name})
 
-    def _on_validate_yaml(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_validate_yaml(self, arguments: dict[str, str], body: Body) -> None:
         content = json.loads(body)["content"]
         ok = content.startswith("---\n") and "\n---\n" in content
         errors = [] if ok else [{"message": "no metadata"}]
         raise AnswerError(200 if ok else 400, {"errors": errors, "warnings": []})
 
-    def _on_settings(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_settings(self, arguments: dict[str, str], body: Body) -> None:
         self._need_write()
         repo = self._repo(arguments)
         request = json.loads(body)
@@ -351,7 +370,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.store.save()
         raise AnswerError(200, {"private": repo["visibility"] == "private"})
 
-    def _on_preupload(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_preupload(self, arguments: dict[str, str], body: Body) -> None:
         self._need_write()
         repo = self._repo(arguments)
         stored = repo["commits"][self._commit_of(repo, arguments["revision"])]["files"]
@@ -364,7 +383,7 @@ class Handler(BaseHTTPRequestHandler):
             files.append({"path": item["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         raise AnswerError(200, {"files": files})
 
-    def _on_lfs_batch(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_lfs_batch(self, arguments: dict[str, str], body: Body) -> None:
         self._need_write()
         repo = self._repo(arguments)
         kind = "datasets" if arguments["prefix"] else "models"
@@ -377,7 +396,7 @@ class Handler(BaseHTTPRequestHandler):
             objects.append(answer)
         raise AnswerError(200, {"transfer": "basic", "objects": objects})
 
-    def _on_lfs_put(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_lfs_put(self, arguments: dict[str, str], body: Body) -> None:
         repo = self.server.store.repos[f"{arguments['kind']}/{arguments['repo']}"]
         if hashlib.sha256(body).hexdigest() != arguments["oid"]:
             raise AnswerError(400, {"error": "the content is not what its name says"})
@@ -386,7 +405,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.store.save()
         raise AnswerError(200, {})
 
-    def _on_commit(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_commit(self, arguments: dict[str, str], body: Body) -> None:
         self._need_write()
         repo = self._repo(arguments)
         store = self.server.store
@@ -420,7 +439,7 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.server.endpoint}/{arguments['repo']}/commit/{oid}"
         raise AnswerError(200, {"success": True, "commitOid": oid, "commitUrl": url})
 
-    def _on_branch(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_branch(self, arguments: dict[str, str], body: Body) -> None:
         self._need_write()
         repo = self._repo(arguments)
         if arguments["revision"] in repo["branches"]:
@@ -437,7 +456,7 @@ class Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"oid": file["sha256"], "size": file["size"], "pointerSize": 134}
             yield entry
 
-    def _on_tree(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_tree(self, arguments: dict[str, str], body: Body) -> None:
         repo = self._repo(arguments)
         prefix = arguments["path"].rstrip("/") + "/" if arguments["path"] else ""
         inside = [e for e in self._entries(repo, arguments["revision"]) if e["path"].startswith(prefix)]
@@ -452,7 +471,7 @@ class Handler(BaseHTTPRequestHandler):
             200, files + [{"type": "directory", "path": p, "oid": "0" * 40, "size": 0} for p in sorted(folders)]
         )
 
-    def _on_paths_info(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_paths_info(self, arguments: dict[str, str], body: Body) -> None:
         repo = self._repo(arguments)
         if self.headers.get("Content-Type", "").startswith("application/json"):
             wanted = json.loads(body)["paths"]
@@ -460,7 +479,7 @@ class Handler(BaseHTTPRequestHandler):
             wanted = parse_qs(body.decode()).get("paths", [])
         raise AnswerError(200, [e for e in self._entries(repo, arguments["revision"]) if e["path"] in wanted])
 
-    def _on_info(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_info(self, arguments: dict[str, str], body: Body) -> None:
         repo = self._repo(arguments)
         oid = self._commit_of(repo, arguments["revision"])
         name = arguments["repo"]
@@ -468,13 +487,14 @@ class Handler(BaseHTTPRequestHandler):
         info = {"id": name, "modelId": name, "sha": oid, "private": repo["visibility"] == "private", "tags": []}
         raise AnswerError(200, {**info, "downloads": 0, "likes": 0, "siblings": siblings})
 
-    def _on_resolve(self, arguments: dict[str, str], body: bytes) -> None:
+    def _on_resolve(self, arguments: dict[str, str], body: Body) -> None:
         repo = self._repo(arguments)
         oid = self._commit_of(repo, arguments["revision"])
         file = repo["commits"][oid]["files"].get(arguments["path"])
         if file is None:
             raise AnswerError(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=oid)
-        data = self.server.store.object(file["sha256"]).read_bytes()
+        with open(self.server.store.object(file["sha256"]), "rb") as handle:
+            data = content(handle)
         etag = file["sha256"] if file["lfs"] else file["oid"]
         headers = {"ETag": f'"{etag}"', "X_Repo_Commit": oid, "Content_Type": "application/octet-stream"}
         if file["lfs"]:
@@ -483,7 +503,7 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             first, last = int(start[1]), int(start[2] or len(data) - 1)
             headers["Content_Range"] = f"bytes {first}-{last}/{len(data)}"
-            raise AnswerError(206, data[first : last + 1], **headers)
+            raise AnswerError(206, memoryview(data)[first : last + 1], **headers)
         raise AnswerError(200, data, **headers)
 
 

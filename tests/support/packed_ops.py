@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from sambay_kernels import causal_conv1d, selective_scan
-from sambay_kernels.cpp_build import BuildError, library
+from sambay_kernels.native.cpp_build import BuildError, library
 from torch import Tensor
 
 BACKENDS = ("torch", "cpp")

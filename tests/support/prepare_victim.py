@@ -76,9 +76,11 @@ def main() -> None:
             pid = child(source, out)
             time.sleep(chance.uniform(0.02, 0.8) * seconds)
             os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            _, status = os.waitpid(pid, 0)  # bounded: it was killed
             done += os.WIFSIGNALED(status)
-        _, status = os.waitpid(child(source, out), 0)
+        signal.alarm(int(600 + 60 * seconds))  # nothing here waits for ever: it ends this process
+        _, status = os.waitpid(child(source, out), 0)  # bounded: by the alarm
+        signal.alarm(0)
         if status != 0 or hashes(out) != wanted:
             sys.exit(f"after kills in {out} the rows differ (status {status})")
         if list(out.rglob(".*.tmp")):

@@ -116,7 +116,7 @@ class TeacherServer:
         with self._lock:
             self._at_once -= 1
 
-    def wait(self, seconds: float | None) -> None:
+    def wait(self, seconds: float) -> None:
         """Sleep, unless the server is closed."""
         self._closing.wait(seconds)
 
@@ -187,7 +187,7 @@ def _handler(server: TeacherServer) -> type[BaseHTTPRequestHandler]:
             half = whole[: len(whole) // 2]
             if fault.action == "stall":
                 seen.status = "stall"
-                server.wait(None)
+                server.wait(300)
             elif fault.action == "cut":
                 self.send(seen, 200, half, {"content-length": str(len(whole))})
             elif fault.action == "malformed":

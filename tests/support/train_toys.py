@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,22 +131,34 @@ def toy_recipe(root: Path, *trains: dict[str, Any], **overrides: Any) -> Recipe:
 
 
 def train_toy(root: Path, train: dict[str, Any], *, model: Any = None, prepared: Any = None, **options: Any) -> Any:
-    """Train a one-stage toy recipe in `root`; returns (manifest, layout)."""
+    """Train a one-stage toy recipe in `root`; returns (manifest, paths)."""
+    from sft.run.identity import settled_parts
     from sft.train.stage import train_stage
 
     recipe = toy_recipe(root, train)
-    layout = RunPaths(recipe)
+    paths = RunPaths(recipe)
+    model = tiny_qwen() if model is None else model
     prepared = prepared or toy_rows(16, packed=bool(train.get("packing")))
     manifest = train_stage(
         recipe,
         recipe.stages[0],
-        model=tiny_qwen() if model is None else model,
+        model=model,
         tokenizer=tiny_tokenizer(),
         prepared=prepared,
-        layout=layout,
+        paths=paths,
+        parts={**settled_parts(paths, recipe.stages[0]), "data": prepared.manifest["key"]},
+        base={"kind": "start", "content": weights_hash(model)} if train.get("use_peft") else None,
         **options,
     )
-    return manifest, layout
+    return manifest, paths
+
+
+def weights_hash(model: Any) -> str:
+    """A hash of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from sft.data.pipeline.reading import BAD, read_outcomes
 from sft.data.pipeline.shard import EXAMPLES, read_marker, read_whole, sum_counts
 from sft.data.steps import TableStep, step_class
 from sft.utils.errors import UserError
-from sft.utils.files import read_json, write_json
+from sft.utils.files import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Builder:
             "files": {name: content for marker in markers for name, content in marker["files"].items()},
             "entry": entry,
         }
-        write_json(folder / store.MANIFEST_FILE, manifest)
+        write_sealed(folder / store.MANIFEST_FILE, manifest)
         for pattern in ("sketch-*", ".*.tmp"):
             for path in folder.glob(pattern):
                 path.unlink()
@@ -279,5 +279,5 @@ def _entry(
         "shards": len(markers),
         "seconds": round(seconds, 3),
         "shard_seconds": round(sum(marker["seconds"] for marker in markers), 3),
-        **({"usage": read_json(usage)} if usage.is_file() else {}),
+        **({"usage": read_sealed(usage)} if usage.is_file() else {}),
     }

@@ -18,6 +18,8 @@ from sft.utils.errors import UserError
 
 Work = Callable[[Task], dict[str, Any]]
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+TASK_LIMIT = 24 * 3600.0
+"""Seconds in which at least one of the tasks under way has to end."""
 
 
 class Engine(Protocol):
@@ -89,9 +91,11 @@ class LocalEngine:
                     running[pool.submit(work, task)] = task
                 if not running:
                     return
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                done, _ = wait(running, timeout=TASK_LIMIT, return_when=FIRST_COMPLETED)
+                if not done:
+                    raise UserError("The processes that prepare data have finished nothing for a day: start again.")
                 for future in done:
-                    yield running.pop(future), future.result()
+                    yield running.pop(future), future.result(timeout=0)
         except BrokenProcessPool as error:
             raise UserError(
                 "A process that prepares data was killed, most likely because memory ran out; give the same command "

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sft.data.columns import check_templates
 from sft.data.pipeline.shard import GROUP_CHARACTERS, GROUP_ROWS
 from sft.data.sources import OpenSource, open_source
 from sft.data.steps import step_class
+from sft.recipe.merge import name_of
 from sft.recipe.problems import nearest
 from sft.recipe.schema import DataSection, DataSource, Templates
 from sft.recipe.steps import StepEntry
@@ -166,9 +166,7 @@ def source_name(source: DataSource) -> str:
         return source.name
     if source.generate is not None:
         return f"generate:{source.generate.family}"
-    text = source.recipe or source.path or "sources"
-    last = text.rstrip("/").split("/")[-1]
-    return Path(last).stem if last.endswith((".yaml", ".jsonl", ".parquet")) else last
+    return name_of(source.recipe or source.path or "sources")
 
 
 def _carried(source: DataSource) -> set[str]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from sft.data.pipeline.record import Record, dropped_schema, fingerprint, from_table, schema, to_table
 from sft.data.steps.base import Dropped, Kept, Outcome, Replaced
-from sft.utils.files import read_json, sha256_file, write_json
+from sft.utils.files import read_sealed, sha256_file, write_sealed
+from sft.utils.hashes import folder_hashes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -193,7 +194,7 @@ class ShardWriter:
             "seconds": round(seconds, 3),
         }
         _check_balance(marker, self._kept.path)
-        write_json(marker_path(self._folder, self._number), marker)
+        write_sealed(marker_path(self._folder, self._number), marker)
         return marker
 
 
@@ -241,13 +242,12 @@ def read_marker(folder: Path, number: int) -> dict[str, Any] | None:
 
 
 def read_whole(path: Path) -> dict[str, Any] | None:
-    """The JSON mapping in `path`, or None unless all the `files` that it lists beside it are there in full length."""
-    try:
-        told: dict[str, Any] = read_json(path)
-        whole = all((path.parent / name).stat().st_size == file["bytes"] for name, file in told["files"].items())
-    except (OSError, ValueError, KeyError, TypeError):
+    """The sealed mapping in `path`, or None unless all the `files` that it lists beside it are there as written."""
+    told = read_sealed(path)
+    if told is None:
         return None
-    return told if whole else None
+    files = {name: file["sha256"] for name, file in told["files"].items()}
+    return told if files.items() <= folder_hashes(path.parent, tuple(files)).items() else None
 
 
 def read_records(path: Path) -> Iterator[list[Record]]:

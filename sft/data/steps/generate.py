@@ -24,7 +24,7 @@ from sft.data.teacher.rollouts import Rollouts
 from sft.data.teacher.usage import Price, Usage
 from sft.recipe.steps.generate import Checkpoint, Endpoint, GenerateStep
 from sft.utils.errors import UserError
-from sft.utils.files import sha256_file, write_json
+from sft.utils.files import sha256_file, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Generate(RowStep):
         """
         questions = [self._question(record) for record in batch]
         self._ask([item for asked in questions if not isinstance(asked, Dropped) for item in asked])
-        write_json(self.context.folder / USAGE, self._usage.described())
+        write_sealed(self.context.folder / USAGE, self._usage.described())
         for start in range(0, len(batch), _RECORDS_IN_MEMORY):
             part = slice(start, start + _RECORDS_IN_MEMORY)
             yield from self._outcomes(batch[part], questions[part])
@@ -91,7 +91,7 @@ class Generate(RowStep):
         self._desks = []
         self._loop.close()
         self._journal.close()
-        write_json(self.context.folder / USAGE, self._usage.described())
+        write_sealed(self.context.folder / USAGE, self._usage.described())
         log.info("generate: %s", self._usage.sentence())
 
     def _question(self, record: Record) -> list[_Asked] | Dropped:

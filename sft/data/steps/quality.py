@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sft.answers.checker import last_boxed
 from sft.data.pipeline.record import Record
 from sft.data.repetition import looping_end, repeated_share
 from sft.data.scripts import foreign_letters, native_scripts
 from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
 from sft.data.thinking import Broken, Thought, find_thinking
 from sft.data.truncation import cut_off, in_the_middle
-from sft.evaluate.answers import last_boxed
 from sft.recipe.steps.quality import QualityStep
 
 Verdict = tuple[str, str]

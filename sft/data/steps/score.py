@@ -145,15 +145,14 @@ class Score(RowStep):
     @cached_property
     def _scorer(self) -> Any:
         """The student, loaded when the first row needs it."""
-        from sft.models.load import load_checkpoint
+        from sft.models.load import load_checkpoint, machine_dtype
 
         self._check_tokenizer()
-        cuda = torch.cuda.is_available()
-        model: Any = load_checkpoint(
-            self.config.model, dtype=self.config.dtype if cuda else "float32", revision=self.config.revision
-        )
+        name, revision = self.config.model, self.config.revision
+        dtype = machine_dtype(name, self.config.dtype, revision=revision)
+        model: Any = load_checkpoint(name, dtype=dtype, revision=revision)
         model.requires_grad_(False)
-        return TokenScorer(model.to("cuda") if cuda else model, self.config.batch_tokens)
+        return TokenScorer(model.to("cuda") if torch.cuda.is_available() else model, self.config.batch_tokens)
 
     def _check_tokenizer(self) -> None:
         """Refuse a student that has another vocabulary beside it than the tokenizer that is trained with."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from sft.answers.checker import RESULT_LIMIT, AnswerChecker, Verdict, extract_answer
+from sft.answers.choices import LETTERS, listed_options, options_in
+from sft.answers.kinds import Kind, compare, kind_of
 from sft.data.pipeline.record import Record
 from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
-from sft.evaluate.answers import AnswerChecker, Verdict, extract_answer
-from sft.evaluate.choices import LETTERS, listed_options, options_in
-from sft.evaluate.kinds import Kind, compare, kind_of
 from sft.recipe.steps.verify import VerifyStep
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Verify(RowStep):
         if check.verdict is None:
             record.facts["verify"] = {"verdict": "no_gold", "reason": check.gold}
             return Kept(record) if self.config.missing_gold == "keep" else Dropped(record, "no_gold", check.gold)
-        verdict = check.verdict if isinstance(check.verdict, Verdict) else check.verdict.result()
+        verdict = check.verdict if isinstance(check.verdict, Verdict) else check.verdict.result(timeout=RESULT_LIMIT)
         answer, gold = _shown(verdict.answer), _shown(check.gold)
         record.facts["verify"] = {
             "verdict": verdict.status,

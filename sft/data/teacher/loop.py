@@ -1,4 +1,4 @@
-"""An event loop that lives as long as a step, and ends in order on Ctrl-C and SIGTERM."""
+"""An event loop that lives as long as a step, and ends in order on Ctrl-C, SIGTERM and SIGUSR1."""
 
 from __future__ import annotations
 
@@ -21,36 +21,43 @@ class Loop:
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """What `work` returns.
 
-        Ctrl-C cancels it and raises KeyboardInterrupt (asyncio.Runner). SIGTERM cancels it too, and when its tasks
-        have ended, the signal goes to the handler that was there before: an exception that a handler raises in the
-        midst of a task would be taken for the task's own.
+        A signal cancels it, and when its tasks have ended, the signal goes to the handler that was there before: an
+        exception that a handler raises in the midst of a task would be taken for the task's own. Python's own handler
+        of Ctrl-C is left to asyncio.Runner, which does the same.
         """
-        before = signal.getsignal(signal.SIGTERM)
-        if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
+        if threading.current_thread() is not threading.main_thread():
             return self._runner.run(work)
-        stopped = False
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        ours = [
+            number
+            for number, handler in before.items()
+            if handler not in (None, signal.SIG_IGN, signal.default_int_handler)
+        ]
+        stopped: list[signal.Signals] = []
 
         async def guarded() -> Result:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
 
-            def stop() -> None:
-                nonlocal stopped
-                stopped = True
+            def stop(number: signal.Signals) -> None:
+                stopped.append(number)
                 task.cancel()
 
-            loop.add_signal_handler(signal.SIGTERM, stop)
+            for number in ours:
+                loop.add_signal_handler(number, stop, number)
             try:
                 return await work
             finally:
-                loop.remove_signal_handler(signal.SIGTERM)
+                for number in ours:
+                    loop.remove_signal_handler(number)
 
         try:
             return self._runner.run(guarded())
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number in ours:
+                signal.signal(number, before[number])
             if stopped:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(stopped[0])
 
     def close(self) -> None:
         """Cancel what is left and close the loop."""
@@ -68,7 +75,7 @@ async def together(work: Callable[[Item], Awaitable[Result]], items: Sequence[It
             tasks = [group.create_task(one(item)) for item in items]
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
-    return [task.result() for task in tasks]
+    return [task.result() for task in tasks]  # bounded: the group has waited for them
 
 
 def _first(errors: BaseException) -> BaseException:

@@ -30,7 +30,7 @@ class Phi4FlashConfig(PretrainedConfig):
     """
 
     model_type = "phi4flash"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("past_key_values", "cache")
 
     def __init__(
         self,

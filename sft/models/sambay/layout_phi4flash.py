@@ -9,9 +9,12 @@ This file travels with a pushed checkpoint; it may import only torch and transfo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .contract_phi4flash import check_cache_position, check_second_borders, require
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Layout:
         key_mask: bool `(B, past_length + T)`, which columns are tokens; None: all. Only with a cache.
         longest: a bound on the tokens of a document, cached ones included. On an accelerator reading it off the
             borders makes the host wait, so it is done once for all layers.
+        packed: whether a row of the batch may hold several documents.
+        kept_columns: how many columns `keep_last` left.
     """
 
     batch_shape: tuple[int, int]
@@ -39,6 +44,8 @@ class Layout:
     past_length: int = 0
     key_mask: Tensor | None = None
     longest: int = 0
+    packed: bool = False
+    kept_columns: int = 0
 
     @property
     def query_cu_seqlens(self) -> Tensor:
@@ -50,10 +57,21 @@ class Layout:
         """Whether this is one token for every row of the cache: a decode step."""
         return self.past_length > 0 and self.batch_shape[1] == 1 and self.token_index is None
 
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Layout:
+        """The same layout on another device: what accelerate calls where a model is spread over several."""
+        if self.cu_seqlens.device == torch.device(device):
+            return self
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
     def pack(self, batch: Tensor) -> Tensor:
         """`(B, T, ...)` -> the packed tokens `(N, ...)`."""
         flat = batch.reshape(-1, *batch.shape[2:])
-        return flat if self.token_index is None else flat[self.token_index]
+        return flat if self.token_index is None else flat.index_select(0, self.token_index)
 
     def unpack(self, tokens: Tensor, padding: int = 0) -> Tensor:
         """Packed `(N, ...)` -> `(B, T, ...)`, `padding` where the batch has padding."""
@@ -64,14 +82,15 @@ class Layout:
 
     def keep(self, tokens: Tensor) -> Tensor:
         """Packed `(N, ...)` -> those that the cross-decoder computes."""
-        return tokens if self.keep_index is None else tokens[self.keep_index]
+        return tokens if self.keep_index is None else tokens.index_select(0, self.keep_index)
 
-    def unpack_tail(self, tokens: Tensor, columns: int) -> Tensor:
-        """Kept tokens of a layout made by `keep_last(columns)` -> `(B, columns, ...)`, zero where there is padding."""
+    def unpack_kept(self, tokens: Tensor) -> Tensor:
+        """Kept tokens of a layout as it was made, or made by `keep_last` -> `(B, columns, ...)`, zero on padding."""
         if self.keep_index is None:
-            return self.unpack(tokens)[:, -columns:]
+            return self.unpack(tokens)
         rows, width = self.batch_shape
-        place = self.keep_index if self.token_index is None else self.token_index[self.keep_index]
+        columns = self.kept_columns
+        place = self.keep_index if self.token_index is None else self.token_index.index_select(0, self.keep_index)
         place = place // width * columns + place % width - (width - columns)
         batch = tokens.new_zeros(rows * columns, *tokens.shape[1:])
         return batch.index_copy(0, place, tokens).reshape(rows, columns, *tokens.shape[1:])
@@ -84,7 +103,7 @@ class Layout:
         place = (
             torch.arange(rows * width, device=self.cu_seqlens.device) if self.token_index is None else self.token_index
         )
-        return self._keep(place % width >= width - columns)
+        return replace(self._keep(place % width >= width - columns), kept_columns=columns)
 
     def keep_supervised(self, targets: Tensor, ignore_index: int) -> Layout:
         """The same layout, the cross-decoder computing of each document the suffix from its first target on.
@@ -128,90 +147,126 @@ def next_token_targets(labels: Tensor, layout: Layout, ignore_index: int) -> Ten
     return targets.index_fill(0, ends % max(targets.shape[0], 1), ignore_index) if targets.shape[0] else targets
 
 
+@dataclass(frozen=True)
+class Documents:
+    """What a caller says of a batch's documents, under the names of transformers' keywords.
+
+    Attributes:
+        attention_mask: `(B, T)` or, with a cache, `(B, past + T)`; one on tokens, zero on padding, on any side.
+        cu_seq_lens_q: int32 `(S + 1,)`: boundaries of packed documents in the flattened batch; cu_seq_lens_k: the same.
+        max_length_q, max_length_k: a bound on the tokens of a packed document; given, no one waits for a device.
+        seq_idx: `(B, T)`: number of the document of each token of a packed row, read where cu_seq_lens_q is absent.
+        position_ids: `(T,)`, `(1, T)` or `(B, T)`: a document starts wherever they don't go on by one.
+        cache_position: `(T,)`: places in the cache; only those behind its tokens.
+    """
+
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    cu_seq_lens_q: Tensor | None = None
+    cu_seq_lens_k: Tensor | None = None
+    max_length_q: int | None = None
+    max_length_k: int | None = None
+    seq_idx: Tensor | None = None
+    cache_position: Tensor | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """The bound on the tokens of a document, if one is told."""
+        return min((int(told) for told in (self.max_length_q, self.max_length_k) if told is not None), default=None)
+
+
 def make_layout(
-    batch_shape: tuple[int, int],
-    device: torch.device,
-    *,
-    attention_mask: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    seq_idx: Tensor | None = None,
-    position_ids: Tensor | None = None,
-    past_length: int = 0,
-    longest: int | None = None,
+    batch_shape: tuple[int, int], device: torch.device, documents: Documents | None = None, past_length: int = 0
 ) -> Layout:
     """The layout of a batch, from the most explicit description of its documents that is given.
 
     Args:
         batch_shape: `(B, T)`.
-        attention_mask: `(B, T)` or, with a cache, `(B, past_length + T)`; zero on padding, on either side.
-        cu_seqlens: int32 `(S + 1,)`: boundaries of packed documents in the flattened batch.
-        seq_idx: `(B, T)`: number of the document of each token of a packed row.
-        position_ids: `(1, T)`: in a single row without a mask, a document starts wherever they fall back.
         past_length: columns in the cache.
-        longest: tokens of the longest packed document, if known; else they are counted.
     Raises:
-        ValueError: when packed documents meet a mask or a cache, or when shapes don't fit.
+        ValueError: when packed documents meet padding or a cache that holds tokens, when what is said of them is
+            contradictory, or when shapes don't fit.
     """
+    told = documents or Documents()
     rows, width = batch_shape
-    if attention_mask is not None and attention_mask.dim() != 2:
-        raise ValueError(f"attention_mask must be (batch, tokens), not of shape {tuple(attention_mask.shape)}")
-    if attention_mask is not None and bool(attention_mask.all()):
-        attention_mask = None
-    if cu_seqlens is None and past_length == 0 and attention_mask is None:
-        cu_seqlens = _document_starts(batch_shape, seq_idx, position_ids)
-    if cu_seqlens is not None:
-        if attention_mask is not None or past_length:
+    check_second_borders(told.cu_seq_lens_q, told.cu_seq_lens_k)
+    check_cache_position(told.cache_position, past_length, width)
+    key_mask, index = _tokens(told.attention_mask, rows, width, past_length)
+    if told.cu_seq_lens_q is not None:
+        if key_mask is not None or past_length:
             raise ValueError("packed documents (cu_seq_lens) can't come with padding or a cache that holds tokens")
-        boundaries = _check_cu_seqlens(cu_seqlens, rows * width)
-        if longest is None:
-            longest = int(boundaries.diff().max()) if boundaries.numel() > 1 else 0
-        return Layout(batch_shape, boundaries, longest=longest)
-    if attention_mask is None:
-        boundaries = torch.arange(0, rows * width + 1, width, dtype=torch.int32, device=device)
-        return Layout(batch_shape, boundaries, past_length=past_length, longest=past_length + width)
-    if attention_mask.shape != (rows, past_length + width):
+        return _packed(Layout(batch_shape, _check_cu_seqlens(told.cu_seq_lens_q, rows * width)), told.longest)
+    if key_mask is None:
+        boundaries = torch.arange(0, rows * width + 1, max(width, 1), dtype=torch.int32, device=device)
+    else:
+        boundaries = torch.nn.functional.pad(key_mask[:, past_length:].sum(1).cumsum(0), (1, 0)).to(torch.int32)
+    layout = Layout(
+        batch_shape, boundaries, index, past_length=past_length, key_mask=key_mask, longest=past_length + width
+    )
+    starts = _inner_starts(layout, told.seq_idx, told.position_ids)
+    if starts is None or starts.shape[0] == 0:
+        return layout
+    if past_length:
+        raise ValueError("seq_idx or position_ids begin a document behind a cache that holds tokens: run it on its own")
+    boundaries = torch.cat([boundaries, starts]).sort().values.to(torch.int32)
+    return _packed(replace(layout, cu_seqlens=boundaries), told.longest)
+
+
+def _packed(layout: Layout, longest: int | None) -> Layout:
+    """A packed layout whose documents are no longer than the bound, if one is told; else the longest is counted."""
+    lengths = layout.cu_seqlens.diff()
+    if longest is None:
+        longest = int(lengths.max()) if lengths.numel() else 0
+    else:
+        require((lengths <= longest).all(), f"a packed document is longer than max_length_q ({longest})")
+    return replace(layout, longest=longest, packed=True)
+
+
+def _tokens(mask: Any, rows: int, width: int, past_length: int) -> tuple[Tensor | None, Tensor | None]:
+    """The mask as bool `(B, past_length + T)`, and where the T columns' tokens lie; None where everything is one."""
+    if mask is None:
+        return None, None
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask must be (batch, tokens), not of shape {shape}")
+    if mask.shape != (rows, past_length + width):
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; these tokens and the cache need "
+            f"attention_mask has shape {tuple(mask.shape)}; these tokens and the cache need "
             f"({rows}, {past_length + width})"
         )
-    return _padded_layout(batch_shape, attention_mask.bool(), past_length)
+    is_token = mask != 0
+    new = is_token[:, past_length:]
+    # One wait for the device, not three.
+    facts = torch.stack([is_token.all(), new.all(), (is_token == mask).all()]).tolist()
+    if not facts[2]:
+        raise ValueError("attention_mask must hold ones and zeros; documents of a packed row are told by cu_seq_lens_q")
+    if facts[0]:
+        return None, None
+    return is_token, None if facts[1] else new.reshape(-1).nonzero().squeeze(1)
 
 
-def _padded_layout(batch_shape: tuple[int, int], key_mask: Tensor, past_length: int) -> Layout:
-    new = key_mask[:, past_length:]
-    boundaries = torch.nn.functional.pad(new.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-    index = None if bool(new.all()) else new.reshape(-1).nonzero().squeeze(1)
-    longest = past_length + batch_shape[1]
-    return Layout(
-        batch_shape, boundaries, token_index=index, past_length=past_length, key_mask=key_mask, longest=longest
-    )
-
-
-def _document_starts(
-    batch_shape: tuple[int, int], seq_idx: Tensor | None, position_ids: Tensor | None
-) -> Tensor | None:
-    """Boundaries from document numbers or from positions that fall back; None where the batch is not packed."""
-    rows, width = batch_shape
-    if seq_idx is not None:
-        flat = seq_idx.reshape(-1)
-        starts = flat[1:] != flat[:-1]
-        starts[width - 1 :: width] = True  # a row's first token starts a document whatever its number
-    elif position_ids is not None and rows == 1 and position_ids.numel() == width:
-        flat = position_ids.reshape(-1)
-        starts = flat[1:] != flat[:-1] + 1
-        if not bool(starts.any()):
-            return None
-    else:
+def _inner_starts(layout: Layout, seq_idx: Tensor | None, position_ids: Tensor | None) -> Tensor | None:
+    """Which packed tokens begin a document inside a row: where document numbers change or positions don't go on."""
+    rows, width = layout.batch_shape
+    given = position_ids if seq_idx is None else seq_idx
+    if given is None or width < 2:
         return None
-    inner = starts.nonzero().squeeze(1) + 1
-    return torch.nn.functional.pad(torch.nn.functional.pad(inner, (1, 0)), (0, 1), value=rows * width).to(torch.int32)
+    if given.shape not in ((width,), (1, width), (rows, width)):
+        name = "position_ids" if seq_idx is None else "seq_idx"
+        raise ValueError(f"{name} has shape {tuple(given.shape)}; these tokens need ({rows}, {width})")
+    flat = layout.pack(given.expand(rows, width))
+    place = torch.arange(rows * width, device=flat.device) if layout.token_index is None else layout.token_index
+    step = flat.diff()
+    # Positions count either the row's tokens or its columns, padding included.
+    breaks = (step != 1) & (step != place.diff()) if seq_idx is None else step != 0
+    return (breaks & ((place // width).diff() == 0)).nonzero().squeeze(1) + 1
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """int32 boundaries. Raises ValueError when they don't go from 0 to `tokens` without falling."""
     boundaries = cu_seqlens.reshape(-1).to(torch.int32)
-    if boundaries.device.type == "cpu" and (boundaries[0] != 0 or boundaries[-1] != tokens):
-        raise ValueError(
-            f"cu_seq_lens must go from 0 to the number of tokens ({tokens}), not from {int(boundaries[0])} "
-            f"to {int(boundaries[-1])}"
-        )
+    if boundaries.numel() == 0:
+        raise ValueError("cu_seq_lens is empty: it must go from 0 to the number of tokens")
+    whole = (boundaries[0] == 0) & (boundaries[-1] == tokens) & (boundaries.diff() >= 0).all()
+    require(whole, f"cu_seq_lens must go from 0 to the number of tokens ({tokens}) and never fall")
     return boundaries

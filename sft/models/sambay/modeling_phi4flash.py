@@ -11,8 +11,9 @@ This file travels with a pushed checkpoint; it may import only torch and transfo
 from __future__ import annotations
 
 import functools
+import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -24,18 +25,28 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_phi4flash import Phi4FlashConfig
-from .layout_phi4flash import Layout, make_layout, next_token_targets
+from .contract_phi4flash import (
+    CACHE_FIELD,
+    check_labels,
+    check_logits_to_keep,
+    keep_columns,
+    one_cache,
+    refuse_per_row_adapters,
+    refuse_unknown,
+)
+from .layout_phi4flash import Documents, Layout, make_layout, next_token_targets
 from .ops_phi4flash import (
     causal_conv1d,
     causal_conv1d_step,
     differential_attention,
     differential_attention_step,
-    gmu_gate,
     linear_cross_entropy,
     selective_scan,
     selective_scan_step,
+    swiglu,
 )
 from .shared_phi4flash import SharedTensor
 
@@ -59,7 +70,7 @@ class Phi4FlashMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         gate, value = self.fc1(hidden).chunk(2, dim=-1)
-        return self.fc2(gmu_gate(gate, value))
+        return self.fc2(swiglu(gate, value))
 
 
 class CausalConv1d(nn.Conv1d):
@@ -76,10 +87,20 @@ class CausalConv1d(nn.Conv1d):
         )
 
 
-class DeltaProjection(nn.Linear):
-    """The projection of the time step. Its bias is added inside the scan, in fp32, and not here."""
+class ReadBias:
+    """Where a projection leaves the bias it didn't add. An argument, so that it passes through what wraps a module."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    value: Tensor | None = None
+
+
+class DeltaProjection(nn.Linear):
+    """The projection of the time step. Its bias is added inside the scan, in fp32, and not here.
+
+    It is read here all the same: accelerate and ZeRO-3 have a module's parameters at hand in its own forward only.
+    """
+
+    def forward(self, hidden: Tensor, bias: ReadBias) -> Tensor:  # type: ignore[override]
+        bias.value = self.bias.view_as(self.bias)
         return F.linear(hidden, self.weight)
 
 
@@ -108,18 +129,20 @@ class Phi4FlashMamba(nn.Module):
         if cache is not None and not layout.is_step:  # a step has changed the cache's own states
             cache.update_conv_state(conv_state, self.layer_idx)
             cache.update_recurrent_state(scan_state, self.layer_idx)
-        return self.out_proj(gmu_gate(gate, memory)), memory
+        return self.out_proj(swiglu(gate, memory)), memory
 
     def _scan(self, inner: Tensor, layout: Layout, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """`(N, inner)` -> output `(N, inner)` and the state after each document; in a step `state` itself, changed."""
         delta, b, c = self.x_proj(inner).split(self.split, dim=-1)
         a = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        inputs = (inner, self.dt_proj(delta), a, b, c)
-        bias = self.dt_proj.bias
+        bias = ReadBias()
+        inputs = (inner, self.dt_proj(delta, bias), a, b, c)
         if layout.is_step:
             assert state is not None
-            return selective_scan_step(state, *inputs, D=self.D, delta_bias=bias), state
-        return selective_scan(*inputs, D=self.D, delta_bias=bias, cu_seqlens=layout.cu_seqlens, initial_state=state)
+            return selective_scan_step(state, *inputs, D=self.D, delta_bias=bias.value), state
+        return selective_scan(
+            *inputs, D=self.D, delta_bias=bias.value, cu_seqlens=layout.cu_seqlens, initial_state=state
+        )
 
 
 class Phi4FlashGatedMemoryUnit(nn.Module):
@@ -131,7 +154,7 @@ class Phi4FlashGatedMemoryUnit(nn.Module):
         self.out_proj = nn.Linear(config.mamba_d_inner, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, memory: Tensor) -> Tensor:
-        return self.out_proj(gmu_gate(self.in_proj(hidden), memory))
+        return self.out_proj(swiglu(self.in_proj(hidden), memory))
 
 
 class HeadNorm(nn.Module):
@@ -140,6 +163,10 @@ class HeadNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self) -> Tensor:
+        """The weight `(2d,)`, read in its own module's forward."""
+        return self.weight.view_as(self.weight)
 
 
 class DifferentialAttention(nn.Module):
@@ -160,18 +187,20 @@ class DifferentialAttention(nn.Module):
         second = torch.exp((self.lambda_q2 * self.lambda_k2).sum()).to(dtype)
         return first - second + self.lambda_init
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, **where: Any) -> Tensor:
-        """Packed attention. Shapes as in `sambay_kernels.differential_attention`."""
-        lambda_full = self.lambda_full(queries.dtype)
-        return differential_attention(
-            queries, keys, values, lambda_full, self.subln.weight, lambda_init=self.lambda_init, **where
-        )
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *, step: bool, **where: Any) -> Tensor:
+        """Packed attention, or one query for each row of a cache.
 
-    def step(self, queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None) -> Tensor:
-        """One query for each row of a cache. Shapes as in `sambay_kernels.differential_attention_step`."""
-        lambda_full = self.lambda_full(queries.dtype)
-        return differential_attention_step(
-            queries, keys, values, lambda_full, self.subln.weight, lambda_init=self.lambda_init, key_mask=key_mask
+        Shapes as in `sambay_kernels.differential_attention` and `differential_attention_step`.
+        """
+        op = differential_attention_step if step else differential_attention
+        return op(
+            queries,
+            keys,
+            values,
+            self.lambda_full(queries.dtype),
+            self.subln(),
+            lambda_init=self.lambda_init,
+            **where,
         )
 
 
@@ -235,6 +264,7 @@ class Phi4FlashAttention(nn.Module):
             queries,
             keys,
             values,
+            step=False,
             cu_seqlens_q=cu_queries,
             cu_seqlens_k=cu_keys,
             window=self.window,
@@ -245,7 +275,8 @@ class Phi4FlashAttention(nn.Module):
     def _step(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
         columns = keys.shape[2] if self.window is None else min(self.window, keys.shape[2])
         mask = None if layout.key_mask is None else layout.key_mask[:, -columns:]
-        return self.inner_cross_attn.step(queries, keys[:, :, -columns:], values[:, :, -columns:], mask)
+        keys, values = keys[:, :, -columns:], values[:, :, -columns:]
+        return self.inner_cross_attn(queries, keys, values, step=True, key_mask=mask)
 
 
 def _pack_cached(keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,7 +288,7 @@ def _pack_cached(keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, 
     mask = layout.key_mask[:, -columns:]
     index = mask.reshape(-1).nonzero().squeeze(1)
     boundaries = F.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-    return keys[index], values[index], boundaries
+    return keys.index_select(0, index), values.index_select(0, index), boundaries
 
 
 def _mamba_states(cache: Cache | None, layer_idx: int, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
@@ -324,7 +355,7 @@ class Phi4FlashPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Phi4FlashDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _is_stateful = True  # a recurrent state can't be rolled back: no assisted decoding
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -389,6 +420,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -397,80 +429,97 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        cu_seq_lens_q: Tensor | None = None,
-        seq_idx: Tensor | None = None,
         labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
         supervised_only: bool = True,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> Phi4FlashModelOutput:
-        """Run the layers on packed or padded tokens.
+        """Run the layers on packed or padded tokens; `**kwargs` are those of `Documents`, all others are refused.
 
         Args:
             input_ids: `(B, T)`; or inputs_embeds `(B, T, hidden)`.
             attention_mask: `(B, T)`, left or right padding; with a cache `(B, past + T)`.
-            position_ids: not used by the maths (NoPE); in a single row without a mask, positions that fall back
-                show where documents begin.
-            cu_seq_lens_q: int32 `(S + 1,)`: boundaries of packed documents.
-            seq_idx: `(B, T)`: document numbers, read when cu_seq_lens_q is absent.
-            labels: `(B, T)`: return the targets of a loss on them too.
+            position_ids: not used by the maths (NoPE); where they don't go on by one, a document begins.
+            past_key_values: a DynamicCache; or `cache`, its name since transformers 5.24.
+            labels: `(B, T)`: return the targets of a loss on them too; shift_labels: the targets themselves.
             supervised_only: with labels, compute in the cross-decoder only what that loss reads.
-            logits_to_keep: without labels, compute in the cross-decoder only the last so many columns; 0: all.
+            logits_to_keep: an int: without labels, compute in the cross-decoder only the last so many columns; 0: all.
         Returns:
             last_hidden_state `(B, T, hidden)`, or `(B, logits_to_keep, hidden)`; zero on padding.
         Raises:
-            ValueError: on inputs that contradict one another.
+            ValueError: on inputs that contradict one another or can't be honoured; TypeError on unknown ones.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if kwargs.get("output_attentions"):
+        if self._wanted("output_attentions", output_attentions):
             raise ValueError("output_attentions is not available: attention weights are never materialised")
+        every_state = self._wanted("output_hidden_states", output_hidden_states)
+        check_logits_to_keep(logits_to_keep)
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        packed = cu_seq_lens_q is not None or seq_idx is not None
-        if use_cache and past_key_values is None and not packed and not (self.gradient_checkpointing and self.training):
-            past_key_values = DynamicCache(config=self.config)
-        batch_shape = (embeds.shape[0], embeds.shape[1])
-        layout = make_layout(
-            batch_shape,
-            embeds.device,
-            attention_mask=attention_mask,
-            cu_seqlens=cu_seq_lens_q,
-            seq_idx=seq_idx,
-            position_ids=None if past_key_values is not None else position_ids,
-            past_length=0 if past_key_values is None else past_key_values.get_seq_length(),
-            longest=kwargs.get("max_length_q"),
-        )
-        targets = None if labels is None else next_token_targets(labels, layout, IGNORE_INDEX)
-        if targets is not None and supervised_only:
+        check_labels(embeds.shape[:2], labels=labels, shift_labels=shift_labels)
+        past = one_cache(past_key_values, kwargs.pop("cache", None), self.config)
+        layout = self._layout(embeds, past, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        past = self._own_cache(use_cache, layout) if past is None else past
+        targets = _targets(labels, shift_labels, layout)
+        supervised_only = supervised_only and not every_state
+        if every_state:
+            logits_to_keep = 0
+        elif targets is not None and supervised_only:
             layout = layout.keep_supervised(targets, IGNORE_INDEX)
-        elif targets is None and logits_to_keep:
+        elif targets is None and isinstance(logits_to_keep, int) and logits_to_keep:
             layout = layout.keep_last(logits_to_keep)
-        hidden, states = self._run(layout.pack(embeds), layout, past_key_values, bool(output_hidden_states))
+        hidden, read = self._run(layout.pack(embeds), layout, past, every_state)
         if targets is None:
-            hidden = layout.unpack_tail(hidden, min(logits_to_keep, batch_shape[1]) or batch_shape[1])
+            hidden = layout.unpack_kept(hidden)
         elif supervised_only:
             targets = layout.keep(targets)
         else:
             hidden, targets = layout.unpack(hidden), layout.unpack(targets, padding=IGNORE_INDEX)
-        return Phi4FlashModelOutput(
-            last_hidden_state=hidden, past_key_values=past_key_values, hidden_states=states, targets=targets
-        )
+        states = (*read, hidden) if every_state else None
+        output: dict[str, Any] = {CACHE_FIELD: past}
+        return Phi4FlashModelOutput(last_hidden_state=hidden, hidden_states=states, targets=targets, **output)
+
+    def _layout(self, embeds: Tensor, past: Cache | None, **told: Any) -> Layout:
+        """Where the tokens lie and which documents they form; what can't be honoured is refused."""
+        refuse_unknown({name: value for name, value in told.items() if name not in _OF_DOCUMENTS}, _KEYWORDS)
+        documents = Documents(**{name: told[name] for name in _OF_DOCUMENTS & told.keys()})
+        past_length = 0 if past is None else past.get_seq_length()
+        layout = make_layout((embeds.shape[0], embeds.shape[1]), embeds.device, documents, past_length)
+        if past is not None and layout.packed:
+            raise ValueError("packed documents can't come with a cache: its rows hold one document each")
+        if not layout.is_step:
+            refuse_per_row_adapters(self)
+        return layout
+
+    def _wanted(self, option: str, given: bool | None) -> bool:
+        return bool(getattr(self.config, option, False) if given is None else given)
+
+    def _own_cache(self, use_cache: bool | None, layout: Layout) -> DynamicCache | None:
+        """A new cache where one is asked for, or is the configuration's default and of use."""
+        if use_cache and layout.packed:
+            raise ValueError("use_cache: packed documents have no cache, its rows hold one document each")
+        wanted = self.config.use_cache and not self.training and not layout.packed if use_cache is None else use_cache
+        checkpointing = self.gradient_checkpointing and self.training
+        return DynamicCache(config=self.config) if wanted and not checkpointing else None
 
     def _run(
         self, hidden: Tensor, layout: Layout, past_key_values: Cache | None, output_hidden_states: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Packed embeddings `(N, hidden)` -> final hidden states of the kept tokens `(K, hidden)`."""
-        if output_hidden_states and layout.keep_index is not None:
-            raise ValueError("output_hidden_states needs every token: don't ask for logits_to_keep or a loss with it")
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Packed embeddings `(N, hidden)` -> final hidden states of the kept tokens `(K, hidden)`.
+
+        And, where they are wanted, what each layer read, `(B, T, hidden)`.
+        """
         compute_dtype = hidden.dtype
         memory = keys = values = None
         shared: SharedTensor | None = None
-        states = []
+        states: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             if output_hidden_states:
                 states.append(layout.unpack(hidden))
+                hidden = layout.pack(states[-1])  # the layer reads what is handed out, so that it can have a gradient
             read = memory if shared is None else shared.read()
             hidden, memory, keys, values = layer(
                 hidden, read, keys, values, layout, compute_dtype, past_key_values=past_key_values
@@ -479,8 +528,14 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
                 memory = layout.keep(memory)
                 if memory.requires_grad and memory.dtype in (torch.bfloat16, torch.float16):
                     shared = SharedTensor(memory)
-        hidden = self.final_layernorm(hidden).to(compute_dtype)
-        return hidden, (*states, layout.unpack(hidden)) if output_hidden_states else None
+        return self.final_layernorm(hidden).to(compute_dtype), states
+
+
+def _targets(labels: Tensor | None, shift_labels: Tensor | None, layout: Layout) -> Tensor | None:
+    """What each packed token `(N,)` has to predict; None without labels."""
+    if shift_labels is not None:
+        return layout.pack(shift_labels)
+    return None if labels is None else next_token_targets(labels, layout, IGNORE_INDEX)
 
 
 class LanguageModelHead(nn.Linear):
@@ -505,6 +560,7 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
         self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -514,7 +570,7 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         skip_logits: bool | None = None,
         label_smoothing: float = 0.0,
@@ -525,42 +581,53 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
 
         Args:
             labels: `(B, T)`, not shifted; -100 where no loss is wanted. A document's first token is never predicted.
-            logits_to_keep: compute logits of the last so many columns only; 0: all.
+                Or shift_labels `(B, T)`: what each token has to predict.
+            logits_to_keep: compute logits of the last so many columns only (0: all), or of the columns in a tensor.
             num_items_in_batch: what the summed loss is divided by (supervised tokens of the whole, accumulated,
                 batch); default: the supervised tokens given here.
             skip_logits: with labels, compute the loss alone, in chunks, on supervised tokens only, and skip the
                 cross-decoder for tokens before a document's first supervised one. Default: in training.
             label_smoothing, z_loss: as in `sambay_kernels.linear_cross_entropy`.
+            **kwargs: as in `Phi4FlashModel`.
         Returns:
-            loss: scalar; logits `(B, T or logits_to_keep, vocab)`, None where skipped.
+            loss: scalar; logits `(B, T or columns kept, vocab)`, None where skipped.
         """
-        loss_only = labels is not None and (self.training if skip_logits is None else skip_logits)
+        with_loss = labels is not None or kwargs.get("shift_labels") is not None
+        if skip_logits and not with_loss:
+            raise ValueError("skip_logits leaves nothing to compute where there are no labels")
+        loss_only = with_loss and (self.training if skip_logits is None else skip_logits)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache if labels is None else False,
+            use_cache=False if with_loss and use_cache is None else use_cache,
             labels=labels,
             supervised_only=loss_only,
             logits_to_keep=logits_to_keep,
+            return_dict=True,
             **kwargs,
         )
         hidden, loss = output.last_hidden_state, None
-        if labels is not None:
+        if with_loss:
             targets = output.targets.reshape(-1)
             summed = self.lm_head(
                 hidden.reshape(-1, hidden.shape[-1]), targets, label_smoothing=label_smoothing, z_loss=z_loss
             )
             count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
             loss = summed / torch.as_tensor(count, device=summed.device).clamp(min=1)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=None if loss_only else self.lm_head(hidden[:, -logits_to_keep:]),
-            past_key_values=output.past_key_values,
-            hidden_states=output.hidden_states,
-        )
+        logits = None if loss_only else self.lm_head(keep_columns(hidden, logits_to_keep))
+        past: dict[str, Any] = {CACHE_FIELD: getattr(output, CACHE_FIELD)}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=output.hidden_states, **past)
 
+
+_OF_DOCUMENTS = {field.name for field in fields(Documents)}
+_FORWARDS = (Phi4FlashForCausalLM.forward, Phi4FlashModel.forward)
+# What a misspelt keyword is compared with.
+_KEYWORDS = _OF_DOCUMENTS.union({"cache"}, *(inspect.signature(forward).parameters for forward in _FORWARDS)) - {
+    "self",
+    "kwargs",
+}
 
 __all__ = ["Phi4FlashForCausalLM", "Phi4FlashModel", "Phi4FlashPreTrainedModel"]

@@ -8,10 +8,10 @@ from sambay_kernels import (
     causal_conv1d_step,
     differential_attention,
     differential_attention_step,
-    gmu_gate,
     linear_cross_entropy,
     selective_scan,
     selective_scan_step,
+    swiglu,
 )
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "causal_conv1d_step",
     "differential_attention",
     "differential_attention_step",
-    "gmu_gate",
     "linear_cross_entropy",
     "selective_scan",
     "selective_scan_step",
+    "swiglu",
 ]

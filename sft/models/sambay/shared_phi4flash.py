@@ -18,19 +18,27 @@ class SharedTensor:
     """Hands out a tensor to readers: `read()` for each. Its gradient is their gradients' float32 sum, rounded once."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.total: Tensor | None = None
-        self.tensor: Tensor = _Source.apply(tensor, self)
+        # The graph holds the sum alone: with this object, which holds a tensor of the graph, it would be a cycle, and
+        # the tensor would live until the garbage collector comes by.
+        self._sum = _Sum()
+        self.tensor: Tensor = _Source.apply(tensor, self._sum)
 
     def read(self) -> Tensor:
         """The tensor, for one reader."""
-        return _Reader.apply(self.tensor, self)
+        return _Reader.apply(self.tensor, self._sum)
+
+
+class _Sum:
+    """The readers' gradients so far, float32."""
+
+    total: Tensor | None = None
 
 
 class _Source(torch.autograd.Function):
     """Its backward runs when those of all readers have run, and takes what they left."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, shared: SharedTensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, shared: _Sum) -> Tensor:
         ctx.shared, ctx.dtype = shared, tensor.dtype
         ctx.set_materialize_grads(False)
         return tensor.view_as(tensor)
@@ -48,7 +56,7 @@ class _Reader(torch.autograd.Function):
     """Leaves its gradient in the buffer and passes nothing on."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, shared: SharedTensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, shared: _Sum) -> Tensor:
         ctx.shared = shared
         return tensor.view_as(tensor)
 

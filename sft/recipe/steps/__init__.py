@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from sft.recipe.problems import KeyProblem, Section, nearest, raise_problems
 from sft.recipe.steps.decontaminate import DecontaminateStep
@@ -60,6 +60,10 @@ class StepEntry(Section):
             reason = f"an entry of `steps` is one step and its settings, got {given}"
             raise_problems("step", [KeyProblem((), reason, None)])
         return self
+
+    @model_serializer(mode="wrap")
+    def _its_step(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: settings for name, settings in handler(self).items() if settings is not None}
 
     @property
     def name(self) -> str:

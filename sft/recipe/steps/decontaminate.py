@@ -5,13 +5,14 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.values import Name, PathText
 
 
 class Benchmark(Section):
     """A set of problems that must not be trained on."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="How reports call it.")
-    path: str = Field(description="Hub id, or local files.")
+    name: Name = Field(description="How reports call it.")
+    path: PathText = Field(description="Hub id, or local files.")
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
     split: str = "test"
     revision: str | None = None

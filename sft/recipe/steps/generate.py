@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.values import PathText
 
 # These change no answer: how fast and how patiently it is asked for, what it costs, and where the model is.
 _RUN_ONLY = {
@@ -48,7 +49,7 @@ class Endpoint(Section):
     )
     input_price: float = Field(default=0.0, ge=0, description="Per million tokens, for the count of the cost.")
     output_price: float = Field(default=0.0, ge=0, description="Per million tokens, reasoning included.")
-    tokenizer: str | None = Field(
+    tokenizer: PathText | None = Field(
         default=None,
         description="For `continuation: completions`: folder or Hub id of the tokenizer whose chat template renders "
         "the prompt. Default: that of the model that is trained.",
@@ -74,7 +75,7 @@ class Endpoint(Section):
 class Checkpoint(Section):
     """A student that answers in this process."""
 
-    checkpoint: str = Field(description="Checkpoint folder or Hub id, with its tokenizer.")
+    checkpoint: PathText = Field(description="Checkpoint folder or Hub id, with its tokenizer.")
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     batch_size: int = Field(default=32, gt=0, description="Answers that are decoded at once.")

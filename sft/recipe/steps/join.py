@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from sft.recipe.problems import Section
+from sft.recipe.values import PathText
 
 
 class JoinStep(Section):
@@ -16,7 +17,7 @@ class JoinStep(Section):
     before the steps that make them.
     """
 
-    path: str = Field(description="Hub id, or a local file, folder or glob of .jsonl/.parquet files.")
+    path: PathText = Field(description="Hub id, or a local file, folder or glob of .jsonl/.parquet files.")
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
     split: str = "train"
     revision: str | None = None

@@ -39,7 +39,7 @@ class QualityStep(Section):
 
     @model_validator(mode="after")
     def _check(self) -> QualityStep:
-        if "finished" in self.model_fields_set and self.finish_reason is None:
+        if self.changed("finished") and self.finish_reason is None:
             reason = "needs `finish_reason`, the column whose values these are"
             raise_problems("quality", [KeyProblem(("finished",), reason, self.finished)])
         return self

@@ -8,12 +8,13 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from sft.recipe.problems import Section
+from sft.recipe.values import PathText
 
 
 class ScoreStep(Section):
     """The student's probability of each sentence beside the teacher's (divergence-aware sampling, arXiv 2601.09088)."""
 
-    model: str = Field(description="The student before training: a checkpoint folder or Hub id.")
+    model: PathText = Field(description="The student before training: a checkpoint folder or Hub id.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub checkpoint.")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="What the weights are held in on a GPU; without one it is float32."
@@ -27,7 +28,7 @@ class ScoreStep(Section):
         description="A sentence is the teacher's when its probability there is higher by more than this, the student's "
         "when it is lower by more, else shared.",
     )
-    teacher_tokenizer: str | None = Field(
+    teacher_tokenizer: PathText | None = Field(
         default=None,
         description="Folder or Hub id of the teacher's tokenizer. Default: its ids are those of the tokenizer that is "
         "trained with, as gpt-oss's are those of Phi-4-mini.",

@@ -124,7 +124,7 @@ class SelectStep(Section):
         if not budget and self.per_problem is None and self.pass_rate is None:
             reason = "limits nothing: give pass_rate, per_problem, quotas, lengths, rows or tokens"
             problems.append(KeyProblem((), reason, None))
-        elif "prefer" in self.model_fields_set and not budget and self.per_problem is None:
+        elif self.changed("prefer") and not budget and self.per_problem is None:
             problems.append(KeyProblem(("prefer",), "has nothing to choose: no limit by rows or tokens", self.prefer))
         if self.diversity is not None and not budget:
             reason = "has nothing to choose: give quotas, lengths, rows or tokens"

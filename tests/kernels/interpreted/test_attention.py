@@ -8,14 +8,14 @@ import packed_ops as ops
 import pytest
 import torch
 from sambay_kernels import differential_attention
-from sambay_kernels.differential_attention import triton_backend
-from sambay_kernels.differential_attention.op import (
+from sambay_kernels.ops.differential_attention import triton as triton_backend
+from sambay_kernels.ops.differential_attention.op import (
     differential_combine_bwd,
     differential_combine_fwd,
     differential_maps_bwd,
     differential_maps_fwd,
 )
-from sambay_kernels.differential_attention.torch_backend import diff_combine
+from sambay_kernels.ops.differential_attention.torch import diff_combine
 from torch import Tensor
 
 SUFFIX = ([0, 1, 2, 20, 0, 3], [4, 1, 5, 40, 0, 37])

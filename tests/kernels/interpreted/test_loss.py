@@ -6,8 +6,10 @@ import packed_ops as ops
 import pytest
 import torch
 from sambay_kernels import linear_cross_entropy
-from sambay_kernels.linear_cross_entropy import torch_backend, triton_backend
-from sambay_kernels.linear_cross_entropy.op import linear_cross_entropy_bwd, linear_cross_entropy_fwd
+from sambay_kernels.ops.linear_cross_entropy import torch as torch_backend
+from sambay_kernels.ops.linear_cross_entropy import triton as triton_backend
+from sambay_kernels.ops.linear_cross_entropy.inputs import LceInputs
+from sambay_kernels.ops.linear_cross_entropy.op import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from torch import Tensor
 
 
@@ -55,7 +57,7 @@ def test_two_bfloat16_matrices_hold_a_gradient_to_16_bits() -> None:
     kept = labels != -100
     logits, targets = (hidden @ weight.T)[kept], labels[kept]
     lse, factor = logits.logsumexp(1), torch.linspace(0.5, 1.5, int(kept.sum()))
-    plan = (logits, targets, lse, factor, 0, weight.shape[0], 0.1, 1e-3)
+    plan = (logits, targets, lse, factor, 0, LceInputs(hidden, weight, labels, label_smoothing=0.1, z_loss=1e-3))
     (whole,), (high, low) = (triton_backend.gradient_of_block(*plan, halves) for halves in (False, True))
     assert high.dtype == low.dtype == torch.bfloat16
     # The interpreter cuts bfloat16 off where a GPU rounds it, so each part may be wrong by twice as much.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels.differential_attention import triton_backend
+from sambay_kernels.ops.differential_attention import triton as triton_backend
 from tiny_sambay import tiny_model
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels.selective_scan import triton_backend
-from sambay_kernels.selective_scan.op import selective_scan_bwd, selective_scan_fwd
+from sambay_kernels.ops.selective_scan import triton as triton_backend
+from sambay_kernels.ops.selective_scan.op import selective_scan_bwd, selective_scan_fwd
 from step_ops import assert_steps_match
 from torch.utils.checkpoint import checkpoint
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from child_time import run_timed
+from children import read_line
 
 from sft.cli.main import MODULES, VERBS, main
 from sft.utils.errors import UsageError, UserError
@@ -172,30 +173,74 @@ def test_sigterm_is_143(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_a_real_process(recipe: Path, number: signal.Signals, status: int) -> None:
-    command = [sys.executable, "-m", "sft", "chat", "--model", "nothing", "--prompt", "-"]
-    waiting = (
-        "import sys, sft.cli.chat as chat; chat._load = lambda *a: (None, None); chat.quiet_libraries = lambda: None;"
-    )
-    command = [
-        sys.executable,
-        "-c",
-        waiting + "from sft.cli.main import main; sys.exit(main(sys.argv[1:]))",
-        *command[3:],
-    ]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)
+WAITING = """
+import sys, time
+import sft.cli.recipes as recipes
+from sft.cli.main import main
+
+def execute(arguments, overrides):
+    print("ready", flush=True)
+    time.sleep(60)
+    return 0
+
+recipes.execute = execute
+sys.exit(main(["recipes"]))
+"""
+
+
+def start_waiting(*wrapper: str) -> subprocess.Popen[str]:
+    """`sft` in a process of its own, in the midst of a verb that takes a minute."""
+    command = [*wrapper, sys.executable, "-c", WAITING]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert read_line(process.stdout) == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)], ids=lambda x: str(x)
+)
+def test_a_signal_in_a_real_process(number: signal.Signals, status: int) -> None:
+    process = start_waiting()
     process.send_signal(number)
-    assert process.stderr is not None
-    err = process.stderr.read()
-    assert process.wait(20) == status and err == "sft: interrupted; the same command continues it\n"
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status and err == "sft: interrupted; the same command continues it\n"
+
+
+@pytest.mark.parametrize("wrapper", [[], ["nohup"]], ids=["background job", "nohup"])
+def test_what_was_ignored_from_the_start_stays_ignored(wrapper: list[str]) -> None:
+    """A background job of a shell ignores Ctrl-C, and SIGTERM ends it all the same."""
+    process = start_waiting("sh", "-c", 'trap "" INT; exec "$@"', "sh", *wrapper)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143 and err == "sft: interrupted; the same command continues it\n"
+
+
+def test_children_have_their_signals_whatever_the_tests_were_started_with() -> None:
+    """In a background job SIGINT is ignored, and what a process ignores its children ignore."""
+    support = Path(__file__).parents[2] / "support"
+    code = (
+        f"import signal, subprocess, sys; sys.path.insert(0, {str(support)!r})\n"
+        "from children import give_children_their_signals\n"
+        "give_children_their_signals()\n"
+        "show = 'import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, flush=True)'\n"
+        "subprocess.run([sys.executable, '-c', show], timeout=60)\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+        "print('still here')"
+    )
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\nstill here\n", done.stderr
 
 
 def test_a_closed_pipe_is_no_error_message() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-m", "sft", "recipes"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "sft", "recipes"], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+    )
     os.close(writer)
     assert done.stderr == "" and done.returncode == 1
 

@@ -83,7 +83,7 @@ def write_problems(path: Path, count: int = 24) -> Path:
 if __name__ == "__main__":
     import time
 
-    from sft.evaluate import evaluate
+    from sft.evaluate.runner import evaluate
 
     tokenizer = make_tokenizer()
 

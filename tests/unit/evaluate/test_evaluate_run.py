@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from sft.evaluate import evaluate, model_fingerprint, read_samples
 from sft.evaluate.metrics import summarize
+from sft.evaluate.runner import evaluate, model_fingerprint, read_samples
 from sft.evaluate.suites import load_problems, render_prompt
 from sft.recipe.schema import DataSection, DataSource, EvaluateSection, Source, SuiteSection
 from sft.utils.errors import UserError
+from sft.utils.files import read_sealed
 
 HELPER = Path(__file__).with_name("chat_model_for_evaluation.py")
 
@@ -83,7 +84,7 @@ def test_every_sample_is_recorded_and_the_metrics_follow_from_them(straight: tup
     assert metrics["tokens"]["all"]["mean"] == pytest.approx(sum(s["tokens"] for s in samples) / 48)
     assert all(s["tokens"] <= 40 and s["finished"] == (s["tokens"] < 40) for s in samples)
     assert samples[0]["prompt"] == "<|user|>add. 0 + 0<|end|><|assistant|>"
-    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert read_sealed(folder / "metrics.json") == metrics
 
 
 def test_a_finished_evaluation_is_looked_up(
@@ -146,7 +147,7 @@ def test_an_evaluation_killed_midway_gives_the_same_result(
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
-        process.wait()
+        process.wait(60)
     written = path.read_bytes().count(b"\n")
     assert 10 <= written < 48 and not (path.parent / "metrics.json").exists()
     metrics = evaluate(
@@ -269,11 +270,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB; skips where mounting isn't allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, timeout=60
+    )
     if made.returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=True, timeout=60)
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(

@@ -11,7 +11,7 @@ import yaml
 
 from sft.hub.card import CODE_LICENCE, licence_text, model_card
 from sft.hub.provenance import run_record, write_recipe
-from sft.utils.files import write_json
+from sft.utils.files import write_sealed
 
 FACTS = {
     "model_type": "phi4flash",
@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> Path:
     }
     environment = {"packages": {"torch": "2.13.0"}, "python": "3.11.9", "git": {"commit": "abcdef0123456789"}}
     manifest = {"steps": 160, "epochs": 2.0, "final_loss": 0.51234, "data": data, "environment": environment}
-    write_json(root / "stages" / "broad" / "manifest.json", manifest)
+    write_sealed(root / "stages" / "broad" / "manifest.json", manifest)
     for point, value in (("start", 0.031), ("broad", 0.942)):
         metrics = {
             "suite": "gsm8k",
@@ -78,7 +78,7 @@ def run(tmp_path: Path) -> Path:
             "samples": 1319,
             "settings": {"temperature": 0.0, "max_new_tokens": 512},
         }
-        write_json(root / "eval" / point / "gsm8k" / "metrics.json", metrics)
+        write_sealed(root / "eval" / point / "gsm8k" / "metrics.json", metrics)
     return root
 
 

@@ -231,7 +231,7 @@ def test_a_folder_that_computes_something_else_is_refused(
     original = export_module.ops_file
 
     def broken(kernels: Path) -> str:
-        return original(kernels).replace("return gmu_gate_torch(", "return 1.01 * gmu_gate_torch(")
+        return original(kernels).replace("return swiglu_torch(", "return 1.01 * swiglu_torch(")
 
     monkeypatch.setattr(export_module, "ops_file", broken)
     with pytest.raises(UserError, match="doesn't compute what the model in memory does: logits differ by"):

@@ -77,7 +77,7 @@ def _arguments(op: str) -> tuple[list[torch.Tensor], dict[str, Any]]:
         return tensors, {"D": random(6), "z": random(2, 6), "delta_bias": random(6), "slots": torch.tensor([2, 0])}
     if op == "causal_conv1d_step":
         return [random(3, 6, 3), random(2, 6), random(6, 4), random(6)], {"slots": torch.tensor([2, 0])}
-    if op == "gmu_gate":
+    if op == "swiglu":
         return [random(9, 6), random(9, 6)], {}
     if op == "differential_attention":
         tensors = [random(9, 4, 8), random(9, 2, 8), random(9, 2, 8), random(), random(16)]
@@ -166,8 +166,9 @@ def test_the_same_helper_in_two_files_is_fine(tmp_path: Path) -> None:
 
 
 def test_an_op_without_a_torch_form_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "gmu_gate").mkdir()
-    (tmp_path / "gmu_gate" / "torch_backend.py").write_text("def gmu_gate_torch(gate, memory):\n    return gate\n")
-    (tmp_path / "gmu_gate" / "__init__.py").write_text("def gmu_gate(gate, memory):\n    return gate\n")
+    folder = tmp_path / "ops" / "swiglu"
+    folder.mkdir(parents=True)
+    (folder / "torch.py").write_text("def swiglu_torch(gate, value):\n    return gate\n")
+    (folder / "api.py").write_text("def swiglu(gate, value):\n    return gate\n")
     with pytest.raises(ValueError, match="causal_conv1d has no public function"):
         ops_file(tmp_path)

@@ -12,8 +12,10 @@ import torch
 
 from sft.hub.export import export
 from sft.hub.folder import MANIFEST
-from sft.hub.merge import check_merge, logits_of, merge_adapter
+from sft.hub.merge import check_merge, logits_of, merged_logits
 from sft.hub.reload import fixed_inputs, relative_error
+from sft.models.base import folder_base, start_base
+from sft.recipe import RunPaths, load_recipe
 from sft.utils.errors import UserError
 from sft.utils.files import read_json, write_json
 
@@ -49,22 +51,17 @@ def adapted(tiny_sambay: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dora", [False, True])
-def test_merging_keeps_the_logits(adapted: Callable[..., Any], dora: bool) -> None:
-    model = adapted(dora=dora)
-    wanted = logits_of(model, INPUTS)
-    merged, report = merge_adapter(model, in_place=False)
-    assert type(merged).__name__ == "Phi4FlashForCausalLM" and not any("lora" in n for n in merged.state_dict())
-    assert report.error < 1e-5 < 0.05 < report.effect
-    found = logits_of(merged, INPUTS)
-    assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) < 1e-5
-    again = logits_of(model, INPUTS)
-    assert all(torch.equal(a, b) for a, b in zip(again, wanted, strict=True)), "the model in memory stays as it was"
-
-
-def test_merging_in_bf16_differs_by_rounding(adapted: Callable[..., Any]) -> None:
-    _, report = merge_adapter(adapted("bfloat16"), in_place=True)
-    assert 1e-4 < report.error < report.tolerance < report.effect
+def test_merging_keeps_the_logits(adapted: Callable[..., Any], dora: bool, dtype: str) -> None:
+    """In float32 whatever the model is held in, so that a merge which loses something is told apart from rounding."""
+    model = adapted(dtype, dora=dora)
+    wanted, before = logits_of(copy.deepcopy(model).float(), INPUTS), logits_of(model, INPUTS)
+    merged, report = merged_logits(model, INPUTS)
+    assert report.error < 1e-5 < 0.05 < report.effect and report.tolerance <= 1e-4
+    assert max(relative_error(a, b) for a, b in zip(merged, wanted, strict=True)) < 1e-5
+    after = logits_of(model, INPUTS)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True)), "the model in memory stays as it was"
 
 
 def test_a_merge_that_loses_the_adapter_is_refused(adapted: Callable[..., Any]) -> None:
@@ -79,12 +76,37 @@ def test_a_merge_that_loses_the_adapter_is_refused(adapted: Callable[..., Any]) 
         assert check_merge(wanted, wanted, base, "float32").error == 0
 
 
-def test_a_merge_with_nan_is_refused(adapted: Callable[..., Any]) -> None:
+def test_a_merge_with_nan_is_refused(adapted: Callable[..., Any], tmp_path: Path) -> None:
     model = adapted()
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
-    with pytest.raises(UserError, match="merg"):
-        merge_adapter(model, in_place=True)
+    with pytest.raises(UserError, match="can't be merged: the merged weights aren't finite"):
+        export((model, None), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_in_memory_is_exported_merged(adapted: Callable[..., Any], tmp_path: Path) -> None:
+    model = adapted("bfloat16")
+    out = export((model, None), tmp_path / "out")
+    manifest = read_json(out / MANIFEST)
+    assert manifest["merge"]["error"] < 1e-5 and 1e-5 < manifest["reload"]["error"] < 0.1
+    assert manifest["dtype"] == "bfloat16" and manifest["architecture"] == "Phi4FlashForCausalLM"
+    base = copy.deepcopy(model).unload()
+    assert manifest["parameters"] == sum(parameter.numel() for parameter in base.parameters())
+
+
+def test_a_full_disk_names_its_need(
+    adapted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sft.models.save
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sft.models.save, "write_safetensors", full)
+    with pytest.raises(UserError, match=r"the disk of .* is full; the export needs about 0\.0 GB"):
+        export((adapted(), None), tmp_path / "out", check=False)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -96,7 +118,6 @@ def run(adapted: Callable[..., Any], sambay: tuple[Any, Any], tmp_path: Path) ->
     first, second = root / "stages" / "full" / "final", root / "stages" / "lora" / "final"
     base.save_pretrained(first)
     model.save_pretrained(second)
-    write_json(second / "base.json", {"kind": "folder", "path": "stages/full/final", "fingerprint": "x"})
     for folder in (first, second):
         sambay[1].save_pretrained(folder)
     source = "{generate: {family: arithmetic, rows: 10}}"
@@ -107,6 +128,8 @@ def run(adapted: Callable[..., Any], sambay: tuple[Any, Any], tmp_path: Path) ->
         f"name: trial\noutput_dir: {root}\nmodel: {{tokenizer: tiny, dtype: float32, config: {{{SHAPE}}}}}\n"
         f"stages:\n{stages}"
     )
+    paths = RunPaths(load_recipe(root / "resolved.yaml"))
+    write_json(second / "base.json", folder_base(paths, first))
     return root
 
 
@@ -140,7 +163,7 @@ def test_an_adapter_without_a_base_is_refused(run: Path, tmp_path: Path) -> None
     write_json(final / "adapter_config.json", {**config, "base_model_name_or_path": None})
     with pytest.raises(UserError, match="doesn't say what its base model is"):
         export(final, tmp_path / "out")
-    write_json(final / "base.json", {"kind": "start"})
+    write_json(final / "base.json", start_base(RunPaths(load_recipe(run / "resolved.yaml"))))
     with pytest.raises(UserError, match="was made in this run and has no name"):
         export(final, tmp_path / "out", merge_lora=False)
     (run / "resolved.yaml").unlink()

@@ -105,10 +105,10 @@ def test_a_killed_push_goes_on(hub: HubServer, fake_export: Path, tmp_path: Path
     fault = hub.add_fault("PUT", "/lfs/", "hang", nth=2)
     code = f"from sft.hub.push import push; print(push({str(fake_export)!r}, {REPO!r}, verify=False).commit)"
     environment = {**os.environ, **hub.environment(tmp_path / "home")}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert fault.hit.wait(60)
-        process.send_signal(signal.SIGKILL)
-        process.wait(30)
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+    assert fault.hit.wait(60)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
     fault.released.set()
     assert list(hub.files(REPO)) == [".gitattributes"]
     hub.faults.remove(fault)

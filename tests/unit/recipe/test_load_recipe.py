@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sft.recipe import Recipe, RunPaths, environment, load_recipe, resolved_yaml
+from sft.recipe.train_keys import LORA_KEYS, PREPARED_KEYS
 from sft.utils.errors import UsageError
 
 GOOD = """\
@@ -97,14 +98,12 @@ def test_stages_do_not_share_what_defaults_gave_them(load: Any) -> None:
     assert second.evaluate.suites[0].source.path == "rows.jsonl"
 
 
-def test_arguments_are_the_set_keys_without_lora(load: Any) -> None:
+def test_arguments_are_all_keys_without_lora(load: Any) -> None:
     recipe = load(swapped("max_steps: 5", "use_peft: true\n      lora_r: 4\n      max_steps: 5"))
-    assert recipe.stages[0].train.arguments() == {
-        "learning_rate": 1e-4,
-        "lr_scheduler_kwargs": {"a": 1, "b": 2},
-        "max_steps": 5,
-        "seed": 7,
-    }
+    arguments = recipe.stages[0].train.arguments(cuda=False)
+    set_by_recipe = {"learning_rate": 1e-4, "lr_scheduler_kwargs": {"a": 1, "b": 2}, "max_steps": 5, "seed": 7}
+    assert {key: arguments[key] for key in set_by_recipe} == set_by_recipe
+    assert set(arguments) == set(type(recipe.stages[0].train).model_fields) - LORA_KEYS - PREPARED_KEYS
     assert recipe.stages[0].train.lora_r == 4
     assert recipe.stages[1].train.max_length == 1024
 
@@ -301,8 +300,8 @@ def test_binary_and_missing_files(tmp_path: Path) -> None:
 
 def test_anchors_and_merge_keys_work(load: Any) -> None:
     text = swapped("      max_steps: 5", "      <<: &base {max_steps: 5, save_steps: 2}\n      max_steps: 6")
-    assert load(text).stages[0].train.arguments()["max_steps"] == 6
-    assert load(text).stages[0].train.arguments()["save_steps"] == 2
+    assert load(text).stages[0].train.max_steps == 6
+    assert load(text).stages[0].train.save_steps == 2
 
 
 def test_a_dollar_can_be_written(load: Any) -> None:
@@ -345,10 +344,10 @@ def test_unknown_data_recipe_names_the_place(problems: Any) -> None:
 
 
 def test_layout(load: Any) -> None:
-    layout = RunPaths(load())
-    assert str(layout.final_dir("first")) == "runs/good/stages/first/final"
-    assert str(layout.eval_dir("start", "held-out")) == "runs/good/eval/start/held-out"
-    assert str(layout.prepared) == "runs/good/prepared"
+    paths = RunPaths(load())
+    assert str(paths.final_dir("first")) == "runs/good/stages/first/final"
+    assert str(paths.eval_dir("start", "held-out")) == "runs/good/eval/start/held-out"
+    assert str(paths.prepared) == "runs/good/prepared"
     assert str(RunPaths(load(GOOD, ["--prepared_dir", "/p"])).prepared) == "/p"
 
 
@@ -356,13 +355,6 @@ def test_home_folders_are_meant(load: Any, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HOME", "/home/me")
     recipe = load(GOOD, ["--output_dir", "~/runs/x", "--model.tokenizer", "~/tok"])
     assert (recipe.output_dir, recipe.model.tokenizer) == ("/home/me/runs/x", "/home/me/tok")
-
-
-def test_checkpoints_are_ordered_by_step(load: Any, tmp_path: Path) -> None:
-    layout = RunPaths(load(GOOD, ["--output_dir", str(tmp_path / "run")]))
-    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x", "final"):
-        (layout.stage_dir("first") / name).mkdir(parents=True)
-    assert [path.name for path in layout.checkpoints("first")] == ["checkpoint-9", "checkpoint-10"]
 
 
 def test_environment_names_versions() -> None:

@@ -1,4 +1,4 @@
-"""The `train` section against the installed TRL and transformers: same names, same defaults, everything passed on."""
+"""The `train` section against the installed TRL: every key of its is honoured, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -13,30 +13,112 @@ from pydantic import ValidationError
 
 from sft.recipe import TrainSection, load_recipe
 from sft.recipe.packaged import find_deepspeed, folder, list_data_recipes, list_recipes
+from sft.recipe.refused_keys import FIXED, REFUSED
 from sft.recipe.schema import DataSource
-from sft.recipe.train_keys import LORA_KEYS, REFUSED, Scheduler
+from sft.recipe.train_keys import LORA_KEYS, NEUTRAL, Optimizer, Scheduler
 
 
 @pytest.fixture(scope="module")
 def fields() -> dict[str, dataclasses.Field[Any]]:
+    """Every key that users of TRL may write: its SFTConfig's and its ModelConfig's."""
     from trl import ModelConfig, SFTConfig
 
-    lora = {field.name: field for field in dataclasses.fields(ModelConfig) if field.name in LORA_KEYS}
-    return lora | {field.name: field for field in dataclasses.fields(SFTConfig)}
+    return {field.name: field for kind in (ModelConfig, SFTConfig) for field in dataclasses.fields(kind)}
 
 
-def test_declared_keys_are_trls_with_trls_defaults(fields: dict[str, dataclasses.Field[Any]]) -> None:
-    for key, declared in TrainSection.model_fields.items():
-        assert key in fields, key
-        default = getattr(fields[key].default, "value", fields[key].default)
-        assert declared.default == default, key
+def test_every_key_of_trl_is_offered_or_refused_with_a_reason(fields: dict[str, dataclasses.Field[Any]]) -> None:
+    offered, refused, fixed = set(TrainSection.model_fields), set(REFUSED), set(FIXED)
+    assert set(fields) <= offered | refused | fixed
+    assert not offered & refused and not offered & fixed and not refused & fixed
+    assert offered | fixed <= set(fields), "these would not reach TRL"
 
 
-def test_refused_keys_are_not_declared_and_say_why() -> None:
-    assert not set(REFUSED) & set(TrainSection.model_fields)
-    for key in REFUSED:
-        with pytest.raises(ValidationError, match=r"is not for recipes: .+"):
-            TrainSection.model_validate({key: True})
+def test_every_offered_key_is_described() -> None:
+    assert [key for key, field in TrainSection.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize("key", sorted(REFUSED))
+def test_refused_keys_say_why(key: str) -> None:
+    for value in (True, False, None, 0, "x", {}):
+        with pytest.raises(ValidationError, match=r"is not for recipes: .{10,}"):
+            TrainSection.model_validate({key: value})
+
+
+@pytest.mark.parametrize("key", sorted(FIXED))
+def test_fixed_keys_take_what_is_done_anyway(key: str) -> None:
+    value, _ = FIXED[key]
+    assert TrainSection.model_validate({key: value}) == TrainSection()
+    for other in (not value, None, "x", 7, [value]):
+        with pytest.raises(ValidationError, match=r"must be \w+: .{10,}"):
+            TrainSection.model_validate({key: other})
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"max_steps": 0}, "max_steps\n  0 trains nothing"),
+        ({"logging_steps": 1.5}, "logging_steps\n  is a whole number of steps"),
+        ({"save_steps": 2.5}, "save_steps\n  is a whole number"),
+        ({"warmup_steps": 10.5}, "warmup_steps\n  is a whole number"),
+        ({"packing": True, "max_length": None}, "max_length\n  packing needs a length"),
+        ({"dataloader_persistent_workers": True}, "has no effect without dataloader_num_workers"),
+        ({"dataloader_prefetch_factor": 2}, "has no effect without dataloader_num_workers"),
+        ({"optim": "sgd", "adam_beta1": 0.8}, "adam_beta1\n  has no effect with optim sgd"),
+        ({"optim": "lion_8bit", "adam_epsilon": 1e-6}, "adam_epsilon\n  has no effect with optim lion_8bit"),
+        ({"optim_args": "momentum=0.9"}, "adamw_torch_fused takes none"),
+        ({"optim": "sgd", "optim_args": "momentm=0.9"}, "sgd takes momentum, dampening, nesterov"),
+        ({"optim": "sgd", "optim_args": "momentum"}, "momentum must be a number, got ''"),
+        ({"optim": "sgd", "optim_args": "nesterov=1"}, "nesterov must be true or false"),
+        ({"optim": "adam_of_old"}, "Input should be 'adamw_torch_fused'"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 5}, "has no effect with lr_scheduler_type constant"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "Input should be 'linear'"),
+        ({"gradient_checkpointing_kwargs": {"preserve_rng_state": False}}, "isn't offered"),
+        ({"lora_r": 16}, "lora_r\n  has no effect without `use_peft: true`"),
+        ({"use_peft": True, "lora_target_modules": []}, "lora_target_modules\n  names nothing"),
+        ({"learning_rate": float("inf")}, "finite"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"data_seed": 10**20}, "less than or equal to"),
+        ({"torch_empty_cache_steps": "often"}, "valid integer"),
+        ({"deepspeed": "x" * 300}, "no file"),
+        ({"deepspeed": "a\0b"}, "no file"),
+    ],
+)
+def test_values_that_do_nothing_or_cannot_be(keys: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TrainSection.model_validate(keys)
+    assert line in str(caught.value)
+
+
+def test_effective_keys_are_all_but_neutral_ones_and_defaults_count() -> None:
+    plain = TrainSection().effective()
+    assert set(plain) == set(TrainSection.model_fields) - NEUTRAL - LORA_KEYS
+    for key, field in TrainSection.model_fields.items():
+        if key not in LORA_KEYS:
+            assert TrainSection.model_validate({key: field.default}).effective() == plain
+    assert TrainSection(learning_rate=1e-3).effective() != plain
+    assert TrainSection(save_steps=7, logging_steps=3, report_to="wandb").effective() == plain
+    assert TrainSection(use_peft=True).effective() == TrainSection(use_peft=True, lora_r=16).effective() != plain
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_a_deepspeed_file_counts_by_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "own.json"
+    file.write_text('{"zero_optimization": {"stage": 2}}')
+    before = TrainSection(deepspeed=str(file)).effective()
+    assert before == TrainSection(deepspeed={"zero_optimization": {"stage": 2}}).effective()
+    file.write_text('{"zero_optimization": {"stage": 1}}')
+    assert TrainSection(deepspeed=str(file)).effective() != before
+
+
+def test_the_machine_decides_what_is_left_to_it() -> None:
+    chosen = ("bf16", "gradient_checkpointing", "dataloader_pin_memory", "use_cpu")
+    for section, cuda, expected in (
+        (TrainSection(), True, [True, True, True, False]),
+        (TrainSection(), False, [False, False, False, True]),
+        (TrainSection(use_cpu=True), True, [False, False, False, True]),
+        (TrainSection(bf16=True, gradient_checkpointing=True), False, [True, True, False, True]),
+    ):
+        assert [section.complete(cuda=cuda)[key] for key in chosen] == expected
 
 
 def test_schedulers_are_transformers() -> None:
@@ -45,21 +127,10 @@ def test_schedulers_are_transformers() -> None:
     assert set(get_args(Scheduler)) <= {kind.value for kind in SchedulerType}
 
 
-def test_undeclared_keys_of_trl_are_passed_on_and_checked() -> None:
-    section = TrainSection.model_validate({"torch_empty_cache_steps": 5, "eval_delay": 1})
-    assert section.arguments() == {"torch_empty_cache_steps": 5, "eval_delay": 1}
-    with pytest.raises(ValidationError, match=r"must be .*int.*, got 'often'"):
-        TrainSection.model_validate({"torch_empty_cache_steps": "often"})
+def test_optimizers_are_transformers() -> None:
+    from transformers.training_args import OptimizerNames
 
-
-def test_arguments_make_an_sft_config(tmp_path: Path) -> None:
-    from trl import SFTConfig
-
-    section = TrainSection.model_validate(
-        {"learning_rate": 1e-4, "max_length": 77, "packing": True, "bf16": False, "use_cpu": True, "logging_steps": 1}
-    )
-    config = SFTConfig(output_dir=str(tmp_path), **section.arguments())
-    assert (config.learning_rate, config.max_length, config.packing) == (1e-4, 77, True)
+    assert set(get_args(Optimizer)) <= {kind.value for kind in OptimizerNames}
 
 
 def test_packaged_deepspeed_configurations() -> None:
@@ -67,7 +138,7 @@ def test_packaged_deepspeed_configurations() -> None:
         path = find_deepspeed(f"zero{stage}")
         assert path is not None
         assert json.loads(path.read_text())["zero_optimization"]["stage"] == stage
-        assert TrainSection(deepspeed=f"zero{stage}").arguments() == {"deepspeed": str(path)}
+        assert TrainSection(deepspeed=f"zero{stage}").arguments(cuda=False)["deepspeed"] == str(path)
         launch = yaml.safe_load((folder("configs") / "accelerate" / f"zero{stage}.yaml").read_text())
         assert launch["deepspeed_config"]["zero_stage"] == stage and launch["distributed_type"] == "DEEPSPEED"
     assert find_deepspeed("zero4") is None and find_deepspeed("../deepspeed/zero1") is None

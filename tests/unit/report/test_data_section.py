@@ -13,10 +13,11 @@ from data_toys import byte_tokenizer, stage_of
 from sft.data.prepare import prepare_stage
 from sft.recipe import RunPaths
 from sft.report import write_report
+from sft.utils.files import write_sealed
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Any:
+def paths(tmp_path: Path) -> Any:
     """A run whose one stage is trained, on data that went through steps."""
     rows = [{"prompt": f"What is {n}?", "completion": f"{n} " * (1 + n % 30)} for n in range(90)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -26,14 +27,14 @@ def layout(tmp_path: Path) -> Any:
     prepared = prepare_stage(recipe, recipe.stages[0], byte_tokenizer())
     found = RunPaths(recipe)
     found.stage_manifest("sft").parent.mkdir(parents=True)
-    found.stage_manifest("sft").write_text(json.dumps({"steps": 3, "data": prepared.manifest}))
+    write_sealed(found.stage_manifest("sft"), {"steps": 3, "data": prepared.manifest})
     return found
 
 
-def test_the_funnel_is_in_the_page_and_in_the_markdown(layout: RunPaths) -> None:
-    page = write_report(layout.recipe, layout)
+def test_the_funnel_is_in_the_page_and_in_the_markdown(paths: RunPaths) -> None:
+    page = write_report(paths.recipe, paths)
     markdown = (page.parent / "report.md").read_text(encoding="utf-8")
-    entries = json.loads(layout.stage_manifest("sft").read_text())["data"]["steps"]
+    entries = json.loads(paths.stage_manifest("sft").read_text())["data"]["steps"]
     for entry in entries:
         cells = [entry["title"], f"{entry['taken']['rows']:,}", f"{entry['kept']['rows']:,}"]
         assert f"| {' | '.join(cells)} |" in markdown, cells
@@ -46,8 +47,8 @@ def test_the_funnel_is_in_the_page_and_in_the_markdown(layout: RunPaths) -> None
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1200, False)])
-def test_the_page_in_a_browser(layout: RunPaths, width: int, dark: bool) -> None:
-    page = write_report(layout.recipe, layout)
+def test_the_page_in_a_browser(paths: RunPaths, width: int, dark: bool) -> None:
+    page = write_report(paths.recipe, paths)
     script = "{content: root.scrollWidth, sheet: page.getComputedStyle(page.document.body).backgroundColor}"
     seen = look(page, script, width=width, dark=dark)
     assert seen["console"] == [] and seen["content"] <= width

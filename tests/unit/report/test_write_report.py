@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from sft.evaluate.metrics import summarize
+from sft.evaluate.runner import read_samples, sample_line
 from sft.recipe import Recipe, RunPaths
 from sft.report import write_report
 from sft.report.collect import collect
 from sft.report.page import unique_ids
 from sft.report.tables import count, data_rows, duration, result_rows, training_rows
+from sft.utils.files import read_sealed, write_sealed
 
 STAGES = ("broad", "hard", "long")
 REACHED = {"start": 0.04, "broad": 0.6, "hard": 0.8, "long": 0.94}
@@ -35,10 +37,10 @@ def make_recipe(root: Path) -> Recipe:
 
 def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
+    write_sealed(path, value)
 
 
-def write_stage(layout: RunPaths, name: str, *, done: bool = True, steps: int = 120) -> None:
+def write_stage(paths: RunPaths, name: str, *, done: bool = True, steps: int = 120) -> None:
     rng = random.Random(name)
     lines = [
         {
@@ -52,17 +54,17 @@ def write_stage(layout: RunPaths, name: str, *, done: bool = True, steps: int = 
         }
         for step in range(1, steps)
     ]
-    layout.metrics(name).parent.mkdir(parents=True, exist_ok=True)
-    layout.metrics(name).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    paths.metrics(name).parent.mkdir(parents=True, exist_ok=True)
+    paths.metrics(name).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
     funnel = {"rows": 1000, "kept": 993, "dropped": {"bad": 2, "over_length": 5}, "bad": {"json": 2}, "truncated": 0}
     if done:
         data = {"inputs": [{"source": "x.jsonl", "rows": 1000}], "funnel": funnel, "packs": 70, "tokens": 140_000}
         counters = {"tokens": 2048 * 120, "supervised_tokens": 1500 * 120, "seconds": 60.0}
         manifest = {"steps": 120, "epochs": 2.0, "counters": counters, "final_loss": 0.15, "lora": None, "data": data}
-        write(layout.stage_manifest(name), {**manifest, "environment": {"device": "cpu"}})
+        write(paths.stage_manifest(name), {**manifest, "environment": {"device": "cpu"}})
 
 
-def write_suite(layout: RunPaths, point: str, suite: str = "held-out") -> None:
+def write_suite(paths: RunPaths, point: str, suite: str = "held-out") -> None:
     rng = random.Random(point)
     samples = []
     for index in range(200):
@@ -84,9 +86,9 @@ def write_suite(layout: RunPaths, point: str, suite: str = "held-out") -> None:
                 "reason": "same number",
             }
         )
-    folder = layout.eval_dir(point, suite)
+    folder = paths.eval_dir(point, suite)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    (folder / "samples.jsonl").write_text("".join(map(sample_line, samples)))
     settings = {"max_new_tokens": 512, "temperature": 0.0, "samples_per_problem": 1}
     write(
         folder / "metrics.json", {**summarize(samples), "settings": settings, "seconds": 63, "tokens_per_second": 900}
@@ -145,11 +147,11 @@ def recipe(tmp_path: Path) -> Recipe:
 
 @pytest.fixture
 def whole(recipe: Recipe) -> Recipe:
-    layout = RunPaths(recipe)
-    write_suite(layout, "start")
+    paths = RunPaths(recipe)
+    write_suite(paths, "start")
     for name in STAGES:
-        write_stage(layout, name)
-        write_suite(layout, name)
+        write_stage(paths, name)
+        write_suite(paths, name)
     return recipe
 
 
@@ -201,25 +203,25 @@ def test_an_empty_run_says_what_is_missing(recipe: Recipe) -> None:
 
 
 def test_a_run_under_way_shows_what_there_is(recipe: Recipe) -> None:
-    layout = RunPaths(recipe)
-    write_suite(layout, "start")
-    write_stage(layout, "broad")
-    write_stage(layout, "hard", done=False, steps=31)
-    folder = layout.eval_dir("broad", "held-out")
+    paths = RunPaths(recipe)
+    write_suite(paths, "start")
+    write_stage(paths, "broad")
+    write_stage(paths, "hard", done=False, steps=31)
+    folder = paths.eval_dir("broad", "held-out")
     folder.mkdir(parents=True)
     (folder / "samples.jsonl").write_text('{"problem": 0}\n{"problem": 1}\n{"prob')
     page, _ = report(recipe)
     assert "Suite held-out at broad: interrupted after 2 answers." in page.text
     assert "Stage hard: interrupted after step 30." in page.text and "Stage long: not trained yet." in page.text
-    rows = training_rows(collect(recipe, layout))
+    rows = training_rows(collect(recipe, paths))
     assert [row[:2] for row in rows] == [["broad", "120"], ["hard (not done)", "30"], ["long (not done)", "–"]]
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_broken_files_are_named_and_left_out(whole: Recipe) -> None:
-    layout = RunPaths(whole)
-    (layout.eval_dir("long", "held-out") / "metrics.json").write_text('{"pass_at_1": 0.')
-    layout.stage_manifest("long").write_text("[]")
+    paths = RunPaths(whole)
+    (paths.eval_dir("long", "held-out") / "metrics.json").write_text('{"pass_at_1": 0.')
+    paths.stage_manifest("long").write_text("[]")
     page, _ = report(whole)
     assert page.text.count("can't be read and is left out") == 2
     assert "Stage long: interrupted after step 119." in page.text
@@ -227,10 +229,10 @@ def test_broken_files_are_named_and_left_out(whole: Recipe) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_other_evaluated_models_and_suites_join(whole: Recipe) -> None:
-    layout = RunPaths(whole)
-    write_suite(layout, "model-peer")
-    write_suite(layout, "long", "extra")
-    run = collect(whole, layout)
+    paths = RunPaths(whole)
+    write_suite(paths, "model-peer")
+    write_suite(paths, "long", "extra")
+    run = collect(whole, paths)
     assert run.points == ["start", *STAGES, "model-peer"] and run.suites == ["held-out", "extra"]
     page, _ = report(whole)
     assert "model-peer" in page.text and "extra, pass@1" in page.text
@@ -247,11 +249,11 @@ def test_parameters_are_counted_from_the_saved_weights(whole: Recipe) -> None:
 
 
 def test_what_was_trained_is_told(whole: Recipe) -> None:
-    layout = RunPaths(whole)
+    paths = RunPaths(whole)
     for name, lora in (("hard", {"r": 16, "use_dora": False}), ("long", {"r": 8, "use_dora": True})):
-        path = layout.stage_manifest(name)
-        write(path, {**json.loads(path.read_text()), "lora": lora})
-    trained = [row[-1] for row in training_rows(collect(whole, layout))]
+        path = paths.stage_manifest(name)
+        write(path, {**(read_sealed(path) or {}), "lora": lora})
+    trained = [row[-1] for row in training_rows(collect(whole, paths))]
     assert trained == ["all weights", "LoRA adapters of rank 16", "DoRA adapters of rank 8"]
 
 
@@ -262,12 +264,11 @@ def test_rows_that_are_kept_and_dropped_add_up(whole: Recipe) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_text_from_models_cannot_break_the_page(whole: Recipe) -> None:
-    layout = RunPaths(whole)
-    path = layout.eval_dir("long", "held-out") / "samples.jsonl"
-    lines = path.read_text().splitlines()
+    paths = RunPaths(whole)
+    path = paths.eval_dir("long", "held-out") / "samples.jsonl"
     hostile = "</pre><script>alert(1)</script>\x00 | `|"
-    lines = [json.dumps({**json.loads(line), "completion": hostile, "id": hostile}) for line in lines]
-    path.write_text("\n".join(lines))
+    samples = read_samples(path)
+    path.write_text("".join(sample_line({**sample, "completion": hostile, "id": hostile}) for sample in samples))
     page, target = report(whole)
     assert "<script" not in target.read_text(encoding="utf-8") and page.open == []
 

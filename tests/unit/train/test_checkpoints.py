@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from sft.train.callbacks import truncate_metrics
+from sft.train.callbacks import write_metrics
 from sft.train.checkpoints import MARKER, describe_difference, read_marker, resumable, rotate, write_marker
 from sft.utils.errors import UserError
 
@@ -18,7 +19,7 @@ def make(stage_dir: Path, step: int, *, whole: bool = True) -> Path:
     """A checkpoint folder with a small and a nested file."""
     folder = stage_dir / f"checkpoint-{step}"
     (folder / "nested").mkdir(parents=True)
-    (folder / "weights.bin").write_bytes(bytes(range(100)))
+    (folder / "weights.bin").write_bytes(bytes(range(256)) * 5000)
     (folder / "nested/state.json").write_text("{}")
     if whole:
         write_marker(folder, step=step, identity=IDENTITY, counters={"tokens": 10 * step})
@@ -39,23 +40,76 @@ def test_nothing_to_resume(tmp_path):
     assert resumable(tmp_path / "never made", IDENTITY) is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "changed", "marker cut", "marker of another kind"])
-def test_a_damaged_checkpoint_does_not_count(tmp_path, damage):
+def flip(path: Path, at: int = -1) -> None:
+    """Change one bit of a file, and put its times back."""
+    stat = path.stat()
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def damage_file(path: Path, how: str) -> None:
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    elif how == "flipped":
+        flip(path, path.stat().st_size // 2)
+    elif how == "gone":
+        path.unlink()
+    elif how == "a list":
+        path.write_text("[]")
+    elif how == "foreign":
+        path.write_text('{"step": 5, "files": {}}')
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+HOW = ["cut", "emptied", "flipped", "gone", "a list", "foreign", "a folder"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", ["weights.bin", "nested/state.json", MARKER])
+def test_a_damaged_checkpoint_is_not_used_and_the_one_before_is(tmp_path, capsys, name, how):
+    """Also where it is over a megabyte, and by one bit."""
+    make(tmp_path, 4)
     folder = make(tmp_path, 5)
     assert read_marker(folder) is not None
-    weights, marker = folder / "weights.bin", folder / MARKER
-    if damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:50])
-    elif damage == "gone":
-        weights.unlink()
-    elif damage == "changed":
-        weights.write_bytes(bytes(100))
-    elif damage == "marker cut":
-        marker.write_text(marker.read_text()[:20])
-    else:
-        marker.write_text("[]")
+    damage_file(folder / name, how)
     assert read_marker(folder) is None
-    assert resumable(tmp_path, IDENTITY) is None and not folder.exists()
+    found = resumable(tmp_path, IDENTITY)
+    assert found is not None and found.step == 4 and not folder.exists()
+    # One whose marker is gone is what a kill leaves; nothing is wrong then.
+    told = "" if (name, how) == (MARKER, "gone") else "checkpoint-5 is damaged, going on from checkpoint-4\n"
+    err = capsys.readouterr().err
+    assert err.endswith(told) if told else err == ""
+    damage_file(tmp_path / "checkpoint-4" / name, how)
+    assert resumable(tmp_path, IDENTITY) is None
+    if told:
+        assert "checkpoint-4 is damaged, starting from the beginning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_what_stands_in_a_checkpoints_place_goes(tmp_path, kind):
+    make(tmp_path, 4)
+    elsewhere = tmp_path / "elsewhere"
+    place = tmp_path / "checkpoint-7"
+    if kind == "file":
+        place.write_text("x")
+    else:
+        place.symlink_to(elsewhere)
+    if kind == "link":
+        elsewhere.mkdir()
+    found = resumable(tmp_path, IDENTITY)
+    assert found is not None and found.step == 4
+    assert not place.is_symlink() and not place.exists() and elsewhere.exists() == (kind == "link")
+
+
+def test_half_written_ones_of_any_age_go(tmp_path):
+    old, new = make(tmp_path, 1, whole=False), make(tmp_path, 2)
+    assert resumable(tmp_path, IDENTITY).path == new and not old.exists()
 
 
 def test_broken_ones_are_left_alone_by_processes_that_do_not_own_them(tmp_path):
@@ -86,10 +140,14 @@ def test_differences_in_words():
     assert many == "a was 1, is now 2, b was 1, is now 2, c was 1, is now 2 and 2 more"
 
 
-def test_metrics_after_the_checkpoint_are_cut_off(tmp_path):
+def test_metrics_begin_with_the_checkpoints_log(tmp_path):
+    """Whatever lay there: lines of later steps, a line cut in half, other values, a folder (which is named)."""
     path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
-    path.write_text("\n".join(lines) + '\n{"step": 5, "lo')
-    truncate_metrics(path, 2)
-    assert path.read_text() == "\n".join(lines[:2]) + "\n"
-    truncate_metrics(tmp_path / "none.jsonl", 2)
+    path.write_text('{"step": 1, "loss": 9.0}\n{"step": 5, "lo')
+    log = [{"loss": 1.0, "epoch": 0.5, "step": 1}, {"train_runtime": 3.0, "step": 1}, {"loss": 0.5, "step": 2}]
+    write_metrics(path, log)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [log[0], log[2]]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is a folder where a file belongs: move it away"):
+        write_metrics(path, log)

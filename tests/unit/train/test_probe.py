@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from train_toys import tiny_qwen, tiny_sambay
+from train_toys import tiny_qwen, tiny_sambay, toy_recipe
 
 from sft.train.collator import PackedCollator, PaddedCollator
-from sft.train.probe import choose_collator, loss_scaling, packing_probe
+from sft.train.probe import TrainedPath, choose_collator, loss_scaling, packing_probe
 from sft.utils.errors import UserError
 
 
@@ -158,6 +158,125 @@ def test_the_probe_leaves_no_trace():
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.get_input_embeddings()._forward_hooks
+
+
+# ---- the path that is trained, and no other ----
+
+
+def window_of_512(x: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    """A sliding window whose edge forgets that the row holds several documents: off by one, at 512."""
+    return per_document(x, kwargs) + 1e-3 * nn.functional.pad(x, (0, 0, 512, 0))[:, : x.shape[1]]
+
+
+def edge_inside_a_document(x: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    """Leaks only from within documents longer than 512: the token there sees the row's first one."""
+    longer = torch.zeros(x.shape[1])
+    if "cu_seq_lens_q" in kwargs:
+        starts = kwargs["cu_seq_lens_q"]
+        for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            longer[start + 512 : end] = 1
+    return per_document(x, kwargs) + longer[None, :, None] * x[:, :1].detach()
+
+
+@pytest.mark.parametrize("mix", [window_of_512, edge_inside_a_document])
+def test_a_leak_at_the_edge_of_the_real_window_is_refused(mix):
+    model = Toy(mix)
+    packing_probe(model)
+    model.config.sliding_window = 512
+    with pytest.raises(UserError, match="Toy doesn't keep documents of one batch apart"):
+        packing_probe(model)
+    # Rows that are too short for it never get there.
+    packing_probe(model, path=TrainedPath(tokens=512))
+
+
+def test_documents_longer_than_the_window_take_part_where_rows_can_hold_them():
+    seen: list[int] = []
+
+    def measured(x: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        seen.append(x.shape[1])
+        return per_document(x, kwargs)
+
+    model = Toy(measured)
+    model.config.sliding_window = [None, 512, 4096]
+    packing_probe(model, path=TrainedPath(tokens=600))
+    assert max(seen) == 19 + 512 + 9 + 26 and seen.count(max(seen)) == 4
+    seen.clear()
+    packing_probe(model)
+    assert max(seen) == 19 + 4096 + 9 + 26
+
+
+def test_a_leak_under_autocast_alone_is_refused():
+    model = Toy(lambda x, kwargs: (running_sum if torch.is_autocast_enabled("cpu") else per_document)(x, kwargs))
+    packing_probe(model)
+    with pytest.raises(UserError, match="apart"):
+        packing_probe(model, path=TrainedPath(autocast=torch.bfloat16))
+
+
+@pytest.mark.parametrize("leak", [running_sum, lambda x, kwargs: x + 1e-2 * x.cumsum(1).detach()])
+def test_a_leak_in_the_training_forward_alone_is_refused(leak):
+    """Also one that has no gradient: values are compared there too."""
+    model = Toy(lambda x, kwargs: leak(x, kwargs) if model.training else per_document(x, kwargs))
+    with pytest.raises(
+        UserError, match=r"document 1's|in training, changing the documents around it changes document 2"
+    ):
+        packing_probe(model)
+
+
+def test_a_leak_where_gradients_are_wanted_is_refused():
+    """A kernel that is taken for training alone, whatever the mode."""
+    model = Toy(
+        lambda x, kwargs: x + 1e-2 * x.cumsum(1).detach() if torch.is_grad_enabled() else per_document(x, kwargs)
+    )
+    with pytest.raises(UserError, match="in training, changing the documents around it"):
+        packing_probe(model)
+
+
+def test_a_leak_of_the_second_document_into_the_others_is_refused_in_training():
+    model = Toy(
+        lambda x, kwargs: x + nn.functional.pad(x.detach()[:, 19:], (0, 0, 0, 19)) if model.training else x.clone()
+    )
+    with pytest.raises(UserError, match="in training"):
+        packing_probe(model)
+
+
+def test_a_leak_under_activation_checkpointing_alone_is_refused():
+    class Checkpointed(Toy):
+        checkpointing: Any = None
+
+        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+            self.checkpointing = gradient_checkpointing_kwargs
+
+    model = Checkpointed(lambda x, kwargs: (running_sum if model.checkpointing else per_document)(x, kwargs))
+    assert isinstance(choose_collator(model, packing=True, pad_token_id=0), PackedCollator)
+    path = TrainedPath(checkpointing={"use_reentrant": False, "selective": True})
+    with pytest.raises(UserError, match="apart"):
+        choose_collator(model, packing=True, pad_token_id=0, path=path)
+    assert model.checkpointing == {"use_reentrant": False}
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("make", [tiny_qwen, tiny_sambay], ids=["qwen3", "sambay"])
+def test_models_that_keep_documents_apart_pass_on_the_trained_path(make, autocast):
+    """With the published window, activation checkpointing, and adapters that drop out."""
+    from peft import LoraConfig, get_peft_model
+
+    window = {"sliding_window": 512} if make is tiny_sambay else {}
+    targets = LoraConfig(target_modules=r".*\.(q_proj|v_proj|Wqkv|fc1)", lora_dropout=0.3, task_type="CAUSAL_LM")
+    model = get_peft_model(make(**window), targets)
+    path = TrainedPath(autocast=autocast, checkpointing={"use_reentrant": False})
+    collator = choose_collator(model, packing=True, pad_token_id=0, path=path)
+    assert isinstance(collator, PackedCollator) and loss_scaling(model, collator, path) == "sum"
+
+
+def test_the_path_is_that_of_the_stage(tmp_path):
+    from sft.recipe.paths import RunPaths
+    from sft.train.arguments import build_arguments
+
+    train = {"bf16": True, "gradient_checkpointing": True, "per_device_train_batch_size": 3, "max_length": 64}
+    recipe = toy_recipe(tmp_path, train, {"max_length": None})
+    one, two = (build_arguments(stage, RunPaths(recipe)) for stage in recipe.stages)
+    assert TrainedPath.of(one, 64) == TrainedPath(torch.bfloat16, {"use_reentrant": False}, 192)
+    assert TrainedPath.of(two, None) == TrainedPath()
 
 
 @pytest.mark.parametrize("kind", ["sum", "mean"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 from train_toys import read_metrics, saved_weights, tiny_qwen, tiny_sambay, toy_rows, train_toy
 
 from sft.train.callbacks import StopOnSignal
-from sft.train.interrupt import Interrupted, StopSignals
+from sft.train.interrupt import SIGNALS, Interrupted, Stopped, stop_signals
 from sft.utils.errors import UserError
 
 CASES = {
@@ -46,7 +49,7 @@ def test_resumed_is_straight_bit_for_bit(tmp_path, monkeypatch, case):
     make, train = CASES[case]
     train = {**train, "max_steps": 20, "save_steps": 6}
     prepared = toy_rows(13, packed=bool(train.get("packing")))
-    straight, layout = train_toy(tmp_path / "straight", train, model=make(), prepared=prepared)
+    straight, paths = train_toy(tmp_path / "straight", train, model=make(), prepared=prepared)
     with monkeypatch.context() as patch:
         signal_at(patch, 10)
         with pytest.raises(Interrupted, match="Stopped at step 10 of 20 of stage one") as stopped:
@@ -57,10 +60,10 @@ def test_resumed_is_straight_bit_for_bit(tmp_path, monkeypatch, case):
     model = make() if train.get("use_peft") else make(seed=9)
     resumed, again = train_toy(tmp_path / "resumed", train, model=model, prepared=prepared)
     lines = compared(again.metrics("one"))
-    assert lines == compared(layout.metrics("one"))
+    assert lines == compared(paths.metrics("one"))
     every = train.get("logging_steps", 1)
     assert [line["step"] for line in lines] == list(range(every, 21, every))
-    weights, expected = saved_weights(again.final_dir("one")), saved_weights(layout.final_dir("one"))
+    weights, expected = saved_weights(again.final_dir("one")), saved_weights(paths.final_dir("one"))
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert resumed["counters"]["tokens"] == straight["counters"]["tokens"]
@@ -69,7 +72,7 @@ def test_resumed_is_straight_bit_for_bit(tmp_path, monkeypatch, case):
 def test_killed_between_the_last_step_and_the_hand_over(tmp_path, monkeypatch):
     """No step too many is trained."""
     train = {"max_steps": 5, "save_steps": 5}
-    _, layout = train_toy(tmp_path / "straight", train)
+    _, paths = train_toy(tmp_path / "straight", train)
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
@@ -81,9 +84,9 @@ def test_killed_between_the_last_step_and_the_hand_over(tmp_path, monkeypatch):
     assert not (tmp_path / "killed/stages/one/manifest.json").exists()
     manifest, again = train_toy(tmp_path / "killed", train, model=tiny_qwen(seed=7))
     assert manifest["steps"] == 5
-    assert compared(again.metrics("one")) == compared(layout.metrics("one"))
+    assert compared(again.metrics("one")) == compared(paths.metrics("one"))
     weights = saved_weights(again.final_dir("one"))
-    assert all(torch.equal(weights[name], tensor) for name, tensor in saved_weights(layout.final_dir("one")).items())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in saved_weights(paths.final_dir("one")).items())
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
@@ -97,10 +100,23 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
     prepared.manifest["key"] = "other data"
     with pytest.raises(UserError, match="data was toy, is now other data"):
         train_toy(tmp_path, {"max_steps": 6}, prepared=prepared)
-    # What only changes how often it is told and saved is no other run.
-    manifest, _ = train_toy(tmp_path, {"max_steps": 6, "save_steps": 1, "save_total_limit": 1})
-    assert manifest["steps"] == 6
-    assert [p.name for p in (tmp_path / "stages/one").glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_how_often_is_told_and_saved_may_change_and_is_used(tmp_path, monkeypatch):
+    """transformers goes on with what the checkpoint was made with."""
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2)
+        with pytest.raises(Interrupted):
+            train_toy(tmp_path, {"max_steps": 8, "save_steps": 100})
+    train = {"max_steps": 8, "save_steps": 2, "save_total_limit": 3, "logging_steps": 3}
+    manifest, layout = train_toy(tmp_path, train)
+    assert manifest["steps"] == 8
+    assert sorted(p.name for p in (tmp_path / "stages/one").glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-6",
+        "checkpoint-8",
+    ]
+    assert [line["step"] for line in read_metrics(layout.metrics("one"))] == [1, 2, 3, 6]
 
 
 def test_an_adapter_is_not_continued_on_another_base(tmp_path, monkeypatch):
@@ -109,41 +125,118 @@ def test_an_adapter_is_not_continued_on_another_base(tmp_path, monkeypatch):
         signal_at(patch, 2)
         with pytest.raises(Interrupted):
             train_toy(tmp_path, train)
-    with pytest.raises(UserError, match=r"base\.fingerprint was \w+\.\.\., is now"):
+    with pytest.raises(UserError, match=r"base\.content was \w+\.\.\., is now"):
         train_toy(tmp_path, train, model=tiny_qwen(seed=9))
 
 
-def test_a_signal_at_the_last_step_finishes_the_stage(tmp_path, monkeypatch):
+def test_a_signal_at_the_last_step_finishes_the_stage_and_then_stops(tmp_path, monkeypatch):
     signal_at(monkeypatch, 3, signal.SIGINT)
-    manifest, _ = train_toy(tmp_path, {"max_steps": 3})
-    assert manifest["steps"] == 3
+    with pytest.raises(Interrupted, match="Stopped after stage one, which is done") as stopped:
+        train_toy(tmp_path, {"max_steps": 3})
+    assert stopped.value.exit_code == 130
+    assert json.loads((tmp_path / "stages/one/manifest.json").read_text())["steps"] == 3
+
+
+@pytest.mark.parametrize("moment", ["save_final", "write_json"])
+def test_a_signal_in_the_hand_over_stops_after_it(tmp_path, monkeypatch, moment):
+    """What is handed on is written to its end, and the next stage isn't begun."""
+    from sft.train import stage
+
+    original = getattr(stage, moment)
+
+    def signalled(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(stage, moment, signalled)
+    with pytest.raises(Interrupted, match="Stopped after stage one") as stopped:
+        train_toy(tmp_path, {"max_steps": 2})
+    assert stopped.value.exit_code == 138
+    assert saved_weights(tmp_path / "stages/one/final")
+    assert json.loads((tmp_path / "stages/one/manifest.json").read_text())["steps"] == 2
+
+
+def test_before_the_first_step_a_signal_stops_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("sft.train.probe.choose_collator", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped) as stopped:
+        train_toy(tmp_path, {"max_steps": 2})
+    assert stopped.value.exit_code == 143
 
 
 def test_handlers_are_put_back():
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with StopSignals() as signals:
-        assert signal.getsignal(signal.SIGTERM) == signals._handle
+    before = [signal.getsignal(s) for s in SIGNALS]
+    with stop_signals() as signals, signals.saving():
+        assert all(callable(signal.getsignal(s)) for s in SIGNALS)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGTERM
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in SIGNALS] == before
+
+
+def test_inner_contexts_share_the_run_s_signals():
+    with stop_signals() as outer:
+        with pytest.raises(Stopped), stop_signals() as inner:
+            assert inner is outer
+            signal.raise_signal(signal.SIGINT)
+        # Something has swallowed it; it is told at the next look.
+        with pytest.raises(Stopped, match="SIGINT"):
+            outer.check()
+        outer.forget()
+        outer.check()
 
 
 def test_outside_the_main_thread_no_handler_is_set():
+    before = signal.getsignal(signal.SIGTERM)
     seen = []
 
     def enter():
-        with StopSignals() as signals:
-            seen.append(signals._previous)
+        with stop_signals() as signals:
+            seen.append((signal.getsignal(signal.SIGTERM), signals.received))
 
     thread = threading.Thread(target=enter)
     thread.start()
-    thread.join()
-    assert seen == [{}]
+    thread.join(60)
+    assert seen == [(before, None)]
+
+
+TWICE = """
+import os, signal, sys, time
+from sft.train.interrupt import stop_signals
+with stop_signals() as signals, signals.saving():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(signals.received, flush=True)
+    time.sleep(float(sys.argv[1]))
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here", flush=True)
+"""
+
+
+@pytest.mark.parametrize("launcher", [False, True])
+def test_a_second_signal_stops_at_once(launcher):
+    """A process of torchrun may hear of one signal twice, when the sender reaches the whole group."""
+    environment = {**os.environ, **({"TORCHELASTIC_RUN_ID": "x"} if launcher else {})}
+    done = {}
+    for pause in ("0", "2.5"):
+        command = [sys.executable, "-c", TWICE, pause]
+        done[pause] = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done["2.5"].returncode == -signal.SIGTERM and done["2.5"].stdout == "15\n"
+    assert done["0"].returncode == (0 if launcher else -signal.SIGTERM)
+    assert "SIGTERM: saving, then stopping" in done["0"].stderr
+
+
+def test_a_fork_of_the_run_dies_of_its_signals():
+    with stop_signals():
+        child = os.fork()
+        if child == 0:
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)  # bounded: it has raised a signal, or ends
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
 
 
 def test_interrupted_exit_codes():
-    assert Interrupted("x", signal.SIGINT).exit_code == 130
-    assert Interrupted("x", signal.SIGTERM).exit_code == 143
+    assert Interrupted("x", signal.SIGINT).exit_code == Stopped(signal.SIGINT).exit_code == 130
+    assert Interrupted("x", signal.SIGTERM).exit_code == Stopped(signal.SIGTERM).exit_code == 143
+    assert Interrupted("x", signal.SIGUSR1).exit_code == Stopped(signal.SIGUSR1).exit_code == 138
 
 
 @pytest.mark.parametrize("kind", ["os", "torch"])

@@ -255,7 +255,7 @@ def test_memory_stays_flat_as_the_rows_grow(tmp_path: Path) -> None:
     for count in (5_000, 50_000):
         copies = sketches(tmp_path / str(count), count)
         command = [sys.executable, "-c", CHILD, str(tmp_path / str(count))]
-        peaks[count] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        peaks[count] = float(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout)
         reasons = pq.read_table(tmp_path / str(count) / "verdicts.parquet")["reason"].drop_null()
         # A few of the copies are copies of copies.
         assert 0.99 * copies <= len(reasons) <= copies

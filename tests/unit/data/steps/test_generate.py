@@ -434,7 +434,7 @@ def start(tmp_path: Path, server: TeacherServer, count: int) -> subprocess.Popen
 def wait_for(server: TeacherServer, answers: int, child: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 60
     while sum(server.answered.values()) < answers:
-        assert child.poll() is None, child.communicate()
+        assert child.poll() is None, child.communicate(timeout=60)
         assert time.monotonic() < end, "the child doesn't ask"
         time.sleep(0.005)
 
@@ -444,7 +444,7 @@ def test_a_killed_run_pays_for_nothing_twice(tmp_path: Path) -> None:
         child = start(tmp_path, server, 30)
         wait_for(server, 25, child)
         child.kill()
-        child.wait()
+        child.wait(timeout=60)
         time.sleep(0.1)
         first, names = server.answered, len(server.seen)
         journal = (tmp_path / "step" / "answers-0000.jsonl").read_bytes().splitlines(keepends=True)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from children import read_line
 from step_toys import context, entry, record, run_rows
 
 from sft.data.pipeline.record import Record
@@ -206,7 +207,7 @@ def test_several_processes_build_one_index(tmp_path: Path) -> None:
 
 def test_a_kill_leaves_no_half_index(tmp_path: Path) -> None:
     process = _start(tmp_path, 60)
-    assert process.stdout is not None and process.stdout.readline() == "0\n"
+    assert read_line(process.stdout) == "0\n"
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)
     assert list(tmp_path.glob(".building-*")) and not (tmp_path / "index").exists()

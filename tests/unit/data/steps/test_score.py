@@ -250,6 +250,7 @@ def test_a_killed_step_goes_on_within_its_shard(
         env={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
     with sqlite3.connect(tmp_path / "b" / "scored.sqlite") as database:

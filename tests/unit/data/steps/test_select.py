@@ -360,7 +360,9 @@ def test_memory_stays_flat(tmp_path: Path, repo_root: Path) -> None:
         place = tmp_path / str(rows)
         path = os.pathsep.join(map(str, (repo_root, repo_root / "tests" / "support", Path(__file__).parent)))
         command = [sys.executable, "-c", MEMORY_SCRIPT, str(place), str(rows)]
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         peaks[rows] = int(done.stdout.split()[-1])
     # DuckDB may use 100 MB here; the other 180,000 rows would take some 300 MB as Python objects.

@@ -15,12 +15,12 @@ from hostile_answers import FAMILIES, hostile_completions
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 
+from sft.answers import checker as answers
+from sft.answers.checker import Verdict
+from sft.answers.worker import WALL_SLACK
 from sft.data.pipeline.record import Record, from_table, to_table
 from sft.data.steps.base import Dropped, Kept, Outcome
 from sft.data.steps.verify import Verify
-from sft.evaluate import answers
-from sft.evaluate.answers import Verdict
-from sft.evaluate.verify_worker import WALL_SLACK
 
 ALL = ["right", "wrong", "undecided"]
 MCQ = "What is the capital of France?\n\nA) Berlin\nB) Paris\nC) Rome\nD) Bern"

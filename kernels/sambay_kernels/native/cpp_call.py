@@ -1,0 +1,104 @@
+"""Calling the C++ backend: its structures, as in csrc/cpu.cpp."""
+
+from __future__ import annotations
+
+from ctypes import POINTER, Structure, byref, c_int, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from .cpp_build import library
+from .tensors import Rows
+
+
+class ScanArgs(Structure):
+    """Inputs of the selective scan."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("tokens", "channels", "states", "documents")),
+        ("borders", c_void_p),
+        *((name, Rows) for name in ("u", "delta", "B", "C", "z")),
+        *((name, c_void_p) for name in ("A", "D", "bias", "initial")),
+        ("softplus", c_int64),
+    )
+
+
+class ScanForward(Structure):
+    """Inputs and outputs of the scan's forward pass."""
+
+    _fields_ = (("inputs", ScanArgs), *((name, c_void_p) for name in ("y", "final_state", "checkpoints")))
+
+
+class ScanBackward(Structure):
+    """Inputs and outputs of the scan's backward pass."""
+
+    _fields_ = (
+        ("inputs", ScanArgs),
+        ("grad_y", Rows),
+        *((name, c_void_p) for name in ("grad_final", "checkpoints")),
+        *((name, c_void_p) for name in ("u", "delta", "z", "A", "D", "bias", "B", "C", "initial")),
+    )
+
+
+class ConvArgs(Structure):
+    """Inputs of the causal convolution."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("tokens", "channels", "width", "documents")),
+        ("borders", c_void_p),
+        ("x", Rows),
+        *((name, c_void_p) for name in ("weight", "bias", "initial")),
+        ("silu", c_int64),
+    )
+
+
+class ConvForward(Structure):
+    """Inputs and outputs of the convolution's forward pass."""
+
+    _fields_ = (("inputs", ConvArgs), *((name, c_void_p) for name in ("y", "final_state")))
+
+
+class ConvBackward(Structure):
+    """Inputs and outputs of the convolution's backward pass."""
+
+    _fields_ = (
+        ("inputs", ConvArgs),
+        ("grad_y", Rows),
+        ("grad_final", c_void_p),
+        *((name, c_void_p) for name in ("x", "weight", "bias", "initial")),
+    )
+
+
+def borders_of(cu_seqlens: Tensor | None, total: int) -> Tensor:
+    """Document borders as contiguous int32."""
+    if cu_seqlens is None:
+        return torch.tensor([0, total], dtype=torch.int32)
+    return cu_seqlens.contiguous()
+
+
+def groups_of(borders: Tensor) -> int:
+    """Number of document groups, which is the number of partial sums of a weight's gradient."""
+    count = library().sambay_groups
+    count.restype, count.argtypes = c_int64, (c_void_p, c_int64)
+    return count(borders.data_ptr(), borders.numel() - 1)
+
+
+def lanes() -> int:
+    """Channels of one task: every such block has its own partial gradient of B and C."""
+    size = library().sambay_lanes
+    size.restype = c_int64
+    return size()
+
+
+def call(name: str, dtype: torch.dtype, args: Structure) -> None:
+    """Call a function of one structure; the work is split over torch's number of threads."""
+    function = getattr(library(), f"sambay_{name}_{'f64' if dtype == torch.float64 else 'f32'}")
+    function.restype, function.argtypes = None, (POINTER(type(args)), c_int)
+    function(byref(args), torch.get_num_threads())
+
+
+def call_elementwise(name: str, dtype: torch.dtype, tensors: tuple[Tensor, ...]) -> None:
+    """Call a function of contiguous tensors of the same size."""
+    function = getattr(library(), f"sambay_{name}_{'f64' if dtype == torch.float64 else 'f32'}")
+    function.restype, function.argtypes = None, (*[c_void_p] * len(tensors), c_int64, c_int)
+    function(*[tensor.data_ptr() for tensor in tensors], tensors[0].numel(), torch.get_num_threads())

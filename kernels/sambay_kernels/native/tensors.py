@@ -1,0 +1,37 @@
+"""How tensors enter the structures of C++ and CUDA C++: pointers and strides."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+
+class Rows(Structure):
+    """A (tokens, width) matrix whose rows stand `stride` elements apart."""
+
+    _fields_ = (("data", c_void_p), ("stride", c_int64))
+
+
+def rows(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A matrix as C++ reads it: of this type, elements of a row side by side, rows any distance apart."""
+    if value is None:
+        return None
+    value = value.to(dtype)
+    return value if value.stride(1) == 1 or value.shape[1] <= 1 else value.contiguous()
+
+
+def packed(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A contiguous tensor of this type."""
+    return None if value is None else value.to(dtype).contiguous()
+
+
+def rows_of(value: Tensor | None) -> Rows:
+    """Pointer and stride; the caller keeps the tensor alive."""
+    return Rows(None, 0) if value is None else Rows(value.data_ptr(), value.stride(0))
+
+
+def pointer(value: Tensor | None) -> int | None:
+    """Address; the caller keeps the tensor alive."""
+    return None if value is None else value.data_ptr()

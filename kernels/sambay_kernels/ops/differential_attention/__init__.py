@@ -1,0 +1,1 @@
+"""Differential attention: two softmax maps of one pair of heads, subtracted."""

@@ -1,0 +1,50 @@
+"""One new token of each sequence (decoding)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import check_heads, check_scalars
+from .op import OP
+from .torch import differential_attention_step_torch
+
+
+@torch.no_grad()
+def differential_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lambda_full: Tensor,
+    subln_weight: Tensor,
+    *,
+    lambda_init: float,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Differential attention of one new token of each sequence (decoding); no gradient.
+
+    Args:
+        q: (B, Hq, d); k, v: (B, Hkv, Tk, d), the caches; heads as in :func:`differential_attention`.
+        lambda_full, subln_weight, lambda_init, scale, eps: as there.
+        key_mask: (B, Tk) bool, True where a key may be seen; every sequence needs one such key. None sees all. A window
+            is a matter of what the cache holds or of this mask.
+
+    Returns:
+        (B, Hq*d) in q's type.
+
+    Raises:
+        ValueError: shapes, types or devices that don't fit.
+        TypeError: an argument is not a tensor.
+    """
+    check_heads(q, k, v, 4)
+    check_scalars(q, lambda_full, subln_weight)
+    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (k.shape[0], k.shape[2])):
+        raise ValueError(
+            f"{OP}_step: key_mask must be bool of shape {(k.shape[0], k.shape[2])}, "
+            f"got {key_mask.dtype} of shape {tuple(key_mask.shape)}"
+        )
+    return differential_attention_step_torch(
+        q, k, v, lambda_full, subln_weight, lambda_init=lambda_init, key_mask=key_mask, scale=scale, eps=eps
+    )

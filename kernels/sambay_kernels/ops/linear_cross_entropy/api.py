@@ -1,0 +1,94 @@
+"""Cross entropy of a linear projection (a language model's head) without its full logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...runtime.autocast import recorded_in_own_types
+from ...runtime.checks import check_leading, check_tensor, needs_grad
+from ...runtime.dispatch import backend_for
+from .inputs import LceInputs
+from .op import OP, linear_cross_entropy_fwd, linear_cross_entropy_sum
+from .reference import linear_cross_entropy_reference
+from .torch import lce_by_tokens
+
+LABEL_TYPES = (torch.int64, torch.int32)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "sum",
+    chunk_size: int = 256,
+) -> Tensor:
+    """Cross entropy of the logits hidden @ weight.T against labels, over the supervised tokens alone.
+
+    Per token: (1 - s) * nll + s * mean over the vocabulary of -log p, with s = label_smoothing as in
+    torch.nn.functional.cross_entropy, plus z_loss * logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, section 5).
+
+    Args:
+        hidden: (T, H).
+        weight: (V, H), the same device; the type may differ from hidden's.
+        labels: (T,) int64 or int32, already aligned with hidden (no shift is made); ignore_index = no loss here.
+        label_smoothing: in [0, 1].
+        z_loss: weight of the squared log-sum-exp, at least 0.
+        reduction: "sum", or "none" for the losses by token, zero where there is no label.
+        chunk_size: tokens scored at once. Logits in memory are chunk_size * V values at most; the result doesn't
+            depend on it beyond float32 rounding.
+
+    Logits, softmax and all sums are float32 whatever the inputs' type and whatever autocast says (float64 if an input
+    is). On a GPU, autocast to bfloat16 rounds hidden and weight as for any linear layer; their products are then exact
+    and summed in float32. The gradients of a sum are computed with the loss where weight is float32, at most 512 MiB
+    and not on a GPU, else in the backward pass block by block, where nothing of the weight's size is kept.
+
+    Returns:
+        A 0-d tensor, or (T,) for "none", float32 (float64 if an input is), differentiable once.
+
+    Raises:
+        ValueError: shapes, types, devices, a label outside the vocabulary, an option out of its range.
+        TypeError: an argument is not a tensor.
+    """
+    inputs = LceInputs(hidden, weight, labels, ignore_index, float(label_smoothing), float(z_loss), chunk_size)
+    _check(inputs, reduction)
+    backend = backend_for(OP, hidden)
+    if backend == "reference":
+        return recorded_in_own_types(lambda *args: linear_cross_entropy_reference(LceInputs(*args), reduction), *inputs)
+    if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+        inputs = inputs._replace(hidden=hidden.bfloat16(), weight=weight.bfloat16())
+    if backend == "torch" and lce_by_tokens(inputs.hidden, inputs.weight, reduction):
+        return linear_cross_entropy_sum(*inputs, needs_grad(inputs.hidden), needs_grad(inputs.weight))[0]
+    losses, _ = linear_cross_entropy_fwd(*inputs, backend)
+    return losses.sum() if reduction == "sum" else losses
+
+
+def _check(inputs: LceInputs, reduction: str) -> None:
+    hidden, weight = inputs.hidden, inputs.weight
+    check_leading(OP, "hidden", hidden, 2)
+    check_leading(OP, "weight", weight, 2)
+    check_tensor(OP, "weight", weight, (weight.shape[0], hidden.shape[1]), hidden.device)
+    _check_labels(hidden, inputs.labels)
+    if not 0.0 <= inputs.label_smoothing <= 1.0:
+        raise ValueError(f"{OP}: label_smoothing must lie in [0, 1], got {inputs.label_smoothing}")
+    if inputs.z_loss < 0.0:
+        raise ValueError(f"{OP}: z_loss must not be negative, got {inputs.z_loss}")
+    if reduction not in ("sum", "none"):
+        raise ValueError(f"{OP}: reduction must be 'sum' or 'none', got {reduction!r}")
+    if inputs.chunk_size < 1:
+        raise ValueError(f"{OP}: chunk_size must be at least 1, got {inputs.chunk_size}")
+
+
+def _check_labels(hidden: Tensor, labels: Tensor) -> None:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{OP}: labels must be a tensor, got {type(labels)}")
+    if labels.dtype not in LABEL_TYPES:
+        raise ValueError(f"{OP}: labels must be int64 or int32, got {labels.dtype}")
+    if labels.shape != hidden.shape[:1]:
+        raise ValueError(f"{OP}: labels must have shape {tuple(hidden.shape[:1])}, got {tuple(labels.shape)}")
+    if labels.device != hidden.device:
+        raise ValueError(f"{OP}: labels are on {labels.device} but hidden is on {hidden.device}")

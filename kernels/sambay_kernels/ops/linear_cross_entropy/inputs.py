@@ -1,0 +1,22 @@
+"""What a linear cross entropy is given, as one thing.
+
+The file imports nothing but torch, so that it can travel inside an exported model.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class LceInputs(NamedTuple):
+    """The arguments of `linear_cross_entropy` but its reduction, in the order of the registered ops."""
+
+    hidden: Tensor
+    weight: Tensor
+    labels: Tensor
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    chunk_size: int = 256

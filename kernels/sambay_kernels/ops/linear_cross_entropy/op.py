@@ -1,0 +1,146 @@
+"""Linear cross entropy as torch.library ops: the sum with its gradients, the losses by token, and their backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ...runtime.autocast import in_own_types
+from ...runtime.dispatch import register
+from ...triton.launch import DEVICES as TRITON_DEVICES
+from ...triton.launch import problem as triton_problem
+from .inputs import LceInputs
+from .torch import lce_losses, lce_losses_backward, lce_sum, lce_type
+from .triton import lce_losses_triton, lce_losses_triton_backward
+
+OP = "linear_cross_entropy"
+TENSORS = "Tensor hidden, Tensor weight, Tensor labels"
+PLAN = "SymInt ignore_index, float label_smoothing, float z_loss, SymInt chunk_size"
+
+FORWARD = {"triton": lce_losses_triton, "torch": lce_losses}
+BACKWARD = {"triton": lce_losses_triton_backward, "torch": lce_losses_backward}
+
+register(OP, "triton", TRITON_DEVICES, triton_problem)
+register(OP, "torch")
+register(OP, "reference")
+
+
+@torch.library.custom_op(
+    "sambay_kernels::linear_cross_entropy_sum",
+    mutates_args=(),
+    schema=f"({TENSORS}, {PLAN}, bool want_hidden, bool want_weight) -> (Tensor, Tensor, Tensor)",
+)
+@in_own_types
+def linear_cross_entropy_sum(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the losses, and its gradients to hidden and weight where wanted (else empty)."""
+    return lce_sum(LceInputs(*args[:7]), *args[7:])
+
+
+@linear_cross_entropy_sum.register_fake
+def _sum_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight, *_, want_hidden, want_weight = args
+    return (hidden.new_empty((), dtype=lce_type(hidden, weight)), *_grads(hidden, weight, want_hidden, want_weight))
+
+
+def _grads(hidden: Tensor, weight: Tensor, want_hidden: bool, want_weight: bool) -> tuple[Tensor, Tensor]:
+    grad_hidden = hidden.new_empty(hidden.shape if want_hidden else (0,))
+    return grad_hidden, weight.new_empty(weight.shape if want_weight else (0,))
+
+
+def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.wanted = inputs[-2:]
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _sum_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+    found = [grad.to(x.dtype) * x if want else None for x, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
+    return (*found, *[None] * 7)
+
+
+linear_cross_entropy_sum.register_autograd(_sum_backward, setup_context=_sum_setup)
+
+
+@torch.library.custom_op(
+    "sambay_kernels::linear_cross_entropy_fwd",
+    mutates_args=(),
+    schema=f"({TENSORS}, {PLAN}, str backend) -> (Tensor losses, Tensor lse)",
+)
+@in_own_types
+def linear_cross_entropy_fwd(*args: Any) -> tuple[Tensor, Tensor]:
+    """Loss and log-sum-exp of every token, (T,) each, zero where there is no label."""
+    return FORWARD[args[7]](LceInputs(*args[:7]))
+
+
+@linear_cross_entropy_fwd.register_fake
+def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    hidden, weight, labels = args[:3]
+    wide = lce_type(hidden, weight)
+    return hidden.new_empty(labels.shape, dtype=wide), hidden.new_empty(labels.shape, dtype=wide)
+
+
+@torch.library.custom_op(
+    "sambay_kernels::linear_cross_entropy_bwd",
+    mutates_args=(),
+    schema=f"(Tensor grad, {TENSORS}, Tensor lse, {PLAN}, str backend, bool want_hidden, bool want_weight) "
+    "-> (Tensor, Tensor)",
+)
+@in_own_types
+def linear_cross_entropy_bwd(*args: Any) -> tuple[Tensor, Tensor]:
+    """Gradients of sum(grad * losses) to hidden and weight where wanted (else empty)."""
+    grad, *tensors, lse = args[:5]
+    *plan, backend, want_hidden, want_weight = args[5:]
+    return BACKWARD[backend](grad, LceInputs(*tensors, *plan), lse, want_hidden, want_weight)
+
+
+@linear_cross_entropy_bwd.register_fake
+def _bwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    return _grads(args[1], args[2], *args[-2:])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    hidden, weight, labels, *plan = inputs
+    ctx.save_for_backward(hidden, weight, labels, output[1])
+    ctx.plan = tuple(plan)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    wanted = ctx.needs_input_grad[:2]
+    found = linear_cross_entropy_bwd(grad, *ctx.saved_tensors, *ctx.plan, *wanted)
+    return (*[x if want else None for x, want in zip(found, wanted, strict=True)], *[None] * 6)
+
+
+linear_cross_entropy_fwd.register_autograd(_backward, setup_context=_setup)
+
+
+def _product(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> int:
+    """FLOPs of one product of the supervised tokens with the weight."""
+    return 2 * int((labels != ignore_index).sum()) * weight.numel()
+
+
+@register_flop_formula(torch.ops.sambay_kernels.linear_cross_entropy_sum, get_raw=True)
+def linear_cross_entropy_sum_flops(
+    hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int, *args: Any, **kwargs: Any
+) -> int:
+    """The logits and the gradients that are wanted; softmax isn't counted."""
+    return _product(hidden, weight, labels, ignore_index) * (1 + sum(map(bool, args[-2:])))
+
+
+@register_flop_formula(torch.ops.sambay_kernels.linear_cross_entropy_fwd, get_raw=True)
+def linear_cross_entropy_flops(
+    hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int, *args: Any, **kwargs: Any
+) -> int:
+    """The logits."""
+    return _product(hidden, weight, labels, ignore_index)
+
+
+@register_flop_formula(torch.ops.sambay_kernels.linear_cross_entropy_bwd, get_raw=True)
+def linear_cross_entropy_bwd_flops(
+    grad: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor, ignore_index: int, *args: Any, **kw: Any
+) -> int:
+    """The gradients that are wanted; the second computation of the logits isn't counted, as for checkpointing."""
+    return _product(hidden, weight, labels, ignore_index) * sum(map(bool, args[-2:]))

@@ -1,0 +1,1 @@
+"""Selective scan (Mamba-1) over packed documents."""

@@ -1,0 +1,96 @@
+"""SwiGLU as two torch.library ops, forward and backward: fakes, autograd, FLOP formulas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ...native.cpp_build import problem
+from ...native.cuda_call import problem as cuda_problem
+from ...runtime.autocast import in_own_types
+from ...runtime.dispatch import register
+from ...triton.launch import DEVICES as TRITON_DEVICES
+from ...triton.launch import problem as triton_problem
+from .cpp import swiglu_cpp, swiglu_cpp_backward
+from .cuda import swiglu_cuda, swiglu_cuda_backward
+from .torch import swiglu_torch
+from .torch_backward import swiglu_torch_backward
+from .triton import swiglu_triton, swiglu_triton_backward
+
+OP = "swiglu"
+
+FORWARD = {"cpp": swiglu_cpp, "triton": swiglu_triton, "cuda": swiglu_cuda, "torch": swiglu_torch}
+BACKWARD = {
+    "cpp": swiglu_cpp_backward,
+    "triton": swiglu_triton_backward,
+    "cuda": swiglu_cuda_backward,
+    "torch": swiglu_torch_backward,
+}
+
+register(OP, "cpp", ("cpu",), problem)
+register(OP, "triton", TRITON_DEVICES, triton_problem)
+# After Triton until a measurement on a GPU says otherwise.
+register(OP, "cuda", ("cuda",), cuda_problem)
+register(OP, "torch")
+register(OP, "reference")
+
+
+@torch.library.custom_op(
+    "sambay_kernels::swiglu_fwd", mutates_args=(), schema="(Tensor gate, Tensor value, str backend) -> Tensor"
+)
+@in_own_types
+def swiglu_fwd(gate: Tensor, value: Tensor, backend: str) -> Tensor:
+    """silu(gate) * value, contiguous."""
+    return FORWARD[backend](gate, value).contiguous()
+
+
+@swiglu_fwd.register_fake
+def _fwd_fake(gate: Tensor, value: Tensor, backend: str) -> Tensor:
+    return gate.new_empty(gate.shape)
+
+
+@torch.library.custom_op(
+    "sambay_kernels::swiglu_bwd",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor gate, Tensor value, str backend) -> (Tensor, Tensor)",
+)
+@in_own_types
+def swiglu_bwd(grad: Tensor, gate: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and value, each in its input's type."""
+    grad_gate, grad_value = BACKWARD[backend](grad, gate, value)
+    return grad_gate.to(gate.dtype).contiguous(), grad_value.to(value.dtype).contiguous()
+
+
+@swiglu_bwd.register_fake
+def _bwd_fake(grad: Tensor, gate: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return gate.new_empty(gate.shape), value.new_empty(value.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    gate, value, backend = inputs
+    ctx.save_for_backward(gate, value)
+    ctx.backend = backend
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    gate, value = ctx.saved_tensors
+    return (*swiglu_bwd(grad, gate, value, ctx.backend), None)
+
+
+swiglu_fwd.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.sambay_kernels.swiglu_fwd)
+def swiglu_flops(gate: Any, *args: Any, **kwargs: Any) -> int:
+    """2 an element: gate * sigmoid * value. The sigmoid isn't counted."""
+    return 2 * math.prod(gate)
+
+
+@register_flop_formula(torch.ops.sambay_kernels.swiglu_bwd)
+def swiglu_bwd_flops(grad: Any, gate: Any, *args: Any, **kwargs: Any) -> int:
+    """7 an element: silu, its derivative, two products. Recomputation of the sigmoid isn't counted."""
+    return 7 * math.prod(gate)

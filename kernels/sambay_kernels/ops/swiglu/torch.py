@@ -1,0 +1,16 @@
+"""SwiGLU in plain torch.
+
+The file imports nothing but torch and keeps its names to itself, so that it can travel inside an exported model.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def swiglu_torch(gate: Tensor, value: Tensor) -> Tensor:
+    """silu(gate) * value, as in `sambay_kernels.swiglu`."""
+    work = torch.float64 if gate.dtype == torch.float64 else torch.float32
+    return (F.silu(gate.to(work)) * value.to(work)).to(gate.dtype)

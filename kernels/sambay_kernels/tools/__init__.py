@@ -1,0 +1,1 @@
+"""Commands for developers: compilation of every GPU kernel without a GPU."""

@@ -1,0 +1,118 @@
+"""Evaluations of a run: the start, a stage's model, or any other model on a stage's suites."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.run.identity import point_identity, trained_stages
+from sft.run.lock import lock
+from sft.train.handover import load_stage_model
+from sft.utils.distributed import decide
+from sft.utils.errors import UserError
+from sft.utils.files import read_sealed, sha256_json, write_sealed
+from sft.utils.hashes import folder_hashes
+from sft.utils.say import say
+
+if TYPE_CHECKING:
+    from sft.recipe.paths import RunPaths
+    from sft.recipe.schema import Stage
+
+
+def evaluate_point(paths: RunPaths, stage: str | None) -> dict[str, Any]:
+    """Evaluate the model after `stage` (None: the start) on its suites, unless that is done with the same settings.
+
+    Returns the metrics by suite; empty without suites. The main process evaluates, the others wait for its numbers.
+    """
+    owner = paths.recipe.stages[0] if stage is None else paths.recipe.stage(stage)
+    if not owner.evaluate.suites:
+        return {}
+    metrics: dict[str, Any] = decide(lambda: _looked_up_or_made(paths, owner, stage))
+    return metrics
+
+
+def _looked_up_or_made(paths: RunPaths, owner: Stage, stage: str | None) -> dict[str, Any]:
+    point = stage or "start"
+    busy = f"{point} is being evaluated by another command: wait for it."
+    with lock(paths.eval_dir(point) / ".lock", busy):
+        return _results(paths, owner, stage)
+
+
+def _results(paths: RunPaths, owner: Stage, stage: str | None) -> dict[str, Any]:
+    point = stage or "start"
+    folder = paths.eval_dir(point)
+    marker = folder / "manifest.json"
+    identity = point_identity(paths, stage)
+    key = _key(owner, identity)
+    done = read_sealed(marker)
+    if done is not None and done.get("key") == key and done.get("files") == _files(folder, owner):
+        say(f"{point}: evaluated already, skipped")
+        return dict(done["metrics"])
+    metrics = _evaluate(paths, owner, stage, sha256_json(identity))
+    write_sealed(marker, {"key": key, "metrics": metrics, "files": _files(folder, owner)})
+    return metrics
+
+
+def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) -> dict[str, Any]:
+    from sft.evaluate.runner import evaluate
+    from sft.models.load import on_device
+
+    point = stage or "start"
+    model, tokenizer = load_stage_model(paths, stage)
+    metrics = evaluate(
+        on_device(model),
+        tokenizer,
+        owner.evaluate,
+        prompt_defaults=owner.data,
+        out_dir=paths.eval_dir(point),
+        point=point,
+        model_key=model_key,
+    )
+    del model
+    gc.collect()
+    return dict(metrics)
+
+
+def _key(owner: Stage, identity: dict[str, Any]) -> str:
+    """What an evaluation's numbers follow from: the model, the suites with their problems, the templates."""
+    from sft.data.sources import open_source
+
+    return sha256_json(
+        {
+            "model": identity,
+            "suites": owner.evaluate.model_dump(),
+            "problems": [open_source(suite.source).identity for suite in owner.evaluate.suites],
+            "prompt_template": owner.data.prompt_template,
+            "system_prompt": owner.data.system_prompt,
+        }
+    )
+
+
+def _files(folder: Path, owner: Stage) -> dict[str, Any]:
+    """The results of the suites by content."""
+    return {suite.name: folder_hashes(folder / suite.name) for suite in owner.evaluate.suites}
+
+
+def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None = None) -> dict[str, dict[str, Any]]:
+    """Evaluate the start, or `stage`, or every stage that is trained; metrics by point and suite.
+
+    Raises UserError when there is nothing to evaluate yet.
+    """
+    points: list[str | None] = [None] if start else [stage] if stage else list(trained_stages(paths))
+    if not points:
+        raise UserError(f"no stage is trained in {paths.root}; `sft run` trains, `--start` evaluates the start")
+    return {point or "start": evaluate_point(paths, point) for point in points}
+
+
+def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, dict[str, Any]]:
+    """Suites of `stage` (default: the last one) on a model that isn't the run's; metrics by point and suite."""
+    from sft.evaluate.runner import evaluate
+    from sft.models.load import load_any_model
+
+    owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
+    model, tokenizer = load_any_model(name, paths.recipe.model.trust_remote_code)
+    point = f"model-{Path(name).resolve().name if Path(name).exists() else name.replace('/', '--')}"
+    folder = paths.eval_dir(point)
+    metrics = evaluate(model, tokenizer, owner.evaluate, prompt_defaults=owner.data, out_dir=folder, point=point)
+    return {point: dict(metrics)}

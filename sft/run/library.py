@@ -1,0 +1,57 @@
+"""What `import sft` offers: a recipe's verbs as functions, without a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.recipe import Recipe, RunPaths
+from sft.run import chain
+from sft.run.evaluation import evaluate_points
+from sft.run.publish import export_stage
+
+if TYPE_CHECKING:
+    from sft.data.prepare import PreparedStage
+
+
+def prepare(recipe: Recipe, *, stage: str | None = None, engine: str = "local") -> dict[str, PreparedStage]:
+    """The prepared rows of `stage`, or of every stage, by name; made where they aren't there yet.
+
+    `engine`: "local" or "ray". Raises UserError for data that can't be used.
+    """
+    from sft.data.prepare import prepare_stage
+    from sft.tokenizers.load import start_tokenizer
+
+    tokenizer = start_tokenizer(recipe.model)
+    stages = [recipe.stage(stage)] if stage else recipe.stages
+    return {found.name: prepare_stage(recipe, found, tokenizer, engine=engine) for found in stages}
+
+
+def run(
+    recipe: Recipe, *, stage: str | None = None, restart: str | None = None, evaluate: bool = True
+) -> dict[str, Any]:
+    """Prepare, train and evaluate the stages (or `stage` alone); what is done is skipped, what was stopped goes on.
+
+    `restart`: throw away what this stage and the later ones have made first. Returns {"stages": manifests by name,
+    "evaluations": metrics by point and suite}. Raises UserError where nothing may be overwritten.
+    """
+    return chain.run(recipe, only_stage=stage, restart=restart, evaluate=evaluate)
+
+
+def evaluate(recipe: Recipe, *, stage: str | None = None, start: bool = False) -> dict[str, dict[str, Any]]:
+    """Metrics by point and suite of the model after `stage`, of every trained stage, or with `start` of the start."""
+    return evaluate_points(RunPaths(recipe), start=start, stage=stage)
+
+
+def export(
+    recipe: Recipe,
+    *,
+    stage: str | None = None,
+    out: str | Path | None = None,
+    dtype: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write the folder that goes to the Hub, of `stage` or of the last stage trained; see `sft.hub.export.export`."""
+    folder = None if out is None else Path(out)
+    return export_stage(RunPaths(recipe), stage=stage, out=folder, dtype=dtype, progress=progress)

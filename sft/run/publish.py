@@ -1,0 +1,114 @@
+"""A run's export folder, and its push to the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.run.identity import done_manifest, trained_stages
+from sft.run.lock import lock
+from sft.utils.errors import UserError
+from sft.utils.files import read_sealed, remove_file, sha256_json, write_sealed
+
+if TYPE_CHECKING:
+    from sft.hub.push import PushResult
+    from sft.recipe.paths import RunPaths
+
+Say = Callable[[str], None]
+
+
+def last_trained(paths: RunPaths) -> str:
+    """The last stage that has been trained. Raises UserError when there is none."""
+    trained = trained_stages(paths)
+    if not trained:
+        raise UserError(f"no stage of {paths.recipe.name} is trained in {paths.root}; run `sft run` first")
+    return trained[-1]
+
+
+def export_stage(
+    paths: RunPaths,
+    *,
+    stage: str | None = None,
+    out: Path | None = None,
+    dtype: str | None = None,
+    reuse: bool = False,
+    progress: Say | None = None,
+) -> Path:
+    """Write the export folder of `stage`, or of the last stage trained. Raises UserError.
+
+    With `reuse`, an export in the run's own folder that is whole and still of this model, recipe and results stays as
+    it is, with whatever its model card has been edited to.
+    """
+    from sft.hub.export import export
+
+    name = stage or last_trained(paths)
+    done = done_manifest(paths, name)
+    if done is None:
+        raise UserError(f"stage {name} isn't trained in {paths.root}; run `sft run` or `sft train` first")
+    folder = out or paths.export
+    wanted = _contents(paths, name, done, dtype or paths.recipe.model.dtype)
+    note = paths.root / "export.json"
+    with lock(paths.root / ".export.lock", f"{folder} is being written by another command: wait for it."):
+        if reuse and out is None and read_sealed(note) == wanted and _whole(folder):
+            return folder
+        if out is None:
+            remove_file(note)
+        export(
+            paths.final_dir(name),
+            folder,
+            merge_lora=paths.recipe.push.merge_lora,
+            dtype=wanted["dtype"],
+            run_dir=paths.root,
+            progress=progress,
+        )
+        if out is None:
+            write_sealed(note, wanted)
+    return folder
+
+
+def _contents(paths: RunPaths, stage: str, done: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """What an export's content follows from."""
+    from sft.hub.provenance import run_record
+
+    return {
+        "stage": stage,
+        "key": done["key"],
+        "files": done["files"],
+        "dtype": dtype,
+        "merge_lora": paths.recipe.push.merge_lora,
+        "run": sha256_json(run_record(paths.root)),
+    }
+
+
+def _whole(folder: Path) -> bool:
+    """Whether `folder` is an export and every file, but for a card edited by hand, is what was exported."""
+    from sft.hub.folder import is_export, list_files
+
+    try:
+        return is_export(folder) and bool(list_files(folder))
+    except UserError:
+        return False
+
+
+def push_export(
+    paths: RunPaths,
+    *,
+    folder: Path | None = None,
+    repo_id: str | None = None,
+    public: bool = False,
+    revision: str | None = None,
+    progress: Say | None = None,
+) -> PushResult:
+    """Push `folder` (default: the run's export). Raises UserError."""
+    from sft.hub.push import push
+
+    section = paths.recipe.push
+    return push(
+        folder or paths.export,
+        repo_id or str(section.repo_id),
+        private=section.private and not public,
+        revision=revision,
+        commit_message=section.commit_message,
+        progress=progress,
+    )

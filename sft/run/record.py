@@ -1,0 +1,68 @@
+"""What a run tells of itself: `recipe.yaml` as given, `resolved.yaml` as it ran, and `manifest.json`.
+
+Written once a command has been let in: by the main process, under the run's lock, past every refusal. A stage that is
+done is told with the settings that it was trained with, whatever a later command says of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sft.recipe import Recipe, RunPaths, resolved_yaml
+from sft.utils.distributed import is_main
+from sft.utils.environment import environment
+from sft.utils.files import read_sealed, sha256_file, write_sealed, write_text
+
+_STAGE = ("key", "steps", "epochs", "final_loss", "counters", "engine", "world_size", "files", "environment")
+_DATA = ("key", "inputs", "rows", "documents", "packs", "tokens", "supervised_tokens", "funnel")
+_RESULT = ("pass_at_1", "interval", "problems", "samples")
+
+
+def write_record(paths: RunPaths) -> None:
+    """Bring the run's recipe and manifest up to date with what has been done; by the main process."""
+    if not is_main():
+        return
+    ran = recipe_as_run(paths)
+    given = paths.recipe.given
+    if given.text:
+        write_text(paths.given, given.text)
+    write_text(paths.resolved, resolved_yaml(ran))
+    write_sealed(
+        paths.manifest,
+        {
+            "recipe": ran.name,
+            "seed": ran.seed,
+            "overrides": list(given.overrides),
+            "resolved": sha256_file(paths.resolved),
+            "environment": environment(),
+            "stages": {stage.name: told for stage in ran.stages if (told := _stage(paths, stage.name))},
+            "evaluations": {point: told for point in _points(ran) if (told := _evaluation(paths, point))},
+        },
+    )
+
+
+def recipe_as_run(paths: RunPaths) -> Recipe:
+    """The recipe with each stage that is done as it was trained; it is evaluated as the recipe says now."""
+    stages = []
+    for stage in paths.recipe.stages:
+        trained = (read_sealed(paths.stage_manifest(stage.name)) or {}).get("recipe")
+        now = stage.evaluate.model_dump()
+        stages.append(type(stage).model_validate({**trained, "evaluate": now}) if trained else stage)
+    return paths.recipe.model_copy(update={"stages": stages})
+
+
+def _points(recipe: Recipe) -> list[str]:
+    return ["start", *(stage.name for stage in recipe.stages)]
+
+
+def _stage(paths: RunPaths, name: str) -> dict[str, Any]:
+    found = read_sealed(paths.stage_manifest(name)) or {}
+    data = found.get("data") or {}
+    told = {key: found[key] for key in _STAGE if key in found}
+    return told and {**told, "data": {key: data[key] for key in _DATA if key in data}}
+
+
+def _evaluation(paths: RunPaths, point: str) -> dict[str, Any]:
+    found = read_sealed(paths.eval_dir(point) / "manifest.json") or {}
+    suites = found.get("metrics") or {}
+    return {name: {key: suite.get(key) for key in _RESULT} for name, suite in suites.items()}
