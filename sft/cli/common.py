@@ -68,7 +68,7 @@ def prepare_with_progress(recipe: Recipe, stage: Stage, tokenizer: Any, engine: 
 
     from sft.data.prepare import prepare_stage
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
@@ -87,7 +87,8 @@ def console() -> Console:
     """Where tables go: the terminal, or lines that aren't folded when it isn't one."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    # What users call things is shown as it is: `[red]` and `:smile:` in a path are no markup.
+    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def show_results(recipe: Recipe, result: dict[str, Any]) -> None:

@@ -62,15 +62,13 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         colours = {"ok": "green", "note": "yellow", "problem": "red"}
         table = Table(box=None, pad_edge=False, show_header=False)
         for finding in findings:
-            table.add_row(
-                finding.what, f"[{colours[finding.state]}]{finding.state}[/]", escape(finding.text), style=None
-            )
+            table.add_row(finding.what, Text(finding.state, style=colours[finding.state]), finding.text)
         console().print(table)
     return 1 if any(finding.state == "problem" for finding in findings) else 0
 

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 from sft.train.interrupt import stop_signals
 from sft.utils.distributed import rank
-from sft.utils.errors import UsageError, UserError, disk_full
+from sft.utils.errors import UsageError, UserError, disk_full, shown
 
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {
@@ -146,4 +146,4 @@ def _first_line(error: BaseException) -> str:
 
 def _say(text: str) -> None:
     for line in text.splitlines():
-        print(f"sft: {line}", file=sys.stderr)
+        print(f"sft: {shown(line)}", file=sys.stderr)

@@ -51,7 +51,8 @@ def _path_in(value: Any, details: ErrorDetails) -> Path:
         inside = part in value if isinstance(value, dict) else isinstance(part, int) and part < _length(value)
         if inside:
             value = value[part]
-        elif details["type"] == "missing" or (isinstance(value, dict) and part == details["loc"][-1] != "[key]"):
+        elif details["type"] == "missing" or (details["type"] == "recipe" and part == details["loc"][-1]):
+            # A key that isn't written is what is told; other parts that aren't there name a union's branch.
             value = None
         else:
             break

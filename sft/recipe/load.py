@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,16 +30,17 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     file = find_recipe(os.fspath(path))
     text = _text(file)
     document = _parsed(text, file)
+    find = functools.cache(_read_data_recipe)
     parsed = parse_overrides(overrides)
     for override in parsed:
         if not override.needs_stages:
             apply_override(document, override)
     merge_defaults(document)
-    include_data_recipes(document, _read_data_recipe)
+    include_data_recipes(document, find)
     for override in parsed:
         if override.needs_stages:
             apply_override(document, override)
-    include_data_recipes(document, _read_data_recipe)
+    include_data_recipes(document, find)
     substitute(document)
     forget_data_recipes(document)
     recipe = _validated(document)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft.recipe.problems import nearest
-from sft.utils.errors import UsageError
+from sft.utils.errors import UsageError, shown
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def _find(name: str, packaged: list[Packaged], kind: str) -> Path:
     if name in by_name:
         return by_name[name]
     if os.path.isdir(name):
-        raise UsageError(f"{name}: is a folder; name a recipe file")
+        raise UsageError(f"{shown(name)}: is a folder; name a recipe file")
     hint = nearest(name, by_name) or f"; packaged ones: {', '.join(by_name) or 'none'}"
-    raise UsageError(f"{name}: no such {kind} file, and no packaged {kind} of that name{hint}")
+    raise UsageError(f"{shown(name)}: no such {kind} file, and no packaged {kind} of that name{hint}")
 
 
 def _title(path: Path) -> str:

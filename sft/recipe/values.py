@@ -33,8 +33,8 @@ def _checked_path(text: str) -> str:
 
 
 def _checked_name(text: str) -> str:
-    if any(part.startswith(".") for part in text.split("/")):
-        raise PydanticCustomError("recipe", "can't begin with a dot, got {got}", {"got": repr(text)})
+    if any(not part or part.startswith(".") for part in text.split("/")):
+        raise PydanticCustomError("recipe", "can't begin with a dot or a slash, got {got}", {"got": repr(text)})
     return text
 
 

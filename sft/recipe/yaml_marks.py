@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sft.utils.errors import UsageError
+from sft.utils.errors import UsageError, shown
 
 Path = tuple[str | int, ...]
 
@@ -81,7 +81,7 @@ def show_path(path: Path) -> str:
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
+    return shown(text)
 
 
 @dataclass

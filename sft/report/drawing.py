@@ -18,6 +18,8 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sft",
     "font.family": "sans-serif",
     "font.size": 10,
+    # What users and data call things is shown as it is: `$` is no formula.
+    "text.parse_math": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#888",

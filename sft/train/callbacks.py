@@ -109,13 +109,13 @@ class Progress(TrainerCallback):
         from rich.progress import TimeRemainingColumn as Remaining
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             Remaining(),
         )
-        self._bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True))
+        self._bar = Progress(*columns, TextColumn("{task.fields[numbers]}", markup=False), console=Console(stderr=True))
         self._task = self._bar.add_task(self.stage, total=state.max_steps, completed=state.global_step, numbers="")
         self._bar.start()
 

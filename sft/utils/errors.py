@@ -19,6 +19,11 @@ class UsageError(UserError):
     exit_code = 2
 
 
+def shown(text: str) -> str:
+    """`text` on one line, with what a terminal doesn't show, or would obey, written as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what a library's error says, to be quoted in a sentence; its type where it says nothing."""
     text = str(error).strip()
