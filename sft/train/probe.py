@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sft.models.chunked_head import chunk_loss
 from sft.train.collator import COUNT_KEYS, PackedCollator, PaddedCollator
 from sft.utils.errors import UserError
 
@@ -82,6 +83,16 @@ def packing_probe(model: Any, collator: Collator | None = None) -> None:
                 raise _leak(model, f"changing {where} changes document {index + 1}'s logits")
         model.train()
         _gradient_probe(model, collator, documents)
+
+
+def chunk_own_loss(model: Any, collator: Collator) -> bool:
+    """Spare a model that isn't SambaY the logits of whole rows, where its own loss is plain cross entropy."""
+    generator = torch.Generator().manual_seed(2)
+    documents = [torch.randint(_vocabulary(model), (length,), generator=generator) for length in (17, 24)]
+    inputs = accepted_inputs(model, _batch(model, collator, documents, supervised=[True, True]))
+    with _undisturbed(model):
+        model.eval()
+        return chunk_loss(model, inputs)
 
 
 def loss_scaling(model: Any, collator: Collator | None = None) -> LossScaling:

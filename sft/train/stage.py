@@ -146,13 +146,14 @@ def _put_together(
     from transformers import PrinterCallback
 
     from sft.train.callbacks import MetricsFile, Progress, StopOnSignal, tensorboard_callback
-    from sft.train.probe import choose_collator, loss_scaling
+    from sft.train.probe import choose_collator, chunk_own_loss, loss_scaling
     from sft.train.trainer import SambayTrainer
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if not args.use_cpu:
         model.to(args.device)
     collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0)
+    chunk_own_loss(model, collator)
     progress = Progress(stage.name)
     callbacks = [MetricsFile(layout.metrics(stage.name)), progress, StopOnSignal(signals)]
     if args.should_save:
