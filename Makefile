@@ -9,9 +9,9 @@ DATA_BENCHMARKS := data_prepare data_verify data_memory
 WORKERS ?= 2
 # A small model gains from a second thread on free cores; on busy ones its threads wait for each other, so tests use one.
 demo: export OMP_NUM_THREADS ?= 2
-test test-slow test-gpu: export OMP_NUM_THREADS ?= 1
+test test-slow test-versions test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow check-full-size lint bench gpu test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test test-slow test-versions check-full-size lint bench gpu test-gpu bench-gpu gpu-check clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,11 @@ test-slow: $(STAMP)
 # The whole chain at the published size within 12 GiB and 15 minutes; leave both cores and 35 GB of disk to it.
 check-full-size: $(STAMP)
 	$(BIN)/python tests/full_size.py $(ARGS)
+
+# Model, kernels and trainer on the oldest and the newest packages that pyproject.toml allows, each in an environment of
+# its own in .versions/: minutes to install, and gigabytes where torch comes with CUDA only.
+test-versions:
+	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

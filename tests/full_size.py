@@ -81,15 +81,18 @@ class Watch:
     phase: str = "begin"
     peaks: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self, root: int) -> None:
-        last = time.monotonic()
+        last, worked = time.monotonic(), 0.0
         while not self.stopped.wait(0.1):
-            now = time.monotonic()
-            self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - last
-            last, held = now, sum(anonymous(process) for process in tree(root))
-            self.peaks[self.phase] = max(self.peaks.get(self.phase, 0.0), held)
+            phase, now, processes = self.phase, time.monotonic(), tree(root)
+            work, held = sum(map(processor_seconds, processes)), sum(map(anonymous, processes))
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + now - last
+            self.busy[phase] = self.busy.get(phase, 0.0) + max(0.0, work - worked)
+            self.peaks[phase] = max(self.peaks.get(phase, 0.0), held)
+            last, worked = now, work
 
 
 def tree(root: int) -> list[int]:
@@ -116,6 +119,15 @@ def anonymous(process: int) -> float:
     return sum(int(size) for size in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", text, re.MULTILINE)) / 2**20
 
 
+def processor_seconds(process: int) -> float:
+    """What a process and its ended children have had of the processors; 0 once it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def watching(watch: Watch, root: int) -> Iterator[None]:
     thread = threading.Thread(target=watch.run, args=(root,))
@@ -124,7 +136,7 @@ def watching(watch: Watch, root: int) -> Iterator[None]:
         yield
     finally:
         watch.stopped.set()
-        thread.join()
+        thread.join(timeout=30)
         watch.stopped.clear()
 
 
@@ -167,7 +179,7 @@ def run(command: list[str], watch: Watch, environment: dict[str, str], cores: in
                 for pattern, phase in PHASES:
                     if re.search(pattern, line):
                         watch.phase = phase
-            code = process.wait()
+            code = process.wait(timeout=60)
     finally:
         for left in reversed(tree(process.pid)) if process.poll() is None else ():
             with suppress(ProcessLookupError):
@@ -197,11 +209,11 @@ def whole_chain(folder: Path, chosen: argparse.Namespace, watch: Watch, hub: Hub
 
 def report(watch: Watch, chosen: argparse.Namespace) -> int:
     """A line for each phase; 1 where a bound is broken."""
-    print(f"{'phase':<28}{'seconds':>9}{'GiB held':>10}")
+    print(f"{'phase':<28}{'seconds':>9}{'of processors':>15}{'GiB held':>10}")
     for phase, seconds in watch.seconds.items():
-        print(f"{phase:<28}{seconds:>9.0f}{watch.peaks[phase]:>10.2f}")
+        print(f"{phase:<28}{seconds:>9.0f}{watch.busy[phase]:>15.0f}{watch.peaks[phase]:>10.2f}")
     peak, minutes = max(watch.peaks.values()), sum(watch.seconds.values()) / 60
-    print(f"{'peak, sum':<28}{60 * minutes:>9.0f}{peak:>10.2f}")
+    print(f"{'sum, peak':<28}{60 * minutes:>9.0f}{sum(watch.busy.values()):>15.0f}{peak:>10.2f}")
     broken = peak > chosen.memory or minutes > chosen.minutes
     print(
         f"{'FAILED' if broken else 'passed'}: at most {chosen.memory:g} GiB and {chosen.minutes:g} minutes are allowed"

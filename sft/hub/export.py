@@ -49,6 +49,9 @@ def export(
 ) -> Path:
     """Write a model as a Hugging Face folder.
 
+    Weights of a folder stay in their mapped files: this takes the memory of the largest tensor, and that of one copy of
+    what was written while it is checked.
+
     Args:
         source: a model or adapter folder (such as a stage's `final`), or (model, tokenizer).
         out_dir: the folder to write. One that `export` wrote before is replaced, any other is refused.

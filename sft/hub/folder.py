@@ -45,7 +45,12 @@ def is_export(folder: Path) -> bool:
         manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return False
-    return isinstance(manifest, dict) and manifest.get("kind") == KIND
+    return isinstance(manifest, dict) and manifest.get("kind") == KIND and _names_files(manifest.get("files"))
+
+
+def _names_files(files: Any) -> bool:
+    """Whether a manifest's `files` says of each its SHA-256."""
+    return isinstance(files, dict) and all(isinstance(file, dict) and "sha256" in file for file in files.values())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

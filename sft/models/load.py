@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.models.checkpoint import check_checkpoint
+from sft.models.checkpoint import check_checkpoint, json_object
 from sft.models.end_tokens import end_token_ids
 from sft.tokenizers.load import load_tokenizer, refuse_missing_folder
 from sft.utils.errors import UserError, first_line
@@ -176,7 +175,10 @@ def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, see
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Phi4FlashForCausalLM._from_config(config, dtype=getattr(torch, section.dtype))
+        try:
+            model = Phi4FlashForCausalLM._from_config(config, dtype=getattr(torch, section.dtype))
+        except (RuntimeError, MemoryError) as error:
+            raise UserError(f"model.config: a model of this size can't be made: {first_line(error)}") from error
     model.generation_config.eos_token_id = end_token_ids(tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -201,12 +203,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         UserError: when it is missing or broken.
     """
     path = Path(folder) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no model folder: it has no config.json") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is broken: {error}") from error
+    if not path.is_file():
+        raise UserError(f"{folder} is no model folder: it has no config.json")
+    return json_object(path.read_bytes(), path)
 
 
 def load_any_model(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:

@@ -62,7 +62,7 @@ def test_a_busy_folder_keeps_its_record(recipe: Recipe) -> None:
     other = recipe.model_copy(deep=True)
     other.stages[1].train.learning_rate = 0.5
     with open(RunPaths(recipe).root / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(UserError, match="Another run is at work"):
             run(other)
     assert record(recipe) == before

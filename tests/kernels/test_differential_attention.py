@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +13,13 @@ import torch
 from sambay_kernels import differential_attention, differential_attention_step
 from sambay_kernels.ops.differential_attention import torch as torch_backend
 from sambay_kernels.ops.differential_attention.inputs import DiffInputs
-from sambay_kernels.ops.differential_attention.op import differential_maps_bwd, differential_maps_fwd, visible_pairs
+from sambay_kernels.ops.differential_attention.op import (
+    differential_maps_bwd,
+    differential_maps_fwd,
+    flash_attention_bwd,
+    flash_attention_fwd,
+    visible_pairs,
+)
 from sambay_kernels.ops.differential_attention.torch import differential_attention_torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,7 +77,7 @@ def make(
 
 def value_and_grads(op: Callable[..., Tensor], leaves: list[Tensor], options: dict[str, Any]) -> list[Tensor]:
     out = op(*leaves, **options)
-    probe = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).to(out.dtype).view(out.shape)
+    probe = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).to(out).view(out.shape)
     return [out, *torch.autograd.grad(out, leaves, probe)]
 
 
@@ -249,36 +257,140 @@ def test_autocast_does_not_reach_the_scores() -> None:
     assert all(map(torch.equal, found, wanted))
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (12, 4)])
-@pytest.mark.parametrize("window", [None, 8])
-def test_flash_call_gets_heads_windows_and_borders_right(
-    heads: tuple[int, int], window: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The CUDA form against FlashAttention's contract in plain torch: key head h // group, a (left, 0) window."""
+class FlashAttention:
+    """FlashAttention's contract in plain torch: key head h // group, a (left, 0) window, documents apart.
 
-    def flash(
-        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *,
-        softmax_scale: float, causal: bool, window_size: tuple[int, int],
-    ) -> Tensor:  # fmt: skip
-        assert causal and window_size[1] == 0 and (max_q, max_k) == (20, 33)
-        out = torch.zeros_like(q)
+    As the package's function, and as the kernels that torch calls, which have no implementation on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.deterministic: list[bool] = []
+        self.broken = False
+
+    def documents(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, left: int, scale: float
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+        """Of every document the places of its queries and keys, the weights (heads, n, m), and keys and values."""
         for a, b, c, e in zip(cu_q[:-1], cu_q[1:], cu_k[:-1], cu_k[1:], strict=True):
             behind = torch.arange(e - c - (b - a), e - c)[:, None] - torch.arange(e - c)
-            seen = (behind >= 0) & ((behind <= window_size[0]) if window_size[0] >= 0 else True)
-            for h in range(q.shape[1]):
-                kv = h // (q.shape[1] // k.shape[1])
-                scores = (q[a:b, h] @ k[c:e, kv].T * softmax_scale).masked_fill(~seen, -torch.inf)
-                out[a:b, h] = scores.softmax(-1) @ v[c:e, kv]
-        return out
+            seen = (behind >= 0) & ((behind <= left) if left >= 0 else True)
+            keys, values = (x[c:e].repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+            scores = torch.einsum("qhd,khd->hqk", q[a:b], keys) * scale
+            yield slice(a, b), slice(c, e), scores.masked_fill(~seen, -torch.inf).softmax(-1), keys, values
 
-    monkeypatch.setattr(torch_backend, "diff_flash_attn", lambda: flash)
+    def attend(self, q: Tensor, *args: Any) -> Tensor:
+        return torch.cat([torch.einsum("hqk,khd->qhd", p, values) for _, _, p, _, values in self.documents(q, *args)])
+
+    def varlen_func(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *,
+        softmax_scale: float, causal: bool, window_size: tuple[int, int], deterministic: bool = False,
+    ) -> Tensor:  # fmt: skip
+        assert causal and window_size[1] == 0 and (max_q, max_k) == (20, 33)
+        self.deterministic.append(deterministic)
+        return self.attend(q, k, v, cu_q, cu_k, window_size[0], softmax_scale)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, dropout: float,
+        causal: bool, debug: bool, *, scale: float, window_size_left: int, window_size_right: int, **rest: Any,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        assert (max_q, max_k, dropout, window_size_right) == (20, 33, 0.0, 0) and causal == (window_size_left < 0)
+        empty = q.new_empty(0)
+        out = self.attend(q, k, v, cu_q, cu_k, window_size_left, scale)
+        return out, q.new_zeros(q.shape[1], q.shape[0], dtype=torch.float32), empty, empty, empty
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor, cu_k: Tensor,
+        max_q: int, max_k: int, dropout: float, causal: bool, state: Tensor, unused: Tensor, *, scale: float,
+        window_size_left: int, window_size_right: int,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        self.deterministic.append(torch.are_deterministic_algorithms_enabled() and not warn_only)
+        if self.broken:
+            raise RuntimeError("out of memory")
+        assert (max_q, max_k, dropout, window_size_right) == (20, 33, 0.0, 0) and causal == (window_size_left < 0)
+        assert lse.shape == (q.shape[1], q.shape[0]) and state.shape == (2,)
+        grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
+        for mine, its, p, keys, values in self.documents(q, k, v, cu_q, cu_k, window_size_left, scale):
+            slope = torch.einsum("qhd,khd->hqk", grad[mine], values)
+            slope = p * (slope - (slope * p).sum(-1, keepdim=True)) * scale
+            grad_q[mine] = torch.einsum("hqk,khd->qhd", slope, keys)
+            for total, part in (
+                (grad_k, torch.einsum("hqk,qhd->khd", slope, q[mine])),
+                (grad_v, torch.einsum("hqk,qhd->khd", p, grad[mine])),
+            ):
+                total[its] = part.unflatten(1, (k.shape[1], -1)).sum(2)
+        return grad_q, grad_k, grad_v
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlashAttention]:
+    """FlashAttention in place of torch's kernels; the package isn't there."""
+    made, library = FlashAttention(), torch.library.Library("aten", "IMPL")
+    library.impl("_flash_attention_forward", made.forward, "CPU")
+    library.impl("_flash_attention_backward", made.backward, "CPU")
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    torch_backend.diff_flash_attn.cache_clear()
+    yield made
+    library._destroy()
+    torch_backend.diff_flash_attn.cache_clear()
+
+
+def flash_op(*args: Any) -> Tensor:
+    return flash_attention_fwd(*args)[0]
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (12, 4)])
+@pytest.mark.parametrize("window", [0, 8])
+@pytest.mark.parametrize("way", ["package", "torch, registered", "torch, exported"])
+def test_flash_call_is_right_and_deterministic(
+    heads: tuple[int, int], window: int, way: str, flash: FlashAttention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads, windows and borders as FlashAttention wants them, and a backward that is asked for the same bits."""
+    if way == "package":
+        package = ModuleType("flash_attn")
+        package.flash_attn_varlen_func = flash.varlen_func  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "flash_attn", package)
     leaves, options = make([20, 0, 4], [33, 5, 4], heads=heads)
-    q, k, v = (x.detach() for x in leaves[:3])
     cu = options["cu_seqlens_q"], options["cu_seqlens_k"]
-    inputs = DiffInputs(q, k, v, *cu, window or 0, 0.5)
-    got = torch_backend.diff_maps_varlen(inputs, (20, 33))
-    wanted, _ = torch_backend.diff_maps(inputs)
-    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    form = flash_op if way == "torch, registered" else torch_backend.DiffFlash.apply
+    results = []
+    for call in (
+        lambda inputs: torch_backend.diff_maps_varlen(inputs, (20, 33), form),
+        lambda inputs: differential_maps_fwd(*inputs, "torch")[0],
+    ):
+        out = call(DiffInputs(*leaves[:3], *cu, window, 0.5))
+        results.append([out, *torch.autograd.grad(out, leaves[:3], torch.cos(out.detach()))])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    assert flash.deterministic == [True] and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("before", [(False, False), (True, True), (True, False)])
+def test_the_switch_is_put_back(before: tuple[bool, bool], flash: FlashAttention) -> None:
+    flash.broken = True
+    leaves, options = make([20, 4], [33, 4], heads=(4, 4))
+    inputs = DiffInputs(*leaves[:3], options["cu_seqlens_q"], options["cu_seqlens_k"], 0, 0.5)
+    out = torch_backend.diff_maps_varlen(inputs, (20, 33), flash_op)
+    try:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        with pytest.raises(RuntimeError, match="out of memory"):
+            out.sum().backward()
+        found = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        assert found == before and flash.deterministic == [True]
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_flash_as_a_torch_op(flash: FlashAttention) -> None:
+    leaves, options = make([20, 4], [33, 4], heads=(4, 4), dtype=torch.float32)
+    plan = (options["cu_seqlens_q"], options["cu_seqlens_k"], 8, 0.5, 20, 33)
+    torch.library.opcheck(flash_attention_fwd, (*leaves[:3], *plan))
+    fixed = [x.detach() for x in leaves[:3]]
+    out, lse = flash_attention_fwd(*fixed, *plan)
+    torch.library.opcheck(flash_attention_bwd, (torch.cos(out), out, lse, *fixed, *plan))
+    with FlopCounterMode(display=False) as counter:
+        flash_attention_fwd(*leaves[:3], *plan)[0].sum().backward()
+    assert counter.get_total_flops() == (3 + 7) * 4 * 4 * visible_pairs([0, 20, 24], [0, 33, 37], 8)
 
 
 def test_memory_is_linear() -> None:
@@ -424,6 +536,18 @@ def test_cuda_equals_the_definition(suffix: bool, window: int | None, dtype: tor
         lambda *x, **o: differential_attention(*x, **o).cpu(), on_device, {**moved, "window": window}
     )
     assert_relative([x.cpu() for x in found], wanted, 2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 64])
+def test_cuda_gives_the_same_bits_every_time(window: int | None) -> None:
+    leaves, options = make([3000, 64, 500], heads=(8, 4), d=64, dtype=torch.bfloat16)
+    moved = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in options.items()}
+    on_device = [x.detach().cuda().requires_grad_() for x in leaves]
+    first, *others = (value_and_grads(differential_attention, on_device, {**moved, "window": window}) for _ in range(4))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def bad(**changes: Any) -> Callable[[], Tensor]:

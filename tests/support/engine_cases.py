@@ -14,7 +14,7 @@ from typing import Any
 
 MODEL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 8, "num_attention_heads": 4}
 MODEL |= {"num_key_value_heads": 2, "sliding_window": 16}
-FULL = {"packing": True, "max_length": 96, "learning_rate": 2e-3, "max_steps": 3, "use_cpu": True}
+FULL = {"packing": True, "max_length": 96, "learning_rate": 2e-3, "max_steps": 3, "use_cpu": True, "adam_epsilon": 1e-2}
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0}
 SUITE = {"name": "words", "source": {"generate": {"family": "words", "rows": 2, "split": "test"}}, "max_new_tokens": 4}
 BATCH = 4

@@ -50,7 +50,7 @@ def _endless(node: ast.Call | ast.With) -> bool:
         return len(node.args) < 4
     if name in ("read", "readline", "readlines") and _owner(node) in PIPES:
         return "sys.stdin" not in ast.unparse(node.func)
-    if name == "wait" and len(node.args) == 1 and _owner(node) in ("", "futures"):
+    if name == "wait" and len(node.args) == 1 and (isinstance(node.func, ast.Name) or _owner(node) == "futures"):
         return True  # concurrent.futures.wait(futures)
     bare = not node.args and limits <= {"block", "blocking"}
     return name in WAITS and isinstance(node.func, ast.Attribute) and (bare or any(map(_is_none, node.args[:1])))

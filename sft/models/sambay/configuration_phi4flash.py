@@ -11,6 +11,20 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "mamba_d_state",
+    "mamba_d_conv",
+    "mamba_expand",
+)
+_LARGEST = 2**31 - 1  # what the kernels index with
+
 
 class Phi4FlashConfig(PretrainedConfig):
     """Shape of a SambaY model (arXiv 2507.06607). Defaults are those of Phi-4-mini-flash-reasoning.
@@ -73,11 +87,14 @@ class Phi4FlashConfig(PretrainedConfig):
         self.mamba_d_state = mamba_d_state
         self.mamba_d_conv = mamba_d_conv
         self.mamba_expand = mamba_expand
+        self._check_numbers()
         self.mamba_dt_rank = math.ceil(hidden_size / 16) if mamba_dt_rank == "auto" else mamba_dt_rank
+        _check_count("mamba_dt_rank", self.mamba_dt_rank)
         self._check_shape()
         self._check_unsupported(kwargs)
         self.sliding_window = _one_window(sliding_window)
         self.layer_types = self._layer_types(sliding_window, layer_types)
+        self._check_ids({"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id})
         # The published file asks for flash_attention_2 and would refuse to load without that package; which kind
         # of attention runs is decided where it runs.
         kwargs.pop("_attn_implementation", None)
@@ -119,6 +136,14 @@ class Phi4FlashConfig(PretrainedConfig):
         """How many tokens attention layer `layer` sees, itself included; None: all."""
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
 
+    def _check_numbers(self) -> None:
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name))
+        for name in ("initializer_range", "layer_norm_eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+
     def _check_shape(self) -> None:
         if self.num_hidden_layers < 4 or self.num_hidden_layers % 4:
             raise ValueError(f"num_hidden_layers must be a positive multiple of 4, not {self.num_hidden_layers}")
@@ -139,6 +164,13 @@ class Phi4FlashConfig(PretrainedConfig):
             raise ValueError(f"hidden_act must be silu, not {self.hidden_act}")
 
     @staticmethod
+    def _check_ids(ids: dict[str, Any]) -> None:
+        for name, value in ids.items():
+            for one in value if isinstance(value, list | tuple) and name == "eos_token_id" else [value]:
+                if one is not None and (isinstance(one, bool) or not isinstance(one, int) or one < 0):
+                    raise ValueError(f"{name} must be a token id (a whole number from 0), not {value!r}")
+
+    @staticmethod
     def _check_unsupported(kwargs: dict[str, Any]) -> None:
         """The published code accepts these keys and ignores them; a value that would change the maths is refused."""
         for key in ("attention_dropout", "embd_pdrop", "resid_pdrop", "mlp_bias", "lm_head_bias", "mamba_proj_bias"):
@@ -156,7 +188,10 @@ class Phi4FlashConfig(PretrainedConfig):
                 types.append("linear_attention")
                 continue
             if layer_types is not None:
-                windowed = _at(layer_types, layer, "layer_types") == "sliding_attention"
+                kind = _at(layer_types, layer, "layer_types")
+                if kind not in ("sliding_attention", "full_attention"):
+                    raise ValueError(f"layer_types: layer {layer} is attention, sliding or full, not {kind!r}")
+                windowed = kind == "sliding_attention"
             elif isinstance(sliding_window, int):
                 windowed = below
             else:
@@ -167,7 +202,14 @@ class Phi4FlashConfig(PretrainedConfig):
         return types
 
 
-def _at(values: Sequence[Any], layer: int, name: str) -> Any:
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        raise ValueError(f"{name} must be a whole number from 1 to {_LARGEST}, not {value!r}")
+
+
+def _at(values: Any, layer: int, name: str) -> Any:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"{name} must be a list with one entry a layer, not {values!r}")
     if layer >= len(values):
         raise ValueError(f"{name} has {len(values)} entries, too few for layer {layer}")
     return values[layer]
@@ -175,7 +217,9 @@ def _at(values: Sequence[Any], layer: int, name: str) -> Any:
 
 def _one_window(sliding_window: int | Sequence[int | None]) -> int:
     """The one window width; a list (the published class saves one) must not hold two different widths."""
-    widths = {sliding_window} if isinstance(sliding_window, int) else {w for w in sliding_window if w is not None}
-    if len(widths) != 1 or not all(isinstance(w, int) and w > 1 for w in widths):
-        raise ValueError(f"sliding_window must be one width of at least 2 tokens, not {sliding_window}")
-    return widths.pop()
+    told: Any = sliding_window if isinstance(sliding_window, list | tuple) else [sliding_window]
+    widths = [width for width in told if width is not None]
+    whole = all(isinstance(width, int) and not isinstance(width, bool) and 1 < width <= _LARGEST for width in widths)
+    if not whole or len(set(widths)) != 1:
+        raise ValueError(f"sliding_window must be one width of at least 2 tokens, not {sliding_window!r}")
+    return int(widths[0])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,41 @@ def test_what_a_kill_left_is_put_right(sambay: tuple[Any, Any], tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_killed_export_leaves_the_old_one_and_nothing_after_the_next(sambay_export: Path, tmp_path: Path) -> None:
+    target = export(sambay_export, tmp_path / "out", check=False)
+    before = (target / MANIFEST).read_bytes()
+    code = (
+        "import os, signal, sft.hub.export as e\n"
+        "e.check_against = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"e.export({str(sambay_export)!r}, {str(target)!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -9
+    assert (target / MANIFEST).read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+    export(sambay_export, target, check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_model_is_let_go_of_before_it_is_loaded_again(
+    sambay_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else parent and child would hold a copy each."""
+    held: list[Any] = []
+    opened, checked = export_module.open_source, export_module.check_against
+
+    def opening(*args: Any) -> Any:
+        source = opened(*args)
+        held.append(weakref.ref(source.model))
+        return source
+
+    def checking(*args: Any, **options: Any) -> Any:
+        assert held[0]() is None
+        return checked(*args, **options)
+
+    monkeypatch.setattr(export_module, "open_source", opening)
+    monkeypatch.setattr(export_module, "check_against", checking)
+    assert read_json(export(sambay_export, tmp_path / "out") / MANIFEST)["reload"]["error"] < 1e-5
+
+
 def test_a_folder_that_computes_something_else_is_refused(
     sambay: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +297,27 @@ def test_code_that_needs_another_package_is_not_exported(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"x\.py:1: einops would be missing"):
         export_module._refuse_foreign_imports("x.py", "import einops\n")
     export_module._refuse_foreign_imports("x.py", "try:\n    import einops\nexcept ImportError:\n    pass\n")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "sambay-sft export"}', '{"kind": "x", "files": {"a": 1}}'])
+def test_a_folder_with_a_damaged_manifest_is_no_export(sambay_export: Path, tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(sambay_export, folder)
+    (folder / MANIFEST).write_text(text)
+    with pytest.raises(UserError, match="is not a folder that `sft export` wrote"):
+        list_files(folder)
+
+
+def test_a_flipped_byte_is_noticed(sambay_export: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(sambay_export, folder)
+    assert list_files(folder)
+    path = next(folder.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{path.name} is not what was exported"):
+        list_files(folder)
 
 
 def test_bad_arguments(sambay: tuple[Any, Any], tmp_path: Path) -> None:

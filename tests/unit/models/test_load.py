@@ -1,5 +1,6 @@
 """Loading says in one sentence what is wrong with a checkpoint, before or instead of using it."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_sambay import tiny_model
 
-from sft.models.load import load_checkpoint, load_model
+from sft.models.load import load_checkpoint, load_model, read_config
 from sft.tokenizers.load import load_tokenizer
 from sft.utils.errors import UserError
 
@@ -97,7 +98,61 @@ def test_from_scratch_is_seeded_and_fits_the_tokenizer():
     assert one.generation_config.eos_token_id == [2, 1]
 
 
-@pytest.mark.parametrize("bad", [{"hidden_size": 33}, {"vocab_size": 10}])
+def write_header(file, header):
+    content = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes(len(content).to_bytes(8, "little") + content)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [], [1, 2], "text", 7, None, b"\xff\xfe{}", b"{", b"[" * 100_000, {"a": 1}, {"a": []}, {"a": {}},
+        {"a": {"data_offsets": 4}}, {"a": {"data_offsets": [4]}}, {"a": {"data_offsets": [4, 0]}},
+        {"a": {"data_offsets": [-4, 0]}}, {"a": {"data_offsets": ["0", "4"]}}, {"a": {"data_offsets": [0, 4.5]}},
+    ],
+)  # fmt: skip
+def test_a_header_that_is_none_is_one_sentence(folder, header):
+    write_header(folder / "model.safetensors", header)
+    with pytest.raises(UserError, match=r"model\.safetensors is broken: [^\n]*$"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "7", "null", "{", "", '"text"', "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}',
+     '{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": "../model.safetensors"}}', '{"weight_map": {"a": ""}}'],
+)  # fmt: skip
+def test_an_index_that_is_none_is_one_sentence(folder, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index\.json is broken: [^\n]*$"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "null", "{", "", '"text"'])
+def test_a_configuration_that_is_none_is_one_sentence(folder, content):
+    (folder / "config.json").write_text(content)
+    for read in (lambda: load_checkpoint(str(folder)), lambda: read_config(folder)):
+        with pytest.raises(UserError, match=r"config\.json is broken: [^\n]*$"):
+            read()
+
+
+@pytest.mark.parametrize("changed", [{"hidden_size": 0}, {"vocab_size": "96"}, {"num_hidden_layers": -4}])
+def test_an_absurd_configuration_in_a_checkpoint_is_one_sentence(folder, changed):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(UserError, match=rf"can't be loaded: {next(iter(changed))} must be a whole number[^\n]*$"):
+        load_checkpoint(str(folder))
+
+
+def test_a_model_too_large_for_any_machine_is_one_sentence():
+    with pytest.raises(UserError, match=r"^model\.config: a model of this size can't be made[^\n]*$"):
+        load_model(section(**{**SMALL, "hidden_size": 2**30, "vocab_size": 2**31 - 1}), Tokenizer())
+
+
+@pytest.mark.parametrize(
+    "bad", [{"hidden_size": 33}, {"vocab_size": 10}, {"hidden_size": 0}, {"num_attention_heads": "4"}]
+)
 def test_a_bad_configuration_is_one_sentence(bad):
     with pytest.raises(UserError, match=r"model\.config"):
         load_model(section(**{**SMALL, **bad}), Tokenizer())

@@ -120,6 +120,52 @@ def test_a_shape_that_is_no_sambay_is_refused(options, message):
         tiny_config(**options)
 
 
+COUNTS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "mamba_d_state", "mamba_d_conv", "mamba_expand", "mamba_dt_rank",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_that_is_none_is_named(name):
+    for value in (0, -4, 10**20, "8", "many", 8.0, float("nan"), float("inf"), None, True, [8], {"a": 8}):
+        with pytest.raises(ValueError, match=rf"^{name} must be a whole number from 1 to 2147483647, not "):
+            tiny_config(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["initializer_range", "layer_norm_eps"])
+def test_a_measure_that_is_none_is_named(name):
+    for value in (0, -0.1, "0.02", float("nan"), float("inf"), None, True, [0.02]):
+        with pytest.raises(ValueError, match=rf"^{name} must be a number above 0, not "):
+            tiny_config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("sliding_window", [0, 1, -24, "24", 24.0, True, None, [], [None] * 8, ["24"] * 8, {"a": 24}, 10**20]),
+        ("layer_types", ["sliding_attention", 7, True, {"a": 1}, ["sliding"] * 8, [None] * 8, []]),
+        ("pad_token_id", [-1, "0", 1.5, [0], True]),
+        ("eos_token_id", [-1, "0", 1.5, [0, -1], ["0"], True]),
+        ("bos_token_id", [-1, [0]]),
+        ("mb_per_layer", [0, "2", None, [2]]),
+        ("hidden_act", [None, 7, ["silu"]]),
+    ],
+)
+def test_what_is_no_value_at_all_is_named(name, values):
+    for value in values:
+        if name == "layer_types" or value is not None or name in ("sliding_window", "mb_per_layer", "hidden_act"):
+            with pytest.raises(ValueError, match=f"^{name}"):
+                tiny_config(**{name: value})
+
+
+def test_a_convolution_of_one_token_generates(tmp_path):
+    model = tiny_model(mamba_d_conv=1, mamba_d_state=1, mamba_expand=1, mamba_dt_rank=1)
+    ids = torch.randint(1, 96, (2, 9))
+    asked = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(model.generate(ids, **asked), model.generate(ids, use_cache=False, **asked))
+
+
 def test_save_and_load_keep_the_published_dtypes(tmp_path):
     model = tiny_model()
     with torch.no_grad():

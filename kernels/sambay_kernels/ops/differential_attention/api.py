@@ -9,7 +9,7 @@ from ...runtime.dispatch import backend_for
 from ...runtime.packing import check_cu_seqlens_form
 from .checks import check_heads, check_scalars
 from .inputs import DiffInputs
-from .op import COMBINE, OP, differential_combine_fwd, differential_maps_fwd
+from .op import COMBINE, OP, differential_combine_fwd, differential_maps_fwd, flash_attention_fwd
 from .reference import differential_attention_reference
 from .torch import diff_combine, diff_lengths, diff_maps_varlen, diff_takes_flash
 
@@ -50,6 +50,7 @@ def differential_attention(
         max_length_q, max_length_k: longest document or more, read on CUDA only; left out there, the host has to wait.
 
     Softmax sums and everything after the maps are float32, or float64 when q is float64. Memory is linear in Tq and Tk.
+    Same input, same bits, in the gradients too.
 
     Returns:
         (Tq, Hq*d) in q's type, differentiable once.
@@ -67,8 +68,8 @@ def differential_attention(
             lambda *args: differential_attention_reference(DiffInputs(*args[:7]), *args[7:]), *inputs, *rest
         )
     if backend == "torch" and diff_takes_flash(q):
-        # FlashAttention is a registered op with autograd of its own.
-        maps = diff_maps_varlen(inputs, diff_lengths(inputs, max_length_q, max_length_k))
+        lengths = diff_lengths(inputs, max_length_q, max_length_k)
+        maps = diff_maps_varlen(inputs, lengths, lambda *args: flash_attention_fwd(*args)[0])
     else:
         maps, _ = differential_maps_fwd(*inputs, backend)
     combine = differential_combine_fwd if backend_for(COMBINE, maps) == "triton" else diff_combine

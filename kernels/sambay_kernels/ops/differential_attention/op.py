@@ -18,7 +18,7 @@ from ...runtime.packing import check_cu_seqlens_values
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
 from .inputs import DiffInputs
-from .torch import diff_maps, diff_maps_backward
+from .torch import diff_flash, diff_flash_backward, diff_maps, diff_maps_backward
 from .triton import (
     diff_combine_triton,
     diff_combine_triton_backward,
@@ -110,6 +110,54 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
 differential_maps_fwd.register_autograd(_backward, setup_context=_setup_context)
 
 
+FLASH_INPUTS = f"{TENSORS}, {PLAN.removesuffix(', str backend')}, SymInt max_length_q, SymInt max_length_k"
+
+
+@torch.library.custom_op(
+    "sambay_kernels::flash_attention_fwd", mutates_args=(), schema=f"({FLASH_INPUTS}) -> (Tensor out, Tensor lse)"
+)
+@in_own_types
+def flash_attention_fwd(*args: Any) -> tuple[Tensor, Tensor]:
+    """torch's FlashAttention for heads of one width, with a deterministic backward: (Tq, Hq, d), (Hq, Tq)."""
+    return diff_flash(DiffInputs(*args[:7]), args[7:])
+
+
+@flash_attention_fwd.register_fake
+def _flash_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    q = args[0]
+    return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    "sambay_kernels::flash_attention_bwd",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor out, Tensor lse, {FLASH_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
+@in_own_types
+def flash_attention_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v."""
+    grad, out, lse, *inputs = args
+    return diff_flash_backward(grad, DiffInputs(*inputs[:7]), tuple(inputs[7:]), out, lse)
+
+
+@flash_attention_bwd.register_fake
+def _flash_backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x) for x in args[3:6])
+
+
+def _flash_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, *inputs[:5])
+    ctx.plan = inputs[5:]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _flash_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    return (*flash_attention_bwd(grad, *ctx.saved_tensors, *ctx.plan), *[None] * 6)
+
+
+flash_attention_fwd.register_autograd(_flash_backward, setup_context=_flash_setup)
+
+
 @torch.library.custom_op(
     "sambay_kernels::differential_combine_fwd", mutates_args=(), schema=f"({COMBINE_INPUTS}) -> Tensor"
 )
@@ -180,3 +228,16 @@ def differential_maps_bwd_flops(
 ) -> int:
     """Scores again, dq and dk (width d), dv and the weights' gradient (width 2d)."""
     return 2 * 7 * _multiply_adds(q, *plan[:3])
+
+
+# Of the two widths, queries' and values', the queries' half is padding.
+@register_flop_formula(torch.ops.sambay_kernels.flash_attention_fwd, get_raw=True)
+def flash_attention_flops(q: Tensor, k: Tensor, v: Tensor, *plan: Any, **kwargs: Any) -> int:
+    """As `differential_maps_flops`."""
+    return 3 * _multiply_adds(q, *plan[:3])
+
+
+@register_flop_formula(torch.ops.sambay_kernels.flash_attention_bwd, get_raw=True)
+def flash_attention_bwd_flops(grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, *rest: Any, **kwargs: Any) -> int:
+    """As `differential_maps_bwd_flops`."""
+    return 7 * _multiply_adds(q, *rest[2:5])

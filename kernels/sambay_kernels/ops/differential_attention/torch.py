@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -230,10 +231,75 @@ def diff_lengths(inputs: DiffInputs, max_length_q: int | None, max_length_k: int
     return max_length_q, max_length_k
 
 
-def diff_maps_varlen(inputs: DiffInputs, lengths: tuple[int, int]) -> Tensor:
-    """:func:`diff_maps` in one FlashAttention call on CUDA in half precision; lengths: longest documents of q and k.
+@contextmanager
+def diff_deterministic() -> Iterator[None]:
+    """torch's switch for algorithms that give the same bits every time, on for the calls inside."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def diff_flash(inputs: DiffInputs, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The FlashAttention that torch brings, for heads of one width: output (Tq, Hq, d), log-sum-exp (Hq, Tq)."""
+    q, k, v, cu_seqlens_q, cu_seqlens_k, window, scale = inputs
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, *lengths, 0.0, not window, False, scale=scale,
+        window_size_left=window - 1, window_size_right=0,
+    )  # fmt: skip
+    return out, lse
+
+
+def diff_flash_backward(
+    grad: Tensor, inputs: DiffInputs, lengths: tuple[int, int], out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`diff_flash` to q, k and v, the same bits every time.
+
+    As it comes, FlashAttention's backward adds up q's gradient in the order in which its blocks end. torch's public
+    varlen_attn has no argument against it; the kernel asks the process-wide switch, which is on for this call alone.
+    It then takes a float32 copy of q's gradient for each of (multiprocessors / (documents * heads)) runs, rounded up.
+    """
+    q, k, v, cu_seqlens_q, cu_seqlens_k, window, scale = inputs
+    state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none of
+    with diff_deterministic():
+        return torch.ops.aten._flash_attention_backward(
+            grad, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *lengths, 0.0, not window, state, q.new_empty(0),
+            scale=scale, window_size_left=window - 1, window_size_right=0,
+        )  # fmt: skip
+
+
+class DiffFlash(torch.autograd.Function):
+    """:func:`diff_flash` with its backward, for use without torch.library; arguments: inputs, then lengths."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        inputs, ctx.lengths = DiffInputs(*args[:7]), args[7:]
+        out, lse = diff_flash(inputs, ctx.lengths)
+        ctx.save_for_backward(*inputs[:5], out, lse)
+        ctx.plan = inputs[5:]
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        *tensors, out, lse = ctx.saved_tensors
+        found = diff_flash_backward(grad, DiffInputs(*tensors, *ctx.plan), ctx.lengths, out, lse)
+        return (*found, *[None] * 6)
+
+
+def diff_maps_varlen(
+    inputs: DiffInputs, lengths: tuple[int, int], flash: Callable[..., Tensor] = DiffFlash.apply
+) -> Tensor:
+    """:func:`diff_maps` in one FlashAttention call on CUDA in half precision, deterministic in both directions.
 
     FlashAttention gives query head h the key head h // group, so the stripes of a group are brought side by side first.
+
+    Args:
+        lengths: the longest documents among queries and keys.
+        flash: torch's FlashAttention, as DiffFlash; used where the package flash-attn isn't installed.
     """
     q, k, v, cu_seqlens_q, cu_seqlens_k, window, scale = inputs
     tokens, heads_q, d = q.shape
@@ -242,16 +308,14 @@ def diff_maps_varlen(inputs: DiffInputs, lengths: tuple[int, int]) -> Tensor:
     q = F.pad(q.view(tokens, pairs, group, 2, d).transpose(2, 3).reshape(tokens, heads_q, d), (0, d))
     k = F.pad(k, (0, d))
     v = v.reshape(keys, pairs, 1, 2 * d).expand(-1, -1, 2, -1).reshape(keys, heads_kv, 2 * d)
-    limits = (window - 1 if window else -1, 0)
-    flash = diff_flash_attn()
-    if flash is not None:
-        out = flash(q, k, v, cu_seqlens_q, cu_seqlens_k, *lengths, softmax_scale=scale, causal=True, window_size=limits)
+    package = diff_flash_attn()
+    if package is None:
+        out = flash(q, k, v, *inputs[3:], *lengths)
     else:
-        from torch.nn.attention.varlen import varlen_attn
-
-        out = varlen_attn(  # type: ignore[assignment]
-            q, k, v, cu_seqlens_q, cu_seqlens_k, *lengths, scale=scale, window_size=limits, enable_gqa=group > 1
-        )
+        out = package(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, *lengths, softmax_scale=scale, causal=True,
+            window_size=(window - 1, 0), deterministic=True,
+        )  # fmt: skip
     return out.view(tokens, pairs, 2, group, 2 * d).transpose(2, 3).reshape(tokens, heads_q, 2 * d)
 
 
