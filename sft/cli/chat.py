@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from sft.cli.common import positive
+from sft.cli.common import positive, seed
 from sft.recipe import RunPaths, load_recipe
 from sft.train.interrupt import stop_signals
 from sft.utils.errors import UsageError
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=positive, default=1024, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
     parser.add_argument("--top_p", type=float, default=1.0, metavar="P")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -36,7 +36,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("say which model answers: --config RECIPE or --model PATH")
     if arguments.model is not None and overrides:
         raise UsageError(f"unknown argument {overrides[0]!r}; keys of a recipe go with --config")
-    if arguments.temperature < 0 or not 0 < arguments.top_p <= 1:
+    if not 0 <= arguments.temperature < float("inf") or not 0 < arguments.top_p <= 1:
         raise UsageError("--temperature must be at least 0, and --top_p in (0, 1]")
     quiet_libraries()
     model, tokenizer = _load(arguments, overrides)

@@ -7,6 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sft.recipe import Recipe, RunPaths, Stage, load_recipe, resolved_yaml
+from sft.recipe.values import LARGEST_SEED, path_problem
+from sft.utils.errors import shown
 from sft.utils.files import write_text
 
 if TYPE_CHECKING:
@@ -35,6 +37,21 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
+
+
+def seed(text: str) -> int:
+    """An option's seed."""
+    number = int(text)
+    if not 0 <= number <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {LARGEST_SEED}, not {shown(text[:60])}")
+    return number
+
+
+def file_path(text: str) -> str:
+    """An option's file or folder that will be written."""
+    if problem := path_problem(text):
+        raise argparse.ArgumentTypeError(f"the path {problem}")
+    return text
 
 
 # ---- the recipe ----

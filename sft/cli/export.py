@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sft.cli.common import add_recipe_arguments, dry_run, recipe_of
+from sft.cli.common import add_recipe_arguments, dry_run, file_path, recipe_of
 from sft.recipe import RunPaths
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
@@ -16,7 +16,7 @@ TAKES_OVERRIDES = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe's options, where to, and in what type."""
     add_recipe_arguments(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder to write (default: <output_dir>/export)")
+    parser.add_argument("--out", type=file_path, metavar="DIR", help="folder to write (default: <output_dir>/export)")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float32"], help="what weights are stored in (default: model.dtype)"
     )

@@ -10,6 +10,7 @@ from sft.cli.common import (
     add_recipe_arguments,
     console,
     dry_run,
+    file_path,
     positive,
     prepare_with_progress,
     recipe_of,
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=positive, metavar="N", help=text)
     parser.add_argument("--row", type=_number, metavar="N", action="append", help="this row (again: and this one)")
     parser.add_argument("--id", metavar="ROW_ID", help="the rows that hold the document with this id")
-    parser.add_argument("--html", metavar="FILE", help="write a page instead (with several stages: FILE-STAGE)")
+    parser.add_argument(
+        "--html", type=file_path, metavar="FILE", help="write a page instead (with several stages: FILE-STAGE)"
+    )
 
 
 def _number(text: str) -> int:

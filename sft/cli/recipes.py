@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sft.cli.common import file_path
 from sft.utils.errors import UsageError, UserError
 from sft.utils.files import write_text
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`sft recipes`, `sft recipes show NAME`, `sft recipes copy NAME FILE [--force]`."""
     parser.add_argument("action", nargs="?", choices=["list", "show", "copy"], default="list")
     parser.add_argument("name", nargs="?", help="a recipe's name as listed")
-    parser.add_argument("file", nargs="?", help="copy: the file to write")
+    parser.add_argument("file", nargs="?", type=file_path, help="copy: the file to write")
     parser.add_argument("--force", action="store_true", help="copy: overwrite the file")
 
 

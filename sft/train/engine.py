@@ -46,7 +46,8 @@ def fresh_engine() -> Iterator[None]:
     alone = not torch.distributed.is_initialized()
     _forget()
     try:
-        yield
+        with _torch_switches():
+            yield
     finally:
         _forget()
         gc.collect()
@@ -58,6 +59,24 @@ def fresh_engine() -> Iterator[None]:
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
+
+
+@contextmanager
+def _torch_switches() -> Iterator[None]:
+    """Put back, at the end, what a stage's `full_determinism` and `tf32` switch for the whole process."""
+    import torch
+
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    held = {(torch.backends.cudnn, key): getattr(torch.backends.cudnn, key) for key in ("deterministic", "benchmark")}
+    if hasattr(torch.backends, "fp32_precision"):
+        held[torch.backends, "fp32_precision"] = torch.backends.fp32_precision
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        for (owner, key), value in held.items():
+            setattr(owner, key, value)
 
 
 def _forget() -> None:
