@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,6 +232,43 @@ def test_a_fork_of_the_run_dies_of_its_signals():
             os._exit(0)
         _, status = os.waitpid(child, 0)  # bounded: it has raised a signal, or ends
     assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+
+
+GROUP = """
+import os, signal, sys
+from pathlib import Path
+from train_toys import tiny_qwen, toy_rows, train_toy
+from sft.train.callbacks import StopOnSignal
+from sft.train.interrupt import Interrupted
+
+original = StopOnSignal.on_step_end
+
+def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == 3:
+        os.killpg(0, int(sys.argv[2]))
+    return original(self, args, state, control, **kwargs)
+
+StopOnSignal.on_step_end = on_step_end
+train = {"max_steps": 400, "dataloader_num_workers": 2, "per_device_train_batch_size": 1}
+try:
+    train_toy(Path(sys.argv[1]), train, model=tiny_qwen(), prepared=toy_rows(300, packed=False))
+except Interrupted as stopped:
+    print(stopped)
+    sys.exit(stopped.exit_code)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_the_whole_group_is_saved_on(tmp_path, number):
+    """A terminal's Ctrl-C and a scheduler's signals reach the workers of the data loader too."""
+    support = str(Path(__file__).parents[2] / "support")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([support, str(Path(support).parents[1])])}
+    command = [sys.executable, "-c", GROUP, str(tmp_path), str(int(number))]
+    options = {"capture_output": True, "text": True, "start_new_session": True, "timeout": 200}
+    done = subprocess.run(command, env=environment, **options)
+    assert done.returncode == 128 + number, done.stderr[-3000:]
+    assert "everything saved" in done.stdout and "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "stages/one").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 def test_interrupted_exit_codes():
