@@ -264,8 +264,7 @@ def test_a_signal_to_the_whole_group_is_saved_on(tmp_path, number):
     support = str(Path(__file__).parents[2] / "support")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([support, str(Path(support).parents[1])])}
     command = [sys.executable, "-c", GROUP, str(tmp_path), str(int(number))]
-    options = {"capture_output": True, "text": True, "start_new_session": True, "timeout": 200}
-    done = subprocess.run(command, env=environment, **options)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, timeout=200)
     assert done.returncode == 128 + number, done.stderr[-3000:]
     assert "everything saved" in done.stdout and "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "stages/one").glob("checkpoint-*")] == ["checkpoint-3"]
