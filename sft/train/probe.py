@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sft.models.chunked_head import chunk_loss
 from sft.train.collator import COUNT_KEYS, PackedCollator, PaddedCollator
 from sft.train.engine import autocast_dtype
 from sft.utils.errors import UserError
@@ -119,6 +120,16 @@ def packing_probe(model: Any, collator: Collator | None = None, path: TrainedPat
         _training_probe(model, collator, path, *short)
         for documents, changed in longer:
             _training_probe(model, collator, path, documents, changed, both=False)
+
+
+def chunk_own_loss(model: Any, collator: Collator) -> bool:
+    """Spare a model that isn't SambaY the logits of whole rows, where its own loss is plain cross entropy."""
+    generator = torch.Generator().manual_seed(2)
+    documents = [torch.randint(_vocabulary(model), (length,), generator=generator) for length in (17, 24)]
+    inputs = accepted_inputs(model, _batch(model, collator, documents, supervised=[True, True]))
+    with undisturbed(model):
+        model.eval()
+        return chunk_loss(model, inputs)
 
 
 def loss_scaling(model: Any, collator: Collator | None = None, path: TrainedPath = PLAIN) -> LossScaling:

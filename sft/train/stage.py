@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Recipe, Stage
     from sft.train.callbacks import Progress
-    from sft.train.probe import Collator, LossScaling
     from sft.train.trainer import SambayTrainer
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
@@ -158,11 +157,16 @@ def _put_together(
     from transformers import PrinterCallback
 
     from sft.train.callbacks import MetricsFile, Progress, tensorboard_callback
+    from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
     from sft.train.trainer import SambayTrainer
 
     if not args.use_cpu:
         model.to(args.device)
-    collator, scaling = decide(lambda: _probed(model, stage, tokenizer, args))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    path = TrainedPath.of(args, stage.train.max_length)
+    collator = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path))
+    chunk_own_loss(model, collator)
+    scaling = decide(lambda: loss_scaling(model, collator, path))
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), progress]
     if args.should_save:
@@ -183,18 +187,6 @@ def _put_together(
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
     return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args))
-
-
-def _probed(
-    model: Any, stage: Stage, tokenizer: PreTrainedTokenizerBase, args: SFTConfig
-) -> tuple[Collator, LossScaling]:
-    """The collator that keeps documents apart in `model`, as it will be trained, and how its loss is scaled."""
-    from sft.train.probe import TrainedPath, choose_collator, loss_scaling
-
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    path = TrainedPath.of(args, stage.train.max_length)
-    collator = choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path)
-    return collator, loss_scaling(model, collator, path)
 
 
 def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:

@@ -17,6 +17,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
+from sft.models.chunked_head import unchunk_loss
 from sft.train.agree import over_processes
 from sft.train.audit import GradientAudit
 from sft.train.checkpoints import newest_whole, rotate, write_marker
@@ -83,7 +84,8 @@ class SambayTrainer(SFTTrainer):
         self._per_token: int | None = None
 
     def restore_config(self) -> None:
-        """Undo what training changes in the model's configuration, before the model is handed on."""
+        """Undo what training changes in the model's configuration and forward, before the model is handed on."""
+        unchunk_loss(self.model)
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if self._config_use_cache is not None:
             base.config.use_cache = self._config_use_cache

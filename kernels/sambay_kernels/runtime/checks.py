@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .packing import MAX_ELEMENTS
+
+MOST = 3.4e38  # of a number that enters arithmetic in float32
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -20,6 +24,12 @@ def check_tensor(op: str, name: str, value: Tensor, shape: tuple[int, ...], devi
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
     if value.device != device:
         raise ValueError(f"{op}: {name} is on {value.device} but the first argument is on {device}")
+    _check_dense(op, name, value)
+
+
+def _check_dense(op: str, name: str, value: Tensor) -> None:
+    if value.layout != torch.strided:
+        raise ValueError(f"{op}: {name} must be dense, got {value.layout}: pass {name}.to_dense()")
 
 
 def check_optional(op: str, name: str, value: Tensor | None, shape: tuple[int, ...], device: torch.device) -> None:
@@ -36,11 +46,35 @@ def check_leading(op: str, name: str, value: Tensor, dim: int) -> None:
         raise ValueError(f"{op}: {name} must have {dim} dimensions, got shape {tuple(value.shape)}")
     if value.dtype not in FLOAT_TYPES:
         raise ValueError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    _check_dense(op, name, value)
     if value.numel() > MAX_ELEMENTS:
         raise ValueError(
             f"{op}: {name} has {value.numel()} elements, more than 2**31 - 1: "
             "split the row at a document border and call the op once for each part"
         )
+
+
+def check_whole(op: str, name: str, value: Any, *, least: int = -(2**63)) -> None:
+    """Check a whole number that torch's ops can take: `least` to 2**63 - 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be a whole number, got {value!r}")
+    if not least <= value < 2**63:
+        raise ValueError(f"{op}: {name} must be at least {least} and below 2**63, got {value}")
+
+
+def check_real(op: str, name: str, value: Any, *, least: float = -MOST, most: float = MOST) -> None:
+    """Check a finite number within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}")
+    if not least <= value <= most:  # NaN is neither
+        bounds = "be finite" if (least, most) == (-MOST, MOST) else f"lie in [{least:g}, {most:g}]"
+        raise ValueError(f"{op}: {name} must {bounds}, got {value}")
+
+
+def check_flag(op: str, name: str, value: Any) -> None:
+    """Check that it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
 
 
 def check_slots(
@@ -59,6 +93,8 @@ def check_slots(
     if slots is None:
         if state.shape[0] != count:
             raise ValueError(f"{name}: state has {state.shape[0]} slots for {count} sequences: pass slots too")
+    elif not isinstance(slots, Tensor):
+        raise TypeError(f"{name}: slots must be a tensor or None, got {type(slots)}")
     elif slots.shape != (count,) or slots.dtype != torch.int64 or slots.device != device:
         raise ValueError(
             f"{name}: slots must be int64 of shape {(count,)} on {device}, "

@@ -135,7 +135,7 @@ def choose(op_name: str, device: str, dtype: torch.dtype) -> Choice:
     Raises:
         BackendError: the op or the request is unknown, or the requested backend can't run here.
     """
-    if op_name not in _registry:
+    if not isinstance(op_name, str) or op_name not in _registry:
         raise BackendError(f"unknown op {op_name!r}, choose from {', '.join(ops())}")
     wish = requested()
     wished = [backend for backend in _registry[op_name] if backend.name == wish]

@@ -29,8 +29,8 @@ def problem() -> str | None:
         import triton
     except ImportError:
         return "triton is not installed (torch for CUDA brings it on Linux: pip install triton)"
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 4):
-        return f"triton {triton.__version__} is too old: pip install -U 'triton>=3.4' (torch 2.11 and later bring it)"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
+        return f"triton {triton.__version__} is too old: pip install -U 'triton>=3.6' (torch 2.11 and later bring it)"
     return None
 
 

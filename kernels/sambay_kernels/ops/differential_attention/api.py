@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...runtime.autocast import recorded_in_own_types
+from ...runtime.checks import check_whole
 from ...runtime.dispatch import backend_for
 from ...runtime.packing import check_cu_seqlens_form
-from .checks import check_heads, check_scalars
+from .checks import check_heads, check_rest, scale_of
 from .inputs import DiffInputs
-from .op import COMBINE, OP, differential_combine_fwd, differential_maps_fwd, flash_attention_fwd
+from .op import COMBINE, OP, check_values, differential_combine_fwd, differential_maps_fwd, flash_attention_fwd
 from .reference import differential_attention_reference
 from .torch import diff_combine, diff_lengths, diff_maps_varlen, diff_takes_flash
 
@@ -49,8 +50,8 @@ def differential_attention(
         eps: of the RMSNorm.
         max_length_q, max_length_k: longest document or more, read on CUDA only; left out there, the host has to wait.
 
-    Softmax sums and everything after the maps are float32, or float64 when q is float64. Memory is linear in Tq and Tk.
-    Same input, same bits, in the gradients too.
+    Softmax sums and all after the maps are float32, or float64 when q is float64. Same input, same bits, in gradients
+    too. Memory is linear in Tq and Tk.
 
     Returns:
         (Tq, Hq*d) in q's type, differentiable once.
@@ -61,9 +62,10 @@ def differential_attention(
         TypeError: an argument is not a tensor.
     """
     inputs = _inputs(q, k, v, cu_seqlens_q, cu_seqlens_k, window, scale)
-    check_scalars(q, lambda_full, subln_weight)
-    backend, rest = backend_for(OP, q), (lambda_full, subln_weight, lambda_init, eps)
+    check_rest(q, lambda_full, subln_weight, lambda_init, eps)
+    backend, rest = backend_for(OP, q), (lambda_full, subln_weight, float(lambda_init), float(eps))
     if backend == "reference":
+        check_values(inputs)
         return recorded_in_own_types(
             lambda *args: differential_attention_reference(DiffInputs(*args[:7]), *args[7:]), *inputs, *rest
         )
@@ -72,8 +74,7 @@ def differential_attention(
         maps = diff_maps_varlen(inputs, lengths, lambda *args: flash_attention_fwd(*args)[0])
     else:
         maps, _ = differential_maps_fwd(*inputs, backend)
-    combine = differential_combine_fwd if backend_for(COMBINE, maps) == "triton" else diff_combine
-    return combine(maps, *rest)
+    return (differential_combine_fwd if backend_for(COMBINE, maps) == "triton" else diff_combine)(maps, *rest)
 
 
 def _inputs(
@@ -87,8 +88,10 @@ def _inputs(
 ) -> DiffInputs:
     """What the maps are made of, checked, with the defaults filled in."""
     check_heads(q, k, v, 3)
-    if window is not None and window < 1:
-        raise ValueError(f"{OP}: window must be at least 1 (the query itself) or None, got {window}")
+    if window is not None:
+        check_whole(OP, "window", window, least=1)  # the query itself
+    if cu_seqlens_q is None:
+        raise TypeError(f"{OP}: cu_seqlens_q must be an int32 tensor of shape (documents + 1,)")
     check_cu_seqlens_form(cu_seqlens_q, q.device, name="cu_seqlens_q")
     check_cu_seqlens_form(cu_seqlens_k, q.device, name="cu_seqlens_k")
     if cu_seqlens_k is None:
@@ -100,5 +103,4 @@ def _inputs(
             f"{OP}: cu_seqlens_q and cu_seqlens_k must name as many documents, got shapes "
             f"{tuple(cu_seqlens_q.shape)} and {tuple(cu_seqlens_k.shape)}"
         )
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return DiffInputs(q, k, v, cu_seqlens_q, cu_seqlens_k, window or 0, scale)
+    return DiffInputs(q, k, v, cu_seqlens_q, cu_seqlens_k, window or 0, scale_of(q, scale))

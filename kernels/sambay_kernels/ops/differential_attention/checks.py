@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...runtime.checks import check_leading, check_tensor
+from ...runtime.checks import check_leading, check_real, check_tensor
 from .op import OP
 
 
@@ -28,7 +28,17 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, key_dim: int) -> None:
         )
 
 
-def check_scalars(q: Tensor, lambda_full: Tensor, subln_weight: Tensor) -> None:
+def scale_of(q: Tensor, scale: float | None) -> float:
+    """The scores' scale, checked; 1/sqrt(d) for None."""
+    if scale is None:
+        return q.shape[-1] ** -0.5
+    check_real(OP, "scale", scale)
+    return float(scale)
+
+
+def check_rest(q: Tensor, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float) -> None:
     """Check what follows the maps."""
     check_tensor(OP, "lambda_full", lambda_full, (), q.device)
     check_tensor(OP, "subln_weight", subln_weight, (2 * q.shape[-1],), q.device)
+    check_real(OP, "lambda_init", lambda_init)
+    check_real(OP, "eps", eps, least=0.0)

@@ -43,8 +43,8 @@ TENSORS = "Tensor q, Tensor k, Tensor v"
 PLAN = "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt window, float scale, str backend"
 
 
-def _check_values(inputs: DiffInputs) -> None:
-    """What needs values can't be checked while a graph is traced."""
+def check_values(inputs: DiffInputs) -> None:
+    """Check the documents' borders, whose values aren't known while a graph is traced."""
     check_cu_seqlens_values(inputs.cu_seqlens_q, inputs.q.shape[0], name="cu_seqlens_q")
     check_cu_seqlens_values(inputs.cu_seqlens_k, inputs.k.shape[0], name="cu_seqlens_k")
     lengths = zip(inputs.cu_seqlens_q.diff().tolist(), inputs.cu_seqlens_k.diff().tolist(), strict=True)
@@ -64,7 +64,7 @@ def differential_maps_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     inputs, backend = DiffInputs(*args[:7]), args[7]
     if backend == "triton":
         return diff_maps_triton(inputs)
-    _check_values(inputs)
+    check_values(inputs)
     return diff_maps(inputs)
 
 

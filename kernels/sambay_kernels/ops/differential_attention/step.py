@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_heads, check_scalars
+from .checks import check_heads, check_rest, scale_of
 from .op import OP
 from .torch import differential_attention_step_torch
 
@@ -39,12 +39,15 @@ def differential_attention_step(
         TypeError: an argument is not a tensor.
     """
     check_heads(q, k, v, 4)
-    check_scalars(q, lambda_full, subln_weight)
+    check_rest(q, lambda_full, subln_weight, lambda_init, eps)
+    if key_mask is not None and not isinstance(key_mask, Tensor):
+        raise TypeError(f"{OP}_step: key_mask must be a tensor or None, got {type(key_mask)}")
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (k.shape[0], k.shape[2])):
         raise ValueError(
             f"{OP}_step: key_mask must be bool of shape {(k.shape[0], k.shape[2])}, "
             f"got {key_mask.dtype} of shape {tuple(key_mask.shape)}"
         )
     return differential_attention_step_torch(
-        q, k, v, lambda_full, subln_weight, lambda_init=lambda_init, key_mask=key_mask, scale=scale, eps=eps
-    )
+        q, k, v, lambda_full, subln_weight, lambda_init=float(lambda_init), key_mask=key_mask,
+        scale=scale_of(q, scale), eps=float(eps),
+    )  # fmt: skip

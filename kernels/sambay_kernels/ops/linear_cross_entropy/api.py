@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ...runtime.autocast import recorded_in_own_types
-from ...runtime.checks import check_leading, check_tensor, needs_grad
+from ...runtime.checks import check_leading, check_real, check_tensor, check_whole, needs_grad
 from ...runtime.dispatch import backend_for
 from .inputs import LceInputs
 from .op import OP, linear_cross_entropy_fwd, linear_cross_entropy_sum
 from .reference import linear_cross_entropy_reference
-from .torch import lce_by_tokens
+from .torch import lce_by_tokens, lce_supervised
 
 LABEL_TYPES = (torch.int64, torch.int32)
 
@@ -54,10 +54,12 @@ def linear_cross_entropy(
         ValueError: shapes, types, devices, a label outside the vocabulary, an option out of its range.
         TypeError: an argument is not a tensor.
     """
-    inputs = LceInputs(hidden, weight, labels, ignore_index, float(label_smoothing), float(z_loss), chunk_size)
+    inputs = LceInputs(hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size)
     _check(inputs, reduction)
+    inputs = inputs._replace(label_smoothing=float(label_smoothing), z_loss=float(z_loss))
     backend = backend_for(OP, hidden)
     if backend == "reference":
+        lce_supervised(labels, ignore_index, weight.shape[0])  # checks the labels' values
         return recorded_in_own_types(lambda *args: linear_cross_entropy_reference(LceInputs(*args), reduction), *inputs)
     if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
         inputs = inputs._replace(hidden=hidden.bfloat16(), weight=weight.bfloat16())
@@ -73,14 +75,12 @@ def _check(inputs: LceInputs, reduction: str) -> None:
     check_leading(OP, "weight", weight, 2)
     check_tensor(OP, "weight", weight, (weight.shape[0], hidden.shape[1]), hidden.device)
     _check_labels(hidden, inputs.labels)
-    if not 0.0 <= inputs.label_smoothing <= 1.0:
-        raise ValueError(f"{OP}: label_smoothing must lie in [0, 1], got {inputs.label_smoothing}")
-    if inputs.z_loss < 0.0:
-        raise ValueError(f"{OP}: z_loss must not be negative, got {inputs.z_loss}")
+    check_whole(OP, "ignore_index", inputs.ignore_index)
+    check_whole(OP, "chunk_size", inputs.chunk_size, least=1)
+    check_real(OP, "label_smoothing", inputs.label_smoothing, least=0.0, most=1.0)
+    check_real(OP, "z_loss", inputs.z_loss, least=0.0)
     if reduction not in ("sum", "none"):
         raise ValueError(f"{OP}: reduction must be 'sum' or 'none', got {reduction!r}")
-    if inputs.chunk_size < 1:
-        raise ValueError(f"{OP}: chunk_size must be at least 1, got {inputs.chunk_size}")
 
 
 def _check_labels(hidden: Tensor, labels: Tensor) -> None:

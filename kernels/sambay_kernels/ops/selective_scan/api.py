@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...runtime.autocast import recorded_in_own_types
-from ...runtime.checks import check_leading, check_optional, check_tensor, needs_grad
+from ...runtime.checks import check_flag, check_leading, check_optional, check_tensor, needs_grad
 from ...runtime.dispatch import backend_for
 from ...runtime.packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
 from .inputs import ScanInputs
@@ -71,6 +71,7 @@ def _check(inputs: ScanInputs) -> None:
     (total, channels), device = inputs.u.shape, inputs.u.device
     check_leading(OP, "A", inputs.A, 2)
     states = inputs.A.shape[1]
+    check_flag(OP, "delta_softplus", inputs.delta_softplus)
     check_cu_seqlens_form(inputs.cu_seqlens, device)
     check_tensor(OP, "delta", inputs.delta, (total, channels), device)
     check_tensor(OP, "A", inputs.A, (channels, states), device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...native.cpp_build import problem
-from ...runtime.checks import check_leading, check_optional, check_slots, check_tensor, compute_dtype
+from ...runtime.checks import check_flag, check_leading, check_optional, check_slots, check_tensor, compute_dtype
 from ...runtime.dispatch import backend_for, register
 from ...runtime.segments import power_of_two
 from ...triton.launch import DEVICES as TRITON_DEVICES
@@ -67,6 +67,7 @@ def selective_scan_step(
         ("delta_bias", delta_bias, (channels,)),
     ):
         check_optional(OP, key, value, shape, device)
+    check_flag(OP, "delta_softplus", delta_softplus)
     check_slots(OP, state, slots, count, (channels, states), device)
     if state.dtype != compute_dtype(u):
         raise ValueError(f"{OP}: state must be {compute_dtype(u)}, got {state.dtype}")
