@@ -95,6 +95,8 @@ def _set(document: Document, path: Path, override: Override) -> None:
             where = ".".join(map(str, path[: depth + 1]))
             raise UsageError(f"--{override.key}: {where} is {child!r}, which has no keys")
         target = child
+    if path[-1] == "recipe" and override.needs_stages and isinstance(target, dict) and "sources" in target:
+        raise UsageError(f"--{override.key}: has no effect, the sources here are filled in already; change the file")
     target[path[-1]] = override.value
     for known in [known for known in document.origins if known[: len(path)] == path]:
         del document.origins[known]

@@ -35,7 +35,11 @@ class ModelSection(Section):
         default=None,
         description="Tokenizer folder or Hub id (default: the checkpoint's own); `tiny` is the built-in one.",
     )
-    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="What the weights are held in.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16",
+        description="What exported weights are stored in, and weights that aren't trained are held in (LoRA, on a GPU "
+        "evaluation too). Trained ones are held in float32; `train.bf16` says what is computed in.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run the checkpoint's own code. Never needed for SambaY."
     )

@@ -391,3 +391,15 @@ def test_a_data_recipe_that_includes_itself_is_refused(tmp_path: Path, monkeypat
     )
     with pytest.raises(UsageError, match=r"includes itself: loop.yaml -> loop.yaml"):
         load_recipe("r.yaml")
+
+
+def test_another_data_recipe_for_a_filled_source_is_refused_and_for_a_stage_taken(in_tmp: Path) -> None:
+    for name in ("one", "two"):
+        Path(f"{name}.yaml").write_text(f"sources: [{{path: {name}.jsonl}}]\n")
+    Path("outer.yaml").write_text("sources: [{recipe: one.yaml}]\n")
+    text = "name: r\noutput_dir: out\nmodel: {tokenizer: tiny, config: {}}\nstages:\n  - name: a\n    data: {recipe: outer.yaml}\n"
+    Path("r.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"--stages\.a\.data\.sources\.0\.recipe: has no effect"):
+        load_recipe("r.yaml", ["--stages.a.data.sources.0.recipe", "two.yaml"])
+    recipe = load_recipe("r.yaml", ["--stages.a.data.recipe", "two.yaml"])
+    assert recipe.stages[0].data.sources[0].path == "two.jsonl"
