@@ -70,6 +70,26 @@ def test_resumed_is_straight_bit_for_bit(tmp_path, monkeypatch, case):
     assert resumed["counters"]["tokens"] == straight["counters"]["tokens"]
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, monkeypatch, capsys, file):
+    """One bit of it is enough, and an empty or foreign trainer_state.json; what is made is the same."""
+    train = {"max_steps": 6, "save_steps": 2}
+    _, layout = train_toy(tmp_path / "straight", train)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 4)
+        with pytest.raises(Interrupted):
+            train_toy(tmp_path / "damaged", train)
+    damaged = tmp_path / "damaged/stages/one/checkpoint-4" / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(b"[]" if file == "trainer_state.json" else content)
+    _, again = train_toy(tmp_path / "damaged", train)
+    assert "checkpoint-4 is damaged, going on from checkpoint-2\n" in capsys.readouterr().err
+    assert compared(again.metrics("one")) == compared(layout.metrics("one"))
+    weights, expected = saved_weights(again.final_dir("one")), saved_weights(layout.final_dir("one"))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
 def test_killed_between_the_last_step_and_the_hand_over(tmp_path, monkeypatch):
     """No step too many is trained."""
     train = {"max_steps": 5, "save_steps": 5}
