@@ -28,7 +28,7 @@ TESTS = ("tests/unit/models", "tests/unit/generate", "tests/unit/train", "tests/
 TESTS += ("tests/unit/hub/test_export.py", "tests/unit/hub/test_round_trip.py")
 SHOWN = ("torch", "triton", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface-hub", "deepspeed")
 TOOLS = ("pytest", "hypothesis")
-INSTALL_MINUTES, TEST_MINUTES = 20, 40
+INSTALL_MINUTES, TEST_MINUTES = 30, 60
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # transformers 5.24 renamed the outputs' field; the old name would be announced as deprecated at every call.
 CACHE_FIELD = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -52,10 +55,18 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None, config: Any) -
     layers: list[Any] = given.layers
     scans = range(0, config.memory_layer + 1, 2)
     if len(layers) != config.num_hidden_layers or not all(hasattr(layers[i], "recurrent_states") for i in scans):
-        raise ValueError(f"this DynamicCache wasn't made for SambaY, it has no room for Mamba's states; {advice}")
+        raise ValueError(
+            "this DynamicCache wasn't made for SambaY: it has no room for Mamba's states (so is that of peft's prefix "
+            f"tuning); {advice}"
+        )
     if given.get_seq_length() and any(layers[i].recurrent_states[0] is None for i in scans):
         raise ValueError("this cache holds keys and values but no Mamba states: a prefix of keys can't be prepended")
     return given
+
+
+def tell_no_cache() -> None:
+    """Say, once, that a cache which was asked for isn't made."""
+    logger.warning_once("use_cache=True: there is no cache while training with gradient checkpointing")
 
 
 def check_second_borders(cu_seq_lens_q: Tensor | None, cu_seq_lens_k: Tensor | None) -> None:
@@ -68,7 +79,8 @@ def check_second_borders(cu_seq_lens_q: Tensor | None, cu_seq_lens_k: Tensor | N
         return
     if cu_seq_lens_q is None or cu_seq_lens_q.shape != cu_seq_lens_k.shape:
         raise ValueError("cu_seq_lens_k needs cu_seq_lens_q, equal to it: queries and keys are the same tokens")
-    require(torch.eq(cu_seq_lens_q, cu_seq_lens_k).all(), "cu_seq_lens_q and cu_seq_lens_k must be equal")
+    same = cu_seq_lens_q == cu_seq_lens_k.to(cu_seq_lens_q.device)
+    require(same.all(), "cu_seq_lens_q and cu_seq_lens_k must be equal")
 
 
 def require(condition: Tensor, message: str) -> None:

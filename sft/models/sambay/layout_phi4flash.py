@@ -195,7 +195,8 @@ def make_layout(
     if told.cu_seq_lens_q is not None:
         if key_mask is not None or past_length:
             raise ValueError("packed documents (cu_seq_lens) can't come with padding or a cache that holds tokens")
-        return _packed(Layout(batch_shape, _check_cu_seqlens(told.cu_seq_lens_q, rows * width)), told.longest)
+        boundaries = _check_cu_seqlens(told.cu_seq_lens_q, rows * width, told.longest)
+        return _packed(Layout(batch_shape, boundaries.to(device, non_blocking=True)), told.longest)
     if key_mask is None:
         boundaries = torch.arange(0, rows * width + 1, max(width, 1), dtype=torch.int32, device=device)
     else:
@@ -208,17 +209,16 @@ def make_layout(
         return layout
     if past_length:
         raise ValueError("seq_idx or position_ids begin a document behind a cache that holds tokens: run it on its own")
-    boundaries = torch.cat([boundaries, starts]).sort().values.to(torch.int32)
+    boundaries = torch.cat([boundaries, starts]).sort().values
+    tokens = rows * width if index is None else index.shape[0]
+    boundaries = _check_cu_seqlens(boundaries, tokens, told.longest)
     return _packed(replace(layout, cu_seqlens=boundaries), told.longest)
 
 
 def _packed(layout: Layout, longest: int | None) -> Layout:
-    """A packed layout whose documents are no longer than the bound, if one is told; else the longest is counted."""
-    lengths = layout.cu_seqlens.diff()
+    """A packed layout. What isn't told of its longest document is counted, for which the host waits for a device."""
     if longest is None:
-        longest = int(lengths.max()) if lengths.numel() else 0
-    else:
-        require((lengths <= longest).all(), f"a packed document is longer than max_length_q ({longest})")
+        longest = int(layout.cu_seqlens.diff().max()) if layout.cu_seqlens.numel() > 1 else 0
     return replace(layout, longest=longest, packed=True)
 
 
@@ -262,11 +262,18 @@ def _inner_starts(layout: Layout, seq_idx: Tensor | None, position_ids: Tensor |
     return (breaks & ((place // width).diff() == 0)).nonzero().squeeze(1) + 1
 
 
-def _check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """int32 boundaries. Raises ValueError when they don't go from 0 to `tokens` without falling."""
+def _check_cu_seqlens(cu_seqlens: Tensor, tokens: int, longest: int | None) -> Tensor:
+    """int32 boundaries, on the device they are given on: on the host they are checked without waiting for another.
+
+    Raises:
+        ValueError: when they don't go from 0 to `tokens` without falling, or a document is longer than `longest`.
+    """
     boundaries = cu_seqlens.reshape(-1).to(torch.int32)
     if boundaries.numel() == 0:
         raise ValueError("cu_seq_lens is empty: it must go from 0 to the number of tokens")
-    whole = (boundaries[0] == 0) & (boundaries[-1] == tokens) & (boundaries.diff() >= 0).all()
+    lengths = boundaries.diff()
+    whole = (boundaries[0] == 0) & (boundaries[-1] == tokens) & (lengths >= 0).all()
     require(whole, f"cu_seq_lens must go from 0 to the number of tokens ({tokens}) and never fall")
+    if longest is not None:
+        require((lengths <= longest).all(), f"a packed document is longer than max_length_q ({longest})")
     return boundaries

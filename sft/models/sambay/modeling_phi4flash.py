@@ -36,6 +36,7 @@ from .contract_phi4flash import (
     one_cache,
     refuse_per_row_adapters,
     refuse_unknown,
+    tell_no_cache,
 )
 from .layout_phi4flash import Documents, Layout, make_layout, next_token_targets
 from .ops_phi4flash import (
@@ -502,8 +503,10 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         if use_cache and layout.packed:
             raise ValueError("use_cache: packed documents have no cache, its rows hold one document each")
         wanted = self.config.use_cache and not self.training and not layout.packed if use_cache is None else use_cache
-        checkpointing = self.gradient_checkpointing and self.training
-        return DynamicCache(config=self.config) if wanted and not checkpointing else None
+        if wanted and self.gradient_checkpointing and self.training:
+            tell_no_cache()
+            return None
+        return DynamicCache(config=self.config) if wanted else None
 
     def _run(
         self, hidden: Tensor, layout: Layout, past_key_values: Cache | None, output_hidden_states: bool

@@ -143,6 +143,15 @@ def test_cache_position_says_what_is_done_or_is_refused(model: Any) -> None:
         model(input_ids=IDS, cache_position=torch.arange(30) + 4)
 
 
+def test_a_cache_that_checkpointing_forbids_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model().train()
+    model.gradient_checkpointing_enable()
+    contract.logger.warning_once.cache_clear()
+    assert getattr(model(input_ids=IDS), contract.CACHE_FIELD) is None and "use_cache" not in caplog.text
+    assert getattr(model(input_ids=IDS, use_cache=True), contract.CACHE_FIELD) is None
+    assert "use_cache=True: there is no cache while training with gradient checkpointing" in caplog.text
+
+
 def test_a_cache_and_packed_documents_are_refused(model: Any) -> None:
     ids, borders = IDS.reshape(1, 60), torch.tensor([0, 30, 60], dtype=torch.int32)
     for told in ({"cu_seq_lens_q": borders}, {"position_ids": torch.arange(60)[None] % 30}):
