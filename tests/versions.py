@@ -24,13 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
-TESTS = (
-    "tests/unit/models",
-    "tests/unit/generate",
-    "tests/unit/train",
-    "tests/unit/hub/test_export.py",
-    "tests/kernels",
-)
+TESTS = ("tests/unit/models", "tests/unit/generate", "tests/unit/train", "tests/kernels")
+TESTS += ("tests/unit/hub/test_export.py", "tests/unit/hub/test_round_trip.py")
 SHOWN = ("torch", "triton", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface-hub", "deepspeed")
 TOOLS = ("pytest", "hypothesis")
 INSTALL_MINUTES, TEST_MINUTES = 20, 40
@@ -107,7 +102,7 @@ def build(environment: Environment, python: str, *, fresh: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([python, "-m", "venv", str(folder)], check=True, timeout=120)
     pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for packages in ([*environment.requirements, *TOOLS], ["--no-deps", "-e", str(ROOT)]):
+    for packages in ([*environment.requirements, *TOOLS], ["-e", str(ROOT)]):
         subprocess.run([*pip, *packages], check=True, timeout=60 * INSTALL_MINUTES, cwd=folder)
     stamp.write_text(environment.stamp)
 

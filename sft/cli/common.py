@@ -67,9 +67,10 @@ def recipe_of(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
 
 
 def dry_run(recipe: Recipe) -> int:
-    """Write the resolved recipe beside the run's own, which tells of what ran, and say where."""
-    path = RunPaths(recipe).dry_run
-    write_text(path, resolved_yaml(recipe))
+    """Write the resolved recipe and say where: in the record's place while there is none, else beside it."""
+    paths, text = RunPaths(recipe), resolved_yaml(recipe)
+    path = paths.dry_run if paths.manifest.exists() or paths.resolved.exists() else paths.resolved
+    write_text(path, text)
     print(path)
     return 0
 

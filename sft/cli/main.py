@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 from sft.train.interrupt import stop_signals
 from sft.utils.distributed import rank
-from sft.utils.errors import UsageError, UserError, disk_full, shown
+from sft.utils.errors import UsageError, UserError, causes, disk_full, shown
 
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {
@@ -130,7 +130,8 @@ def _status(error: BaseException) -> int:
         _say(INTERRUPTED)
         return int(getattr(error, "exit_code", 130))
     if disk_full(error):
-        place = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        files = [seen.filename for seen in causes(error) if isinstance(seen, OSError) and seen.filename]
+        place = f" while writing {files[0]}" if files else ""
         _say(f"the disk is full{place}; make room and give the same command again")
         return 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

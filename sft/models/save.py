@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,78 +64,75 @@ def save_model(
     if any(name in tensors for name in tied):
         # Trained apart (modules_to_save): loading must not tie them again.
         _change_config(folder, tie_word_embeddings=False)
-    stored = _StoredTypes(base, dtype)
-    _write_shards(folder, _file_layout(base, tensors, stored), stored, max_shard_size, count)
+    stored = {name: _stored(base, name, tensor, dtype) for name, tensor in tensors.items()}
+    _write_shards(folder, _published(base, stored), max_shard_size, count)
     return count
-
-
-class _StoredTypes:
-    """What each tensor is stored in."""
-
-    def __init__(self, base: Any, dtype: str | None) -> None:
-        self._wide = tuple(getattr(base, "_keep_in_fp32_modules_strict", None) or ())
-        self._dtype = None if dtype is None else getattr(torch, dtype)
-
-    def __call__(self, name: str, held: torch.dtype) -> torch.dtype:
-        if self._dtype is None or not held.is_floating_point:
-            return held
-        return torch.float32 if any(part in self._wide for part in name.split(".")) else self._dtype
 
 
 def _held(tensor: Tensor) -> FinalTensor:
     return FinalTensor(tensor.shape, tensor.dtype, True, lambda: tensor.detach().cpu())
 
 
-def _file_layout(base: Any, tensors: dict[str, FinalTensor], stored: _StoredTypes) -> dict[str, FinalTensor]:
+def _stored(base: Any, name: str, tensor: FinalTensor, dtype: str | None) -> FinalTensor:
+    """The tensor in the type that it is stored in."""
+    wide, target = getattr(base, "_keep_in_fp32_modules_strict", None) or (), tensor.dtype
+    if dtype is not None and target.is_floating_point:
+        target = torch.float32 if any(part in wide for part in name.split(".")) else getattr(torch, dtype)
+    return replace(tensor, dtype=target, read=lambda: tensor.read().to(target))
+
+
+def _published(base: Any, tensors: dict[str, FinalTensor]) -> dict[str, FinalTensor]:
     """The tensors by the names of the published file. Where transformers fuses or splits some while loading, all have
     to be in memory to undo that."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    shapes = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
-    published = revert_weight_conversion(base, dict(shapes))
-    if {name: t.shape for name, t in published.items()} == {name: t.shape for name, t in shapes.items()}:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    published = revert_weight_conversion(base, _without_data(tensors))
+    if {name: tensor.shape for name, tensor in published.items()} == shapes:
         return tensors
-    whole = {name: t.read().to(stored(name, t.dtype)) for name, t in tensors.items()}
-    return {name: _held(t) for name, t in revert_weight_conversion(base, whole).items()}
+    whole = revert_weight_conversion(base, {name: tensor.read() for name, tensor in tensors.items()})
+    return {name: _held(tensor) for name, tensor in whole.items()}
 
 
-def _write_shards(
-    folder: Path, tensors: dict[str, FinalTensor], stored: _StoredTypes, max_shard_size: str, count: int
-) -> None:
+def _without_data(tensors: Mapping[str, FinalTensor]) -> dict[str, Tensor]:
+    return {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+
+
+def _write_shards(folder: Path, tensors: dict[str, FinalTensor], max_shard_size: str, count: int) -> None:
     """The weight files and, where there are several, their index."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    types = {name: stored(name, tensor.dtype) for name, tensor in tensors.items()}
-    shapes = {name: torch.empty(t.shape, dtype=types[name], device="meta") for name, t in tensors.items()}
-    split = split_torch_state_dict_into_shards(shapes, filename_pattern=WEIGHTS, max_shard_size=max_shard_size)
+    split = split_torch_state_dict_into_shards(
+        _without_data(tensors), filename_pattern=WEIGHTS, max_shard_size=max_shard_size
+    )
     for file, names in split.filename_to_tensors.items():
-        write_safetensors(folder / file, {name: tensors[name] for name in names}, types)
+        write_safetensors(folder / file, {name: tensors[name] for name in names})
     if split.is_sharded:
         metadata = {"total_parameters": count, **split.metadata}
         write_json(folder / INDEX, {"metadata": metadata, "weight_map": split.tensor_to_filename})
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, FinalTensor], types: Mapping[str, torch.dtype]) -> None:
-    """One safetensors file, a tensor at a time; `types`: what each is stored in.
+def write_safetensors(path: Path, tensors: Mapping[str, FinalTensor]) -> None:
+    """One safetensors file, a tensor at a time.
 
     The format (header's length, header, the tensors' bytes) is that of github.com/huggingface/safetensors. Wide types
     come first, so that every tensor is aligned.
     """
-    order = sorted(tensors, key=lambda name: (-types[name].itemsize, name))
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
-        begin, end = end, end + tensors[name].shape.numel() * types[name].itemsize
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": _NAMES[types[name]], "shape": shape, "data_offsets": [begin, end]}
+        shape, dtype = tensors[name].shape, tensors[name].dtype
+        begin, end = end, end + shape.numel() * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor = tensors[name].read().to(types[name]).contiguous()
-            if tensor.shape != tensors[name].shape:
-                raise ValueError(f"{name} has the shape {list(tensor.shape)}, not {list(tensors[name].shape)}")
+            tensor = tensors[name].read().contiguous()
+            if (tensor.shape, tensor.dtype) != (tensors[name].shape, tensors[name].dtype):
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not what the header says")
             handle.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 

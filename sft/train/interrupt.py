@@ -96,7 +96,8 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            _die(signum)  # a fork of the run, which has nothing to save
+            # A fork of the run, which has nothing to save.
+            signal.default_int_handler(signum, frame) if signum == signal.SIGINT else _die(signum)
         if self.received is not None:
             if LAUNCHED in os.environ and time.monotonic() - self._since < ECHO:
                 return
@@ -108,6 +109,12 @@ class StopSignals:
         # os.write: a handler may run in the middle of a print.
         text = f"\n{name}: saving, then stopping; a second signal stops at once.\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+
+
+def leave_signals_to_the_run() -> None:
+    """For a process that the run needs to save (a loader's worker): a signal to the whole group doesn't end it."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _die(signum: int) -> None:

@@ -24,6 +24,7 @@ from sft.train.checkpoints import newest_whole, rotate, write_marker
 from sft.train.collator import IGNORE
 from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
+from sft.train.interrupt import leave_signals_to_the_run
 from sft.train.neftune import document_noise
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
@@ -117,6 +118,15 @@ class SambayTrainer(SFTTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._order = EpochOrder(len(dataset), seed=seed, lengths=lengths, group=group)
         return self._order
+
+    def get_train_dataloader(self) -> Any:
+        """The parent's, with workers that outlive a signal to all processes of a job: the step has to be finished."""
+        loader: Any = super().get_train_dataloader()
+        if self.args.dataloader_num_workers:
+            # accelerate's loader wraps the one that starts them.
+            inner = getattr(loader, "base_dataloader", loader)
+            inner.worker_init_fn = functools.partial(_start_loader_worker, inner.worker_init_fn)
+        return loader
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """One epoch, in that epoch's order."""
@@ -310,6 +320,12 @@ class SambayTrainer(SFTTrainer):
             rotate(folder.parent, limit)
         # Saving isn't training time.
         self._clock = time.perf_counter()
+
+
+def _start_loader_worker(seed: Any, number: int) -> None:
+    leave_signals_to_the_run()
+    if seed is not None:
+        seed(number)
 
 
 def takes_decay(name: str, parameter: nn.Parameter) -> bool:

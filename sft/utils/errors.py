@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -30,16 +31,21 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and the ones that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def disk_full(error: BaseException | None, folder: str | os.PathLike[str] | None = None) -> bool:
     """Whether an error is, or came from, a full disk. Libraries hide the errno: then their words are read, and the disk
     of `folder` is asked, where one is named."""
-    seen = error
-    while seen is not None:
+    for seen in causes(error):
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         if "No space left" in str(seen):
             return True
-        seen = seen.__cause__ or seen.__context__
     knows = isinstance(error, OSError) and error.errno is not None
     return folder is not None and not knows and shutil.disk_usage(folder).free < FULL
 

@@ -74,6 +74,7 @@ def test_processes_decide_together(tmp_path):
     assert (tmp_path / "signal/stages/one/manifest.json").is_file()
     # 14 rows an epoch for two processes, which don't always get as many; with the rows that fill it up, 40.
     assert first["filled"]["told"] == 2 and 14 <= first["filled"]["passes"] < 24
+    assert (first["sums"], first["largest"]) == ([[3, 10], [3, 10]], [2])
     rows = toy_rows(14, packed=False)
     _, layout = train_toy(tmp_path / "one", {"per_device_train_batch_size": 20, "num_train_epochs": 2}, prepared=rows)
     weights = saved_weights(tmp_path / "filled/stages/one/final")

@@ -39,7 +39,7 @@ def test_every_kernel_compiles_without_local_memory(arch: int) -> None:
     print(table(found))
     assert {x.kernel.split("<")[0] for x in found} == kernels_in_sources()
     assert len(found) == len({x.kernel for x in found}) >= 20
-    assert not [x for x in found if x.uses_local_memory]
+    assert not [x for x in found if x.local_bytes]
     # As many registers as three blocks of 128 threads may have: as many blocks as shared memory lets on an H100.
     published = [x for x in found if x.kernel.startswith("scan_backward_kernel") and x.kernel.endswith(",1>")]
     assert len(published) == 3 and all(x.registers <= 65536 // (3 * 128) for x in published)
@@ -49,7 +49,7 @@ def test_every_kernel_compiles_without_local_memory(arch: int) -> None:
 def test_spills_and_stack_frames_are_seen(spill: int, frame: int) -> None:
     (found,) = cuda_aot.parse_report(REPORT.format(spill=spill, frame=frame), 80, {})
     assert (found.kernel, found.registers, found.spill_bytes) == ("scan_forward_kernel<bf16,1,0>", 96, spill)
-    assert found.uses_local_memory == (spill + frame > 0)
+    assert found.local_bytes == max(spill, frame)
 
 
 @needs_nvcc

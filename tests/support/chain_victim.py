@@ -174,7 +174,7 @@ def at_random(root: Path, kills: int, seed: int, wanted: dict[str, Any], seconds
     for number in range(10 * kills):
         folder = root / f"killed-{number}"
         for _ in range(chance.randint(1, 6)):
-            kind = chance.choice([signal.SIGKILL, signal.SIGKILL, *NUMBERS])
+            kind = chance.choice([*[signal.SIGKILL] * 4, *NUMBERS])
             moment = time.monotonic() + chance.uniform(0.02, 0.9) * seconds
             if sum(done.values()) < kills and strike(folder, kind, functools.partial(_past, moment)):
                 done[kind.name] = done.get(kind.name, 0) + 1

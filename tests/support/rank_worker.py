@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from train_toys import tiny_qwen, toy_rows, train_toy
 
+from sft.train.agree import over_processes
 from sft.train.callbacks import StopOnSignal
 from sft.train.trainer import SambayTrainer
 from sft.utils.errors import UserError
@@ -35,7 +37,7 @@ def signal_in_the_last_step(self: Any, args: Any, state: Any, control: Any, **kw
     return on_step_end(self, args, state, control, **kwargs)
 
 
-def run(root: Path, train: dict[str, Any], patch: Callable[[], None] | None = None) -> dict[str, Any]:
+def run(root: Path, train: dict[str, Any], change: Callable[[], None] | None = None) -> dict[str, Any]:
     """What a training ended in, and how often the model was run."""
     passes = 0
 
@@ -45,8 +47,8 @@ def run(root: Path, train: dict[str, Any], patch: Callable[[], None] | None = No
         return training_step(self, model, inputs, number)
 
     SambayTrainer.training_step = counted  # type: ignore[method-assign]
-    if patch is not None:
-        patch()
+    if change is not None:
+        change()
     try:
         told = train_toy(root, train, model=tiny_qwen(), prepared=toy_rows(ROWS, packed=False))[0]["steps"]
         code = 0
@@ -60,7 +62,7 @@ def run(root: Path, train: dict[str, Any], patch: Callable[[], None] | None = No
 def main() -> None:
     root = Path(sys.argv[1])
     each = {"per_device_train_batch_size": 1}
-    seen = {
+    seen: dict[str, Any] = {
         "bad loss": run(
             root / "bad loss",
             {**each, "max_steps": 6, "save_steps": 2, "logging_steps": 6},
@@ -74,6 +76,10 @@ def main() -> None:
         ),
         "filled": run(root / "filled", {**each, "gradient_accumulation_steps": 10, "num_train_epochs": 2}),
     }
+    # As on GPUs, whose process group can't exchange numbers of the host.
+    with patch.object(torch.distributed, "get_backend", lambda group=None: "nccl"):
+        seen["sums"] = [over_processes([RANK + 1, 5]) for _ in range(2)]
+        seen["largest"] = over_processes([RANK + 1], torch.distributed.ReduceOp.MAX)
     (root / f"rank{RANK}.json").write_text(json.dumps(seen))
 
 

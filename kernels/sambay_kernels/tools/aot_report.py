@@ -23,9 +23,9 @@ class Compiled:
     shared_bytes: int | None = None
 
     @property
-    def uses_local_memory(self) -> bool:
-        """Whether it keeps anything but shared data in memory."""
-        return self.spill_bytes > 0 or self.stack_bytes > 0
+    def local_bytes(self) -> int:
+        """What a thread keeps in memory of its own for want of registers."""
+        return max(self.spill_bytes, self.stack_bytes)
 
 
 def table(found: list[Compiled]) -> str:

@@ -612,9 +612,8 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
         hidden, loss = output.last_hidden_state, None
         if with_loss:
             targets = output.targets.reshape(-1)
-            summed = self.lm_head(
-                hidden.reshape(-1, hidden.shape[-1]), targets, label_smoothing=label_smoothing, z_loss=z_loss
-            )
+            tokens = hidden.reshape(-1, hidden.shape[-1])
+            summed = self.lm_head(tokens, targets, label_smoothing=label_smoothing, z_loss=z_loss)
             count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
             loss = summed / torch.as_tensor(count, device=summed.device).clamp(min=1)
         logits = None if loss_only else self.lm_head(keep_columns(hidden, logits_to_keep))

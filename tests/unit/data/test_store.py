@@ -97,6 +97,15 @@ def test_killed_midway_leaves_a_folder_that_the_next_run_removes(
     assert _names(root) == [straight.manifest["key"]]
 
 
+def test_waiting_for_another_process_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOCK_LIMIT", 0.2)
+    refused = pytest.raises(UserError, match=r"preparing .*key for a day: end it first")
+    with store.locked(tmp_path, "key"), refused, store.locked(tmp_path, "key"):
+        pytest.fail("two hold the lock")
+    with store.locked(tmp_path, "key"):
+        pass
+
+
 def test_two_processes_at_once(prepare: Prepare, source: Path, tmp_path: Path) -> None:
     started = FORK.Barrier(2)
 

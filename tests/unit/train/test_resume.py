@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,26 @@ def test_resumed_is_straight_bit_for_bit(tmp_path, monkeypatch, case):
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert resumed["counters"]["tokens"] == straight["counters"]["tokens"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, monkeypatch, capsys, file):
+    """One bit of it is enough, and an empty or foreign trainer_state.json; what is made is the same."""
+    train = {"max_steps": 6, "save_steps": 2}
+    _, layout = train_toy(tmp_path / "straight", train)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 4)
+        with pytest.raises(Interrupted):
+            train_toy(tmp_path / "damaged", train)
+    damaged = tmp_path / "damaged/stages/one/checkpoint-4" / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(b"[]" if file == "trainer_state.json" else content)
+    _, again = train_toy(tmp_path / "damaged", train)
+    assert "checkpoint-4 is damaged, going on from checkpoint-2\n" in capsys.readouterr().err
+    assert compared(again.metrics("one")) == compared(layout.metrics("one"))
+    weights, expected = saved_weights(again.final_dir("one")), saved_weights(layout.final_dir("one"))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_killed_between_the_last_step_and_the_hand_over(tmp_path, monkeypatch):
@@ -231,6 +252,42 @@ def test_a_fork_of_the_run_dies_of_its_signals():
             os._exit(0)
         _, status = os.waitpid(child, 0)  # bounded: it has raised a signal, or ends
     assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+
+
+GROUP = """
+import os, signal, sys
+from pathlib import Path
+from train_toys import tiny_qwen, toy_rows, train_toy
+from sft.train.callbacks import StopOnSignal
+from sft.train.interrupt import Interrupted
+
+original = StopOnSignal.on_step_end
+
+def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == 3:
+        os.killpg(0, int(sys.argv[2]))
+    return original(self, args, state, control, **kwargs)
+
+StopOnSignal.on_step_end = on_step_end
+train = {"max_steps": 400, "dataloader_num_workers": 2, "per_device_train_batch_size": 1}
+try:
+    train_toy(Path(sys.argv[1]), train, model=tiny_qwen(), prepared=toy_rows(300, packed=False))
+except Interrupted as stopped:
+    print(stopped)
+    sys.exit(stopped.exit_code)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_the_whole_group_is_saved_on(tmp_path, number):
+    """A terminal's Ctrl-C and a scheduler's signals reach the workers of the data loader too."""
+    support = str(Path(__file__).parents[2] / "support")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([support, str(Path(support).parents[1])])}
+    command = [sys.executable, "-c", GROUP, str(tmp_path), str(int(number))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, timeout=200)
+    assert done.returncode == 128 + number, done.stderr[-3000:]
+    assert "everything saved" in done.stdout and "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "stages/one").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 def test_interrupted_exit_codes():
