@@ -7,7 +7,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from sft.train.engine import deepspeed_settings, launcher_precision, start_alone
+from sft.train.engine import deepspeed_settings, launched_precision, start_engine
 from sft.utils.distributed import world_size
 from sft.utils.errors import UsageError, first_line
 
@@ -46,6 +46,7 @@ def check_arguments(stage: Stage) -> None:
     if any(part in train.optim for part in ("8bit", "paged", "lion")) and not importlib.util.find_spec("bitsandbytes"):
         raise UsageError(f"{where}.optim: {train.optim} needs bitsandbytes; `pip install bitsandbytes` or use another.")
     _check_scheduler(train, where)
+    _precision_and_engine(train, train.arguments(cuda=_has_cuda()), where)
     wanted = [name for name in _trackers(train.report_to) if name not in ("none", "all")]
     if wanted:
         from transformers.integrations import get_available_reporting_integrations
@@ -91,7 +92,8 @@ def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
     where = f"stages[{stage.name}].train"
     values = stage.train.arguments(cuda=cuda)
     values.update(_own_settings(stage, paths, values))
-    values.update(_precision_and_engine(stage.train.bf16, values, where))
+    values.update(_precision_and_engine(stage.train, values, where))
+    start_engine(values["deepspeed"])
     try:
         with warnings.catch_warnings():
             # transformers is renaming gradient_checkpointing; TRL still reads the old name.
@@ -109,15 +111,20 @@ def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
     return args
 
 
-def _precision_and_engine(asked: bool | None, values: dict[str, Any], where: str) -> dict[str, Any]:
+def _precision_and_engine(train: TrainSection, values: dict[str, Any], where: str) -> dict[str, Any]:
     """bf16 and deepspeed, where the recipe's word counts before the launcher's, and that before the default."""
-    launched = launcher_precision()
-    bf16 = bool(values["bf16"]) or (launched == "bf16" and asked is None)
+    launched = launched_precision()
+    bf16 = bool(values["bf16"]) or (launched == "bf16" and train.bf16 is None)
     settings = deepspeed_settings(values["deepspeed"], bf16=bf16, where=where)
     if settings is None:
-        return {"bf16": bf16}
-    if "LOCAL_RANK" not in os.environ:
-        start_alone()
+        return {"bf16": bf16, "deepspeed": None}
+    if settings["zero_optimization"].get("stage") == 3 and train.use_peft and values["gradient_checkpointing"]:
+        raise UsageError(
+            f"{where}: LoRA with ZeRO-3 and gradient checkpointing needs reentrant checkpointing, which loses "
+            "gradients; use zero2, or gradient_checkpointing: false."
+        )
+    if train.use_cpu and _has_cuda():
+        raise UsageError(f"{where}.use_cpu: DeepSpeed takes a GPU that it sees; set CUDA_VISIBLE_DEVICES= to hide it.")
     # bf16 is part of DeepSpeed's settings now; the key would have it switch on its own.
     return {"bf16": False, "deepspeed": settings}
 

@@ -90,13 +90,24 @@ def _forget() -> None:
         vars(autocast).update(TORCH_AUTOCAST_INITIALIZED=False, TORCH_AUTOCAST_DTYPE=None)
 
 
-def start_alone() -> None:
-    """A process group of this process for DeepSpeed, which would look for MPI without one; `fresh_engine` ends it."""
+def start_engine(settings: dict[str, Any] | None) -> None:
+    """What has to be so before the libraries start the engine of `settings` (deepspeed_settings), inside fresh_engine.
+
+    Without a launcher DeepSpeed would look for MPI: it gets a process group of this one process.
+    """
     import torch
 
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
+    if settings is None:
+        return
+    if not torch.cuda.is_available():
+        # DeepSpeed would compile its own all-reduce, which takes a minute and hangs for ever where a build was killed.
+        importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def _end_group() -> None:
@@ -113,14 +124,18 @@ def _end_group() -> None:
 # ---- what is asked for ----
 
 
-def launcher_precision() -> str | None:
+LAUNCHED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_MIXED_PRECISION")
+"""How `accelerate launch` hands its choice on. A stage's settings say it all: the libraries needn't read these."""
+
+
+def launched_precision() -> str | None:
     """bf16 where `accelerate launch` was told so, else None. Raises UsageError for what isn't run here."""
     for name in OTHER_ENGINES:
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise UsageError(
                 f"accelerate's configuration asks for {name}, which isn't run here: use zero1, zero2 or zero3."
             )
-    precision = os.environ.pop("ACCELERATE_MIXED_PRECISION", "no")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16"):
         raise UsageError(
             f"accelerate's configuration asks for {precision}, which isn't trained in here: use bf16 or no."
@@ -166,8 +181,8 @@ def _content(asked: str | dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _launched_settings() -> dict[str, Any] | None:
-    """What `accelerate launch` with a DeepSpeed configuration asks for, taken out of the environment."""
-    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+    """What `accelerate launch` with a DeepSpeed configuration asks for."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return None
     from accelerate.utils import DeepSpeedPlugin
 

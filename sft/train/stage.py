@@ -103,8 +103,8 @@ def _refuse_different_ranks(identity: dict[str, Any]) -> None:
     for rank, other in enumerate(found):
         if difference := describe_difference(found[0], other):
             raise UserError(
-                f"Rank {rank} would train something else than rank 0: {difference} there. Let all nodes see the same "
-                "files and the same versions of everything."
+                f"Rank {rank} would train something else than rank 0: from that to this, {difference}. Let all nodes "
+                "see the same files and have the same versions of everything."
             )
 
 
@@ -132,12 +132,6 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         return model.float()
-    zero_stage = getattr(args.deepspeed_plugin, "zero_stage", 0)
-    if zero_stage == 3 and args.gradient_checkpointing:
-        raise UsageError(
-            f"stages[{stage.name}].train: LoRA with ZeRO-3 and gradient checkpointing needs reentrant checkpointing, "
-            "which loses gradients; use zero2, or gradient_checkpointing: false."
-        )
     if is_adapter:
         return model
     check_targets(model, settings, f"stages[{stage.name}].train")

@@ -9,6 +9,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_TALKERS = (
+    "DeepSpeed",
+    "accelerate",
+    "torch.distributed.elastic",
+    "torch.utils.cpp_extension",
+    "absl",
+    "httpx",
+    "filelock",
+)
+
 
 def quiet_libraries() -> None:
     """Keep the libraries' start-up chatter off the terminal. Call before the first heavy import."""
@@ -22,7 +32,7 @@ def quiet_libraries() -> None:
     if not sys.stderr.isatty():
         # Bars are for eyes; in a log each of their steps would be a line.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("DeepSpeed", "torch.distributed.elastic", "torch.utils.cpp_extension", "absl", "httpx", "filelock"):
+    for name in _TALKERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -77,9 +76,7 @@ def _run(
     with ExitStack() as stack:
         outputs = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in commands]
         processes = [
-            subprocess.Popen(
-                command, env={**common, **own}, stdout=out, stderr=err, stdin=subprocess.DEVNULL, preexec_fn=_signals
-            )
+            subprocess.Popen(command, env={**common, **own}, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
             for command, own, (out, err) in zip(commands, settings, outputs, strict=True)
         ]
         try:
@@ -117,12 +114,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         child.kill()
     process.kill()
     process.wait(timeout=20)
-
-
-def _signals() -> None:
-    """As a shell in the foreground would start it, whatever started the tests."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_DFL)
 
 
 def _text(handle: object) -> str:
