@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 LIMITS = {"slow": 4 * 3600, "gpu": 3600}
-"""Seconds a test may take, with its fixtures, by its mark; others have 900. A net below the limits of every wait."""
+"""Seconds a test may take, with its fixtures, by its mark; others have 1,800. A net below the limits of every wait."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -33,7 +33,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         raise TimeoutError(f"{item.nodeid} has taken too long")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(max([LIMITS[mark] for mark in LIMITS if item.get_closest_marker(mark)], default=900))
+    signal.alarm(max([LIMITS[mark] for mark in LIMITS if item.get_closest_marker(mark)], default=1800))
     try:
         return (yield)
     finally:
