@@ -364,7 +364,12 @@ def test_environment_names_versions() -> None:
 
 
 def test_import_is_quick_and_light() -> None:
-    code = "import sys, sft.recipe; print(sorted({'torch', 'transformers', 'trl', 'numpy', 'rich'} & set(sys.modules)))"
+    code = (
+        "import sys, sft.recipe as r\n"
+        "try: r.load_recipe('tiny', ['--stages.all.train.router_aux_loss_coef', '1', '--stages.all.train.nowhere', '2'])\n"
+        "except r.load.UsageError as error: assert 'unknown key' in str(error) and 'is not for recipes' in str(error)\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'numpy', 'rich'} & set(sys.modules)))"
+    )
     # The best of three: the first one may write bytecode.
     runs = [run_timed([sys.executable, "-c", code]) for _ in range(3)]
     assert runs[0][0].stdout.strip() == "[]", runs[0][0].stderr
