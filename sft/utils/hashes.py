@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sft.utils.errors import UserError
 from sft.utils.files import read_json, sha256_file, sha256_json, write_json
 
 CACHE = ".sft-hashes"
@@ -104,5 +105,5 @@ def _write_cache(folder: Path, known: dict[str, tuple[State, str]]) -> None:
     files = {
         name: {"state": state, "sha256": value} for name, (state, value) in known.items() if (folder / name).exists()
     }
-    with suppress(OSError):
+    with suppress(OSError, UserError):
         write_json(folder / CACHE, {"files": files, "check": sha256_json(files)})

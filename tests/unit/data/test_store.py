@@ -35,7 +35,8 @@ def _rows(count: int) -> list[Any]:
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    files = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _names(root: Path) -> list[str]:
@@ -78,7 +79,7 @@ def _die_at(prepare: Prepare, source: Path, out: Path, moment: str) -> None:
     if moment == "before the rename":
         os.rename = _die
     if moment == "before the manifest":
-        store.write_json = _die
+        store.write_sealed = _die
     prepare(source, train=TRAIN, out=out, progress=lambda phase, *_: _die() if phase == moment else None)
 
 

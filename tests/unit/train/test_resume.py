@@ -158,7 +158,7 @@ def test_a_signal_at_the_last_step_finishes_the_stage_and_then_stops(tmp_path, m
     assert json.loads((tmp_path / "stages/one/manifest.json").read_text())["steps"] == 3
 
 
-@pytest.mark.parametrize("moment", ["save_final", "write_json"])
+@pytest.mark.parametrize("moment", ["save_final", "write_sealed"])
 def test_a_signal_in_the_hand_over_stops_after_it(tmp_path, monkeypatch, moment):
     """What is handed on is written to its end, and the next stage isn't begun."""
     from sft.train import stage

@@ -151,7 +151,7 @@ def test_no_rows_make_no_verdicts(tmp_path: Path) -> None:
     [
         ({"weights": {"a": -1.0}}, "positive"),
         ({"weights": {"a": 0}}, "all be 0"),
-        ({"weights": {"a": float("nan")}}, "positive"),
+        ({"weights": {"a": float("nan")}}, "finite"),
         ({"weights": {"a": 1}, "max_repeats": {"b": 2}}, "no source named in weights"),
         ({"weights": {"a": 1}, "max_repeats": 0}, "1 or more"),
     ],
