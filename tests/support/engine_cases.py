@@ -38,7 +38,7 @@ def recipe_of(root: Path, *trains: dict[str, Any], suites: list[Any]) -> Any:
             "name": f"s{index}",
             "data": {"sources": [{"generate": {"family": "words", "rows": 30, "seed": index}}]},
             "train": {**FULL, **split, **train},
-            "evaluate": {"suites": suites},
+            "evaluate": {"suites": suites, "before_first_stage": False},
         }
         for index, train in enumerate(trains)
     ]
@@ -245,7 +245,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in names:
         kind, words, precision = name.split("-")
-        time.sleep(rank())
+        time.sleep(0.3 * rank())
         try:
             results[name] = KINDS[kind](folder / f"{world_size()}" / name, words.split("+"), precision)
         except BaseException as error:
