@@ -293,8 +293,13 @@ class Recipe(Section):
         return self._given
 
     def written(self) -> dict[str, Any]:
-        """All but what the stages have been filled with."""
-        return {key: value for key, value in super().written().items() if key not in ("variables", "defaults")}
+        """All but what the stages have been filled with; and their seed where it is the recipe's, so that another
+        `--seed` reaches them."""
+        kept = {key: value for key, value in super().written().items() if key not in ("variables", "defaults")}
+        seed = ("seed", self.seed)
+        trains = [{key: value for key, value in s.train.written().items() if (key, value) != seed} for s in self.stages]
+        stages = [{**stage.written(), "train": train} for stage, train in zip(self.stages, trains, strict=True)]
+        return {**kept, "stages": stages}
 
     def stage(self, name: str) -> Stage:
         """The stage called `name`. Raises UsageError with the names there are."""

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from sft.recipe.optimizer_keys import optimizer_problems
 from sft.recipe.packaged import find_deepspeed
 from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.refused_keys import FIXED, REFUSED, refusal
@@ -31,13 +32,6 @@ Scheduler = Literal["linear", "polynomial", Cosine, Constant]
 Torch = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"]
 EightBit = Literal["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit"]
 Optimizer = Literal[Torch, EightBit, "paged_adamw_32bit", "lion_32bit", "paged_lion_32bit"]
-OPTIM_ARGS: dict[str, tuple[str, ...]] = {
-    "sgd": ("momentum", "dampening", "nesterov"),
-    "adagrad": ("lr_decay", "eps"),
-    "rmsprop": ("momentum", "alpha", "eps", "centered"),
-}
-"""What `optim_args` may hold; the other optimizers take none."""
-
 LORA_KEYS = frozenset(
     {"use_peft", "use_rslora", "use_dora"}
     | {f"lora_{key}" for key in ("r", "alpha", "dropout", "target_modules", "target_parameters", "modules_to_save")}
@@ -163,7 +157,7 @@ class TrainSection(Section):
             section = handler(value)
         except ValidationError as error:
             raise_problems(cls.__name__, problems, error)
-        problems += [*section._value_problems(), *section._optimizer_problems(), *section._lora_problems()]
+        problems += [*section._value_problems(), *optimizer_problems(section), *section._lora_problems()]
         if problems:
             raise_problems(cls.__name__, problems)
         return section
@@ -195,32 +189,6 @@ class TrainSection(Section):
                 tell(key, "has no effect without dataloader_num_workers")
         if isinstance(self.deepspeed, str) and not os.path.isfile(deepspeed_file(self.deepspeed)):
             tell("deepspeed", f"no file {self.deepspeed!r}; zero1, zero2 and zero3 come with the tool")
-        return problems
-
-    def _optimizer_problems(self) -> list[KeyProblem]:
-        reads = {"adam_beta1", "adam_beta2", "adam_epsilon"}
-        if "lion" in self.optim:
-            reads = {"adam_epsilon"}
-        elif "adam" in self.optim:
-            reads = set()
-        problems = [
-            KeyProblem((key,), f"has no effect with optim {self.optim}", getattr(self, key))
-            for key in sorted(reads)
-            if self.changed(key)
-        ]
-        if self.lr_scheduler_type == "constant" and self.warmup_steps:
-            reason = "has no effect with lr_scheduler_type constant; constant_with_warmup has one"
-            problems.append(KeyProblem(("warmup_steps",), reason, self.warmup_steps))
-        known = OPTIM_ARGS.get(self.optim, ())
-        for part in (self.optim_args or "").split(",") if self.optim_args is not None else ():
-            name, _, number = part.strip().partition("=")
-            flag = name in ("nesterov", "centered")
-            if name not in known:
-                reason = f"{self.optim} takes {', '.join(known) or 'none'}, each as name=value, got {part.strip()!r}"
-                problems.append(KeyProblem(("optim_args",), reason, self.optim_args))
-            elif number not in ("true", "false") if flag else not _is_number(number):
-                reason = f"{name} must be {'true or false' if flag else 'a number'}, got {number!r}"
-                problems.append(KeyProblem(("optim_args",), reason, self.optim_args))
         return problems
 
     def _lora_problems(self) -> list[KeyProblem]:
@@ -281,13 +249,6 @@ class TrainSection(Section):
         except (OSError, ValueError):
             # Told with its reason where the engine is set up.
             return self.deepspeed
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return abs(float(text)) < float("inf")
-    except ValueError:
-        return False
 
 
 def deepspeed_file(name: str) -> str:

@@ -18,22 +18,6 @@ if TYPE_CHECKING:
     from sft.recipe.schema import Stage
     from sft.recipe.train_keys import TrainSection
 
-COSINE = ("num_cycles",)
-MIN_LR = (*COSINE, "min_lr", "min_lr_rate")
-SCHEDULER_KWARGS: dict[str, tuple[str, ...]] = {
-    "cosine": COSINE,
-    "cosine_with_restarts": COSINE,
-    "polynomial": ("lr_end", "power"),
-    "inverse_sqrt": ("timescale",),
-    "cosine_with_min_lr": MIN_LR,
-    "cosine_warmup_with_min_lr": (*MIN_LR, "warmup_lr_rate"),
-    "warmup_stable_decay": (
-        *("num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"),
-    ),
-}
-"""What `lr_scheduler_kwargs` may hold; the other schedules take none."""
-SHAPES = ("linear", "cosine", "1-sqrt")
-
 
 def check_arguments(stage: Stage) -> None:
     """Refuse what this machine or the libraries can't do, before anything is prepared or loaded.
@@ -45,7 +29,6 @@ def check_arguments(stage: Stage) -> None:
         raise UsageError(f"{where}.activation_offloading: needs a GPU; leave it out.")
     if any(part in train.optim for part in ("8bit", "paged", "lion")) and not importlib.util.find_spec("bitsandbytes"):
         raise UsageError(f"{where}.optim: {train.optim} needs bitsandbytes; `pip install bitsandbytes` or use another.")
-    _check_scheduler(train, where)
     _precision_and_engine(train, train.arguments(cuda=_has_cuda()), where)
     wanted = [name for name in _trackers(train.report_to) if name not in ("none", "all")]
     if wanted:
@@ -55,25 +38,6 @@ def check_arguments(stage: Stage) -> None:
         for name in wanted:
             if name not in available:
                 raise UsageError(f"{where}.report_to: {name!r} isn't installed; here are {', '.join(available)}, none.")
-
-
-def _check_scheduler(train: TrainSection, where: str) -> None:
-    name, given = train.lr_scheduler_type, train.lr_scheduler_kwargs or {}
-    known, where = SCHEDULER_KWARGS.get(name, ()), f"{where}.lr_scheduler_kwargs"
-    for key, value in given.items():
-        if key not in known:
-            raise UsageError(f"{where}.{key}: {name} takes {', '.join(known) or 'none'}.")
-        if key in ("warmup_type", "decay_type"):
-            if value not in SHAPES:
-                raise UsageError(f"{where}.{key}: must be one of {', '.join(SHAPES)}, got {value!r}.")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise UsageError(f"{where}.{key}: must be a number from 0 up, got {value!r}.")
-    if "min_lr" in known and len({"min_lr", "min_lr_rate"} & given.keys()) != 1:
-        raise UsageError(f"{where}: {name} needs min_lr or min_lr_rate, one of them.")
-    if name == "warmup_stable_decay" and not given.get("num_decay_steps"):
-        raise UsageError(f"{where}: {name} needs num_decay_steps, the length of its last part.")
-    if name == "polynomial" and given.get("lr_end", 1e-7) >= train.learning_rate:
-        raise UsageError(f"{where}.lr_end: must be below learning_rate, which is {train.learning_rate:g}.")
 
 
 def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:

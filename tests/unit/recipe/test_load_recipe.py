@@ -26,9 +26,9 @@ model:
   tokenizer: tiny
   config: {hidden_size: 64}
 defaults:
-  train:
-    learning_rate: 1e-4
-    lr_scheduler_kwargs: {a: 1, b: 2}
+  train: {lr_scheduler_type: warmup_stable_decay,
+    learning_rate: 1e-4,
+    lr_scheduler_kwargs: {num_decay_steps: 1, num_cycles: 2}}
   evaluate:
     suites:
       - name: held-out
@@ -46,7 +46,7 @@ stages:
         - generate: {rows: 5}
     train:
       learning_rate: 5
-      lr_scheduler_kwargs: {b: 3}
+      lr_scheduler_kwargs: {num_cycles: 3}
       packing: true
 """
 
@@ -87,8 +87,8 @@ def swapped(old: str, new: str) -> str:
 def test_defaults_are_merged_and_the_stage_wins(load: Any) -> None:
     first, second = load().stages
     assert (first.train.learning_rate, second.train.learning_rate) == (1e-4, 5.0)
-    assert first.train.lr_scheduler_kwargs == {"a": 1, "b": 2}
-    assert second.train.lr_scheduler_kwargs == {"a": 1, "b": 3}
+    assert first.train.lr_scheduler_kwargs == {"num_decay_steps": 1, "num_cycles": 2}
+    assert second.train.lr_scheduler_kwargs == {"num_decay_steps": 1, "num_cycles": 3}
     assert [stage.evaluate.suites[0].source.path for stage in (first, second)] == ["rows.jsonl", "rows.jsonl"]
 
 
@@ -101,7 +101,8 @@ def test_stages_do_not_share_what_defaults_gave_them(load: Any) -> None:
 def test_arguments_are_all_keys_without_lora(load: Any) -> None:
     recipe = load(swapped("max_steps: 5", "use_peft: true\n      lora_r: 4\n      max_steps: 5"))
     arguments = recipe.stages[0].train.arguments(cuda=False)
-    set_by_recipe = {"learning_rate": 1e-4, "lr_scheduler_kwargs": {"a": 1, "b": 2}, "max_steps": 5, "seed": 7}
+    schedule = {"num_decay_steps": 1, "num_cycles": 2}
+    set_by_recipe = {"learning_rate": 1e-4, "lr_scheduler_kwargs": schedule, "max_steps": 5, "seed": 7}
     assert {key: arguments[key] for key in set_by_recipe} == set_by_recipe
     assert set(arguments) == set(type(recipe.stages[0].train).model_fields) - LORA_KEYS - PREPARED_KEYS
     assert recipe.stages[0].train.lora_r == 4
@@ -243,8 +244,12 @@ def test_wrong_overrides(problems: Any, overrides: list[str], line: str) -> None
         ("max_steps: 5", "deepspeed: zero9", "r.yaml:22: stages[0].train.deepspeed: no file 'zero9'; zero1, zero2 and zero3 come with the tool"),
         ("max_steps: 5", "report_to: 3", "r.yaml:22: stages[0].train.report_to: must be text or a list, got 3"),
         ("max_steps: 5", "lr_scheduler_type: cosin", None),
+        ("num_cycles: 3", "num_cylces: 3", "r.yaml:29: stages[1].train.lr_scheduler_kwargs.num_cylces: warmup_stable_decay takes num_decay_steps, num_stable_steps, warmup_type, decay_type, min_lr_ratio, num_cycles"),
+        ("num_cycles: 3", "decay_type: square", "r.yaml:29: stages[1].train.lr_scheduler_kwargs.decay_type: must be one of linear, cosine, 1-sqrt"),
+        ("num_cycles: 3", "min_lr_ratio: -1", "r.yaml:29: stages[1].train.lr_scheduler_kwargs.min_lr_ratio: must be a number from 0 up"),
+        ("max_steps: 5", "lr_scheduler_kwargs: {num_decay_steps: 0}", "r.yaml:22: stages[0].train.lr_scheduler_kwargs: warmup_stable_decay needs num_decay_steps, the length of its last part"),
         ("      - name: held-out", "      - nam: held-out", "r.yaml:14: defaults.evaluate.suites[0].nam: unknown key, did you mean name?"),
-        ("{b: 3}", "{b: 3, b: 4}", "r.yaml:29: stages[1].train.lr_scheduler_kwargs.b: is set twice, first in line 29"),
+        ("{num_cycles: 3}", "{num_cycles: 3, num_cycles: 4}", "r.yaml:29: stages[1].train.lr_scheduler_kwargs.num_cycles: is set twice, first in line 29"),
         ("seed: 7", "seed: 7\nseed: 8", "r.yaml:4: seed: is set twice, first in line 3"),
         ("seed: 7", "seed: [7", None),
         ("seed: 7", "\tseed: 7", None),

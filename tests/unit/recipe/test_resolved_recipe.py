@@ -269,6 +269,15 @@ def test_the_recipe_as_given_is_kept(tmp_path: Path, again: Callable[[Recipe], R
     assert "given" not in str(recipe.model_dump())
 
 
+def test_another_seed_reaches_the_stages_of_a_resolved_recipe(tmp_path: Path) -> None:
+    own = copy.deepcopy(WHOLE)
+    own["stages"] = [{**own["stages"][0], "name": name} for name in ("one", "two")]
+    own["stages"][1]["train"] = {"seed": 5}
+    path = tmp_path / "resolved.yaml"
+    path.write_text(resolved_yaml(Recipe.model_validate(own)))
+    assert [stage.train.seed for stage in load_recipe(path, ["--seed", "9"]).stages] == [9, 5]
+
+
 def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]

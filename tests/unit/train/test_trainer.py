@@ -208,10 +208,6 @@ def test_no_rows_are_told(tmp_path):
     ("train", "sentence"),
     [
         ({"activation_offloading": True}, r"stages\[one\]\.train\.activation_offloading: needs a GPU"),
-        (
-            {"lr_scheduler_kwargs": {"powr": 2}},
-            r"stages\[one\]\.train\.lr_scheduler_kwargs\.powr: cosine takes num_cycles",
-        ),
         ({"use_peft": True, "lora_target_modules": ["nowhere"]}, r"train\.lora_target_modules: .*nowhere"),
     ],
 )
