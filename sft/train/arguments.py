@@ -50,6 +50,8 @@ def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
     if not cuda:
         # Without this DeepSpeed, which transformers imports, warns on standard output that it found no accelerator.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # FlashAttention sums a gradient's parts in any order unless asked, and transformers asks for other models only so.
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
     from trl import SFTConfig
 
     check_arguments(stage)

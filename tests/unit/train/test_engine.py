@@ -165,6 +165,15 @@ def test_one_process_uses_one_gpu_of_several(no_launcher, tmp_path, monkeypatch)
         assert args.train_batch_size == TRAIN["per_device_train_batch_size"]
 
 
+def test_transformers_asks_flash_attention_for_the_same_bits_while_a_stage_trains(no_launcher, tmp_path, monkeypatch):
+    monkeypatch.delenv("FLASH_ATTENTION_DETERMINISTIC", raising=False)
+    recipe = toy_recipe(tmp_path, TRAIN)
+    with fresh_engine():
+        build_arguments(recipe.stages[0], RunPaths(recipe))
+        assert os.environ["FLASH_ATTENTION_DETERMINISTIC"] == "1"
+    assert "FLASH_ATTENTION_DETERMINISTIC" not in os.environ
+
+
 # ---- asked and running ----
 
 
