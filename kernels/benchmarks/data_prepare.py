@@ -22,10 +22,10 @@ from typing import Any
 # Before any import that reads it; the processes of both sides inherit it.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from sft.data.pipeline.engines import LocalEngine
-from sft.data.pipeline.run_steps import run_steps
-from sft.data.template import training_template
-from sft.data.tokenization import tokenizer_hash
+from sft.data.engine.local import LocalEngine
+from sft.data.engine.run_steps import run_steps
+from sft.data.tokenize.template import training_template
+from sft.data.tokenize.tokens import tokenizer_hash
 from sft.recipe.schema import DataSection
 
 TEXT = "so the sum of both is then we add subtract multiply by 12 47 x y = + ( ) hence wait let me check that again"

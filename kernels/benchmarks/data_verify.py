@@ -26,8 +26,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from sft.answers.checker import gold_answer
 from sft.answers.kinds import compare, kind_of
-from sft.data.pipeline.context import Context, Templates
-from sft.data.pipeline.record import Record
+from sft.data.read.record import Record
+from sft.data.steps.context import Context, Templates
 from sft.data.steps.verify import Verify
 from sft.recipe.steps.verify import VerifyStep
 

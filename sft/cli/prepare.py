@@ -44,7 +44,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
-    from sft.data.preview import show_numbers
+    from sft.data.look.preview import show_numbers
     from sft.tokenizers.load import start_tokenizer
 
     tokenizer = start_tokenizer(recipe.model)
@@ -52,7 +52,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for stage in stages_of(recipe, arguments):
         prepared = prepare_with_progress(recipe, stage, tokenizer, arguments.engine)
         if arguments.explain is not None:
-            from sft.data.pipeline.explain import tell
+            from sft.data.look.explain import tell
 
             told = tell(prepared, arguments.explain, console(), f"{recipe.name}: {stage.name}") or told
             continue

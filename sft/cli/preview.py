@@ -77,7 +77,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _chosen(prepared: PreparedStage, arguments: argparse.Namespace) -> list[int]:
     """Numbers of the rows that are meant."""
-    from sft.data.lookup import check_row, rows_with
+    from sft.data.look.find import check_row, rows_with
 
     if arguments.id is not None:
         return rows_with(prepared, arguments.id)
@@ -90,7 +90,7 @@ def _chosen(prepared: PreparedStage, arguments: argparse.Namespace) -> list[int]
 def _show(
     prepared: PreparedStage, tokenizer: Any, title: str, numbers: list[int], arguments: argparse.Namespace
 ) -> None:
-    from sft.data.preview import show_lengths, show_numbers, show_rows
+    from sft.data.look.preview import show_lengths, show_numbers, show_rows
 
     out = console()
     # Who asks for a row wants to see that row.
@@ -108,7 +108,7 @@ def _page(file: str, stage: str) -> Path:
 
 
 def _write(prepared: PreparedStage, tokenizer: Any, title: str, numbers: list[int], page: Path) -> None:
-    from sft.data.preview_html import write_page
+    from sft.data.look.page import write_page
     from sft.report.drawing import unique_ids
     from sft.report.funnel_figures import draw_data
 

@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sft.data import store
-from sft.data.columns import ColumnMap, check_templates, choose_columns, row_id, to_messages
-from sft.data.filters import judge
-from sft.data.job import Job, Tally
-from sft.data.outcome import check_outcome, make_manifest
-from sft.data.packing import pack
-from sft.data.pipeline.build import Progress
-from sft.data.pipeline.engines import make_engine
-from sft.data.pipeline.funnel import FUNNEL_FILE
-from sft.data.pipeline.plan import uses_steps
-from sft.data.pipeline.run_steps import COLUMNS, run_steps
-from sft.data.quarantine import SideFiles
-from sft.data.render import Rendered, Renderer
-from sft.data.rows import BadRow, Row, peek
-from sft.data.sources import OpenSource, open_source
-from sft.data.tokenization import Tokens, check_tokenizer, tokenize, tokenizer_hash
+from sft.data.engine.accounts import FUNNEL_FILE
+from sft.data.engine.builder import Progress
+from sft.data.engine.job import Job, Tally
+from sft.data.engine.local import make_engine
+from sft.data.engine.outcome import check_outcome, make_manifest
+from sft.data.engine.plan import uses_steps
+from sft.data.engine.run_steps import COLUMNS, run_steps
+from sft.data.engine.side_files import SideFiles
+from sft.data.pack.arrow import Documents, ShardWriter, open_dataset
+from sft.data.pack.bins import pack
+from sft.data.pack.policy import judge
+from sft.data.read.columns import ColumnMap, choose_columns
+from sft.data.read.conversation import check_templates, row_id, to_messages
+from sft.data.read.row import BadRow, Row, peek
+from sft.data.read.sources import OpenSource, open_source
+from sft.data.tokenize.render import Rendered, Renderer
+from sft.data.tokenize.tokens import Tokens, check_tokenizer, tokenize, tokenizer_hash
 from sft.recipe.schema import Recipe, Stage
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json, write_sealed
@@ -56,7 +58,7 @@ class PreparedStage:
     @cached_property
     def dataset(self) -> datasets.Dataset:
         """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids."""
-        return store.open_dataset(self.path, self.manifest)
+        return open_dataset(self.path, self.manifest)
 
 
 def prepare_stage(
@@ -117,7 +119,7 @@ def _plan(stage: Stage, tokenizer: Any, root: Path, engine: str, progress: Progr
 def _build(job: Job, root: Path, progress: Progress | None) -> dict[str, Any]:
     tally = Tally()
     with store.building(root, job.key) as folder:
-        writer = store.ShardWriter(folder, "documents" if job.packing else "rows")
+        writer = ShardWriter(folder, "documents" if job.packing else "rows")
         try:
             with SideFiles(folder) as side:
                 for source in job.sources:
@@ -136,7 +138,7 @@ def _build(job: Job, root: Path, progress: Progress | None) -> dict[str, Any]:
 
 
 def _read_source(
-    job: Job, source: OpenSource, writer: store.ShardWriter, side: SideFiles, tally: Tally, progress: Progress | None
+    job: Job, source: OpenSource, writer: ShardWriter, side: SideFiles, tally: Tally, progress: Progress | None
 ) -> None:
     before, kept = tally.rows, len(tally.lengths)
     rows, mapping = _with_columns(job, source, len(tally.sources))
@@ -179,7 +181,7 @@ def _render(job: Job, row: Row, mapping: ColumnMap | None) -> Rendered | BadRow:
 
 
 def _tokenize_chunk(
-    job: Job, chunk: list[tuple[Row, str, Rendered]], writer: store.ShardWriter, side: SideFiles, tally: Tally
+    job: Job, chunk: list[tuple[Row, str, Rendered]], writer: ShardWriter, side: SideFiles, tally: Tally
 ) -> None:
     documents = tokenize(job.tokenizer, [rendered for _, _, rendered in chunk])
     for (row, name, _), tokens in zip(chunk, documents, strict=True):
@@ -200,7 +202,7 @@ def _tokenize_chunk(
             side.cut(row, name, length)
 
 
-def _keep(tokens: Tokens, name: str, writer: store.ShardWriter, tally: Tally) -> None:
+def _keep(tokens: Tokens, name: str, writer: ShardWriter, tally: Tally) -> None:
     tally.lengths.append(len(tokens.ids))
     tally.supervised += tokens.supervised
     writer.write([(tokens.ids, tokens.mask, name)])
@@ -210,8 +212,8 @@ def _pack(
     folder: Path, shards: list[dict[str, Any]], tally: Tally, capacity: int, progress: Progress | None
 ) -> tuple[list[dict[str, Any]], int]:
     packs = pack(np.array(tally.lengths, dtype=np.int64), capacity)
-    documents = store.Documents(folder, shards)
-    writer = store.ShardWriter(folder, "rows")
+    documents = Documents(folder, shards)
+    writer = ShardWriter(folder, "rows")
     try:
         for done, indices in enumerate(packs, start=1):
             writer.write(documents.take(indices))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sft.data.pipeline.funnel import FunnelLine, funnel_lines, last_entries
+from sft.data.engine.accounts import FunnelLine, funnel_lines, last_entries
 from sft.report.drawing import COLORS, START, as_png, as_svg, drawing, legend, log_ticks, panels
 
 if TYPE_CHECKING:

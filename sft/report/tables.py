@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sft.data.pipeline.funnel import HEAD, funnel_lines
+from sft.data.engine.accounts import HEAD, funnel_lines
 from sft.report.collect import RunFacts, StageFacts
 
 

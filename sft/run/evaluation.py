@@ -76,7 +76,7 @@ def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) 
 
 def _key(owner: Stage, identity: dict[str, Any]) -> str:
     """What an evaluation's numbers follow from: the model, the suites with their problems, the templates."""
-    from sft.data.sources import open_source
+    from sft.data.read.sources import open_source
 
     return sha256_json(
         {

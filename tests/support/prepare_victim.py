@@ -28,10 +28,10 @@ STEPS = [
 
 def prepare(source: str, out: Path, workers: int = 1) -> Any:
     """The stage, with small shards so that there is much to be killed in."""
-    from sft.data.pipeline import build
+    from sft.data.engine import builder
     from sft.data.prepare import prepare_stage
 
-    build.SHARD_ROWS = SHARD_ROWS
+    builder.SHARD_ROWS = SHARD_ROWS
     train = {"max_length": 1024, "packing": True, "dataset_num_proc": workers}
     data = {"steps": STEPS, "max_bad_fraction": 1.0}
     recipe = stage_of([{"path": source, "columns": {"prompt": "q", "completion": "a"}}], out, train, data)

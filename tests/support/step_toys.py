@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sft.data.pipeline.context import Context, Templates
-from sft.data.pipeline.record import Record
+from sft.data.read.outcomes import Dropped, Outcome
+from sft.data.read.record import Record
 from sft.data.steps import RowStep, TableStep, step_class
-from sft.data.steps.base import Dropped, Outcome
+from sft.data.steps.context import Context, Templates
 from sft.recipe.steps import StepEntry
 from sft.tokenizers.tiny import build_tokenizer
 

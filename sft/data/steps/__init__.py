@@ -12,18 +12,18 @@ __all__ = ["STEPS", "RowStep", "Step", "TableStep", "step_class"]
 # Name in a recipe -> the class that does it. Imported when a recipe uses it: some need libraries that others don't.
 STEPS = {
     "render": "sft.data.steps.render:Render",
-    "explode_rollouts": "sft.data.steps.explode_rollouts:ExplodeRollouts",
+    "explode_rollouts": "sft.data.steps.rollouts:ExplodeRollouts",
     "filter": "sft.data.steps.filter:Filter",
     "length": "sft.data.steps.length:Length",
     "verify": "sft.data.steps.verify:Verify",
-    "quality": "sft.data.steps.quality:Quality",
-    "dedup": "sft.data.steps.dedup:Dedup",
-    "decontaminate": "sft.data.steps.decontaminate:Decontaminate",
-    "select": "sft.data.steps.select:Select",
+    "quality": "sft.data.steps.quality.step:Quality",
+    "dedup": "sft.data.steps.dedup.step:Dedup",
+    "decontaminate": "sft.data.steps.decontaminate.step:Decontaminate",
+    "select": "sft.data.steps.select.step:Select",
     "mix": "sft.data.steps.mix:Mix",
-    "join": "sft.data.steps.join:Join",
-    "score": "sft.data.steps.score:Score",
-    "generate": "sft.data.steps.generate:Generate",
+    "join": "sft.data.steps.join.step:Join",
+    "score": "sft.data.steps.score.step:Score",
+    "generate": "sft.data.steps.generate.step:Generate",
 }
 
 

@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sft.data.pipeline.record import Record
+from sft.data.read.outcomes import Outcome
+from sft.data.read.record import Record
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sft.data.pipeline.context import Context
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """The row goes on (changed or not)."""
-
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """The row ends here. `reason` is one of a few words, which are counted; `detail` says what exactly was seen."""
-
-    record: Record
-    reason: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Replaced:
-    """The row `record` became other rows (its rollouts, its copies), of which some may be dropped at once."""
-
-    record: Record
-    kept: list[Record] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-
-
-Outcome = Kept | Dropped | Replaced
+    from sft.data.steps.context import Context
 
 
 class Step:
@@ -101,7 +73,7 @@ class RowStep(Step):
 class TableStep(Step):
     """A step that decides when it has seen all rows, by a small sketch of each.
 
-    The sketches may be larger than memory: `decide` reads them through DuckDB (`sft.data.pipeline.sql`), which spills
+    The sketches may be larger than memory: `decide` reads them through DuckDB (`sft.data.steps.sql`), which spills
     to disk. What it decides must not depend on the order of the rows, nor on how they are spread over shards.
     """
 
@@ -135,6 +107,3 @@ def verdict_schema() -> pa.Schema:
             ("facts", pa.string()),
         ]
     )
-
-
-__all__ = ["Dropped", "Kept", "Outcome", "Replaced", "RowStep", "Step", "TableStep", "verdict_schema"]

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from sft.data.pipeline.record import Record
-from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
+from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.record import Record
+from sft.data.steps.base import RowStep
 from sft.recipe.steps.filter import FilterStep
 
 FIELDS = ("domain", "source", "answer")  # of the record itself

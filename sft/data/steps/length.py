@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sft.data.pipeline.record import Record
-from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
+from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.record import Record
+from sft.data.steps.base import RowStep
 from sft.recipe.steps.length import LengthStep
 
 

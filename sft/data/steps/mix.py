@@ -7,11 +7,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft.data.pipeline.record import Record, fingerprint
-from sft.data.pipeline.sql import connect
-from sft.data.steps._budget import Budget, exact_shares, fill, largest_total, no_such
-from sft.data.steps._tables import parquet, write_parquet, write_verdicts
+from sft.data.read.record import Record, fingerprint
 from sft.data.steps.base import TableStep
+from sft.data.steps.budget import Budget, exact_shares, fill, largest_total, no_such
+from sft.data.steps.sql import connect
+from sft.data.steps.tables import parquet, write_parquet, write_verdicts
 from sft.recipe.steps.mix import MixStep
 from sft.utils.errors import UserError
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sft.data.columns import Message
-from sft.data.pipeline.record import Record
-from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
-from sft.data.thinking import Broken, canonical, find_thinking
+from sft.data.read.conversation import Message
+from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.record import Record
+from sft.data.steps.base import RowStep
+from sft.data.text.thinking import Broken, canonical, find_thinking
 from sft.recipe.steps.render import RenderStep
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from sft.answers.checker import RESULT_LIMIT, AnswerChecker, Verdict, extract_answer
 from sft.answers.choices import LETTERS, listed_options, options_in
 from sft.answers.kinds import Kind, compare, kind_of
-from sft.data.pipeline.record import Record
-from sft.data.steps.base import Dropped, Kept, Outcome, RowStep
+from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.record import Record
+from sft.data.steps.base import RowStep
 from sft.recipe.steps.verify import VerifyStep
 
 if TYPE_CHECKING:
-    from sft.data.pipeline.context import Context
+    from sft.data.steps.context import Context
 
 # What is noted of an answer, and the longest gold answer without a mark: a longer text is a solution.
 _SHOWN, _LONGEST_GOLD = 200, 500

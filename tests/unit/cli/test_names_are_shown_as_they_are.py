@@ -36,7 +36,7 @@ def test_tables(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_numbers_of_prepared_data(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from sft.data.pipeline.funnel import FunnelLine, funnel_table
+    from sft.data.engine.accounts import FunnelLine, funnel_table
 
     line = FunnelLine(name, "length", 2, 1, "20", "10", [(name, 1)])
     console().print(funnel_table([line]))

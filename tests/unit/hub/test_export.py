@@ -139,7 +139,7 @@ def test_the_published_template_renders_the_same_after_export(
     shared_dir: Path, tiny_sambay: Callable[..., Any], tmp_path: Path
 ) -> None:
     """The training template, marks and all, travels; what it renders is what the published one does."""
-    from sft.data.template import training_template
+    from sft.data.tokenize.template import training_template
     from sft.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(str(shared_dir / "models" / "Phi-4-mini-flash-reasoning"))

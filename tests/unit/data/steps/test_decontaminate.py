@@ -13,10 +13,10 @@ import pytest
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 
-from sft.data.benchmark_index import fewest_edits
-from sft.data.normalize import tokens, words
+from sft.data.read.outcomes import Dropped, Kept
 from sft.data.steps import step_class
-from sft.data.steps.base import Dropped, Kept
+from sft.data.steps.decontaminate.benchmark_index import fewest_edits
+from sft.data.text.normalize import tokens, words
 from sft.utils.errors import UserError
 
 LAYOUT = [

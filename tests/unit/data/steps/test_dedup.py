@@ -20,12 +20,13 @@ from planted_edits import ANOTHER, SAME
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_table
 
-from sft.data import minhash
-from sft.data.normalize import tokens
-from sft.data.pipeline.record import Record
-from sft.data.same_problem import same_problem
+from sft.data.read.outcomes import Dropped
+from sft.data.read.record import Record
 from sft.data.steps import step_class
-from sft.data.steps.base import Dropped, verdict_schema
+from sft.data.steps.base import verdict_schema
+from sft.data.steps.dedup import minhash
+from sft.data.steps.dedup.same_problem import same_problem
+from sft.data.text.normalize import tokens
 
 
 def row(problem: str, name: str, source: str = "a", **fields: Any) -> Record:
@@ -218,8 +219,8 @@ def test_verdicts_are_sorted_and_of_dropped_rows_and_those_they_stand_for(tmp_pa
 CHILD = """
 import resource, sys
 from pathlib import Path
-from sft.data.pipeline import sql
-from sft.data.steps.dedup_decision import decide
+from sft.data.steps import sql
+from sft.data.steps.dedup.decision import decide
 sql.MEMORY_LIMIT = "200MB"
 folder = Path(sys.argv[1])
 (folder / "scratch").mkdir()
@@ -282,7 +283,7 @@ def test_a_crowd_from_one_template_costs_time_in_proportion(tmp_path: Path) -> N
         return min(original(*sets), 0.1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sft.data.steps.dedup_decision.jaccard", counted)
+        patch.setattr("sft.data.steps.dedup.decision.jaccard", counted)
         assert not fates(rows, tmp_path, differences="any")[1]
     assert 1000 < calls <= 64 * len(rows)
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 
-from sft.data.pipeline.context import Context, Templates
-from sft.data.pipeline.record import Record
+from sft.data.read.outcomes import Dropped, Replaced
+from sft.data.read.record import Record
 from sft.data.steps import step_class
-from sft.data.steps.base import Dropped, Replaced
+from sft.data.steps.context import Context, Templates
 
 TEMPLATES = Templates(prompt_template="{prompt} Answer in \\boxed{}.", system_prompt="Think.")
 OPENR1 = {

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 
-from sft.data.steps.base import Dropped
+from sft.data.read.outcomes import Dropped
 
 
 @pytest.mark.parametrize(

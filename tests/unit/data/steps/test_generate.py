@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 from teacher_server import Fault, Seen, TeacherServer, answer_to, serving
 
-from sft.data.pipeline.context import Context
-from sft.data.pipeline.record import Record
-from sft.data.steps.base import Dropped, Outcome, Replaced
+from sft.data.read.outcomes import Dropped, Outcome, Replaced
+from sft.data.read.record import Record
+from sft.data.steps.context import Context
 from sft.recipe.schema import Templates
 from sft.tokenizers.load import load_tokenizer
 from sft.utils.errors import UserError

@@ -13,14 +13,14 @@ from step_toys import context, record, run_rows
 from teacher_server import Fault, Seen, TeacherServer, serving
 from tiny_sambay import tiny_model
 
-from sft.data.pipeline.context import Context
-from sft.data.pipeline.record import Record
-from sft.data.steps.base import Dropped, Outcome, Replaced
-from sft.data.steps.generate import Generate
-from sft.data.teacher.answer import CHAT, Request
-from sft.data.teacher.journal import Journal
-from sft.data.teacher.local_student import LocalStudent
-from sft.data.teacher.mixed import cut
+from sft.data.read.outcomes import Dropped, Outcome, Replaced
+from sft.data.read.record import Record
+from sft.data.steps.context import Context
+from sft.data.steps.generate.answer import CHAT, Request
+from sft.data.steps.generate.journal import Journal
+from sft.data.steps.generate.local_student import LocalStudent
+from sft.data.steps.generate.mixed import cut
+from sft.data.steps.generate.step import Generate
 from sft.generate import engine
 from sft.recipe.steps.generate import Checkpoint, GenerateStep
 from sft.tokenizers.load import load_tokenizer

@@ -19,10 +19,10 @@ import pytest
 from children import read_line
 from step_toys import context, entry, record, run_rows
 
-from sft.data.pipeline.record import Record
-from sft.data.steps.base import Dropped, Kept, Outcome
-from sft.data.steps.join import Join
-from sft.data.teacher_index import open_index
+from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.record import Record
+from sft.data.steps.join.step import Join
+from sft.data.steps.join.teacher_index import open_index
 from sft.utils.errors import UserError
 
 ROWS: list[dict[str, Any]] = [
@@ -172,7 +172,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 import pyarrow as pa
-from sft.data.teacher_index import open_index
+from sft.data.steps.join.teacher_index import open_index
 
 folder, pause = Path(sys.argv[1]), float(sys.argv[2])
 
@@ -231,7 +231,7 @@ def test_an_empty_index_finds_nothing(tmp_path: Path) -> None:
 
 
 def test_a_joined_row_survives_its_shard(tmp_path: Path) -> None:
-    from sft.data.pipeline.record import from_table, to_table
+    from sft.data.read.record import from_table, to_table
 
     (outcome,) = _join(tmp_path, ROWS, ["a"])
     back: Record = from_table(to_table([outcome.record]))[0]

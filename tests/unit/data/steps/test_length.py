@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from step_toys import context, record, run_rows
 
-from sft.data.steps.base import Dropped, Kept
+from sft.data.read.outcomes import Dropped, Kept
 
 
 @pytest.mark.parametrize(("of", "kept"), [("all", [5, 6]), ("trained", [6])])

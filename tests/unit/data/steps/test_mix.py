@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_table
 
-from sft.data.pipeline.record import Record
+from sft.data.read.record import Record
 from sft.data.steps.base import verdict_schema
 from sft.utils.errors import UserError
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 
-from sft.data.pipeline.record import Record
+from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.record import Record
 from sft.data.steps import step_class
-from sft.data.steps.base import Dropped, Kept, Outcome
 
 GOOD = "<think>\nTwo and two are four. Let me check: 2+2=4.\n</think>\n\nThe answer is \\boxed{4}."
 

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 
-from sft.data.pipeline.record import Record
-from sft.data.steps.base import Dropped, Kept
+from sft.data.read.outcomes import Dropped, Kept
+from sft.data.read.record import Record
 
 OPEN_THOUGHTS = (
     "<|begin_of_thought|>\n\n2+2=4\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n\\boxed{4}\n\n<|end_of_solution|>"

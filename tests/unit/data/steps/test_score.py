@@ -20,14 +20,14 @@ from score_toys import answer_logprobs, save_student, sentence_probability, tiny
 from step_toys import context, entry, record, run_rows, run_table
 from tiny_sambay import tiny_model
 
-from sft.data.divergence import teacher_share
-from sft.data.pipeline.context import Templates
-from sft.data.pipeline.record import Record
-from sft.data.sentences import sentence_spans
+from sft.data.read.outcomes import Dropped, Kept
+from sft.data.read.record import Record
 from sft.data.steps import step_class
-from sft.data.steps.base import Dropped, Kept
-from sft.data.steps.score import Score
-from sft.data.token_scores import TokenScorer
+from sft.data.steps.context import Templates
+from sft.data.steps.score.divergence import teacher_share
+from sft.data.steps.score.step import Score
+from sft.data.steps.score.token_scores import TokenScorer
+from sft.data.text.sentences import sentence_spans
 from sft.models.load import load_checkpoint
 from sft.recipe.steps import StepEntry
 from sft.tokenizers.load import load_tokenizer
@@ -131,7 +131,7 @@ def test_a_teacher_of_another_vocabulary_is_compared_by_characters(
 
 def test_real_answers_with_the_real_vocabulary_line_up_token_by_token(tmp_path: Path, shared_dir: Path) -> None:
     """GSM8K's solutions as gpt-oss would have written them: in harmony, with o200k ids."""
-    from sft.data.teacher_tokens import HARMONY
+    from sft.data.steps.score.teacher_tokens import HARMONY
 
     mark = {name: number for number, name in HARMONY.items()}
     tokenizer = load_tokenizer(str(shared_dir / "models" / "Phi-4-mini-flash-reasoning"))
@@ -222,7 +222,7 @@ def test_what_a_template_puts_around_the_answer_does_not_count(tmp_path: Path, s
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from sft.data.token_scores import TokenScorer
+from sft.data.steps.score.token_scores import TokenScorer
 from step_toys import context, run_rows
 from test_score import rows, tiny_tokenizer
 calls, straight = [], TokenScorer.__call__

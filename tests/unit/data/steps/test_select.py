@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_table
 
-from sft.data.pipeline.record import Record
-from sft.data.steps.base import Dropped, verdict_schema
+from sft.data.read.outcomes import Dropped
+from sft.data.read.record import Record
+from sft.data.steps.base import verdict_schema
 from sft.utils.errors import UserError
 
 
@@ -318,8 +319,8 @@ MEMORY_SCRIPT = """
 import resource, sys
 from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq
-from sft.data.clusters import SAMPLE
-from sft.data.pipeline import sql
+from sft.data.steps.select.clusters import SAMPLE
+from sft.data.steps import sql
 from step_toys import context, entry, record
 from sft.data.steps import step_class
 from test_select import EVERYTHING
@@ -392,7 +393,7 @@ def test_settings_are_checked(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_the_column_with_the_pass_rate_is_carried() -> None:
-    from sft.data.steps.select import Select
+    from sft.data.steps.select.step import Select
 
     config = entry("select", pass_rate={"of": "column", "column": "rate"}).config
     assert Select.carried(config) == {"rate"} and Select.carried(entry("select", rows=1).config) == set()

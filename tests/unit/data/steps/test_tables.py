@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.data.pipeline.sql import connect
-from sft.data.steps._tables import batches, write_parquet
+from sft.data.steps.sql import connect
+from sft.data.steps.tables import batches, write_parquet
 from sft.utils.errors import UserError
 
 

@@ -18,8 +18,8 @@ from step_toys import context, entry, record, run_rows
 from sft.answers import checker as answers
 from sft.answers.checker import Verdict
 from sft.answers.worker import WALL_SLACK
-from sft.data.pipeline.record import Record, from_table, to_table
-from sft.data.steps.base import Dropped, Kept, Outcome
+from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.record import Record, from_table, to_table
 from sft.data.steps.verify import Verify
 
 ALL = ["right", "wrong", "undecided"]

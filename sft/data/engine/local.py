@@ -1,0 +1,140 @@
+"""Who works on the shards: this process, several processes of this machine, or a Ray cluster."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Protocol
+
+from sft.data.engine.worker import Task, close_step
+from sft.utils.errors import UserError
+
+Work = Callable[[Task], dict[str, Any]]
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+TASK_LIMIT = 24 * 3600.0
+"""Seconds in which at least one of the tasks under way has to end."""
+
+
+class Engine(Protocol):
+    """Does tasks, in any order."""
+
+    workers: int
+
+    def warm_up(self) -> None:
+        """There will be more than one task: processes may start now."""
+
+    def run(self, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+        """Each task and what `work` returned of it, as they are done. An error of one ends all."""
+
+    def __enter__(self) -> Engine:
+        """The engine itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of the processes, whatever they are doing."""
+
+
+def free_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class LocalEngine:
+    """Processes of this machine. They start with the first step that has more than one shard.
+
+    They are spawned, not forked: a process that has run torch or tokenizers holds threads and locks that don't survive
+    a fork.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or free_cores()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(self, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+        """As in `Engine`. One task alone is done in this process."""
+        if min(self.workers, len(tasks)) <= 1 or tasks[0].context.workers == 1:
+            for task in tasks:
+                yield task, work(task)
+            close_step()
+            return
+        yield from self._spread(work, tasks)
+
+    def warm_up(self) -> None:
+        """Start the processes, which takes seconds, while this one reads."""
+        if self.workers > 1 and self._pool is None:
+            pool = self._started()
+            for _ in range(self.workers):
+                pool.submit(_import)
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker)
+        return self._pool
+
+    def _spread(self, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+        pool = self._started()
+        running: dict[Future[dict[str, Any]], Task] = {}
+        waiting = iter(tasks)
+        try:
+            while True:
+                # A few ahead of the workers, so that a long list isn't in the queue at once.
+                while len(running) < 2 * self.workers and (task := next(waiting, None)) is not None:
+                    running[pool.submit(work, task)] = task
+                if not running:
+                    return
+                done, _ = wait(running, timeout=TASK_LIMIT, return_when=FIRST_COMPLETED)
+                if not done:
+                    raise UserError("The processes that prepare data have finished nothing for a day: start again.")
+                for future in done:
+                    yield running.pop(future), future.result(timeout=0)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process that prepares data was killed, most likely because memory ran out; give the same command "
+                "again with fewer processes (train.dataset_num_proc): what is done is kept."
+            ) from error
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        close_step()
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Die with the process that started this one, however that ends, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(OSError, AttributeError):  # not Linux: an orphan ends after its shard
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+
+
+def _import() -> None:
+    """What most steps need, and takes long to import."""
+    import transformers
+
+    _ = transformers.PreTrainedTokenizerFast
+
+
+def make_engine(name: str, workers: int | None) -> Engine:
+    """The engine that `--engine` names: local or ray. Raises UserError where Ray isn't installed."""
+    if name == "ray":
+        from sft.data.engine.ray import RayEngine
+
+        return RayEngine(workers)
+    return LocalEngine(workers)

@@ -1,0 +1,1 @@
+"""Prepared data shown: on the terminal, as a page, row by row."""

@@ -1,0 +1,1 @@
+"""Documents to the rows that are trained on."""

@@ -1,6 +1,0 @@
-"""Problems made by rule, with worked reasoning: multi-step arithmetic, linear equations and short word problems."""
-
-from sft.data.procedural.chains import MAX_STEPS
-from sft.data.procedural.rows import generate_rows
-
-__all__ = ["MAX_STEPS", "generate_rows"]

@@ -1,0 +1,85 @@
+"""Rows of a data set on the Hugging Face Hub, through `datasets`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sft.data.read.row import Row
+from sft.recipe.schema import Source
+from sft.utils.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import datasets
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+BATCH_ROWS = 1024
+
+
+def load_split(source: Source) -> datasets.Dataset:
+    """The split that `source` names, downloaded on first use and memory-mapped.
+
+    Raises UserError in one sentence for whatever keeps it from being read: no such data set, configuration, split or
+    revision, no permission, no network.
+    """
+    import datasets
+
+    name = source.path
+    assert name is not None
+    if not HUB_ID.fullmatch(name):
+        raise UserError(f"'{name}' is neither a local path nor a Hub data set id (owner/name).")
+    try:
+        data = datasets.load_dataset(
+            name, source.config, split=source.split, revision=source.revision, data_files=source.data_files
+        )
+    except Exception as error:  # `datasets` raises its own, huggingface_hub's, httpx's, fsspec's and pyarrow's
+        raise UserError(_sentence(source, error)) from error
+    if not isinstance(data, datasets.Dataset):
+        raise UserError(f"{name}: split '{source.split}' is not a single table; name one split.")
+    return data
+
+
+def _sentence(source: Source, error: Exception) -> str:
+    import datasets
+
+    where = f"{source.path}" + (f"@{source.revision}" if source.revision else "")
+    first = first_line(error)
+    kind = type(error).__name__
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "GatedRepoError" in names or "gated" in first.lower():
+        return f"{where}: the Hub data set is gated; ask for access on its page, then set HF_TOKEN to your token."
+    if isinstance(error, datasets.exceptions.DatasetNotFoundError) or "RepositoryNotFoundError" in names:
+        if "Revision" in first or "revision" in first:
+            return f"{where}: the Hub data set has no such revision; correct `revision`."
+        return (
+            f"{where}: there is no local path of that name, and the Hub has no such data set or it is private; "
+            "check the name, or set HF_TOKEN to a token that may read it."
+        )
+    if isinstance(error, ConnectionError) or names & {"OfflineModeIsEnabled", "TransportError", "TimeoutException"}:
+        return (
+            f"{where}: there is no local path of that name, and the Hub can't be reached ({kind}); "
+            "check the network (or HF_HUB_OFFLINE), or set `path` to local files."
+        )
+    return f"{where}: the Hub data set can't be loaded (config {source.config}, split {source.split}): {first}"
+
+
+def identity(source: Source, data: datasets.Dataset) -> dict[str, Any]:
+    """What the content of a Hub split is keyed by: the fingerprint of a loaded split is made from its configuration
+    and the hash of the commit that it was resolved to."""
+    return {
+        "hub": source.path,
+        "config": data.info.config_name,
+        "split": str(data.split),
+        "fingerprint": data._fingerprint,
+    }
+
+
+def read_split(source: Source, data: datasets.Dataset) -> Iterator[Row]:
+    """Every row of the split, in order, read in batches from the memory-mapped table."""
+    name, line = f"{source.path}:{source.split}", 0
+    # The arrow format skips decoding: images or audio beside the text would need packages that we don't have.
+    for batch in data.with_format("arrow").iter(batch_size=BATCH_ROWS):
+        for value in batch.to_pylist():
+            line += 1
+            yield Row(name, line, value)

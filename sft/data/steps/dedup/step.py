@@ -1,0 +1,124 @@
+"""The step `dedup`: of copies and near-copies, within and across sources, the preferred one stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sft.data.read.record import Record, text_hash
+from sft.data.steps.base import TableStep
+from sft.data.steps.context import Context
+from sft.data.steps.dedup import minhash
+from sft.data.steps.dedup.decision import decide
+from sft.data.steps.dedup.same_problem import formulas
+from sft.data.text.normalize import tokens
+from sft.recipe.steps.dedup import DedupStep
+
+_PROBLEM_CHARACTERS = 5
+_TEXT_WORDS = 5
+
+
+class Dedup(TableStep):
+    """Drops copies (reason: duplicate) and near-copies (near_duplicate).
+
+    Facts of a dropped row: kept (`source id (place)` of what stays in its stead), similarity. Of a row that stays for
+    others: copies, how many problems (or rows) it stands for beside its own. Rows without a problem, or whose text has
+    neither words nor signs, are not compared by it and stay.
+    """
+
+    config: DedupStep
+
+    def __init__(self, config: DedupStep, context: Context) -> None:
+        super().__init__(config, context)
+        self.bands = minhash.bands_for(config.threshold)
+        self.ranks = {source: rank for rank, source in enumerate(config.prefer)}
+
+    @classmethod
+    def identity(cls, config: DedupStep) -> dict[str, Any]:
+        """The version of the signatures, on which it depends which near-copies are found."""
+        import rensa
+
+        return {"minhash": int(rensa.RMinHash.ALGORITHM_VERSION)} if config.method == "minhash" else {}
+
+    @classmethod
+    def sources(cls, config: DedupStep) -> set[str]:
+        """Those that are preferred."""
+        return set(config.prefer)
+
+    def sketch(self, batch: list[Record]) -> pa.Table:
+        """Columns as in `sketch_schema`; of rows with one text only the first in the batch carries its shingles."""
+        texts = [self._tokens(record) for record in batch]
+        contents = [text_hash(" ".join(text)) if text else None for text in texts]
+        first = {content: place for place, content in reversed(list(enumerate(contents))) if content is not None}
+        carriers = sorted(first.values()) if self.config.method == "minhash" else []
+        near = dict(zip(carriers, self._near([texts[place] for place in carriers]), strict=True))
+        rows = []
+        for place, (record, content) in enumerate(zip(batch, contents, strict=True)):
+            row = {
+                "unit": _bytes(text_hash(self._unit(record))),
+                "name": f"{record.source} {record.id} ({record.place})",
+                "rank": self.ranks.get(record.source, len(self.ranks)),
+                "length": len(record.text) * (-1 if self.config.then == "longest" else 1),
+                "content": None if content is None else _bytes(content),
+            }
+            rows.append({**row, **near.get(place, {})})
+        return pa.Table.from_pylist(rows, schema=sketch_schema())
+
+    def decide(self, sketches: Sequence[Path], verdicts: Path, scratch: Path) -> None:
+        """As TableStep says; the work is in `sft.data.steps.dedup.decision`."""
+        threshold = self.config.threshold if self.config.method == "minhash" else None
+        decide(sketches, verdicts, scratch, threshold)
+
+    def _tokens(self, record: Record) -> list[str]:
+        return tokens((record.problem or "") if self.config.by == "problem" else record.text)
+
+    def _unit(self, record: Record) -> str:
+        """What stays or goes together."""
+        if self.config.by == "problem" and record.problem is not None and record.problem_id:
+            return f"{record.source}\0{record.problem_id}"
+        return f"{record.source}\0{record.place}\0{record.id}"
+
+    def _near(self, texts: list[list[str]]) -> list[dict[str, Any]]:
+        """What is needed to find and confirm near-copies of each text."""
+        whole = self.config.by == "text"
+        wording = not whole and self.config.differences == "wording"
+        sets, salts = [], []
+        for text in texts:
+            units = minhash.word_hashes(text) if whole else minhash.characters(" ".join(text))
+            sets.append(minhash.shingles(units, _TEXT_WORDS if whole else _PROBLEM_CHARACTERS))
+            # Problems with other formulas need not meet at all: of one template there may be very many.
+            salts.append(text_hash(" ".join(formulas(text))) >> 64 if wording else 0)
+        keys = minhash.band_keys(sets, self.bands, salts)
+        return [
+            {"bands": key, "shingles": minhash.kept_shingles(item), "text": " ".join(text) if wording else None}
+            for key, item, text in zip(keys, sets, texts, strict=True)
+        ]
+
+
+def sketch_schema() -> pa.Schema:
+    """What `decide` has to know of a row.
+
+    unit: hash of what stays or goes together. name: for messages. rank: of the source, 0 = preferred. length: smaller
+    = preferred. content: hash of the text without layout, null for rows that are not compared. bands, shingles: keys
+    and set as in `minhash`; text: tokens of problems that may differ in wording only. These three are null in rows
+    whose text another row of the batch carries.
+    """
+    return pa.schema(
+        [
+            ("unit", pa.binary(16)),
+            ("name", pa.string()),
+            ("rank", pa.int32()),
+            ("length", pa.int64()),
+            ("content", pa.binary(16)),
+            ("bands", pa.list_(pa.uint64())),
+            ("shingles", pa.list_(pa.uint32())),
+            ("text", pa.large_string()),
+        ]
+    )
+
+
+def _bytes(value: int) -> bytes:
+    return value.to_bytes(16, "big")

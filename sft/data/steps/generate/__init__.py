@@ -1,0 +1,1 @@
+"""The step `generate`: answers from language models, asked, journaled, counted."""

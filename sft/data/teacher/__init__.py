@@ -1,1 +1,0 @@
-"""Answers from language models behind OpenAI-compatible endpoints: asked, journaled, counted."""

@@ -1,0 +1,1 @@
+"""Conversations to tokens, with the mask of what is trained."""

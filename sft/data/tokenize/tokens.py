@@ -1,0 +1,127 @@
+"""Rendered text to token ids and the mask of what is trained on.
+
+Transformers' own `return_assistant_tokens_mask` is not used: it asks which token holds a span's first character, and
+the chat tokens of Phi-4-mini swallow the whitespace after them (rstrip), so an answer that starts with a newline would
+have `<|assistant|>` itself trained. Here a token is trained when its first character lies in a span.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft.data.tokenize.render import Rendered
+from sft.utils.errors import UserError
+from sft.utils.files import sha256_json
+
+_PARALLEL = "TOKENIZERS_PARALLELISM"
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One document: ids (n,) int32 and mask (n,) uint8, 1 where the token is trained."""
+
+    ids: NDArray[np.int32]
+    mask: NDArray[np.uint8]
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens are trained."""
+        return int(self.mask.sum())
+
+
+def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> Iterator[Tokens]:
+    """Tokens of each rendered conversation, in order; the whole batch goes to the fast tokenizer at once.
+
+    The first token of a document is never trained: nothing comes before it to predict it from.
+    """
+    if not rendered:
+        return
+    backend = _as_it_is(tokenizer)
+    with _parallel():
+        encodings = backend.encode_batch([item.text for item in rendered], add_special_tokens=False)
+    for item, encoding in zip(rendered, encodings, strict=True):
+        ids = np.array(encoding.ids, dtype=np.int32)
+        mask = np.zeros(len(ids), dtype=np.uint8)
+        for start, end in item.spans:
+            first = _first_token_from(encoding, start, len(item.text), len(ids))
+            last = _first_token_from(encoding, end, len(item.text), len(ids))
+            mask[first:last] = 1
+        mask[:1] = 0
+        yield Tokens(ids, mask)
+
+
+def _as_it_is(tokenizer: Any) -> Any:
+    """The fast tokenizer, without the truncation, padding or escaping that an earlier caller may have left set."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = False
+    return backend
+
+
+@contextmanager
+def _parallel() -> Iterator[None]:
+    """Let the tokenizer use all cores for this one call.
+
+    The variable is looked at anew in every call, so what was set before holds again afterwards. A process that was
+    forked from one that used the threads would wait for them for ever, so in forked processes nothing is changed.
+    """
+    if _forked:
+        yield
+        return
+    before = os.environ.get(_PARALLEL)
+    os.environ[_PARALLEL] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PARALLEL]
+        else:
+            os.environ[_PARALLEL] = before
+
+
+def _first_token_from(encoding: Any, position: int, length: int, count: int) -> int:
+    """Index of the first token whose first character is at `position` or after it; `count` where there is none."""
+    for at in range(position, length):
+        token = encoding.char_to_token(at)
+        if token is not None:
+            begins_before = encoding.token_to_chars(token)[0] < position
+            return _after(encoding, token, count) if begins_before else int(token)
+    return count
+
+
+def _after(encoding: Any, token: int, count: int) -> int:
+    """The first token after `token` that doesn't begin at the same character (a character may take several tokens)."""
+    start = encoding.token_to_chars(token)[0]
+    token += 1
+    while token < count and (chars := encoding.token_to_chars(token)) is not None and chars[0] == start:
+        token += 1
+    return token
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise UserError for a tokenizer that can't tell which characters its tokens come from."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError("The tokenizer is not a fast one (no tokenizer.json), so trained tokens can't be told apart.")
+
+
+def tokenizer_hash(tokenizer: Any, template: str) -> str:
+    """Hash of all that decides a conversation's tokens: vocabulary, merges, added tokens, rules, and the template."""
+    backend = _as_it_is(tokenizer).to_str()
+    return sha256_json({"backend": backend, "special": dict(tokenizer.special_tokens_map), "template": template})

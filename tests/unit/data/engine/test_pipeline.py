@@ -1,0 +1,255 @@
+"""From sources through steps to a prepared stage: accounts, keys, continuation, errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from prepare_victim import hashes
+
+from sft.data.engine import builder, worker
+from sft.data.engine.shards import ShardWriter
+from sft.data.look.explain import story
+from sft.data.prepare import PreparedStage
+from sft.data.read.outcomes import Kept, Replaced
+from sft.data.steps.length import Length
+from sft.utils.errors import UsageError, UserError
+
+SUPPORT = Path(__file__).resolve().parents[3] / "support"
+PAIR = {"prompt": "q", "completion": "a"}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "SHARD_ROWS", 25)
+
+
+def rows_of(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Problems of growing length; every seventh repeats the one before it."""
+    return [
+        {
+            "q": f"What is {n - (n % 7 == 0)} plus {n % 5}? " + "Think. " * (n % 13),
+            "a": f"It is {n}." + " So." * (n % 11),
+        }
+        for n in range(start, start + count)
+    ]
+
+
+def places(folder: Path) -> Counter[str]:
+    """How often each row of the input is among the files of a node, whichever they are."""
+    found: Counter[str] = Counter()
+    for path in sorted(folder.glob("*-*.parquet")):
+        found.update(pq.read_table(path, columns=["place"])["place"].to_pylist())
+    return found
+
+
+def test_every_row_is_in_exactly_one_place(prepare: Callable[..., PreparedStage], write_rows: Any) -> None:
+    rows: list[Any] = [*rows_of(180), "{broken", {"q": None, "a": "x"}, {"q": "spelled <|end|>", "a": "y"}]
+    source = {"path": str(write_rows(rows)), "columns": PAIR}
+    steps = [{"length": {"min_tokens": 60}}, {"dedup": {"by": "problem", "method": "exact"}}, {"select": {"rows": 90}}]
+    done = prepare([source], steps=steps, max_bad_fraction=0.1)
+    root = done.path.parent / "steps"
+    gone: Counter[str] = Counter()
+    for entry in done.manifest["steps"]:
+        folder = root / entry["key"]
+        assert places(folder).total() == entry["taken"]["rows"], entry["title"]
+        for path in sorted(folder.glob("dropped-*.parquet")):
+            gone.update(pq.read_table(path, columns=["place"])["place"].to_pylist())
+    last = root / done.manifest["steps"][-1]["key"]
+    for path in sorted(last.glob("kept-*.parquet")):
+        gone.update(pq.read_table(path, columns=["place"])["place"].to_pylist())
+    assert gone == Counter({f"rows.jsonl:{line}": 1 for line in range(1, len(rows) + 1)})
+    funnel = done.manifest["funnel"]
+    assert funnel["rows"] == 183 and funnel["kept"] == 90
+    assert funnel["rows"] + funnel["made"] == funnel["kept"] + sum(funnel["dropped"].values())
+    assert funnel["bad"] == {"broken_json": 1, "null_value": 1}
+    written = json.loads((done.path / "funnel.json").read_text())
+    assert written["total"] == funnel and written["steps"] == done.manifest["steps"]
+
+
+def test_the_rows_do_not_depend_on_processes_or_shards(
+    prepare: Callable[..., PreparedStage], write_rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"path": str(write_rows(rows_of(160))), "columns": PAIR}
+    steps = [{"dedup": {"by": "problem", "method": "exact"}}, {"select": {"rows": 70}}, {"length": {"max_tokens": 150}}]
+    one = prepare([source], steps=steps, out=tmp_path / "one", train={"dataset_num_proc": 1})
+    two = prepare([source], steps=steps, out=tmp_path / "two", train={"dataset_num_proc": 2})
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    monkeypatch.setattr(builder, "SHARD_ROWS", 1000)
+    whole = prepare([source], steps=steps, out=tmp_path / "whole", train={"dataset_num_proc": 1})
+    ids = [sorted(name for row in done.dataset["document_ids"] for name in row) for done in (one, two, whole)]
+    assert ids[0] == ids[1] == ids[2] and len(ids[0]) > 10
+
+
+def test_a_changed_step_runs_only_what_comes_after_it(
+    prepare: Callable[..., PreparedStage], write_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"path": str(write_rows(rows_of(80))), "columns": PAIR}
+    prepare([source], steps=[{"length": {"min_tokens": 50}}, {"length": {"max_tokens": 140}}])
+    ran: list[str] = []
+    real = builder.Builder._make
+    monkeypatch.setattr(
+        builder.Builder, "_make", lambda self, node, folder: ran.append(node.step) or real(self, node, folder)
+    )
+    prepare([source], steps=[{"length": {"min_tokens": 50}}, {"length": {"max_tokens": 140}}])
+    assert ran == []
+    prepare([source], steps=[{"length": {"min_tokens": 50}}, {"length": {"max_tokens": 130}}])
+    assert ran == ["length"]
+    prepare([source], steps=[{"length": {"min_tokens": 51}}, {"length": {"max_tokens": 130}}])
+    assert ran == ["length"] * 3
+
+
+def test_a_new_version_of_a_step_runs_it_again(
+    prepare: Callable[..., PreparedStage], write_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"path": str(write_rows(rows_of(30))), "columns": PAIR}
+    first = prepare([source], steps=[{"length": {"min_tokens": 50}}])
+    monkeypatch.setattr(Length, "version", 2)
+    assert prepare([source], steps=[{"length": {"min_tokens": 50}}]).manifest["key"] != first.manifest["key"]
+
+
+def test_a_step_that_failed_continues_at_the_shard_where_it_failed(
+    prepare: Callable[..., PreparedStage], write_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"path": str(write_rows(rows_of(100))), "columns": PAIR}
+    seen: list[int] = []
+    real = Length.__call__
+
+    def failing(self: Length, batch: list[Any]) -> Any:
+        seen.append(len(batch))
+        if len(seen) == 3:
+            raise OSError(28, "No space left on device")
+        return real(self, batch)
+
+    monkeypatch.setattr(Length, "__call__", failing)
+    options = {"steps": [{"length": {"min_tokens": 1}}], "train": {"dataset_num_proc": 1}}
+    with pytest.raises(UserError, match="no space left while preparing data"):
+        prepare([source], **options)
+    assert prepare([source], **options).manifest["funnel"]["kept"] == 100
+    assert seen == [25] * 5  # two shards, the one that failed, and then only the two that weren't done
+
+
+def test_killed_runs_continue_to_the_same_rows(tmp_path: Path, write_rows: Any) -> None:
+    source = write_rows(rows_of(350))
+    command = [sys.executable, str(SUPPORT / "prepare_victim.py"), str(source), str(tmp_path / "k"), "6", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all continued to the same rows" in done.stdout
+
+
+def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
+    from step_toys import record
+
+    class Losing(ShardWriter):
+        def _keep(self, item: Any) -> None:
+            if item.id != "b":
+                super()._keep(item)
+
+    with pytest.raises(AssertionError, match="differ"), Losing(tmp_path, 0) as writer:
+        for name in "abc":
+            writer.add(Kept(record(id=name)))
+        writer.finish(0.0)
+
+
+def test_copies_have_names_of_their_own() -> None:
+    from step_toys import record
+
+    outcome = worker._carried_out("mix", record(id="a"), {"copies": 3, "facts": None, "reason": None, "detail": None})
+    assert isinstance(outcome, Replaced) and [item.id for item in outcome.kept] == ["a", "a#2", "a#3"]
+
+
+def test_recipes_nest_and_their_steps_apply_to_their_rows_alone(
+    prepare: Callable[..., PreparedStage], write_rows: Any, tmp_path: Path
+) -> None:
+    inner = {
+        "name": "inner",
+        "sources": [{"path": str(write_rows(rows_of(40))), "columns": PAIR}],
+        "steps": [{"length": {"max_tokens": 1}}],
+    }
+    plain = {"path": str(write_rows(rows_of(20, start=500), "other.jsonl")), "columns": PAIR}
+    done = prepare([inner, plain], steps=[{"length": {"min_tokens": 1}}])
+    titles = [entry["title"] for entry in done.manifest["steps"]]
+    assert titles == [
+        "inner/rows: read", "inner/rows: measure", "inner/length", "other: read", "other: measure", "length",
+    ]  # fmt: skip
+    assert done.manifest["funnel"]["dropped"] == {"length: too_long": 40}
+    assert [leaf["rows"] for leaf in done.manifest["inputs"]] == [40, 20]
+
+
+def test_explain_tells_a_rows_story(prepare: Callable[..., PreparedStage], write_rows: Any) -> None:
+    source = {"path": str(write_rows(rows_of(60))), "columns": PAIR}
+    done = prepare([source], steps=[{"length": {"min_tokens": 60}}])
+    kept = done.dataset[0]["document_ids"][0]
+    lines = list(story(done, kept))
+    assert "rows: read" in lines[0] and "goes on" in lines[1] and lines[-1].startswith(f"trained: {kept} is document 0")
+    dropped = done.manifest["steps"][-1]["examples"]["too_short"][0]["id"]
+    assert "dropped: too_short" in list(story(done, dropped))[-1]
+    assert list(story(done, "nobody")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "steps", "error", "message"),
+    [
+        ({"carry": ["nope"]}, ["quality"], UserError, "`carry` names a column 'nope' that isn't there; it has: a, q"),
+        ({"rows": "problems"}, [], UsageError, "problems without answers, and no step gives them one"),
+        ({}, [{"explode_rollouts": {"column": "a"}}], UsageError, "uses the column 'a', which rows must name under"),
+        (
+            {},
+            [{"dedup": {"prefer": ["row"]}}],
+            UsageError,
+            "speaks of a source 'row' that it doesn't get, did you mean rows",
+        ),
+        ({"columns": {"prompt": "zz"}}, ["quality"], UserError, "names a column 'zz' that isn't there"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    prepare: Callable[..., PreparedStage],
+    write_rows: Any,
+    source: Any,
+    steps: Any,
+    error: type[Exception],
+    message: str,
+) -> None:
+    path = str(write_rows(rows_of(10)))
+    columns = {"prompt": "q"} if source.get("rows") == "problems" else PAIR
+    with pytest.raises(error, match=message) as raised:
+        prepare([{"path": path, "columns": columns, **source}], steps=steps)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_source_named_twice_is_refused(prepare: Callable[..., PreparedStage], write_rows: Any) -> None:
+    source = {"path": str(write_rows(rows_of(10))), "columns": PAIR}
+    with pytest.raises(UsageError, match="rows is named as a source 2 times with the same settings"):
+        prepare([source, source], steps=[{"length": {"max_tokens": 1000}}])
+
+
+def test_two_processes_prepare_the_same_recipe_at_once(tmp_path: Path, write_rows: Any) -> None:
+    source = write_rows(rows_of(300))
+    script = (
+        f"import sys; sys.path.insert(0, {str(SUPPORT)!r}); from pathlib import Path; import prepare_victim as v; "
+        f"out = Path({str(tmp_path / 'both')!r}); v.prepare({str(source)!r}, out); print(v.hashes(out))"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    out = {process.communicate(timeout=300)[0].strip() for process in both}
+    assert len(out) == 1 and all(process.returncode == 0 for process in both)
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_runs_continue_to_the_same_rows(tmp_path: Path, write_rows: Any) -> None:
+    source = write_rows(rows_of(700))
+    command = [sys.executable, str(SUPPORT / "prepare_victim.py"), str(source), str(tmp_path / "k"), "100", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_all_dropped_says_by_what(prepare: Callable[..., PreparedStage], write_rows: Any) -> None:
+    source = {"path": str(write_rows(rows_of(10))), "columns": PAIR}
+    with pytest.raises(UserError, match=r"No row is left to train on \(length: too_long: 10\)"):
+        prepare([source], steps=[{"length": {"max_tokens": 1}}])

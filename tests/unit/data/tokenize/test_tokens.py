@@ -1,0 +1,145 @@
+"""The mask trains the assistant's tokens, end tokens included, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft.data.pack.policy import judge
+from sft.data.read.row import BadRow
+from sft.data.tokenize.render import Rendered, Renderer
+from sft.data.tokenize.tokens import Tokens, tokenize, tokenizer_hash
+from sft.utils.errors import UserError
+
+ANSWERS = ["four", "\n\n<think>\n 2+2 \n</think>\n4", "  4", "\u00e9\U0001f600 \u0301x", "a\n", "4<"]
+
+
+def _tokens(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[Rendered, Tokens]:
+    rendered = Renderer(tokenizer).render(messages)
+    assert isinstance(rendered, Rendered)
+    return rendered, next(tokenize(tokenizer, [rendered]))
+
+
+def _conversation(*answers: str) -> list[dict[str, str]]:
+    turns = [("user", " 2+2?\n") if i % 2 == 0 else ("assistant", answers[i // 2]) for i in range(2 * len(answers))]
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def _by_offsets(tokenizer: Any, rendered: Rendered) -> list[int]:
+    offsets = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    mask = [int(any(start <= at < end for start, end in rendered.spans)) for at, _ in offsets]
+    return [0, *mask[1:]]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("name", ["toy", "phi"])
+def test_trained_tokens_decode_to_the_answers(name: str, answer: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    _, tokens = _tokens(tokenizer, _conversation(answer, "then 5"))
+    trained = tokenizer.decode(tokens.ids[tokens.mask == 1])
+    # The chat tokens swallow the whitespace after them; nothing else may differ.
+    assert trained == f"{answer.lstrip()}<|end|>then 5<|end|><|endoftext|>"
+
+
+@pytest.mark.parametrize("name", ["toy", "phi"])
+def test_whitespace_first_does_not_train_the_role_token(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    _, tokens = _tokens(tokenizer, _conversation("\n<think>"))
+    role = tokens.ids == tokenizer.convert_tokens_to_ids("<|assistant|>")
+    assert role.sum() == 1 and tokens.mask[role].sum() == 0
+    assert tokens.mask[np.flatnonzero(role)[0] + 1] == 1
+
+
+def test_end_tokens_are_trained_although_pad_is_eos(phi: Any) -> None:
+    assert phi.pad_token_id == phi.eos_token_id == 199999
+    _, tokens = _tokens(phi, _conversation("4", "5"))
+    assert tokens.ids[-2:].tolist() == [200020, 199999]
+    assert tokens.mask[-2:].tolist() == [1, 1]
+    ends = np.flatnonzero(tokens.ids == 200020)
+    assert tokens.mask[ends].tolist() == [0, 1, 0, 1]  # user, assistant, user, assistant
+
+
+def test_mask_equals_transformers_own_where_that_is_right(phi: Any, gsm8k: list[dict[str, str]]) -> None:
+    renderer = Renderer(phi)
+    for row in gsm8k[:50]:
+        messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        _, tokens = _tokens(phi, messages)
+        theirs = phi.apply_chat_template(
+            messages, chat_template=renderer.template, return_assistant_tokens_mask=True, return_dict=True
+        )
+        assert tokens.ids.tolist() == theirs["input_ids"]
+        assert tokens.mask.tolist() == theirs["assistant_masks"]
+
+
+texts = st.text(st.sampled_from("ab \n\t\u00e9\U0001f600\u0301<|>12"), min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(answers=st.lists(texts, min_size=1, max_size=3))
+def test_mask_equals_the_one_from_every_offset(toy: Any, answers: list[str]) -> None:
+    rendered, tokens = _tokens(toy, _conversation(*answers))
+    assert tokens.mask.tolist() == _by_offsets(toy, rendered)
+
+
+@settings(max_examples=40, deadline=None)
+@given(answers=st.lists(texts, min_size=1, max_size=3))
+def test_mask_of_the_real_tokenizer_equals_the_one_from_every_offset(phi: Any, answers: list[str]) -> None:
+    rendered, tokens = _tokens(phi, _conversation(*answers))
+    assert tokens.mask.tolist() == _by_offsets(phi, rendered)
+
+
+@pytest.mark.parametrize("where", ["user", "assistant", "tools"])
+def test_spelled_out_special_tokens_are_refused(toy: Any, where: str) -> None:
+    messages = [{"role": "system", "content": "s", "tools": "[]"}, *_conversation("4")]
+    for message in messages:
+        if message["role"] == where:
+            message["content"] += "<|end|><|assistant|>"
+    if where == "tools":
+        messages[0]["tools"] = "<|user|>"
+    found = Renderer(toy).render(messages)
+    assert isinstance(found, BadRow) and found.reason == "control_token"
+
+
+def test_tool_tokens_are_ordinary_content(toy: Any) -> None:
+    assert isinstance(Renderer(toy).render(_conversation("<|tool|>")), Rendered)
+
+
+def test_truncation_and_padding_left_on_the_tokenizer_change_nothing(toy: Any) -> None:
+    rendered, before = _tokens(toy, _conversation("a long answer"))
+    toy(["x", "yy"], padding=True, truncation=True, max_length=1)
+    after = next(tokenize(toy, [rendered]))
+    assert after.ids.tolist() == before.ids.tolist()
+
+
+def test_hash_follows_template_and_vocabulary(toy: Any) -> None:
+    import copy
+
+    before = tokenizer_hash(toy, "a")
+    toy(["x", "yy"], padding=True, truncation=True, max_length=1)
+    assert tokenizer_hash(toy, "a") == before
+    assert tokenizer_hash(toy, "b") != before
+    other = copy.deepcopy(toy)
+    other.add_tokens(["new"])
+    assert tokenizer_hash(other, "a") != before
+
+
+def test_slow_tokenizer_is_refused() -> None:
+    from sft.data.tokenize.tokens import check_tokenizer
+
+    with pytest.raises(UserError, match="fast"):
+        check_tokenizer(object())
+
+
+def test_length_policies() -> None:
+    tokens = Tokens(np.arange(6, dtype=np.int32), np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8))
+    assert judge(tokens, 6, "drop").tokens is tokens
+    assert judge(tokens, None, "drop").tokens is tokens
+    assert judge(tokens, 5, "drop").reason == "over_length"
+    assert judge(tokens, 5, "error").reason == "over_length"
+    cut = judge(tokens, 4, "truncate")
+    assert cut.truncated and cut.tokens is not None and cut.tokens.ids.tolist() == [0, 1, 2, 3]
+    assert judge(tokens, 3, "truncate").reason == "no_supervised_token"
