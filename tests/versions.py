@@ -146,10 +146,17 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
+def _kind(name: str) -> str:
+    # Not by `choices`: argparse of Python 3.11 refuses the empty list that no argument means.
+    if name not in ("oldest", "newest", "pinned"):
+        raise argparse.ArgumentTypeError(f"{name!r} is none of oldest, newest and pinned")
+    return name
+
+
 def main() -> int:
     """Build, test, and print a table; 1 when anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", choices=["oldest", "newest", "pinned"], help="which (default: all)")
+    parser.add_argument("kinds", nargs="*", type=_kind, help="which of oldest, newest and pinned (default: all)")
     parser.add_argument("--fresh", action="store_true", help="make the environments anew")
     asked, pytest_arguments = parser.parse_known_args()
     pythons = interpreters()
