@@ -22,8 +22,11 @@ from typing import Any
 # Before any import that reads it; the processes of both sides inherit it.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from sft.data.engine.accounts import funnel_entries
+from sft.data.engine.builder import Builder
 from sft.data.engine.local import LocalEngine
-from sft.data.engine.run_steps import run_steps
+from sft.data.engine.plan import make_plan
+from sft.data.prepare import saved_tokenizer
 from sft.data.tokenize.template import training_template
 from sft.data.tokenize.tokens import tokenizer_hash
 from sft.recipe.schema import DataSection
@@ -48,9 +51,10 @@ def ours(source: Path, tokenizer: Any, workers: int, folder: Path) -> tuple[floa
     data = DataSection.model_validate({"sources": [section]})
     started = time.perf_counter()
     digest = tokenizer_hash(tokenizer, training_template(tokenizer))
+    ends = make_plan(data, digest, None)
     with LocalEngine(workers) as engine:
-        done = run_steps(data, folder, tokenizer, digest, engine)
-    return time.perf_counter() - started, done.entries[-1]["kept"]["tokens"]
+        passes = Builder(folder, engine, saved_tokenizer(folder, tokenizer, digest), 0).build(ends)
+    return time.perf_counter() - started, funnel_entries(passes)[-1]["kept"]["tokens"]
 
 
 def theirs(source: Path, tokenizer_path: str, workers: int, folder: Path) -> tuple[float, int]:

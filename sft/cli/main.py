@@ -95,7 +95,7 @@ def _run(words: list[str]) -> int:
 
 _OVERRIDES_HELP = """any key of the recipe can be set, the later of two wins:
   --stages.NAME.train.learning_rate 2e-5     a stage by its name or number, or `all`
-  --model.tokenizer DIR   --seed=7   --stages.sft.data.read.sources.0.path rows.jsonl"""
+  --model.tokenizer DIR   --seed=7   --stages.sft.data.sources.0.path rows.jsonl"""
 
 
 def _top_parser() -> argparse.ArgumentParser:

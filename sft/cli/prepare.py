@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="local",
         help="where the data's steps run: processes of this machine, or the Ray cluster that RAY_ADDRESS names",
     )
+    parser.add_argument("--clean", action="store_true", help="then remove what other settings have prepared")
     parser.add_argument("--explain", metavar="ROW_ID", help="tell what each step did with one row")
 
 
@@ -58,6 +59,11 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
             continue
         show_numbers(prepared, console(), f"{recipe.name}: {stage.name}")
         _draw(prepared)
+    if arguments.clean:
+        from sft.data.prepare import clean, prepared_root
+
+        freed = clean(recipe, tokenizer)
+        console().print(f"removed from {prepared_root(recipe)}: {freed / 1e9:.2f} GB", markup=False, soft_wrap=True)
     if arguments.explain is not None and not told:
         from sft.utils.errors import UserError
 

@@ -1,55 +1,46 @@
-"""From a stage's sources to the rows it trains on: read, check, render, tokenise, filter, pack, store."""
+"""From a stage's sources to the rows it trains on: a plan, its passes over the rows, and the rows packed."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+import os
+import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+import sft
 from sft.data import store
-from sft.data.engine.accounts import FUNNEL_FILE
-from sft.data.engine.builder import Progress
-from sft.data.engine.job import Job, Tally
-from sft.data.engine.local import make_engine
-from sft.data.engine.outcome import check_outcome, make_manifest
-from sft.data.engine.plan import uses_steps
-from sft.data.engine.run_steps import COLUMNS, run_steps
-from sft.data.engine.side_files import SideFiles
-from sft.data.pack.arrow import Documents, ShardWriter, open_dataset
-from sft.data.pack.bins import pack
-from sft.data.pack.policy import judge
-from sft.data.read.columns import ColumnMap, choose_columns
-from sft.data.read.conversation import check_templates, row_id, to_messages
-from sft.data.read.row import BadRow, Row, peek
-from sft.data.read.sources import OpenSource, open_source
-from sft.data.tokenize.render import Rendered, Renderer
-from sft.data.tokenize.tokens import Tokens, check_tokenizer, tokenize, tokenizer_hash
-from sft.recipe.schema import Recipe, Stage
+from sft.data.engine.accounts import FUNNEL_FILE, funnel_entries, totals
+from sft.data.engine.builder import STEPS_FOLDER, Builder, Built, Progress
+from sft.data.engine.local import Engine, make_engine
+from sft.data.engine.outcome import check_outcome
+from sft.data.engine.passes import make_passes
+from sft.data.engine.plan import READ, Node, make_plan
+from sft.data.pack.arrow import open_dataset
+from sft.data.pack.documents import Documents, documents_path
+from sft.data.pack.rows import plan_rows, write_all
+from sft.data.tokenize.template import training_template
+from sft.data.tokenize.tokens import check_tokenizer, tokenizer_hash
+from sft.recipe.schema import DataSection, Recipe, Stage
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json, write_sealed
 
 if TYPE_CHECKING:
     import datasets
 
-FORMAT_VERSION = 2  # raise it whenever the same inputs would give other files
-CHUNK_ROWS = 512
-CHUNK_CHARACTERS = 4_000_000
-
-log = logging.getLogger(__name__)
+FORMAT_VERSION = 3  # raise it whenever the same inputs would give other files
 
 
 @dataclass(frozen=True)
 class PreparedStage:
     """A stage's data, ready to train on.
 
-    `manifest`: key, recipe, inputs (with content hashes, columns and rows of each), tokenizer, funnel, rows (read),
-    documents (kept), packs (rows of `dataset`), tokens, supervised_tokens, max_document_length, shards; and of a stage
-    with data steps: steps (a line of the funnel for each).
+    `manifest`: key, recipe, inputs (with content hashes, columns and rows of each), tokenizer, steps (a line of the
+    funnel for each), funnel, rows (read), documents (kept), packs (rows of `dataset`), tokens, supervised_tokens,
+    max_document_length, shards, passes (their keys).
     """
 
     path: Path
@@ -60,24 +51,65 @@ class PreparedStage:
         """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids."""
         return open_dataset(self.path, self.manifest)
 
+    @property
+    def passes(self) -> list[Path]:
+        """The folders of the passes that made it, in the order in which they ran."""
+        return [self.path.parent / STEPS_FOLDER / key for key in self.manifest["passes"]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that decides the content of a store, and where it is made."""
+
+    data: DataSection
+    ends: list[Node]
+    identity: dict[str, Any]
+    root: Path
+    tokenizer: Any
+    workers: int | None
+
+    @property
+    def key(self) -> str:
+        return sha256_json(self.identity)[:32]
+
 
 def prepare_stage(
     recipe: Recipe, stage: Stage, tokenizer: Any, *, progress: Progress | None = None, engine: str = "local"
 ) -> PreparedStage:
-    """The prepared data of `stage`: looked up by content, or made. `engine` (local, ray) works on the data's steps.
+    """The prepared data of `stage`: looked up by content, or made. `engine`: who works on it (local, ray).
 
     Sources, tokenizer, template and the settings that decide the rows make the key, so the same data is prepared once,
     by one process; others that want it wait. Raises UserError (or UsageError) with one sentence when the data can't be
     used: nothing there, no known columns, too many bad rows, no row short enough, a full disk.
     """
-    root = prepared_root(recipe)
-    job = _plan(stage, tokenizer, root, engine, progress)
-    manifest = store.find(root, job.key)
+    job = _plan(stage, tokenizer, prepared_root(recipe))
+    manifest = store.find(job.root, job.key)
     if manifest is None:
-        with store.locked(root, job.key):
-            manifest = store.find(root, job.key) or _build(job, root, progress)
-    check_outcome(manifest, root / job.key, job)
-    return PreparedStage(root / job.key, manifest)
+        with store.locked(job.root, job.key):
+            manifest = store.find(job.root, job.key)
+            if manifest is None:
+                with make_engine(engine, job.workers) as workers:
+                    manifest = _make(job, workers, progress or (lambda *_: None))
+    prepared = PreparedStage(job.root / job.key, manifest)
+    check_outcome(manifest, prepared.passes, stage.data.max_bad_fraction)
+    return prepared
+
+
+def clean(recipe: Recipe, tokenizer: Any) -> int:
+    """Remove what is prepared beside the data of the recipe's stages: other rows, passes that they don't come from.
+
+    Answers and scores that were paid for stay, and what another process is at work on. Returns the bytes freed.
+    """
+    root = prepared_root(recipe)
+    needed: set[str] = set()
+    for stage in recipe.stages:
+        job = _plan(stage, tokenizer, root)
+        needed |= {job.key, *(made.key for made in make_passes(job.ends))}
+    freed = 0
+    for folder in (*root.glob("*/"), *(root / STEPS_FOLDER).glob("*/")):
+        if re.fullmatch("[0-9a-f]{32}", folder.name) and folder.name not in needed:
+            freed += store.discard(root, folder)
+    return freed
 
 
 def prepared_root(recipe: Recipe) -> Path:
@@ -85,144 +117,98 @@ def prepared_root(recipe: Recipe) -> Path:
     return Path(recipe.prepared_dir or Path(recipe.output_dir) / "prepared").expanduser()
 
 
-def _plan(stage: Stage, tokenizer: Any, root: Path, engine: str, progress: Progress | None) -> Job:
+def _plan(stage: Stage, tokenizer: Any, root: Path) -> _Job:
     check_tokenizer(tokenizer)
-    check_templates(stage.data)
     train = stage.train if isinstance(stage.train, dict) else stage.train.model_dump()
     max_length, packing = train.get("max_length", 1024), bool(train.get("packing", False))
     if packing and max_length is None:
         raise UserError(f"stages.{stage.name}.train: packing needs max_length, the length of a packed row.")
-    renderer = Renderer(tokenizer)
-    digest, stepped = tokenizer_hash(tokenizer, renderer.template), None
-    if uses_steps(stage.data):
-        with make_engine(engine, train.get("dataset_num_proc")) as workers:
-            stepped = run_steps(stage.data, root, tokenizer, digest, workers, progress)
-        sources = [stepped.source]
-        columns: list[dict[str, str] | None] = [COLUMNS]
-    else:
-        sources = [open_source(source) for source in stage.data.sources]
-        columns = [cast("dict[str, str] | None", source.columns) for source in stage.data.sources]
+    digest = tokenizer_hash(tokenizer, training_template(tokenizer))
+    ends = make_plan(stage.data, digest, max_length)
+    settings = {"prompt_template", "completion_template", "system_prompt", "over_length", "mask_history"}
     identity = {
         "format": FORMAT_VERSION,
-        "inputs": [{**source.identity, "columns": named} for source, named in zip(sources, columns, strict=True)],
-        "recipe": {
-            **stage.data.model_dump(include={"prompt_template", "completion_template", "system_prompt", "over_length"}),
-            "max_length": max_length,
-            "packing": packing,
-        },
+        "inputs": [node.key for node in ends],
+        "recipe": {**stage.data.model_dump(include=settings), "max_length": max_length, "packing": packing},
         "tokenizer": digest,
     }
-    key = sha256_json(identity)[:32]
-    return Job(stage.data, sources, columns, stepped, max_length, packing, renderer, tokenizer, identity, key)
+    return _Job(stage.data, ends, identity, root, tokenizer, train.get("dataset_num_proc"))
 
 
-def _build(job: Job, root: Path, progress: Progress | None) -> dict[str, Any]:
-    tally = Tally()
-    with store.building(root, job.key) as folder:
-        writer = ShardWriter(folder, "documents" if job.packing else "rows")
-        try:
-            with SideFiles(folder) as side:
-                for source in job.sources:
-                    _read_source(job, source, writer, side, tally, progress)
-            writer.close()
-        finally:
-            writer.abandon()
-        shards, packs = writer.shards, len(tally.lengths)
-        if job.packing:
-            shards, packs = _pack(folder, writer.shards, tally, job.max_length or 0, progress)
-        manifest = make_manifest(job, tally, side, shards, packs)
-        if job.stepped is not None:
-            write_sealed(folder / FUNNEL_FILE, {"steps": job.stepped.entries, "total": manifest["funnel"]})
-        store.commit(root, job.key, folder, manifest)
+def _make(job: _Job, engine: Engine, progress: Progress) -> dict[str, Any]:
+    path = saved_tokenizer(job.root, job.tokenizer, job.identity["tokenizer"])
+    builder = Builder(job.root, engine, path, job.data.seed, job.data.max_bad_fraction, progress)
+    passes = builder.build(job.ends)
+    files = [
+        documents_path(builder.built[end.key].folder, number)
+        for end in job.ends
+        for number in range(len(builder.built[end.key].shards))
+    ]
+    capacity = job.identity["recipe"]["max_length"] if job.identity["recipe"]["packing"] else None
+    with store.building(job.root, job.key) as folder:
+        tasks, documents = plan_rows(folder, job.root / STEPS_FOLDER, files, capacity, engine.workers)
+        shards = write_all(engine.run, tasks, progress)
+        manifest = _manifest(job, passes, documents, shards, tasks[-1].end)
+        write_sealed(folder / FUNNEL_FILE, {"steps": manifest["steps"], "total": manifest["funnel"]})
+        # Before the rows are in place: a run that is killed in between makes the last passes again.
+        _tidy(builder, job.ends)
+        store.commit(job.root, job.key, folder, manifest)
     return manifest
 
 
-def _read_source(
-    job: Job, source: OpenSource, writer: ShardWriter, side: SideFiles, tally: Tally, progress: Progress | None
-) -> None:
-    before, kept = tally.rows, len(tally.lengths)
-    rows, mapping = _with_columns(job, source, len(tally.sources))
-    chunk: list[tuple[Row, str, Rendered]] = []
-    characters = 0
-    for row in rows:
-        tally.rows += 1
-        rendered = _render(job, row, mapping)
-        if isinstance(rendered, BadRow):
-            side.quarantine(row, rendered)
-            continue
-        assert row.value is not None and mapping is not None
-        chunk.append((row, row_id(row.value, mapping, row.source, row.line), rendered))
-        characters += len(rendered.text)
-        if len(chunk) >= CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
-            _tokenize_chunk(job, chunk, writer, side, tally)
-            chunk, characters = [], 0
-            if progress:
-                progress("rows", tally.rows, None)
-    _tokenize_chunk(job, chunk, writer, side, tally)
-    if progress:
-        progress("rows", tally.rows, None)
-    columns = mapping.described() if mapping else {}
-    tally.sources.append(
-        {"source": source.name, "rows": tally.rows - before, "kept": len(tally.lengths) - kept, "columns": columns}
-    )
+def _manifest(
+    job: _Job, passes: list[Built], documents: Documents, shards: list[dict[str, Any]], packs: int
+) -> dict[str, Any]:
+    lengths, entries = documents.column("length"), funnel_entries(passes)
+    funnel = totals(entries)
+    if funnel["kept"] != len(lengths):
+        raise AssertionError(f"{funnel['kept']} rows went on to be packed, and {len(lengths)} were: one was lost")
+    return {
+        "key": job.key,
+        **{name: job.identity[name] for name in ("format", "recipe", "tokenizer")},
+        "inputs": [_leaf(built, node) for built in passes for node in built.made.nodes if node.step == READ],
+        "steps": entries,
+        "passes": [built.made.key for built in passes],
+        "sambay_sft": sft.__version__,
+        "funnel": funnel,
+        "rows": funnel["rows"],
+        "documents": len(lengths),
+        "packs": packs,
+        "tokens": int(lengths.sum()),
+        "supervised_tokens": int(documents.column("supervised").sum()),
+        "max_document_length": int(lengths.max(initial=0)),
+        "shards": shards,
+    }
 
 
-def _with_columns(job: Job, source: OpenSource, number: int) -> tuple[Iterator[Row], ColumnMap | None]:
-    """The source's rows, and which column is what, seen from its first readable rows (None: it has none)."""
-    rows, names = peek(source.read())
-    return rows, None if names is None else choose_columns(source.name, names, job.columns[number])
+def _leaf(built: Built, node: Node) -> dict[str, Any]:
+    """A source: its name, what its content is keyed by, its licence, columns, and rows read."""
+    assert node.opened is not None and node.reading is not None
+    rows = built.accounts[0]["taken"]["rows"]
+    told = {"source": node.opened.name, **node.opened.identity, "license": node.reading.source.license}
+    mapping = node.reading.mapping
+    return {**told, "columns": mapping.described() if mapping else {}, "rows": rows}
 
 
-def _render(job: Job, row: Row, mapping: ColumnMap | None) -> Rendered | BadRow:
-    if row.value is None or mapping is None:
-        return row.bad or BadRow("broken_json", "unreadable")
-    messages = to_messages(row.value, mapping, job.data)
-    return messages if isinstance(messages, BadRow) else job.renderer.render(messages)
+def _tidy(builder: Builder, ends: list[Node]) -> None:
+    """Remove what the rows alone were made from: where the documents' tokens are, if no step comes in between."""
+    for end in ends:
+        folder = builder.built[end.key].folder
+        for pattern in ("tokens-*", "documents-*"):
+            for path in folder.glob(pattern):
+                path.unlink()
 
 
-def _tokenize_chunk(
-    job: Job, chunk: list[tuple[Row, str, Rendered]], writer: ShardWriter, side: SideFiles, tally: Tally
-) -> None:
-    documents = tokenize(job.tokenizer, [rendered for _, _, rendered in chunk])
-    for (row, name, _), tokens in zip(chunk, documents, strict=True):
-        length = len(tokens.ids)
-        tally.longest = max(tally.longest, length)
-        tally.shortest = length if tally.shortest is None else min(tally.shortest, length)
-        verdict = judge(tokens, job.max_length, job.data.over_length)
-        if verdict.reason == "over_length" and job.data.over_length == "error":
-            raise UserError(
-                f"{row.source}:{row.line}: {length} tokens are more than train.max_length {job.max_length}; raise it, "
-                "or set data.over_length to drop or truncate."
-            )
-        if verdict.tokens is None:
-            side.drop(row, name, str(verdict.reason), length)
-            continue
-        _keep(verdict.tokens, name, writer, tally)
-        if verdict.truncated:
-            side.cut(row, name, length)
-
-
-def _keep(tokens: Tokens, name: str, writer: ShardWriter, tally: Tally) -> None:
-    tally.lengths.append(len(tokens.ids))
-    tally.supervised += tokens.supervised
-    writer.write([(tokens.ids, tokens.mask, name)])
-
-
-def _pack(
-    folder: Path, shards: list[dict[str, Any]], tally: Tally, capacity: int, progress: Progress | None
-) -> tuple[list[dict[str, Any]], int]:
-    packs = pack(np.array(tally.lengths, dtype=np.int64), capacity)
-    documents = Documents(folder, shards)
-    writer = ShardWriter(folder, "rows")
-    try:
-        for done, indices in enumerate(packs, start=1):
-            writer.write(documents.take(indices))
-            if progress and (done % 1000 == 0 or done == len(packs)):
-                progress("packs", done, len(packs))
-        writer.close()
-    finally:
-        writer.abandon()
-    del documents
-    for shard in shards:
-        (folder / shard["name"]).unlink()
-    return writer.shards, len(packs)
+def saved_tokenizer(root: Path, tokenizer: Any, digest: str) -> str:
+    """The folder under `root` where the tokenizer is saved, for worker processes to load."""
+    folder = root / STEPS_FOLDER / "tokenizers" / digest[:32]
+    if not folder.is_dir():
+        with store.writable(root):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)
+            tokenizer.save_pretrained(temporary)
+            try:
+                os.rename(temporary, folder)
+            except OSError:  # another process was faster
+                shutil.rmtree(temporary, ignore_errors=True)
+    return str(folder)

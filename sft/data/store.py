@@ -124,6 +124,20 @@ def _remove_leftovers(root: Path, key: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def discard(root: Path, folder: Path) -> int:
+    """Remove a folder that is built under the lock of its name, unless somebody holds that; the bytes freed."""
+    with open(root / _LOCKS / folder.name, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # it is being built
+            return 0
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        # Without its manifest first: a kill in the middle must not leave what looks whole.
+        (folder / MANIFEST_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+        return size
+
+
 @contextmanager
 def writable(root: Path) -> Iterator[None]:
     """Turn the system's refusals to write into one sentence."""
@@ -134,4 +148,6 @@ def writable(root: Path) -> Iterator[None]:
             raise UserError(
                 f"{root}: no space left while preparing data; free some, or set `prepared_dir` to another disk."
             ) from error
+        if error.filename is not None and not str(error.filename).startswith(str(root)):
+            raise UserError(f"{error.filename}: {error.strerror}, while data is prepared.") from error
         raise UserError(f"{root}: prepared data can't be written there: {error}; set `prepared_dir`.") from error

@@ -16,7 +16,7 @@ from sft.answers.checker import RESULT_LIMIT, AnswerChecker, Verdict
 from sft.evaluate.metrics import Sample, summarize
 from sft.evaluate.progress import ProgressLine
 from sft.evaluate.suites import Problem, load_problems, render_prompt
-from sft.recipe.schema import DataSection, EvaluateSection, SuiteSection
+from sft.recipe.schema import EvaluateSection, SuiteSection, Templates
 from sft.utils.errors import UserError
 from sft.utils.files import atomic_open, read_sealed, remove_file, sha256_file, sha256_json, write_sealed
 
@@ -31,7 +31,7 @@ def evaluate(
     tokenizer: Any,
     section: EvaluateSection,
     *,
-    prompt_defaults: DataSection | None,
+    prompt_defaults: Templates | None,
     out_dir: str | Path,
     point: str,
     model_key: str | None = None,
@@ -43,7 +43,7 @@ def evaluate(
     With the same model and settings, finished results are looked up and interrupted ones continued.
 
     Args:
-        prompt_defaults: the data section whose prompt_template and system_prompt a suite without its own uses.
+        prompt_defaults: the prompt_template and system_prompt that a suite without its own uses.
         out_dir: the folder of this point's results, `RunPaths.eval_dir(point)` in a run.
         point: `start` or the name of the stage that has just ended; a label.
         model_key: what identifies the weights; default: `model_fingerprint(model)`.
@@ -97,7 +97,7 @@ class _SuiteRun:
         tokenizer: Any,
         suite: SuiteSection,
         section: EvaluateSection,
-        defaults: DataSection | None,
+        defaults: Templates | None,
         folder: Path,
         point: str,
     ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sft.answers.checker import gold_answer
 from sft.data.read.sources import open_source
-from sft.recipe.schema import DataSection, SuiteSection
+from sft.recipe.schema import SuiteSection, Templates
 from sft.utils.errors import UserError
 
 # Columns by the names they have in common data sets, the most specific first.
@@ -103,7 +103,7 @@ def _problem(row: Mapping[str, Any], columns: Mapping[str, str], place: str, def
     )
 
 
-def render_prompt(tokenizer: Any, problem: Problem, suite: SuiteSection, defaults: DataSection | None) -> str:
+def render_prompt(tokenizer: Any, problem: Problem, suite: SuiteSection, defaults: Templates | None) -> str:
     """The text that asks the model: chat template around the prompt template, up to where the answer begins.
 
     Template and system prompt are the suite's, or else those that the stage's data was trained with.

@@ -178,6 +178,9 @@ class DataSection(Templates):
     over_length: Literal["drop", "truncate", "error"] = Field(
         default="drop", description="What becomes of rows longer than train.max_length."
     )
+    mask_history: bool = Field(
+        default=False, description="Of a conversation train the last answer alone; the earlier ones are context."
+    )
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1, description="More bad rows than this stop the run.")
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sft.data.engine.accounts import FunnelLine, funnel_lines, last_entries
+from sft.data.engine.accounts import FunnelLine, funnel_lines, has_steps
+from sft.data.steps import FIT, TOKENIZE
 from sft.report.drawing import COLORS, START, as_png, as_svg, drawing, legend, log_ticks, panels
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Entries = list[dict[str, Any]]
 
 def draw_data(manifest: dict[str, Any]) -> dict[str, tuple[str, bytes, str]]:
     """Name -> (SVG text, PNG bytes, caption) of every figure of a prepared stage; none where it has no data steps."""
-    if not manifest.get("steps"):
+    if not has_steps(manifest):
         return {}
     drawn = {}
     for name, (draw, caption) in FIGURES.items():
@@ -38,7 +39,7 @@ def draw_data(manifest: dict[str, Any]) -> dict[str, tuple[str, bytes, str]]:
 def draw_funnel(manifest: dict[str, Any]) -> Figure | None:
     """A bar for each step: rows that go on, and beside them those that end there, by reason."""
     # Steps that let all rows through unchanged say nothing here.
-    lines = [line for line in funnel_lines(manifest) if line.step != "measure" or line.dropped]
+    lines = [line for line in funnel_lines(manifest) if line.step != TOKENIZE or line.dropped]
     total = sum((Counter(dict(line.reasons)) for line in lines), Counter[str]())
     named = [reason for reason, _ in total.most_common(len(_REASONS))]
     colors = dict(zip(named, _REASONS, strict=False))
@@ -116,7 +117,7 @@ def _next_edge(edge: int) -> int:
 def draw_sources(manifest: dict[str, Any]) -> Figure | None:
     """Rows and tokens that each source gives after the last step."""
     given: dict[str, Counter[str]] = {}
-    for entry in last_entries(manifest["steps"]):
+    for entry in (entry for entry in manifest["steps"] if entry["step"] == FIT):
         for name, counts in entry["sources"].items():
             given.setdefault(name, Counter()).update(counts)
     if not given:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from sft.data.engine.accounts import has_steps
 from sft.evaluate.runner import read_samples
 from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe
@@ -46,7 +47,7 @@ def _data_figures(run: RunFacts) -> dict[str, dict[str, tuple[str, bytes, str]]]
     return {
         stage.name: {f"data-{stage.name}-{name}": figure for name, figure in draw_data(stage.data).items()}
         for stage in run.stages
-        if stage.data.get("steps")
+        if has_steps(stage.data)
     }
 
 

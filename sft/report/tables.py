@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sft.data.engine.accounts import HEAD, funnel_lines
+from sft.data.engine.accounts import HEAD, funnel_lines, has_steps
 from sft.report.collect import RunFacts, StageFacts
 
 
@@ -143,7 +143,7 @@ FUNNEL_HEAD = HEAD
 
 def funnel_rows(stage: StageFacts) -> list[list[str]]:
     """What became of the stage's rows, step by step; empty where its data has no steps."""
-    return [line.cells for line in funnel_lines(stage.data)] if stage.data.get("steps") else []
+    return [line.cells for line in funnel_lines(stage.data)] if has_steps(stage.data) else []
 
 
 def _dropped(funnel: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.recipe.asked import asked_as
 from sft.run.identity import point_identity, trained_stages
 from sft.run.lock import lock
 from sft.train.handover import load_stage_model
@@ -64,7 +65,7 @@ def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) 
         on_device(model),
         tokenizer,
         owner.evaluate,
-        prompt_defaults=owner.data,
+        prompt_defaults=asked_as(owner.data),
         out_dir=paths.eval_dir(point),
         point=point,
         model_key=model_key,
@@ -83,8 +84,7 @@ def _key(owner: Stage, identity: dict[str, Any]) -> str:
             "model": identity,
             "suites": owner.evaluate.model_dump(),
             "problems": [open_source(suite.source).identity for suite in owner.evaluate.suites],
-            "prompt_template": owner.data.prompt_template,
-            "system_prompt": owner.data.system_prompt,
+            **asked_as(owner.data).model_dump(include={"prompt_template", "system_prompt"}),
         }
     )
 
@@ -114,5 +114,6 @@ def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, d
     model, tokenizer = load_any_model(name, paths.recipe.model.trust_remote_code)
     point = f"model-{Path(name).resolve().name if Path(name).exists() else name.replace('/', '--')}"
     folder = paths.eval_dir(point)
-    metrics = evaluate(model, tokenizer, owner.evaluate, prompt_defaults=owner.data, out_dir=folder, point=point)
+    asked = asked_as(owner.data)
+    metrics = evaluate(model, tokenizer, owner.evaluate, prompt_defaults=asked, out_dir=folder, point=point)
     return {point: dict(metrics)}

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,6 +43,35 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class PartFile:
+    """A file that a writer of some library fills bit by bit, under a temporary name until `finish`.
+
+    A subclass sets `_writer`, which has `close`, and has `_flush` write what is pending (and open it, if it isn't yet).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.tmp")
+        self._writer: Any = None
+
+    def _flush(self) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Write what is left, bring it to disk, and give the file its name."""
+        self._flush()
+        self._writer.close()
+        flush(self.temporary)
+        os.replace(self.temporary, self.path)
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        if self._writer is not None:
+            with suppress(OSError):  # what it can't write isn't wanted
+                self._writer.close()
+        self.temporary.unlink(missing_ok=True)
 
 
 def remove_file(path: Path) -> None:

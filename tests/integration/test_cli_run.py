@@ -203,7 +203,7 @@ def test_gsm8k_takes_a_folder_in_one_override(
     shared_dir: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--model.tokenizer", str(shared_dir / "models/Phi-4-mini-flash-reasoning")]
-    words += ["--variables.gsm8k", str(shared_dir / "data/gsm8k"), "--stages.sft.data.read.sources.0.max_rows", "50"]
+    words += ["--variables.gsm8k", str(shared_dir / "data/gsm8k"), "--stages.sft.data.sources.0.max_rows", "50"]
     assert main(["prepare", "--config", "gsm8k", *words]) == 0
     (manifest,) = (json.loads(path.read_text()) for path in Path("runs/gsm8k/prepared").glob("*/manifest.json"))
     assert manifest["documents"] == 50 and "train.jsonl" in json.dumps(manifest["inputs"])

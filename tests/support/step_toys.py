@@ -14,10 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sft.data.read.outcomes import Dropped, Outcome
-from sft.data.read.record import Record
+from sft.data.pack.tokens import TokensWriter
+from sft.data.read.outcomes import Dropped, Kept, Outcome, Replaced
+from sft.data.read.record import Record, text_hash
 from sft.data.steps import RowStep, TableStep, step_class
 from sft.data.steps.context import Context, Templates
+from sft.data.steps.tokenize import Tokenize, TokenizeSettings
 from sft.recipe.steps import StepEntry
 from sft.tokenizers.tiny import build_tokenizer
 
@@ -26,7 +28,7 @@ def record(
     problem: str = "What is 2+2?", completion: str | None = "<think>\n2+2=4\n</think>\n\n\\boxed{4}", **fields: Any
 ) -> Record:
     """A row with a problem and, unless `completion` is None, its answer; `tokens` is the number of words."""
-    name = fields.pop("id", f"r{abs(hash((problem, completion))) % 10**8}")
+    name = fields.pop("id", f"r{text_hash(f'{problem} {completion}') % 10**8}")
     messages = None
     if completion is not None:
         messages = [{"role": "user", "content": problem}, {"role": "assistant", "content": completion}]
@@ -39,7 +41,7 @@ def record(
 def context(folder: Path, *, tokenizer: str = "", seed: int = 0, templates: Templates | None = None) -> Context:
     """What a step gets from the engine. `tokenizer` is a folder, or `tiny`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Context(_saved_tiny() if tokenizer == "tiny" else tokenizer, templates or Templates(), seed, folder)
+    return Context(_saved_tiny() if tokenizer == "tiny" else tokenizer, templates or Templates(), seed, folder, folder)
 
 
 @cache
@@ -57,13 +59,37 @@ def entry(name: str, **settings: Any) -> StepEntry:
 
 
 def run_rows(name: str, records: Sequence[Record], place: Context, **settings: Any) -> list[Outcome]:
-    """Outcomes of a RowStep, in order."""
+    """Outcomes of a RowStep, in order; where it changes texts and there is a tokenizer, each is tokenised after it."""
     step = step_class(name)(entry(name, **settings).config, place)
     assert isinstance(step, RowStep)
     try:
-        return list(step(list(records)))
+        outcomes = list(step(list(records)))
     finally:
         step.close()
+    return _tokenized(outcomes, place) if step.changes_text and place.tokenizer_path else outcomes
+
+
+def _tokenized(outcomes: list[Outcome], place: Context) -> list[Outcome]:
+    """The outcomes with tokens; what can't be tokenised is dropped."""
+    step = Tokenize(TokenizeSettings(), place)
+    step.sink = TokensWriter(place.folder / "tokens.arrow")
+    found: list[Outcome] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Kept):
+            found += step([outcome.record])
+        elif isinstance(outcome, Replaced):
+            made = list(step(outcome.kept))
+            kept = [one.record for one in made if isinstance(one, Kept)]
+            found.append(
+                Replaced(outcome.record, kept, [*outcome.dropped, *(d for d in made if isinstance(d, Dropped))])
+            )
+        else:
+            found.append(outcome)
+    step.sink.abandon()
+    for outcome in found:
+        for row in [outcome.record] if isinstance(outcome, Kept) else getattr(outcome, "kept", []):
+            row.tokens_at = row.encoded = None
+    return found
 
 
 def run_table(

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sft.data.read.records import BAD
+from sft.data.engine.builder import Built, bad_rows
+from sft.data.engine.plan import READ, Node
+from sft.data.engine.shards import merged
+from sft.data.steps import FIT, TOKENIZE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,35 +58,71 @@ class FunnelLine:
         return [self.title, *rows, self.tokens_in, self.tokens_out, dropped, seconds]
 
 
-def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The whole funnel in one line: rows read, rows made beside them, dropped by step and reason, bad by reason.
+def funnel_entries(passes: Sequence[Built]) -> list[dict[str, Any]]:
+    """A line's numbers for each step, in the order in which rows come to them: over all sources that share the step."""
+    nodes: dict[str, list[Node]] = {}
+    accounts: dict[str, list[dict[str, Any]]] = {}
+    shards: Counter[str] = Counter()
+    for built in passes:
+        for node, account in zip(built.made.nodes, built.accounts, strict=True):
+            nodes.setdefault(node.line, []).append(node)
+            accounts.setdefault(node.line, []).append(account)
+            shards[node.line] += len(built.shards)
+    entries: dict[str, dict[str, Any]] = {}
+    while waiting := [line for line in nodes if line not in entries]:
+        for line in waiting:
+            inputs = list(dict.fromkeys(before.line for node in nodes[line] for before in node.inputs))
+            if all(before in entries for before in inputs):
+                first = nodes[line][0]
+                usage = [{"usage": account["usage"]} for account in accounts[line] if "usage" in account]
+                entries[line] = {
+                    **{"title": first.title, "step": first.step, "key": line, "inputs": inputs},
+                    **merged(accounts[line]),
+                    "shards": shards[line],
+                    **(usage[0] if usage else {}),
+                }
+    return list(entries.values())
 
-    rows + made = what went on from the last step + dropped + bad.
+
+def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The whole funnel in one line: rows read, made beside them, kept, dropped by step and reason, bad by reason.
+
+    rows + made = kept + dropped, where `dropped` counts the bad ones too. `truncated`: kept, but cut.
     """
     dropped: Counter[str] = Counter()
     bad: Counter[str] = Counter()
-    made = 0
     for entry in entries:
-        made += entry["made"]["rows"] - entry["replaced"]["rows"]
-        for reason, count in entry["reasons"].items():
-            if entry["step"] == "read" and reason.startswith(BAD):
-                bad[reason[len(BAD) :]] += count
-            else:
-                dropped[f"{entry['step']}: {reason}"] += count
-    rows = sum(entry["taken"]["rows"] for entry in entries if entry["step"] == "read")
-    return {"rows": rows, "made": made, "dropped": dict(sorted(dropped.items())), "bad": dict(sorted(bad.items()))}
+        unusable = bad_rows(entry["step"], entry["reasons"])
+        bad.update(unusable)
+        if entry["step"] not in (READ, TOKENIZE):
+            prefix = "" if entry["step"] == FIT else f"{entry['step']}: "
+            dropped.update({f"{prefix}{reason}": count for reason, count in entry["reasons"].items()})
+    if bad:
+        dropped["bad"] = bad.total()
+    ends = [entry for entry in entries if entry["step"] == FIT]
+    funnel = {
+        "rows": sum(entry["taken"]["rows"] for entry in entries if entry["step"] == READ),
+        "made": sum(entry["made"]["rows"] - entry["replaced"]["rows"] for entry in entries),
+        "kept": sum(entry["kept"]["rows"] for entry in ends),
+        "dropped": dict(sorted(dropped.items())),
+        "bad": dict(sorted(bad.items())),
+        "truncated": sum(entry["cut"] for entry in ends),
+    }
+    if funnel["rows"] + funnel["made"] != funnel["kept"] + dropped.total():
+        raise AssertionError(f"one row was lost: {funnel}")
+    return funnel
 
 
 def funnel_lines(manifest: dict[str, Any]) -> list[FunnelLine]:
-    """The funnel of a prepared stage: a line for each data step, and the last one, from rows to what is trained on."""
-    entries = manifest.get("steps") or []
-    return [*map(_line, entries), _last_line(manifest, entries)]
+    """The funnel of a prepared stage: a line for each step, the last from rows to what is trained on."""
+    return [_line(entry) for entry in manifest["steps"]]
 
 
 def _line(entry: dict[str, Any]) -> FunnelLine:
+    last = entry["step"] == FIT
     return FunnelLine(
-        title=entry["title"],
-        step=entry["step"],
+        title=LAST if last else entry["title"],
+        step="" if last else entry["step"],
         rows_in=entry["taken"]["rows"],
         rows_out=entry["kept"]["rows"],
         tokens_in=tokens_of(entry["taken"]),
@@ -94,30 +133,9 @@ def _line(entry: dict[str, Any]) -> FunnelLine:
     )
 
 
-def _last_line(manifest: dict[str, Any], entries: list[dict[str, Any]]) -> FunnelLine:
-    before, funnel = totals(entries), manifest["funnel"]
-    reasons = Counter(funnel["dropped"]) - Counter(before["dropped"])
-    del reasons["bad"]
-    reasons.update(
-        {f"{BAD}{reason}": count for reason, count in (Counter(funnel["bad"]) - Counter(before["bad"])).items()}
-    )
-    given = [entry["kept"] for entry in last_entries(entries)]
-    tokens = {name: sum(counts[name] for counts in given) for name in ("tokens", "unmeasured")}
-    return FunnelLine(
-        title=LAST,
-        step="",
-        rows_in=funnel["kept"] + reasons.total(),
-        rows_out=funnel["kept"],
-        tokens_in=tokens_of(tokens) if given else _UNKNOWN,
-        tokens_out=f"{manifest['tokens']:,}",
-        reasons=_most_first(reasons),
-    )
-
-
-def last_entries(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries whose rows no other step takes: what they keep together is what goes on."""
-    taken = {key for entry in entries for key in entry["inputs"]}
-    return [entry for entry in entries if entry["key"] not in taken]
+def has_steps(manifest: dict[str, Any]) -> bool:
+    """Whether a recipe's steps had a say in the rows."""
+    return any(entry["step"] not in (READ, TOKENIZE, FIT) for entry in manifest.get("steps", ()))
 
 
 def funnel_table(lines: Sequence[FunnelLine]) -> Table:

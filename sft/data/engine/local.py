@@ -13,10 +13,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 
-from sft.data.engine.worker import Task, close_step
+from sft.data.engine.worker import close_steps
 from sft.utils.errors import UserError
 
-Work = Callable[[Task], dict[str, Any]]
+Work = Callable[[Any], dict[str, Any]]
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 TASK_LIMIT = 24 * 3600.0
 """Seconds in which at least one of the tasks under way has to end."""
@@ -30,7 +30,7 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """There will be more than one task: processes may start now."""
 
-    def run(self, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+    def run(self, work: Work, tasks: Sequence[Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Each task and what `work` returned of it, as they are done. An error of one ends all."""
 
     def __enter__(self) -> Engine:
@@ -58,12 +58,12 @@ class LocalEngine:
         self.workers = workers or free_cores()
         self._pool: ProcessPoolExecutor | None = None
 
-    def run(self, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+    def run(self, work: Work, tasks: Sequence[Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
         """As in `Engine`. One task alone is done in this process."""
-        if min(self.workers, len(tasks)) <= 1 or tasks[0].context.workers == 1:
+        if min(self.workers, len(tasks)) <= 1 or tasks[0].workers == 1:
             for task in tasks:
                 yield task, work(task)
-            close_step()
+            close_steps()
             return
         yield from self._spread(work, tasks)
 
@@ -80,9 +80,9 @@ class LocalEngine:
             self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker)
         return self._pool
 
-    def _spread(self, work: Work, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+    def _spread(self, work: Work, tasks: Sequence[Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
         pool = self._started()
-        running: dict[Future[dict[str, Any]], Task] = {}
+        running: dict[Future[dict[str, Any]], Any] = {}
         waiting = iter(tasks)
         try:
             while True:
@@ -108,7 +108,7 @@ class LocalEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        close_step()
+        close_steps()
         if self._pool is not None:
             pool, self._pool = self._pool, None
             for process in list((getattr(pool, "_processes", None) or {}).values()):

@@ -1,53 +1,59 @@
-"""A section of a recipe as a tree of nodes: sources at the leaves, steps on the way to the rows that are trained on.
+"""A section of a recipe as chains of nodes: a source, steps, and at the end the documents that are trained on.
 
 Each node's key is the hash of all that decides its rows: its settings and version, and the keys of what it reads. So a
-changed step makes new keys for itself and for all that come after it, and what comes before is only looked up.
+changed step makes new keys for itself and for all that come after it, and what comes before is only looked up. A stage
+without steps is a plan of none: its sources are read, tokenised and fitted like any other's.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sft.data.engine.shards import GROUP_CHARACTERS, GROUP_ROWS
 from sft.data.read.conversation import check_templates
-from sft.data.read.sources import OpenSource, open_source, source_name
-from sft.data.steps import step_class
+from sft.data.read.records import Reading, how_to_read
+from sft.data.read.sources import OpenSource, open_source, source_name, unique_names
+from sft.data.steps import FIT, TOKENIZE, TableStep, step_class
+from sft.data.steps.fit import FitSettings
+from sft.data.steps.tokenize import TokenizeSettings
 from sft.recipe.problems import nearest
 from sft.recipe.schema import DataSection, DataSource, Templates
 from sft.recipe.steps import StepEntry
 from sft.utils.errors import UsageError
 from sft.utils.files import sha256_json
 
-FORMAT_VERSION = 2  # raised when the same inputs would be stored as other bytes
-MEASURE = "measure"
+FORMAT_VERSION = 3  # raised when the same inputs would be stored as other bytes
+READ = "read"
 
 
 @dataclass(frozen=True)
 class Node:
-    """Something that makes shards.
+    """One step for the rows of some sources.
 
     Attributes:
         key: hash of all that decides the rows.
+        line: key of its line in the funnel, which the same step of a group's other sources shares.
         title: for people, such as `openr1: verify`.
-        step: name of the step; or "read" (a source), "measure" (lengths are counted), "concatenate" (sources meet).
-        inputs: the nodes that it reads, in order.
-        names: for "concatenate", what each input is called: from there on the rows' `source`.
-        source: for "read", the source and how it is read; `opened` is what was found there.
+        step: name of the step; or "read" (a source), "tokenize", "fit" (what may be trained on).
+        inputs: the nodes that it reads, in order; several where it has to see the rows of all sources together.
+        rename: for each input, what its rows' source is called from here on (None: as they say).
         config: settings of the step.
+        opened, reading: for "read", the source and how its rows become records.
     """
 
     key: str
+    line: str
     title: str
     step: str
     inputs: tuple[Node, ...] = ()
-    names: tuple[str, ...] = ()
+    rename: tuple[str | None, ...] = ()
     config: Any = None
     templates: Templates = field(default_factory=Templates)
-    source: DataSource | None = None
     opened: OpenSource | None = None
+    reading: Reading | None = None
 
     def walk(self) -> Iterator[Node]:
         """All nodes below and this one, in the order in which they run."""
@@ -55,31 +61,44 @@ class Node:
             yield from node.walk()
         yield self
 
-    @property
-    def leaves(self) -> list[Node]:
-        """The sources."""
-        return [node for node in self.walk() if node.step == "read"]
+
+@dataclass(frozen=True)
+class _Chain:
+    """The rows of one or more sources on their way: after `node`, called `name`; and what is known of them."""
+
+    node: Node
+    name: str | None = None
+    tokenized: bool = False
 
 
-def uses_steps(data: DataSection) -> bool:
-    """Whether the section needs more than reading its sources one after the other."""
-    return bool(data.steps) or any(
-        source.steps or source.sources or source.recipe or source.carry or source.rows == "problems"
-        for source in data.sources
-    )
-
-
-def make_plan(data: DataSection, tokenizer_hash: str) -> Node:
-    """The tree of a section; its root makes the rows that are trained on.
+def make_plan(data: DataSection, tokenizer_hash: str, max_length: int | None) -> list[Node]:
+    """The chains of a section: the last node of each makes documents, in the order in which they are trained on.
 
     Opens every source. Raises UsageError or UserError when a source isn't there, a step names a column that its source
     doesn't carry, or rows would end without an answer.
     """
-    planner = _Planner(tokenizer_hash, data.seed)
-    root = planner.group(data.sources, data.steps, _templates(data, Templates()), "")
+    opened = {id(source): open_source(source) for source in _leaves(data.sources)}
+    files = Counter(name for found in opened.values() for name in set(found.files))
+    clashing = frozenset(name for name, count in files.items() if count > 1)
+    planner = _Planner(tokenizer_hash, data.seed, TokenizeSettings(data.mask_history), opened, clashing)
     _refuse_unanswered(data.sources, data.steps)
-    _refuse_twice(root)
-    return root
+    chains = planner.group(data.sources, data.steps, _templates(data, Templates()), "")
+    chains = planner.with_tokens(chains, "")
+    fit = FitSettings(max_length, data.over_length)
+    return [chain.node for chain in planner.stepped(chains, FIT, fit, Templates(), FIT)]
+
+
+def _leaves(sources: list[DataSource]) -> Iterator[DataSource]:
+    for source in sources:
+        if source.sources is None:
+            yield source
+        else:
+            yield from _leaves(source.sources)
+
+
+def every_node(ends: Sequence[Node]) -> list[Node]:
+    """The nodes of all chains, each once, in the order in which they run."""
+    return list({node.key: node for end in ends for node in end.walk()}.values())
 
 
 def _templates(section: Templates, around: Templates) -> Templates:
@@ -93,70 +112,106 @@ def _templates(section: Templates, around: Templates) -> Templates:
 class _Planner:
     tokenizer_hash: str
     seed: int
+    tokenize: TokenizeSettings
+    opened: dict[int, OpenSource]
+    clashing: frozenset[str]
+    """Names of files that several sources have: places of their rows, and ids made of them, begin with the source's."""
 
-    def group(self, sources: list[DataSource], steps: list[StepEntry], templates: Templates, prefix: str) -> Node:
-        """Sources, one after the other, and the steps that all of them go through."""
-        names = [source_name(source) for source in sources]
-        nodes = tuple(self._source(source, templates, prefix) for source in sources)
-        node = self._concatenated(nodes, tuple(names), prefix)
-        available = set.intersection(*(_carried(source) for source in sources))
-        self._check_names(steps, available, names)
-        return self._steps(node, steps, templates, prefix)
+    def group(
+        self, sources: list[DataSource], steps: list[StepEntry], templates: Templates, prefix: str
+    ) -> list[_Chain]:
+        """Sources, and the steps that all of them go through."""
+        names = unique_names(sources)
+        chains: list[_Chain] = []
+        for source, name in zip(sources, names, strict=True):
+            found = self._source(source, name, templates, prefix)
+            chains += [_Chain(chain.node, name, chain.tokenized) for chain in found]
+        carried = set.intersection(*(_carried(source) for source in sources))
+        return self._steps(chains, steps, templates, prefix, carried, names)
 
-    def _concatenated(self, nodes: tuple[Node, ...], names: tuple[str, ...], prefix: str) -> Node:
-        key = self._key({"concatenated": [node.key for node in nodes], "names": names})
-        return Node(key, f"{prefix}all sources", "concatenate", nodes, names)
-
-    def _source(self, source: DataSource, around: Templates, prefix: str) -> Node:
-        templates, name = _templates(source, around), source_name(source)
+    def _source(self, source: DataSource, name: str, around: Templates, prefix: str) -> list[_Chain]:
+        templates = _templates(source, around)
         if source.sources is not None:
             return self.group(source.sources, source.steps, templates, f"{prefix}{name}/")
-        opened = open_source(source)
+        opened = self.opened[id(source)]
+        before = f"{prefix}{name}/" if self.clashing & set(opened.files) else ""
         settings = source.model_dump(include={"columns", "rows", "carry"})
-        decided_by = {**opened.identity, **settings, "name": name, "templates": templates.model_dump()}
+        decided_by = {
+            **opened.identity,
+            **settings,
+            "name": name,
+            "before": before,
+            "templates": templates.model_dump(),
+        }
         key = self._key({"read": decided_by, "group": [GROUP_ROWS, GROUP_CHARACTERS]})
-        node = Node(key, f"{prefix}{name}: read", "read", templates=templates, source=source, opened=opened)
-        self._check_names(source.steps, set(source.carry), [name])
-        first = step_class(source.steps[0].name) if source.steps else None
-        if source.rows == "conversations" and not (first is not None and first.measures):
-            key = self._key({"measure": 1, "input": node.key, "tokenizer": self.tokenizer_hash})
-            node = Node(key, f"{prefix}{name}: {MEASURE}", MEASURE, (node,), templates=templates)
-        return self._steps(node, source.steps, templates, f"{prefix}{name}: ")
+        reading = how_to_read(opened, source, templates, name, before)
+        node = Node(key, key, f"{prefix}{name}: {READ}", READ, opened=opened, reading=reading)
+        return self._steps([_Chain(node)], source.steps, templates, f"{prefix}{name}: ", set(source.carry), [name])
 
-    def _steps(self, node: Node, steps: list[StepEntry], templates: Templates, prefix: str) -> Node:
+    def _steps(
+        self,
+        chains: list[_Chain],
+        steps: list[StepEntry],
+        templates: Templates,
+        prefix: str,
+        carried: set[str],
+        names: list[str],
+    ) -> list[_Chain]:
         for entry in steps:
-            kind, config = step_class(entry.name), entry.config
-            decided_by = {
-                "step": entry.name,
-                "version": kind.version,
-                "config": kind.settings(config),
-                "identity": kind.identity(config),
-                "templates": templates.model_dump() if kind.measures else None,
-                "tokenizer": self.tokenizer_hash if kind.uses_tokenizer or kind.measures else None,
-                "seed": self.seed,
-                "input": node.key,
-            }
-            key, title = self._key(decided_by), f"{prefix}{entry.name}"
-            node = Node(key, title, entry.name, (node,), config=config, templates=templates)
-        return node
+            kind = step_class(entry.name)
+            _check_names(entry, carried, names)
+            if kind.reads_tokens:
+                chains = self.with_tokens(chains, prefix)
+            chains = self.stepped(chains, entry.name, entry.config, templates, f"{prefix}{entry.name}")
+        return chains
+
+    def with_tokens(self, chains: list[_Chain], prefix: str) -> list[_Chain]:
+        """The chains, each with its conversations tokenised."""
+        bare = [chain for chain in chains if not chain.tokenized]
+        made = iter(self.stepped(bare, TOKENIZE, self.tokenize, Templates(), f"{prefix}{TOKENIZE}"))
+        return [chain if chain.tokenized else next(made) for chain in chains]
+
+    def stepped(self, chains: list[_Chain], name: str, config: Any, templates: Templates, title: str) -> list[_Chain]:
+        """A step behind the chains: behind each of its own, or, where it needs the rows of all together, behind all."""
+        kind = step_class(name)
+        together = issubclass(kind, TableStep) or not kind.parallel
+        groups = [chains] if together else [[chain] for chain in chains]
+        decided_by = {
+            "step": name,
+            "version": kind.version,
+            "config": kind.settings(config),
+            "identity": kind.identity(config),
+            "templates": templates.model_dump() if kind.changes_text else None,
+            "tokenizer": self.tokenizer_hash if kind.uses_tokenizer else None,
+            "seed": self.seed,
+        }
+        line = self._key({**decided_by, "inputs": [[chain.node.key, chain.name] for chain in chains]})
+        made = []
+        for group in groups:
+            inputs = [[chain.node.key, chain.name] for chain in group]
+            nodes, names = tuple(chain.node for chain in group), tuple(chain.name for chain in group)
+            key = self._key({**decided_by, "inputs": inputs, "together": together})
+            node = Node(key, line, title, name, nodes, names, config, templates)
+            tokenized = name == TOKENIZE or (not kind.changes_text and all(chain.tokenized for chain in group))
+            made.append(_Chain(node, None, tokenized))
+        return made
 
     @staticmethod
     def _key(decided_by: dict[str, Any]) -> str:
         return sha256_json({"format": FORMAT_VERSION, **decided_by})[:32]
 
-    @staticmethod
-    def _check_names(steps: list[StepEntry], carried: set[str], names: list[str]) -> None:
-        for entry in steps:
-            unknown = sorted(step_class(entry.name).sources(entry.config) - set(names))
-            if unknown:
-                hint = nearest(unknown[0], names) or f"; the sources here: {', '.join(names)}"
-                raise UsageError(f"the step {entry.name} speaks of a source {unknown[0]!r} that it doesn't get{hint}")
-            missing = sorted(step_class(entry.name).carried(entry.config) - carried)
-            if missing:
-                raise UsageError(
-                    f"the step {entry.name} uses the column {missing[0]!r}, which {' and '.join(names)} "
-                    f"must name under `carry`, so that it is read"
-                )
+
+def _check_names(entry: StepEntry, carried: set[str], names: list[str]) -> None:
+    unknown = sorted(step_class(entry.name).sources(entry.config) - set(names))
+    if unknown:
+        hint = nearest(unknown[0], names) or f"; the sources here: {', '.join(names)}"
+        raise UsageError(f"the step {entry.name} speaks of a source {unknown[0]!r} that it doesn't get{hint}")
+    missing = sorted(step_class(entry.name).carried(entry.config) - carried)
+    if missing:
+        raise UsageError(
+            f"the step {entry.name} uses the column {missing[0]!r}, which {' and '.join(names)} "
+            f"must name under `carry`, so that it is read"
+        )
 
 
 def _carried(source: DataSource) -> set[str]:
@@ -164,18 +219,6 @@ def _carried(source: DataSource) -> set[str]:
     if source.sources is not None:
         return set.intersection(*(_carried(inner) for inner in source.sources))
     return set(source.carry)
-
-
-def _refuse_twice(root: Node) -> None:
-    """A source counts once; to take its rows more often is what `mix` is for."""
-    keys = Counter(leaf.key for leaf in root.leaves)
-    for leaf in root.leaves:
-        if keys[leaf.key] > 1:
-            name, times = leaf.title.removesuffix(": read"), keys[leaf.key]
-            raise UsageError(
-                f"{name} is named as a source {times} times with the same settings; name it once, and use `mix` with "
-                "max_repeats to take its rows more often"
-            )
 
 
 def _refuse_unanswered(sources: list[DataSource], steps: list[StepEntry]) -> None:

@@ -45,7 +45,7 @@ class RayEngine:
         if not tasks:
             return
         ray.data.DataContext.get_current().enable_progress_bars = False
-        size = min(self.workers, tasks[0].context.workers, len(tasks))
+        size = min(self.workers, tasks[0].workers, len(tasks))
         numbers = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))
         done = numbers.map_batches(
             _Worker,

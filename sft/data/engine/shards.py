@@ -1,23 +1,25 @@
-"""A shard: up to a few thousand rows of a step's output in one parquet file, with the rows it dropped beside it.
+"""One shard of a pass: its rows in one file, those that ended beside it, and an account of every step.
 
-<step>/kept-00000.parquet       rows that go on
-<step>/dropped-00000.parquet    rows that end here, each with its reason
-<step>/done-00000.json          the marker: written last, so a shard with one is whole
+<pass>/kept-00000.parquet         rows that go on (of the last pass: documents-00000.arrow, see pack/)
+<pass>/aside-00000.parquet        rows that ended here, each with its step and reason; and those that were cut
+<pass>/tokens-00000-0.arrow       ids and masks of the conversations tokenised here (see pack/tokens.py)
+<pass>/done-00000.json            the marker: written last, so a shard with one is whole
 """
 
 from __future__ import annotations
 
 import math
-import os
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sft.data.read.outcomes import Dropped, Kept, Outcome, Replaced
-from sft.data.read.record import Record, dropped_schema, fingerprint, from_table, schema, to_table
-from sft.utils.files import read_sealed, sha256_file, write_sealed
+from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.record import Record, aside_schema, fingerprint, from_table, renewed, schema, to_table
+from sft.utils.files import PartFile, read_sealed, sha256_file, write_sealed
 from sft.utils.hashes import folder_hashes
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ GROUP_ROWS = 256  # rows that are in memory at once
 GROUP_CHARACTERS = 8_000_000
 EXAMPLES = 3  # of each reason
 EXCERPT = 200
+CUT = "cut at max_length"
+COUNTED = ("taken", "kept", "dropped", "replaced", "made")
 _MODULUS = 1 << 128
 
 
@@ -49,27 +53,129 @@ class Counts:
         return {**counts, "checksum": f"{self.checksum:032x}"}
 
 
-def sum_counts(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def sum_counts(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The counts of several shards together."""
+    parts = list(parts)
     total: dict[str, Any] = {key: sum(part[key] for part in parts) for key in ("rows", "tokens", "unmeasured")}
     total["checksum"] = f"{sum(int(part['checksum'], 16) for part in parts) % _MODULUS:032x}"
     return total
 
 
-class Groups:
+class Account:
+    """What became of the rows that one step took from one shard."""
+
+    def __init__(self, title: str, aside: Groups) -> None:
+        self.title, self._aside = title, aside
+        self.counts = {name: Counts() for name in COUNTED}
+        self.seconds = 0.0
+        self.cut = 0
+        self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, list[dict[str, str]]] = {}
+        self._lengths: Counter[int] = Counter()
+        self._sources: dict[str, Counter[str]] = {}
+        self._pass_rates: Counter[float] = Counter()
+
+    def add(self, outcome: Outcome) -> list[Record]:
+        """Note what became of one row; the rows that go on."""
+        self.counts["taken"].add(outcome.record)
+        if isinstance(outcome, Kept):
+            if outcome.cut is not None:
+                self.cut += 1
+                self._aside.add(outcome.record, self.title, CUT, outcome.cut)
+            return [self._keep(outcome.record)]
+        if isinstance(outcome, Dropped):
+            self._drop(outcome)
+            return []
+        self.counts["replaced"].add(outcome.record)
+        for record in (*outcome.kept, *(dropped.record for dropped in outcome.dropped)):
+            self.counts["made"].add(record)
+        for dropped in outcome.dropped:
+            self._drop(dropped)
+        return [self._keep(record) for record in outcome.kept]
+
+    def _keep(self, record: Record) -> Record:
+        self.counts["kept"].add(record)
+        if record.tokens is not None:
+            self._lengths[length_bin(record.tokens)] += 1
+        self._sources.setdefault(record.source, Counter()).update(rows=1, tokens=record.tokens or 0)
+        rate = pass_rate(record)
+        if rate is not None:
+            self._pass_rates[math.floor(10 * rate) / 10] += 1
+        return record
+
+    def _drop(self, outcome: Dropped) -> None:
+        record, detail = outcome.record, _writable(outcome.detail)
+        self.counts["dropped"].add(record)
+        self._reasons[outcome.reason] += 1
+        examples = self._examples.setdefault(outcome.reason, [])
+        if len(examples) < EXAMPLES:
+            # Of a row that couldn't be read, what was found there.
+            text = _writable(" ".join((record.text or str(record.carried.get("raw", ""))).split())[:EXCERPT])
+            examples.append({"id": record.id, "detail": detail[:EXCERPT], "text": text})
+        self._aside.add(record, self.title, outcome.reason, detail)
+
+    def described(self) -> dict[str, Any]:
+        """As JSON. Raises AssertionError unless every row taken is in exactly one place, and none from nowhere."""
+        told = {name: counts.described() for name, counts in self.counts.items()}
+        for key in ("rows", "checksum"):
+            value = {name: getattr(counts, key) for name, counts in self.counts.items()}
+            out = value["kept"] + value["dropped"] + value["replaced"] - value["made"]
+            if (value["taken"] - out) % _MODULUS:
+                raise AssertionError(f"{self.title}: {key} of rows taken and of what became of them differ: {told}")
+        return {
+            **told,
+            "reasons": dict(sorted(self._reasons.items())),
+            "examples": dict(sorted(self._examples.items())),
+            "lengths": {str(edge): count for edge, count in sorted(self._lengths.items())},
+            "sources": {name: dict(counts) for name, counts in sorted(self._sources.items())},
+            "pass_rates": {str(edge): count for edge, count in sorted(self._pass_rates.items())},
+            "cut": self.cut,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def _writable(text: str) -> str:
+    """`text`, where it quotes half a surrogate pair as an escape: no file can hold one."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The accounts of one step's shards as one."""
+    summed: dict[str, Counter[str]] = {key: Counter() for key in ("reasons", "lengths", "pass_rates")}
+    sources: dict[str, Counter[str]] = {}
+    examples: dict[str, list[dict[str, str]]] = {}
+    for part in parts:
+        for key, counter in summed.items():
+            counter.update(part[key])
+        for name, counts in part["sources"].items():
+            sources.setdefault(name, Counter()).update(counts)
+        for reason, found in part["examples"].items():
+            examples.setdefault(reason, []).extend(found)
+    return {
+        **{name: sum_counts(part[name] for part in parts) for name in COUNTED},
+        "reasons": dict(sorted(summed["reasons"].items())),
+        "examples": {reason: found[:EXAMPLES] for reason, found in sorted(examples.items())},
+        "lengths": dict(sorted(summed["lengths"].items(), key=lambda item: int(item[0]))),
+        "sources": {name: dict(counts) for name, counts in sorted(sources.items())},
+        "pass_rates": dict(sorted(summed["pass_rates"].items(), key=lambda item: float(item[0]))),
+        "cut": sum(part["cut"] for part in parts),
+        "seconds": round(sum(part["seconds"] for part in parts), 3),
+    }
+
+
+class Groups(PartFile):
     """Writes records to a parquet file in groups that fit into memory, under a temporary name until `finish`."""
 
     def __init__(self, path: Path, columns: pa.Schema) -> None:
-        self.path, self._schema = path, columns
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        self._writer: Any = None
-        self._rows: list[tuple[Record, str | None, str | None]] = []
+        super().__init__(path)
+        self._schema = columns
+        self._rows: list[tuple[Record, tuple[str, ...]]] = []
         self._characters = 0
 
-    def add(self, record: Record, reason: str | None = None, detail: str | None = None) -> None:
-        """Add a row; `reason` and `detail` where it is a dropped one."""
-        self._rows.append((record, reason, detail))
-        self._characters += _size(record)
+    def add(self, record: Record, *why: str) -> None:
+        """Add a row; of one put aside also its step, reason and detail."""
+        self._rows.append((record, why))
+        self._characters += size_of(record)
         if len(self._rows) >= GROUP_ROWS or self._characters >= GROUP_CHARACTERS:
             self._flush()
 
@@ -78,53 +184,37 @@ class Groups:
         import pyarrow.parquet as pq
 
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd", compression_level=1)
+            self._writer = pq.ParquetWriter(self.temporary, self._schema, compression="zstd", compression_level=1)
         if not self._rows:
             return
-        table = to_table([record for record, _, _ in self._rows])
-        if "reason" in self._schema.names:
-            table = table.append_column("reason", pa.array([reason for _, reason, _ in self._rows], pa.string()))
-            table = table.append_column("detail", pa.array([detail for _, _, detail in self._rows], pa.large_string()))
+        own = self._schema.names.index("step") if "step" in self._schema.names else len(self._schema)
+        table = to_table([record for record, _ in self._rows], pa.schema(list(self._schema)[:own]))
+        for place, name in enumerate(self._schema.names[len(table.column_names) :]):
+            values = pa.array([why[place] for _, why in self._rows], self._schema.field(name).type)
+            table = table.append_column(name, values)
         self._writer.write_table(table)
         self._rows, self._characters = [], 0
 
-    def finish(self) -> None:
-        """Write what is left, bring it to disk, and give the file its name."""
-        self._flush()
-        self._writer.close()
-        descriptor = os.open(self._temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(self._temporary, self.path)
 
-    def abandon(self) -> None:
-        """Leave nothing behind."""
-        if self._writer is not None:
-            self._writer.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-def _size(record: Record) -> int:
+def size_of(record: Record) -> int:
     """About how many bytes the row takes."""
     size = len(record.text) + 12 * len(record.teacher_ids or ())
     return size + sum(len(str(value)) for value in record.carried.values())
 
 
 class ShardWriter:
-    """Takes the outcomes of a step for one shard, and writes what became of every row."""
+    """Takes what comes out of a pass for one shard, and the accounts of its steps.
 
-    def __init__(self, folder: Path, number: int) -> None:
+    `target` writes the rows that are left: anything with `path`, `add(record)`, `finish()` and `abandon()`.
+    """
+
+    def __init__(self, folder: Path, number: int, titles: list[str], target: Any = None) -> None:
         self._folder, self._number = folder, number
-        self._kept = Groups(folder / f"kept-{number:05d}.parquet", schema())
-        self._dropped = Groups(folder / f"dropped-{number:05d}.parquet", dropped_schema())
-        self._counts = {name: Counts() for name in ("taken", "kept", "dropped", "replaced", "made")}
-        self._reasons: Counter[str] = Counter()
-        self._examples: dict[str, list[dict[str, str]]] = {}
-        self._lengths: Counter[int] = Counter()
-        self._sources: dict[str, Counter[str]] = {}
-        self._pass_rates: Counter[float] = Counter()
+        self._started = time.monotonic()
+        aside = Groups(folder / f"aside-{number:05d}.parquet", aside_schema())
+        self._target = target or Groups(kept_path(folder, number), schema())
+        self.files: list[Any] = [self._target, aside]
+        self.accounts = [Account(title, aside) for title in titles]
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -133,69 +223,33 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._kept.abandon()
-            self._dropped.abandon()
+            for file in self.files:
+                file.abandon()
 
-    @property
-    def rows(self) -> int:
-        """Rows that were taken so far."""
-        return self._counts["taken"].rows
+    def add(self, record: Record) -> None:
+        """A row that has come through all steps."""
+        self._target.add(record)
 
-    def add(self, outcome: Outcome) -> None:
-        """What became of one row of the input."""
-        self._counts["taken"].add(outcome.record)
-        if isinstance(outcome, Kept):
-            self._keep(outcome.record)
-        elif isinstance(outcome, Dropped):
-            self._drop(outcome)
-        else:
-            self._replace(outcome)
-
-    def _replace(self, outcome: Replaced) -> None:
-        self._counts["replaced"].add(outcome.record)
-        for record in outcome.kept:
-            self._counts["made"].add(record)
-            self._keep(record)
-        for dropped in outcome.dropped:
-            self._counts["made"].add(dropped.record)
-            self._drop(dropped)
-
-    def _keep(self, record: Record) -> None:
-        self._counts["kept"].add(record)
-        if record.tokens is not None:
-            self._lengths[length_bin(record.tokens)] += 1
-        self._sources.setdefault(record.source, Counter()).update(rows=1, tokens=record.tokens or 0)
-        rate = pass_rate(record)
-        if rate is not None:
-            self._pass_rates[math.floor(10 * rate) / 10] += 1
-        self._kept.add(record)
-
-    def _drop(self, outcome: Dropped) -> None:
-        self._counts["dropped"].add(outcome.record)
-        self._reasons[outcome.reason] += 1
-        examples = self._examples.setdefault(outcome.reason, [])
-        if len(examples) < EXAMPLES:
-            text = " ".join(outcome.record.text.split())
-            examples.append({"id": outcome.record.id, "detail": outcome.detail[:EXCERPT], "text": text[:EXCERPT]})
-        self._dropped.add(outcome.record, outcome.reason, outcome.detail)
-
-    def finish(self, seconds: float) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Make the shard whole; returns its marker."""
-        self._kept.finish()
-        self._dropped.finish()
+        for file in self.files:
+            file.finish()
+        accounts = [account.described() for account in self.accounts]
+        for before, after in pairwise(accounts):
+            if any(before["kept"][key] != after["taken"][key] for key in ("rows", "checksum")):
+                raise AssertionError(f"{self._folder}: a row was lost between two steps: {before} {after}")
         marker = {
-            **{name: counts.described() for name, counts in self._counts.items()},
-            "reasons": dict(sorted(self._reasons.items())),
-            "examples": dict(sorted(self._examples.items())),
-            "lengths": {str(edge): count for edge, count in sorted(self._lengths.items())},
-            "sources": {name: dict(counts) for name, counts in sorted(self._sources.items())},
-            "pass_rates": {str(edge): count for edge, count in sorted(self._pass_rates.items())},
-            "files": {path.name: _content(path) for path in (self._kept.path, self._dropped.path)},
-            "seconds": round(seconds, 3),
+            "accounts": accounts,
+            "files": {file.path.name: content_of(file.path) for file in self.files},
+            "seconds": round(time.monotonic() - self._started, 3),
         }
-        _check_balance(marker, self._kept.path)
         write_sealed(marker_path(self._folder, self._number), marker)
         return marker
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """What a file is known by."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def pass_rate(record: Record) -> float | None:
@@ -215,20 +269,9 @@ def length_bin(tokens: int) -> int:
     return edge + edge // 2 if tokens >= edge + edge // 2 else edge
 
 
-def _content(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _check_balance(marker: dict[str, Any], path: Path) -> None:
-    """Every row taken is in exactly one place: it goes on, ends, or became others; and nothing came from nowhere."""
-    for key in ("rows", "checksum"):
-        value = {
-            name: int(marker[name][key], 16) if key == "checksum" else marker[name][key]
-            for name in ("taken", "kept", "dropped", "replaced", "made")
-        }
-        out = value["kept"] + value["dropped"] + value["replaced"] - value["made"]
-        if (value["taken"] - out) % _MODULUS:
-            raise AssertionError(f"{path}: {key} of the rows taken and of what became of them differ: {value}")
+def kept_path(folder: Path, number: int) -> Path:
+    """Where the rows of a shard are that go on."""
+    return folder / f"kept-{number:05d}.parquet"
 
 
 def marker_path(folder: Path, number: int) -> Path:
@@ -250,10 +293,39 @@ def read_whole(path: Path) -> dict[str, Any] | None:
     return told if files.items() <= folder_hashes(path.parent, tuple(files)).items() else None
 
 
-def read_records(path: Path) -> Iterator[list[Record]]:
-    """The records of a shard's file in the groups that they were written in."""
+def read_records(path: Path, texts: Path | None = None) -> Iterator[list[Record]]:
+    """The records of a shard's file in groups that fit into memory.
+
+    `texts`: the file with the rows themselves, where `path` only says which of them go on (`thin_schema`).
+    """
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    chosen = _chosen(path) if texts is not None else None
+    with pq.ParquetFile(texts or path, pre_buffer=False) as file:
+        row = 0
         for group in range(file.num_row_groups):
-            yield from_table(file.read_row_group(group))
+            records = from_table(file.read_row_group(group))
+            for number, record in enumerate(records, start=row):
+                record.row = number
+            if chosen is not None:
+                records = [renewed(records[new["row"] - row], new) for new in chosen(row + len(records))]
+            row += file.metadata.row_group(group).num_rows
+            if records:
+                yield records
+
+
+def _chosen(path: Path) -> Callable[[int], list[dict[str, Any]]]:
+    """What a thin file says of the rows up to a number, asked with ascending ones."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path).to_pylist()
+    place = 0
+
+    def up_to(end: int) -> list[dict[str, Any]]:
+        nonlocal place
+        begin = place
+        while place < len(rows) and rows[place]["row"] < end:
+            place += 1
+        return rows[begin:place]
+
+    return up_to

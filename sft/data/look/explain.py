@@ -1,14 +1,12 @@
-"""One row's story: what each step did with it."""
+"""One row's story: where each step put it aside, or what steps found out of it and where it is trained on."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.data.engine.builder import STEPS_FOLDER
-from sft.data.engine.side_files import DROPPED_FILE, QUARANTINE_FILE
+from sft.data.look.find import rows_with, same_row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,10 +14,11 @@ if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
 
 SHOWN = 300
+_COLUMNS = ["id", "place", "tokens", "facts", "step", "reason", "detail"]
 
 
 def tell(prepared: PreparedStage, row_id: str, console: Console, title: str) -> bool:
-    """Print what became of the row, and of the rows made from it, in every step; False when nobody knows it."""
+    """Print what became of the row, and of the rows made from it; False when nobody knows it."""
     lines = list(story(prepared, row_id))
     if lines:
         console.print(title, style="bold", markup=False)
@@ -29,15 +28,24 @@ def tell(prepared: PreparedStage, row_id: str, console: Console, title: str) -> 
 
 
 def story(prepared: PreparedStage, row_id: str) -> Iterator[str]:
-    """A line for each thing that happened to the row, in order."""
-    steps = prepared.path.parent / STEPS_FOLDER
-    for entry in prepared.manifest.get("steps", ()):
-        folder = steps / entry["key"]
-        for kind in ("kept", "dropped"):
-            for path in sorted(folder.glob(f"{kind}-*.parquet")):
-                for value in _rows(path, row_id):
-                    yield f"{entry['title']}: {_said(kind, value)}"
-    yield from _in_store(prepared, row_id)
+    """A line for each thing that is known of the row, pass by pass."""
+    from sft.utils.files import read_sealed
+
+    for folder in prepared.passes:
+        manifest = read_sealed(folder / "manifest.json") or {}
+        titles = [node["title"] for node in manifest.get("nodes", ())]
+        for path in sorted(folder.glob("kept-*.parquet")):
+            for row in _rows(path, row_id):
+                yield f"{row['id']} ({row.get('place', 'as before')}) goes on after {', '.join(titles)}{_facts(row)}"
+        for path in sorted(folder.glob("aside-*.parquet")):
+            for row in _rows(path, row_id):
+                why = f"{row['reason']}: {row['detail'][:SHOWN]}"
+                yield f"{row['step']}: {row['id']} ({row['place']}) {why}{_facts(row)}"
+    for number in rows_with(prepared, row_id):
+        row = prepared.dataset[number]
+        for place, name in enumerate(row["document_ids"]):
+            if same_row(name, row_id):
+                yield f"trained: {name} is document {place} of row {number}, {row['seq_lengths'][place]} tokens"
 
 
 def _rows(path: Path, row_id: str) -> list[dict[str, Any]]:
@@ -45,34 +53,18 @@ def _rows(path: Path, row_id: str) -> list[dict[str, Any]]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    columns = ["id", "place", "tokens", "facts", "problem"]
     with pq.ParquetFile(path) as file:
+        columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
         found = []
         for group in range(file.num_row_groups):
             ids = file.read_row_group(group, columns=["id"])["id"]
+            # A row that can't be read has no id but its place, which is the id then.
             mine = pc.or_(pc.equal(ids, row_id), pc.starts_with(ids, f"{row_id}#"))
             if pc.any(mine).as_py():
-                wanted = [*columns, *(name for name in ("reason", "detail") if name in file.schema_arrow.names)]
-                found += file.read_row_group(group, columns=wanted).filter(mine).to_pylist()
+                found += file.read_row_group(group, columns=columns).filter(mine).to_pylist()
     return found
 
 
-def _said(kind: str, value: dict[str, Any]) -> str:
-    tokens = f", {value['tokens']} tokens" if value["tokens"] is not None else ""
-    facts = f", {value['facts'][:SHOWN]}" if value["facts"] != "{}" else ""
-    what = "goes on" if kind == "kept" else f"dropped: {value['reason']} ({value['detail'][:SHOWN]})"
-    return f"{value['id']} ({value['place']}) {what}{tokens}{facts}"
-
-
-def _in_store(prepared: PreparedStage, row_id: str) -> Iterator[str]:
-    """Where the row is trained on, or why it is not, after the steps."""
-    for number, row in enumerate(prepared.dataset.select_columns(["document_ids", "seq_lengths"])):
-        for place, name in enumerate(row["document_ids"]):
-            if name == row_id or name.startswith(f"{row_id}#"):
-                yield f"trained: {name} is document {place} of row {number}, {row['seq_lengths'][place]} tokens"
-    for file in (DROPPED_FILE, QUARANTINE_FILE):
-        with open(prepared.path / file, encoding="utf-8") as handle:
-            for line in handle:
-                value = json.loads(line)
-                if value.get("id") == row_id or str(value.get("id", "")).startswith(f"{row_id}#"):
-                    yield f"packing: {value['id']} dropped: {value['reason']} ({value.get('tokens')} tokens)"
+def _facts(row: dict[str, Any]) -> str:
+    tokens = f", {row['tokens']} tokens" if row["tokens"] is not None else ""
+    return tokens + (f", {row['facts'][:SHOWN]}" if row["facts"] != "{}" else "")

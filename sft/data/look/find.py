@@ -1,17 +1,15 @@
-"""Finding rows and documents in a prepared stage."""
+"""Finding rows and documents in a prepared stage, and what was put aside on the way to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from sft.data.engine.side_files import DROPPED_FILE, QUARANTINE_FILE, TRUNCATED_FILE, read_side_file
+from sft.data.engine.shards import CUT
 from sft.data.prepare import PreparedStage
 from sft.utils.errors import UserError
-
-EXAMPLES = 3  # of each reason
-EXCERPT = 200
 
 
 def check_row(prepared: PreparedStage, number: int) -> int:
@@ -39,6 +37,28 @@ def same_row(name: str, row_id: str) -> bool:
     return name == row_id or name.startswith(f"{row_id}#")
 
 
+def put_aside(prepared: PreparedStage, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Every row that a step dropped, and those that were cut, pass by pass: the columns of a row as it was then, and
+    `step`, `reason` and `detail`. `columns`: only these."""
+    import pyarrow.parquet as pq
+
+    for path in _aside(prepared):
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(columns=columns and list(columns)):
+                yield from batch.to_pylist()
+
+
+def _aside(prepared: PreparedStage) -> Iterator[Path]:
+    for folder in prepared.passes:
+        yield from sorted(folder.glob("aside-*.parquet"))
+
+
+def _cut(prepared: PreparedStage) -> Iterator[tuple[str, int]]:
+    for row in put_aside(prepared, ("id", "reason", "detail")):
+        if row["reason"] == CUT:
+            yield row["id"], int(row["detail"].split()[0])
+
+
 def cut_lengths(prepared: PreparedStage, rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int], int]:
     """Of the documents of `rows` that were cut at max_length: (id, length) -> whole length in tokens."""
     limit = prepared.manifest["recipe"]["max_length"]
@@ -49,33 +69,11 @@ def cut_lengths(prepared: PreparedStage, rows: Iterable[dict[str, Any]]) -> dict
         for name, length in zip(row["document_ids"], row["seq_lengths"], strict=True)
         if length == limit
     }
-    if not full:
+    if not full or not prepared.manifest["funnel"]["truncated"]:
         return {}
-    lines = read_side_file(prepared.path / TRUNCATED_FILE)
-    return {(line["id"], limit): line["tokens"] for line in lines if line["id"] in full}
+    return {(name, limit): tokens for name, tokens in _cut(prepared) if name in full}
 
 
 def first_cut(prepared: PreparedStage, limit: int) -> list[tuple[str, int]]:
     """(id, whole length in tokens) of the first `limit` documents that were cut at max_length."""
-    lines = islice(read_side_file(prepared.path / TRUNCATED_FILE), limit)
-    return [(line["id"], line["tokens"]) for line in lines]
-
-
-def dropped_examples(prepared: PreparedStage, reasons: Iterable[str]) -> dict[str, list[dict[str, str]]]:
-    """Some rows of each reason for which rows were dropped after the data's steps, as `FunnelLine.examples`."""
-    found: dict[str, list[dict[str, str]]] = {reason: [] for reason in reasons}
-    for line in read_side_file(prepared.path / DROPPED_FILE):
-        _add(found, line["reason"], line["id"], f"{line['tokens']} tokens", f"{line['source']}:{line['line']}")
-        if all(len(rows) == EXAMPLES for rows in found.values()):
-            break
-    for line in read_side_file(prepared.path / QUARANTINE_FILE):
-        _add(found, f"bad: {line['reason']}", f"{line['source']}:{line['line']}", line["detail"], str(line["row"]))
-        if all(len(rows) == EXAMPLES for rows in found.values()):
-            break
-    return {reason: rows for reason, rows in found.items() if rows}
-
-
-def _add(found: dict[str, list[dict[str, str]]], reason: str, row_id: str, detail: str, text: str) -> None:
-    rows = found.get(reason)
-    if rows is not None and len(rows) < EXAMPLES:
-        rows.append({"id": row_id, "detail": detail[:EXCERPT], "text": " ".join(text.split())[:EXCERPT]})
+    return list(islice(_cut(prepared), limit)) if prepared.manifest["funnel"]["truncated"] else []

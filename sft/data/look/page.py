@@ -11,7 +11,7 @@ import jinja2
 
 from sft.data.engine.accounts import FunnelLine, funnel_lines
 from sft.data.look.bar import COLOURS
-from sft.data.look.find import cut_lengths, dropped_examples, first_cut
+from sft.data.look.find import cut_lengths, first_cut
 from sft.data.look.pieces import Document, documents_of
 from sft.data.look.statistics import document_lengths, histogram, labelled, statistics
 from sft.data.prepare import PreparedStage
@@ -53,10 +53,9 @@ def _numbers(prepared: PreparedStage) -> dict[str, Any]:
     """What the page says of the stage as a whole."""
     manifest = prepared.manifest
     lines, bins = funnel_lines(manifest), histogram(document_lengths(prepared), BINS)
-    last = dropped_examples(prepared, [reason for reason, _ in lines[-1].reasons])
 
     def examples(line: FunnelLine, reason: str) -> list[dict[str, str]]:
-        return (line.examples if line.step else last).get(reason, [])
+        return line.examples.get(reason, [])
 
     return {
         "counts": labelled(statistics(prepared)),

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sft.data.engine.accounts import funnel_lines, funnel_table
-from sft.data.engine.side_files import TRUNCATED_FILE
 from sft.data.look.bar import bar
 from sft.data.look.find import cut_lengths, first_cut, same_row
 from sft.data.look.pieces import Document, documents_of
@@ -50,7 +49,7 @@ def show_lengths(prepared: PreparedStage, console: Console) -> None:
     truncated = prepared.manifest["funnel"]["truncated"]
     if truncated:
         named = ", ".join(f"{name} ({tokens:,})" for name, tokens in first_cut(prepared, CUT_SHOWN))
-        more = f" and {truncated - CUT_SHOWN:,} more in {TRUNCATED_FILE}" if truncated > CUT_SHOWN else ""
+        more = f" and {truncated - CUT_SHOWN:,} more" if truncated > CUT_SHOWN else ""
         limit = prepared.manifest["recipe"]["max_length"]
         console.print(f"\n\u2702 cut at {limit:,} tokens (tokens they had): {named}{more}", markup=False)
 

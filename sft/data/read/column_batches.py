@@ -25,7 +25,7 @@ def read_columns(source: Source, columns: Sequence[str]) -> Iterator[tuple[str, 
     if not local.looks_local(str(source.path)):
         yield from _hub(source, columns)
         return
-    for name, path in local.find_files(str(source.path), source.split):
+    for name, path in local.find_files(str(source.path), source.split, source.data_files, source.config):
         yield from _parquet(name, path, columns) if path.suffix == ".parquet" else _lines(name, path, columns)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.data.read.row import Row
+from sft.data.read.row import Part, Row
 from sft.recipe.schema import Source
 from sft.utils.errors import UserError, first_line
 
@@ -75,11 +77,18 @@ def identity(source: Source, data: datasets.Dataset) -> dict[str, Any]:
     }
 
 
-def read_split(source: Source, data: datasets.Dataset) -> Iterator[Row]:
-    """Every row of the split, in order, read in batches from the memory-mapped table."""
-    name, line = f"{source.path}:{source.split}", 0
+def parts_of(name: str, data: datasets.Dataset, rows: int, _scratch: Path) -> list[Part]:
+    """The rows of a split in parts of `rows`."""
+    ranges = [(start, min(start + rows, len(data))) for start in range(0, len(data), rows)]
+    return [Part(partial(read_range, name, data, start, end), end - start) for start, end in ranges]
+
+
+def read_range(name: str, data: datasets.Dataset, start: int, end: int) -> Iterator[Row]:
+    """Rows of the split called `name`, in order, read in batches from the memory-mapped table."""
+    line = start
+    part = data.select(range(start, end))
     # The arrow format skips decoding: images or audio beside the text would need packages that we don't have.
-    for batch in data.with_format("arrow").iter(batch_size=BATCH_ROWS):
+    for batch in part.with_format("arrow").iter(batch_size=BATCH_ROWS):
         for value in batch.to_pylist():
             line += 1
             yield Row(name, line, value)

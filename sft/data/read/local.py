@@ -5,14 +5,20 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
-from sft.data.read.row import BadRow, Row
-from sft.utils.errors import UserError
+from sft.data.read.row import BadRow, Part, Row
+from sft.utils.errors import UserError, first_line
 from sft.utils.files import sha256_file
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # The words that Hub data sets use for splits in file names; the key is what a recipe's `split` says.
@@ -21,6 +27,7 @@ SPLIT_WORDS = {
     "test": {"test", "testing", "eval", "evaluation"},
     "validation": {"validation", "valid", "val", "dev"},
 }
+BOM = b"\xef\xbb\xbf"
 PARQUET_BATCH_ROWS = 256  # a row may hold several long traces
 
 
@@ -35,8 +42,12 @@ def looks_local(path: str) -> bool:
     )
 
 
-def find_files(path: str, split: str) -> list[tuple[str, Path]]:
+def find_files(
+    path: str, split: str, data_files: str | list[str] | None = None, config: str | None = None
+) -> list[tuple[str, Path]]:
     """The (short name, path) of every data file that `path` means, sorted by name.
+
+    Of a folder, `data_files` (names or globs in it) says which; a `config` is the folder of that name in it.
 
     A single file is taken as it is. Of a folder or glob, files named after a split are told apart as on the Hub: where
     some are named after `split` only these are taken, else those named after no split (so that `train.jsonl` and
@@ -51,6 +62,11 @@ def find_files(path: str, split: str) -> list[tuple[str, Path]]:
         return [(Path(expanded).name, Path(expanded))]
     if Path(expanded).is_dir():
         root, found = Path(expanded), sorted(Path(expanded).rglob("*"))
+        if config is not None and (root / config).is_dir():
+            root, found = root / config, sorted((root / config).rglob("*"))
+        if data_files is not None:
+            patterns = [data_files] if isinstance(data_files, str) else data_files
+            found = sorted({file for pattern in patterns for file in root.glob(pattern)})
     elif glob.has_magic(expanded):
         found = sorted(Path(name) for name in glob.glob(expanded, recursive=True))
         root = _fixed_part(expanded)
@@ -62,8 +78,9 @@ def find_files(path: str, split: str) -> list[tuple[str, Path]]:
         if file.is_file() and file.name.endswith(SUFFIXES) and not _hidden(file.relative_to(root))
     ]
     if not files:
-        raise UserError(f"{path}: no {' or '.join(SUFFIXES)} file there.")
-    return _of_split(path, files, split)
+        named = f" that data_files ({data_files}) means" if data_files is not None else ""
+        raise UserError(f"{path}: no {' or '.join(SUFFIXES)} file there{named}.")
+    return files if data_files is not None else _of_split(path, files, split)
 
 
 def _fixed_part(pattern: str) -> Path:
@@ -88,6 +105,11 @@ def _of_split(path: str, files: list[tuple[str, Path]], split: str) -> list[tupl
         raise UserError(
             f"{path}: no file belongs to the split '{split}' (found {names}); set `split`, or name one file."
         )
+    if mine and unnamed:
+        log.warning(
+            "%s: read are the %d files named after the split '%s'; %d others, such as %s, are left out",
+            *(path, len(mine), split, len(unnamed), unnamed[0][0]),
+        )
     return chosen
 
 
@@ -102,17 +124,90 @@ def read_files(files: list[tuple[str, Path]]) -> Iterator[Row]:
     Raises UserError when a file can't be read at all (missing, no permission, not a parquet file).
     """
     for name, path in files:
-        try:
+        with _readable(path):
             yield from _read_parquet(name, path) if path.suffix == ".parquet" else _read_jsonl(name, path)
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path}: can't be read: {error}.") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what keeps a file from being read into a sentence."""
+    import zlib
+
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not a readable parquet file: {first_line(error)}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: can't be read: {error}; copy or download it again.") from error
+
+
+def parts_of(files: list[tuple[str, Path]], rows: int, scratch: Path) -> list[Part]:
+    """The rows of `files` in parts of about `rows`. What is compressed is copied to `scratch` first.
+
+    Raises UserError when a file can't be read at all.
+    """
+    parts: list[Part] = []
+    for name, path in files:
+        with _readable(path):
+            if path.suffix == ".parquet":
+                parts += _parquet_parts(name, path, rows)
+            elif path.name.endswith(".gz"):
+                with _open_bytes(path) as handle:
+                    parts += spooled(name, handle, rows, scratch / f"file-{len(parts)}")
+            else:
+                parts += _jsonl_parts(name, path, rows)
+    return parts
+
+
+def _jsonl_parts(name: str, path: Path, rows: int, first_line: int = 1) -> list[Part]:
+    parts, start, end, line, count, begun = [], 0, 0, first_line, 0, first_line
+    with path.open("rb") as handle:
+        for raw in handle:
+            end += len(raw)
+            count += bool((raw.removeprefix(BOM) if line == 1 else raw).strip())
+            line += 1
+            if count == rows:
+                parts.append(Part(partial(_read_lines, name, path, start, end, begun), count))
+                start, begun, count = end, line, 0
+    if count:
+        parts.append(Part(partial(_read_lines, name, path, start, end, begun), count))
+    return parts
+
+
+def spooled(name: str, lines: Iterable[bytes], rows: int, scratch: Path) -> list[Part]:
+    """Parts of `rows` lines each, written to files in `scratch` from where they can be read."""
+    parts: list[Part] = []
+    scratch.mkdir(parents=True, exist_ok=True)
+    lines, line = iter(lines), 1
+    while chunk := list(islice(lines, rows)):
+        path = scratch / f"{len(parts):05d}.jsonl"
+        path.write_bytes(b"".join(chunk))
+        parts += _jsonl_parts(name, path, rows, line)
+        line += len(chunk)
+    return parts
+
+
+def _read_lines(name: str, path: Path, start: int, end: int, first_line: int) -> Iterator[Row]:
+    """The rows between two places of a file, whose first line has the number `first_line`."""
+    with path.open("rb") as handle:
+        handle.seek(start)
+        for line, raw in enumerate(handle, start=first_line):
+            if start >= end:
+                return
+            start += len(raw)
+            if line == 1:
+                raw = raw.removeprefix(BOM)
+            if raw.strip():
+                yield parse_line(name, line, raw)
 
 
 def _read_jsonl(name: str, path: Path) -> Iterator[Row]:
     with _open_bytes(path) as handle:
         for line, raw in enumerate(handle, start=1):
             if line == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
+                raw = raw.removeprefix(BOM)
             if raw.strip():
                 yield parse_line(name, line, raw)
 
@@ -139,17 +234,30 @@ def _show(raw: bytes) -> str:
     return raw.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
 
 
-def _read_parquet(name: str, path: Path) -> Iterator[Row]:
-    import pyarrow as pa
+def _parquet_parts(name: str, path: Path, rows: int) -> list[Part]:
+    """Parts of whole row groups: a group can only be read from its beginning."""
     import pyarrow.parquet as pq
 
-    try:
-        # Without pre_buffer, which would hold all of a row group's bytes while its rows are read.
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            line = 0
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-                for value in batch.to_pylist():
-                    line += 1
-                    yield Row(name, line, value)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    parts, groups, count, line = [], list[int](), 0, 1
+    for number, size in enumerate(sizes):
+        groups.append(number)
+        count += size
+        if count >= rows or number + 1 == len(sizes):
+            parts.append(Part(partial(_read_parquet, name, path, tuple(groups), line), count))
+            groups, count, line = [], 0, line + count
+    return parts
+
+
+def _read_parquet(name: str, path: Path, groups: Sequence[int] | None = None, first_line: int = 1) -> Iterator[Row]:
+    """Every row, or those of some row groups, of which the first has the number `first_line`."""
+    import pyarrow.parquet as pq
+
+    # Without pre_buffer, which would hold all of a row group's bytes while its rows are read.
+    with _readable(path), pq.ParquetFile(path, pre_buffer=False) as file:
+        line = first_line
+        for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, row_groups=groups):
+            for value in batch.to_pylist():
+                yield Row(name, line, value)
+                line += 1

@@ -9,9 +9,10 @@ from sft.data.read.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The row goes on (changed or not)."""
+    """The row goes on (changed or not). `cut`: what it was, where it doesn't go on whole."""
 
     record: Record
+    cut: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sft.data.read.conversation import Message
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One document: ids (n,) int32 and mask (n,) uint8, 1 where the token is trained."""
+
+    ids: NDArray[np.int32]
+    mask: NDArray[np.uint8]
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens are trained."""
+        return int(self.mask.sum())
 
 
 @dataclass(slots=True)
@@ -26,13 +41,17 @@ class Record:
         problem: the question alone, without templates; None where a conversation doesn't begin with the user.
         problem_id: the same for all rows that answer one problem of one source.
         messages: the conversation, or None for a problem without an answer.
+        untrained: numbers of the assistant's messages that are context only.
         answer: the gold answer.
         domain: such as math, code, science.
-        tokens: length under the chat template, None without `messages`; `trained`: those that are learned.
+        tokens: length under the chat template, None while it isn't known; `trained`: those that are learned.
+        tokens_at: where the ids and the mask are stored (see sft.data.pack.tokens); None while `tokens` is.
         carried: columns of the source that the recipe carries along, as they are.
         facts: what steps found out, by the step's name; JSON.
         teacher_ids, teacher_logprobs: tokens of the answer as the teacher wrote them, and their natural log
             probabilities (n,); None where they aren't known.
+        encoded: ids and mask themselves, in the process that has just made them; not stored.
+        row: its number in the file that holds its text; known while a pass runs.
     """
 
     id: str
@@ -45,10 +64,18 @@ class Record:
     domain: str | None = None
     tokens: int | None = None
     trained: int | None = None
+    tokens_at: str | None = None
+    untrained: list[int] = field(default_factory=list)
     carried: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     teacher_ids: list[int] | None = None
     teacher_logprobs: list[float] | None = None
+    encoded: Tokens | None = field(default=None, compare=False, repr=False)
+    row: int = field(default=-1, compare=False, repr=False)
+
+    def forget_tokens(self) -> None:
+        """The text is another now: its tokens aren't known any more."""
+        self.tokens = self.trained = self.tokens_at = self.encoded = None
 
     @property
     def completion(self) -> str | None:
@@ -98,6 +125,8 @@ def schema() -> pa.Schema:
             ("domain", pa.string()),
             ("tokens", pa.int64()),
             ("trained", pa.int64()),
+            ("tokens_at", pa.string()),
+            ("untrained", pa.list_(pa.int32())),
             ("carried", pa.large_string()),
             ("facts", pa.large_string()),
             ("teacher_ids", pa.large_list(pa.int32())),
@@ -106,24 +135,35 @@ def schema() -> pa.Schema:
     )
 
 
-def dropped_schema() -> pa.Schema:
-    """Columns of a side file: those of a shard, and why the row isn't there any more."""
+def thin_schema() -> pa.Schema:
+    """Columns of a shard whose steps only judged: which rows of the file with their texts go on, and what is new."""
     import pyarrow as pa
 
-    return schema().append(pa.field("reason", pa.string())).append(pa.field("detail", pa.large_string()))
+    names = ("id", "source", "facts", "tokens", "trained", "tokens_at")
+    return pa.schema([pa.field("row", pa.int64()), *(schema().field(name) for name in names)])
 
 
-def to_table(records: Sequence[Record]) -> pa.Table:
-    """Records as an Arrow table of `schema()`."""
+def aside_schema() -> pa.Schema:
+    """Columns of a side file: those of a shard, the step at which the row was put aside, and why."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist([_plain(record) for record in records], schema=schema())
+    why = [("step", pa.string()), ("reason", pa.string()), ("detail", pa.large_string())]
+    return pa.schema([*schema(), *(pa.field(name, kind) for name, kind in why)])
 
 
-def _plain(record: Record) -> dict[str, Any]:
-    value = {name: getattr(record, name) for name in Record.__slots__}
+def to_table(records: Sequence[Record], columns: pa.Schema | None = None) -> pa.Table:
+    """Records as an Arrow table of `schema()`, or of other `columns` that are a record's."""
+    import pyarrow as pa
+
+    columns = columns or schema()
+    return pa.Table.from_pylist([_plain(record, columns.names) for record in records], schema=columns)
+
+
+def _plain(record: Record, names: Sequence[str]) -> dict[str, Any]:
+    value = {name: getattr(record, name) for name in names}
     # ASCII, so that half surrogates survive.
-    value["carried"] = json.dumps(record.carried, default=str)
+    if "carried" in value:
+        value["carried"] = json.dumps(record.carried, default=str)
     value["facts"] = json.dumps(record.facts)
     return value
 
@@ -131,6 +171,11 @@ def _plain(record: Record) -> dict[str, Any]:
 def from_table(table: pa.Table | pa.RecordBatch) -> list[Record]:
     """The records of a table of `schema()` (columns beyond it are ignored)."""
     return [_record(value) for value in table.select(schema().names).to_pylist()]
+
+
+def renewed(record: Record, new: dict[str, Any]) -> Record:
+    """A row of `thin_schema()` applied to the record that it is about."""
+    return replace(record, **{**new, "facts": json.loads(new["facts"])})
 
 
 def _record(value: dict[str, Any]) -> Record:

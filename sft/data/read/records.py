@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sft.data.read.columns import ColumnMap, choose_columns
 from sft.data.read.conversation import row_id, to_messages, to_problem
-from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.outcomes import Dropped, Kept
 from sft.data.read.record import Record, text_hash
-from sft.data.read.row import BadRow, Row, peek
-from sft.data.read.sources import OpenSource, source_name
+from sft.data.read.row import BadRow, Row, first_columns
+from sft.data.read.sources import OpenSource
 from sft.recipe.schema import DataSource, Templates
 from sft.utils.errors import UserError
 
 BAD = "bad: "
 
 
-def read_outcomes(opened: OpenSource, source: DataSource, templates: Templates) -> Iterator[Outcome]:
-    """Every row of a source as a record; those that can't be used are dropped for a reason that begins with `BAD`.
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a source become records. `mapping` is None where its first rows can't be read at all.
+
+    `name`: what their source is called; `before`: what is put before their places, to tell the files of sources apart.
+    """
+
+    source: DataSource
+    templates: Templates
+    mapping: ColumnMap | None
+    name: str
+    before: str = ""
+
+    def outcome(self, row: Row) -> Kept | Dropped:
+        """The row as a record; one that can't be used is dropped for a reason that begins with `BAD`."""
+        return _outcome(row, self)
+
+
+def how_to_read(opened: OpenSource, source: DataSource, templates: Templates, name: str, before: str = "") -> Reading:
+    """Which column is what, seen from the source's first readable rows.
 
     Raises UserError when the source has no known columns, or lacks one that it should carry.
     """
-    rows, names = peek(opened.read())
+    names = first_columns(opened.read())
     mapping = None if names is None else _mapping(names, opened.name, source)
-    for row in rows:
-        yield _outcome(row, mapping, source, templates)
+    return Reading(source, templates, mapping, name, before)
 
 
 def _mapping(names: set[str], name: str, source: DataSource) -> ColumnMap:
@@ -38,21 +56,26 @@ def _mapping(names: set[str], name: str, source: DataSource) -> ColumnMap:
     return choose_columns(name, names, given, problems=source.rows == "problems")
 
 
-def _outcome(row: Row, mapping: ColumnMap | None, source: DataSource, templates: Templates) -> Outcome:
-    name = source_name(source)
+def _outcome(row: Row, reading: Reading) -> Kept | Dropped:
+    source, mapping, name, file = reading.source, reading.mapping, reading.name, f"{reading.before}{row.source}"
+    place = f"{file}:{row.line}"
     if row.value is None or mapping is None:
-        record = Record(f"{row.source}:{row.line}", name, f"{row.source}:{row.line}", carried={"raw": row.raw})
+        record = Record(place, name, place, carried={"raw": row.raw})
         bad = row.bad or BadRow("broken_json", "unreadable")
         return Dropped(record, BAD + bad.reason, bad.detail)
     record = Record(
-        id=row_id(row.value, mapping, row.source, row.line),
+        id=row_id(row.value, mapping, file, row.line),
         source=name,
-        place=f"{row.source}:{row.line}",
+        place=place,
         answer=_plain(row.value, mapping.answer),
         domain=_plain(row.value, mapping.domain),
         carried={column: row.value.get(column) for column in source.carry},
     )
-    filled = to_problem(row.value, mapping) if source.rows == "problems" else to_messages(row.value, mapping, templates)
+    filled = (
+        to_problem(row.value, mapping)
+        if source.rows == "problems"
+        else to_messages(row.value, mapping, reading.templates)
+    )
     if isinstance(filled, BadRow):
         record.carried = {"raw": {key: value for key, value in row.value.items() if value is not None}}
         return Dropped(record, BAD + filled.reason, filled.detail)
@@ -66,9 +89,10 @@ def _outcome(row: Row, mapping: ColumnMap | None, source: DataSource, templates:
 
 
 def _plain(value: Mapping[str, Any], column: str | None) -> str | None:
-    """A column's value as text; None where it is null or there is no such column."""
+    """A column's value as text; None where it is null or there is no such column. Half a surrogate pair is written as
+    an escape: no file of rows can hold it."""
     found = value.get(column) if column is not None else None
-    return None if found is None else str(found)
+    return None if found is None else str(found).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _problem(value: Mapping[str, Any], mapping: ColumnMap, record: Record) -> str | None:

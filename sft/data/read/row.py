@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import islice
 from typing import Any
 
 PEEK_ROWS = 100
@@ -36,16 +37,24 @@ class Row:
     raw: str | None = None
 
 
-def peek(rows: Iterator[Row]) -> tuple[Iterator[Row], set[str] | None]:
-    """The same rows, and the columns that the first readable ones have (None: no row can be read)."""
-    seen: list[Row] = []
-    names: set[str] = set()
-    readable = 0
-    for row in rows:
-        seen.append(row)
-        if row.value is not None:
-            names.update(row.value)
-            readable += 1
-            if readable >= PEEK_ROWS:
-                break
-    return chain(seen, rows), names if readable else None
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring rows of a source, which another process can read by itself: `read` can be sent there."""
+
+    read: Callable[[], Iterator[Row]]
+    rows: int
+
+    def first(self, limit: int) -> Part:
+        """The part's first rows."""
+        return self if self.rows <= limit else Part(partial(_first, self.read, limit), limit)
+
+
+def _first(read: Callable[[], Iterator[Row]], limit: int) -> Iterator[Row]:
+    return islice(read(), limit)
+
+
+def first_columns(rows: Iterable[Row]) -> set[str] | None:
+    """The columns that the first readable rows have; None: no row can be read."""
+    readable = islice((row.value for row in rows if row.value is not None), PEEK_ROWS)
+    names = [set(value) for value in readable]
+    return set().union(*names) if names else None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sft.data.read import hub, local
-from sft.data.read.row import Row
+from sft.data.read.row import Part, Row
 from sft.recipe.merge import name_of
 from sft.recipe.schema import DataSource, GenerateSource, Source
 from sft.utils.errors import UsageError, UserError
@@ -20,12 +23,18 @@ from sft.utils.files import sha256_file
 class OpenSource:
     """A source that was found to exist.
 
-    `name` is for messages; `identity` is JSON that changes when the content does; `read()` starts from the first row.
+    `name` is for messages, `files` are what its rows say they come from; `identity` is JSON that changes when the
+    content does; `read()` starts from the first row. `parts(rows, scratch)` are the same rows in parts of about so
+    many, which other processes can read at once (`scratch` is a folder for a copy of what can't be read from the
+    middle); `unchanged()` raises UserError when the content has changed since.
     """
 
     name: str
     identity: dict[str, Any]
     read: Callable[[], Iterator[Row]]
+    parts: Callable[[int, Path], list[Part]]
+    files: tuple[str, ...]
+    unchanged: Callable[[], None] = lambda: None
 
 
 def source_name(source: DataSource) -> str:
@@ -35,6 +44,31 @@ def source_name(source: DataSource) -> str:
     if source.generate is not None:
         return f"generate:{source.generate.family}"
     return name_of(source.recipe or source.path or "sources")
+
+
+def unique_names(sources: Sequence[DataSource]) -> list[str]:
+    """What the sources of a group are called, each by a name of its own: two files of one name go by their folders too.
+
+    Raises UsageError where the recipe calls two alike, or names one twice.
+    """
+    names = [source_name(source) for source in sources]
+    for source, name in zip(sources, names, strict=True):
+        if (times := sources.count(source)) > 1:
+            # A source counts once; to take its rows more often is what `mix` is for.
+            raise UsageError(
+                f"{name} is named as a source {times} times with the same settings; name it once, and use `mix` with "
+                "max_repeats to take its rows more often"
+            )
+    for depth in range(1, 8):
+        counts = Counter(names)
+        for place, source in enumerate(sources):
+            if counts[names[place]] > 1 and not source.name:
+                parents = Path(source.path or source.recipe or "").expanduser().absolute().parts[1:-1][-depth:]
+                names[place] = "/".join([*parents, source_name(source)])
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UsageError(f"Two sources are called {twice[0]}: give each a `name` of its own.")
+    return names
 
 
 def open_source(source: Source) -> OpenSource:
@@ -52,22 +86,40 @@ def open_source(source: Source) -> OpenSource:
         opened = _open_hub(source)
     if source.max_rows is None:
         return opened
-    read, limit = opened.read, source.max_rows
-    return OpenSource(opened.name, {**opened.identity, "max_rows": limit}, lambda: islice(read(), limit))
+    limit = source.max_rows
+    return replace(
+        opened,
+        identity={**opened.identity, "max_rows": limit},
+        read=lambda: islice(opened.read(), limit),
+        parts=lambda rows, scratch: _first_rows(opened.parts(rows, scratch), limit),
+    )
+
+
+def _first_rows(parts: list[Part], limit: int) -> list[Part]:
+    taken = []
+    for part in parts:
+        if limit > 0:
+            taken.append(part.first(limit))
+        limit -= part.rows
+    return taken
 
 
 def _open_files(source: Source) -> OpenSource:
-    files = local.find_files(str(source.path), source.split)
+    files = local.find_files(str(source.path), source.split, source.data_files, source.config)
     before = [_stamp(path) for _, path in files]
     identity = {"files": local.identity(files)}
 
-    def read() -> Iterator[Row]:
-        yield from local.read_files(files)
+    def unchanged() -> None:
         for (_, path), stamp in zip(files, before, strict=True):
             if _stamp(path) != stamp:
                 raise UserError(f"{path}: changed while it was read; run again when it is complete.")
 
-    return OpenSource(str(source.path), identity, read)
+    def read() -> Iterator[Row]:
+        yield from local.read_files(files)
+        unchanged()
+
+    parts = partial(local.parts_of, files)
+    return OpenSource(str(source.path), identity, read, parts, tuple(name for name, _ in files), unchanged)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -78,7 +130,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _open_hub(source: Source) -> OpenSource:
     data = hub.load_split(source)
     name = f"{source.path}:{source.split}"
-    return OpenSource(name, hub.identity(source, data), lambda: hub.read_split(source, data))
+    identity, parts = hub.identity(source, data), partial(hub.parts_of, name, data)
+    return OpenSource(name, identity, lambda: hub.read_range(name, data, 0, len(data)), parts, (name,))
 
 
 def _open_generator(section: GenerateSource) -> OpenSource:
@@ -93,7 +146,15 @@ def _open_generator(section: GenerateSource) -> OpenSource:
     # The problems are a function of the section and the generator's code.
     code = [sha256_file(file) for file in sorted(Path(generated.__file__).parent.glob("*.py"))]
     identity = {"generate": section.model_dump(), "code": code}
-    return OpenSource(name, identity, read)
+
+    def parts(rows: int, scratch: Path) -> list[Part]:
+        return local.spooled(name, map(_as_line, read()), rows, scratch)
+
+    return OpenSource(name, identity, read, parts, (name,))
+
+
+def _as_line(row: Row) -> bytes:
+    return json.dumps(row.value).encode() + b"\n"
 
 
 def read_rows(source: Source) -> Iterator[Row]:

@@ -7,10 +7,15 @@ from typing import cast
 
 from sft.data.steps.base import RowStep, Step, TableStep
 
-__all__ = ["STEPS", "RowStep", "Step", "TableStep", "step_class"]
+__all__ = ["FIT", "STEPS", "TOKENIZE", "RowStep", "Step", "TableStep", "step_class"]
+
+TOKENIZE, FIT = "tokenize", "fit"
+"""The steps that no recipe names: the plan puts them where they are needed."""
 
 # Name in a recipe -> the class that does it. Imported when a recipe uses it: some need libraries that others don't.
 STEPS = {
+    "tokenize": "sft.data.steps.tokenize:Tokenize",
+    "fit": "sft.data.steps.fit:Fit",
     "render": "sft.data.steps.render:Render",
     "explode_rollouts": "sft.data.steps.rollouts:ExplodeRollouts",
     "filter": "sft.data.steps.filter:Filter",

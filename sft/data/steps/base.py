@@ -20,14 +20,18 @@ class Step:
 
     Class attributes:
         version: raised whenever the same input would give other rows; part of the key of what the step made.
-        uses_tokenizer: the result depends on the tokenizer (it reads `context.tokenizer` or sets `tokens`).
-        measures: it sets `tokens` of every row that it keeps, so nobody has to before.
+        uses_tokenizer: the result depends on the tokenizer (it reads `context.tokenizer`).
+        reads_tokens: it reads `tokens` or `trained`: conversations are tokenised before it, if they aren't yet.
+        changes_text: it makes conversations, or changes them: their tokens aren't known after it.
+        only_judges: it lets rows go on or not and notes facts, and changes nothing else: texts need no new file.
         parallel: several processes may work on it at once. Not where one process fills the machine by itself.
     """
 
     version: ClassVar[int] = 1
     uses_tokenizer: ClassVar[bool] = False
-    measures: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False
+    changes_text: ClassVar[bool] = False
+    only_judges: ClassVar[bool] = False
     parallel: ClassVar[bool] = True
 
     def __init__(self, config: Any, context: Context) -> None:
@@ -64,6 +68,9 @@ class Step:
 
 class RowStep(Step):
     """A step that decides on each row by itself."""
+
+    def ahead(self, batches: Iterable[list[Record]]) -> None:
+        """Begin what may take long. Of a step that isn't `parallel`, called once with all rows before the first."""
 
     def __call__(self, batch: list[Record]) -> Iterable[Outcome]:
         """One outcome for each record, in their order. The step may change the records in place."""

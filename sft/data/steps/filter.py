@@ -17,7 +17,9 @@ FIELDS = ("domain", "source", "answer")  # of the record itself
 class Filter(RowStep):
     """Keeps rows whose value of a column is one of a list, or a number between limits."""
 
+    version = 2
     config: FilterStep
+    only_judges = True
 
     @classmethod
     def carried(cls, config: FilterStep) -> set[str]:
@@ -43,7 +45,7 @@ class Filter(RowStep):
         if config.none_of is not None and _plain(value) in map(_plain, config.none_of):
             return Dropped(record, "filter_value", f"{column} is {str(value)[:80]}")
         if limited and number is not None and not _between(number, config.min, config.max):
-            return Dropped(record, "filter_range", f"{column} is {number:g}")
+            return Dropped(record, "filter_range", f"{column} is {str(value)[:80]}")
         return Kept(record)
 
 
@@ -51,13 +53,17 @@ def _plain(value: Any) -> str:
     """Texts without case and outer spaces; true is "true"; 2 and 2.0 are the same."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, int | float) else str(value).strip().lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip().lower()
 
 
-def _number(value: Any) -> float | None:
-    """A number, or a text that is one ("0.25"); None for "n/a"."""
+def _number(value: Any) -> int | float | None:
+    """A number as it is, or a text that is one ("0.25"); None for "n/a"."""
     if isinstance(value, bool):
         return None
+    if isinstance(value, int):
+        return value
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -14,6 +14,8 @@ class Length(RowStep):
     """Drops rows by their number of tokens under the chat template, all or those that are learned."""
 
     config: LengthStep
+    only_judges = True
+    reads_tokens = True
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         """Reasons: too_short, too_long, no_conversation (a problem without an answer has no length)."""

@@ -28,6 +28,9 @@ class Mix(TableStep):
     """
 
     config: MixStep
+    only_judges = True
+    version = 2
+    reads_tokens = True
 
     @classmethod
     def sources(cls, config: MixStep) -> set[str]:
@@ -50,7 +53,7 @@ class Mix(TableStep):
             {
                 "source": record.source,
                 "tokens": record.tokens,
-                "draw": self.context.uniform("mix", record.source, record.id, record.place),
+                "draw": self.context.draw("mix", record),
                 "tie": fingerprint(record) >> 65,
             }
             for record in batch

@@ -14,35 +14,32 @@ from sft.recipe.steps.render import RenderStep
 
 
 class Render(RowStep):
-    """Rewrites thinking and system messages, then measures the conversation under the chat template.
+    """Rewrites thinking and system messages.
 
-    Messages whose marks of thinking make no sense stay as they are, for `quality` to judge. What was changed is noted
+    Messages whose marks of thinking make no sense stay as they are, for `quality` to judge. Answers that lose their
+    thinking as history are context from here on: answering without thinking would be learned. What was changed is noted
     in facts["render"]: `marks` (which ones became <think>), `opened` (a missing <think> was put in), `unwrapped` (marks
     around the answer went), `stripped` and `history_stripped` (messages that lost their thinking), `broken` (messages
     left alone), `system` (added, replaced or dropped), `prompt_template`.
 
-    Reasons: no_answer (nothing is left without the thinking), and those of `Context.measure`.
+    Reasons: no_answer (nothing is left without the thinking).
     """
 
     config: RenderStep
-    uses_tokenizer = True
-    measures = True
+    version = 2
+    changes_text = True
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
-        outcomes: list[Outcome | None] = [self._rewrite(record) for record in batch]
-        rewritten = [record for record, outcome in zip(batch, outcomes, strict=True) if outcome is None]
-        # Only now: the renderer refuses control tokens, which other marks of thinking may be.
-        measured = iter(self.context.measure(rewritten))
-        for outcome in outcomes:
-            yield outcome if outcome is not None else next(measured)
+        return map(self._rewrite, batch)
 
-    def _rewrite(self, record: Record) -> Outcome | None:
-        """Change the record's messages; None when it goes on to be measured."""
+    def _rewrite(self, record: Record) -> Outcome:
+        """Change the record's messages."""
         if record.messages is None:
             return Kept(record)
         notes: dict[str, Any] = {}
         messages = [dict(message) for message in record.messages]
-        problem = self._think(messages, notes)
+        context = [messages[number] for number in record.untrained]
+        problem = self._think(messages, notes, context)
         if problem is not None:
             return Dropped(record, "no_answer", problem)
         messages = self._system(messages, notes)
@@ -50,16 +47,25 @@ class Render(RowStep):
         if notes:
             record.facts["render"] = notes
         record.messages = messages
-        return None
+        places = (number for number, message in enumerate(messages) if any(message is other for other in context))
+        record.untrained = list(places)
+        record.forget_tokens()
+        return Kept(record)
 
-    def _think(self, messages: list[Message], notes: dict[str, Any]) -> str | None:
-        """Rewrite the assistant's messages in place; what is wrong where one would be left empty."""
+    def _think(self, messages: list[Message], notes: dict[str, Any], context: list[Message]) -> str | None:
+        """Rewrite the assistant's messages in place; what is wrong where one would be left empty.
+
+        Those that lose their thinking as history go into `context`.
+        """
         last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             in_history = number < last_user and self.config.history_think == "strip"
+            before = notes.get("history_stripped", 0)
             message["content"] = self._content(message["content"], in_history, notes)
+            if notes.get("history_stripped", 0) > before:
+                context.append(message)
             if not message["content"].strip():
                 return f"message {number} has thinking and nothing else"
         return None

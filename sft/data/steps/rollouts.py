@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sft.data.read.conversation import Message, to_conversation
-from sft.data.read.outcomes import Dropped, Kept, Outcome, Replaced
+from sft.data.read.outcomes import Dropped, Outcome, Replaced
 from sft.data.read.record import Record
 from sft.data.read.row import BadRow
 from sft.data.steps.base import RowStep
@@ -24,13 +24,13 @@ class ExplodeRollouts(RowStep):
     is given), among those whose flags decide it; None where none does.
 
     Reasons of a rollout: flag_false, flag_missing, empty_rollout, wrong_type, no_problem (an answer without a
-    question), over_max_rollouts, what is wrong with a conversation (`sft.data.read.columns`), and those of
-    `Context.measure`. Reasons of a row: no_rollouts, wrong_type (also: more flags than rollouts).
+    question), over_max_rollouts, and what is wrong with a conversation (`sft.data.read.conversation`). Reasons of a
+    row: no_rollouts, wrong_type (also: more flags than rollouts).
     """
 
     config: ExplodeRolloutsStep
-    uses_tokenizer = True
-    measures = True
+    version = 2
+    changes_text = True
 
     @classmethod
     def carried(cls, config: ExplodeRolloutsStep) -> set[str]:
@@ -38,16 +38,7 @@ class ExplodeRollouts(RowStep):
         return {config.column, *config.aligned_columns}
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
-        exploded = [self._explode(record) for record in batch]
-        # All rollouts of the batch at once: the tokenizer is fastest that way.
-        children = [child for outcome in exploded if isinstance(outcome, Replaced) for child in outcome.kept]
-        measured = iter(self.context.measure(children))
-        for outcome in exploded:
-            if isinstance(outcome, Replaced):
-                results = [next(measured) for _ in outcome.kept]
-                outcome.kept[:] = [result.record for result in results if isinstance(result, Kept)]
-                outcome.dropped.extend(result for result in results if isinstance(result, Dropped))
-            yield outcome
+        return map(self._explode, batch)
 
     def _explode(self, parent: Record) -> Dropped | Replaced:
         rollouts = parent.carried.get(self.config.column)
@@ -113,17 +104,17 @@ class ExplodeRollouts(RowStep):
         carried = {name: value for name, value in parent.carried.items() if name != self.config.column}
         for column in self.config.aligned_columns:
             carried[column] = _at(carried.get(column), index)
-        return replace(
+        child = replace(
             parent,
             id=f"{parent.id}#g{index}",
             messages=None,
-            tokens=None,
-            trained=None,
             carried=carried,
             facts=dict(parent.facts),
             teacher_ids=None,
             teacher_logprobs=None,
         )
+        child.forget_tokens()
+        return child
 
     def _fill(self, child: Record, rollout: Any, flags: dict[str, Any]) -> Dropped | None:
         """Give the child its conversation; why it is dropped, or None when it is kept."""
@@ -181,7 +172,7 @@ class ExplodeRollouts(RowStep):
         most = self.config.max_rollouts
         if most is None or len(outcome.kept) <= most:
             return
-        drawn = sorted(outcome.kept, key=lambda child: self.context.uniform("rollouts", child.source, child.id))
+        drawn = sorted(outcome.kept, key=lambda child: self.context.draw("rollouts", child))
         over = {id(child) for child in drawn[most:]}
         usable = len(outcome.kept)
         outcome.dropped.extend(

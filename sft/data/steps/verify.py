@@ -41,6 +41,7 @@ class Verify(RowStep):
     """
 
     config: VerifyStep
+    only_judges = True
 
     def __init__(self, config: VerifyStep, context: Context) -> None:
         super().__init__(config, context)

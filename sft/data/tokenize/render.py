@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,8 +35,10 @@ class Renderer:
         self._control = re.compile("|".join(map(re.escape, ordered))) if ordered else None
         self._check_marks()
 
-    def render(self, messages: Sequence[Message]) -> Rendered | BadRow:
+    def render(self, messages: Sequence[Message], untrained: Collection[int] = ()) -> Rendered | BadRow:
         """The conversation's text and trained spans, or why it can't be rendered.
+
+        `untrained`: numbers of the assistant's messages that are context only.
 
         A message that spells a special token out (such as `<|end|>`) is refused: it would be read as the real one, and
         end a turn or forge another's.
@@ -45,6 +47,8 @@ class Renderer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         for i, message in enumerate(messages):
+            if not _encodable(message["content"]):
+                return BadRow("invalid_unicode", f"message {i} ({message['role']}) holds half of a surrogate pair")
             found = self._control and self._control.search(message["content"] + message.get("tools", ""))
             if found:
                 return BadRow("control_token", f"message {i} ({message['role']}) spells out {found.group()}")
@@ -57,7 +61,15 @@ class Renderer:
             )
         except (TemplateError, TypeError) as error:
             return BadRow("template", f"the chat template refused it: {error}")
-        return Rendered(texts[0], _merged(spans[0]))
+        trained = spans[0]
+        if untrained:
+            said = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+            # What follows the last message's own span, such as the end of the text, is marked apart.
+            if len(trained) not in (len(said), len(said) + 1):
+                return BadRow("template", f"the chat template marks {len(trained)} parts of {len(said)} answers")
+            owners = [*said, *said[-1:]]
+            trained = [span for span, owner in zip(trained, owners, strict=False) if owner not in untrained]
+        return Rendered(texts[0], _merged(trained))
 
     def _check_marks(self) -> None:
         """Raise UserError unless the marks cover an answer and something after it: the token that ends the turn."""
@@ -71,6 +83,13 @@ class Renderer:
                 "The tokenizer's chat template marks the wrong part as trained: put the assistant's content and its "
                 f"end token, and nothing of the user's, inside {{% generation %}}; now it marks {marked!r}."
             )
+
+
+def _encodable(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
 
 
 def _merged(spans: Sequence[Span]) -> list[Span]:

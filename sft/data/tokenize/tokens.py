@@ -10,39 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sft.data.read.record import Tokens
 from sft.data.tokenize.render import Rendered
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json
 
 _PARALLEL = "TOKENIZERS_PARALLELISM"
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_note_fork)
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One document: ids (n,) int32 and mask (n,) uint8, 1 where the token is trained."""
-
-    ids: NDArray[np.int32]
-    mask: NDArray[np.uint8]
-
-    @property
-    def supervised(self) -> int:
-        """How many tokens are trained."""
-        return int(self.mask.sum())
 
 
 def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> Iterator[Tokens]:
@@ -53,7 +30,7 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> Iterator[Tokens]:
     if not rendered:
         return
     backend = _as_it_is(tokenizer)
-    with _parallel():
+    with _one_thread():
         encodings = backend.encode_batch([item.text for item in rendered], add_special_tokens=False)
     for item, encoding in zip(rendered, encodings, strict=True):
         ids = np.array(encoding.ids, dtype=np.int32)
@@ -76,17 +53,13 @@ def _as_it_is(tokenizer: Any) -> Any:
 
 
 @contextmanager
-def _parallel() -> Iterator[None]:
-    """Let the tokenizer use all cores for this one call.
+def _one_thread() -> Iterator[None]:
+    """Keep the tokenizer from threads: processes share the work, and a forked one would wait for threads for ever.
 
-    The variable is looked at anew in every call, so what was set before holds again afterwards. A process that was
-    forked from one that used the threads would wait for them for ever, so in forked processes nothing is changed.
+    The variable is looked at anew in every call.
     """
-    if _forked:
-        yield
-        return
     before = os.environ.get(_PARALLEL)
-    os.environ[_PARALLEL] = "true"
+    os.environ[_PARALLEL] = "false"
     try:
         yield
     finally:

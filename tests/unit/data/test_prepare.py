@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import tempfile
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from data_toys import stage_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.data import prepare as prepare_module
+from sft.data.engine.shards import CUT
+from sft.data.look.find import put_aside
 from sft.data.prepare import PreparedStage, prepare_stage
 from sft.utils.errors import UserError
 
@@ -38,8 +41,9 @@ def _rows(count: int, size: int = 10) -> list[dict[str, str]]:
     return [{"prompt": f"what is {i}?", "completion": "x" * (1 + i % size)} for i in range(count)]
 
 
-def _side(prepared: PreparedStage, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (prepared.path / name).read_text().splitlines()]
+def _aside(prepared: PreparedStage) -> list[tuple[str, str, str]]:
+    """(place, step, reason) of every row that was put aside."""
+    return [(row["place"], row["step"].rpartition(": ")[2], row["reason"]) for row in put_aside(prepared)]
 
 
 def test_unpacked_rows_are_the_documents(prepare: Prepare, write_rows: Write, toy: Any) -> None:
@@ -79,11 +83,13 @@ def test_bad_rows_are_quarantined_and_the_run_goes_on(
     path = write_rows([*good, *(row for row, _ in BAD_ROWS)])
     with caplog.at_level(logging.WARNING, "sft.data"):
         prepared = prepare(path, max_bad_fraction=0.9)
-    aside = _side(prepared, "quarantine.jsonl")
-    assert [(entry["line"], entry["reason"]) for entry in aside] == [
-        (i, reason) for i, (_, reason) in enumerate(BAD_ROWS, start=4)
-    ]
-    assert aside[0]["row"] == "{broken" and aside[4]["row"] == {"prompt": "q", "completion": 7}
+    wanted = {
+        (f"rows.jsonl:{line}", *(("tokenize", reason) if reason == "control_token" else ("read", f"bad: {reason}")))
+        for line, (_, reason) in enumerate(BAD_ROWS, start=4)
+    }
+    assert set(_aside(prepared)) == wanted and len(_aside(prepared)) == len(BAD_ROWS)
+    raw = {row["place"]: json.loads(row["carried"])["raw"] for row in put_aside(prepared) if row["step"] != "tokenize"}
+    assert raw["rows.jsonl:4"] == "{broken" and raw["rows.jsonl:8"] == {"prompt": "q", "completion": 7}
     assert prepared.manifest["funnel"]["dropped"] == {"bad": len(BAD_ROWS)}
     assert f"{len(BAD_ROWS)} of {len(BAD_ROWS) + 3} rows are bad" in caplog.text
 
@@ -94,8 +100,8 @@ def test_too_many_bad_rows_stop_the_run_and_say_where_they_are(prepare: Prepare,
         with pytest.raises(UserError, match="3 of 100 rows are bad") as caught:
             prepare(path)
         assert caught.value.exit_code == 1
-    quarantine = Path(str(caught.value).split("see them in ")[1].split(",")[0])
-    assert len(quarantine.read_text().splitlines()) == 3
+    (files,) = glob.glob(str(caught.value).split("see them in ")[1].split(",")[0])
+    assert pq.read_table(files)["reason"].to_pylist() == ["bad: broken_json"] * 3
     assert prepare(path, max_bad_fraction=0.03).manifest["documents"] == 97
 
 
@@ -104,13 +110,10 @@ def test_length_policies(prepare: Prepare, write_rows: Write, caplog: pytest.Log
     path = write_rows(rows)
     dropped = prepare(path, train={"max_length": 60})
     assert dropped.manifest["funnel"]["dropped"] == {"over_length": 2}
-    assert [(entry["line"], entry["reason"]) for entry in _side(dropped, "dropped.jsonl")] == [
-        (4, "over_length"),
-        (5, "over_length"),
-    ]
+    assert _aside(dropped) == [(f"rows.jsonl:{line}", "fit", "over_length") for line in (4, 5)]
     cut = prepare(path, train={"max_length": 60}, over_length="truncate")
     assert cut.manifest["funnel"] == {
-        "rows": 5, "kept": 4, "dropped": {"no_supervised_token": 1}, "bad": {}, "truncated": 1,
+        "rows": 5, "made": 0, "kept": 4, "dropped": {"no_supervised_token": 1}, "bad": {}, "truncated": 1,
     }  # fmt: skip
     assert max(len(row["input_ids"]) for row in cut.dataset) == 60
     assert "2 of 5 rows dropped (over_length: 2)" in caplog.text
@@ -121,7 +124,9 @@ def test_length_policies(prepare: Prepare, write_rows: Write, caplog: pytest.Log
 
 
 def test_every_row_over_length_says_what_to_change(prepare: Prepare, write_rows: Write) -> None:
-    with pytest.raises(UserError, match=r"No row is left .*over_length: 4.* have 16 to 19 tokens.*max_length is 5"):
+    with pytest.raises(
+        UserError, match=r"No row is left .*over_length: 4.* have 16 tokens, 17 tokens, .*max_length is 5"
+    ):
         prepare(write_rows(_rows(4)), train={"max_length": 5, "packing": True})
 
 
@@ -139,7 +144,7 @@ def test_unreadable_file_is_too_many_bad_rows(prepare: Prepare, write_rows: Writ
 def test_unknown_columns_leave_nothing_behind(prepare: Prepare, write_rows: Write, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it has body"):
         prepare(write_rows([{"body": "x"}]))
-    assert [p.name for p in (tmp_path / "out" / "prepared").iterdir()] == [".locks"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_second_time_is_a_look_up(prepare: Prepare, write_rows: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +154,7 @@ def test_second_time_is_a_look_up(prepare: Prepare, write_rows: Write, monkeypat
     def fail(*_: Any) -> None:
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(prepare_module, "tokenize", fail)
+    monkeypatch.setattr("sft.data.tokenize.tokens.tokenize", fail)
     second = prepare(path)
     assert second.manifest == first.manifest and second.path == first.path
     assert second.dataset.to_list() == first.dataset.to_list()
@@ -171,7 +176,7 @@ def test_key_follows_what_decides_the_rows(prepare: Prepare, write_rows: Write) 
     ]
     keys = [prepare(path, **variant).manifest["key"] for variant in variants]
     keys.append(prepare([{"path": str(path), "max_rows": 19}], **base).manifest["key"])
-    keys.append(prepare([{"path": str(path)}, {"path": str(path)}], **base).manifest["key"])
+    keys.append(prepare(path, mask_history=True, **base).manifest["key"])
     assert len(set(keys)) == len(keys)
     assert prepare(path, train={"max_length": 100, "learning_rate": 0.1}).manifest["key"] == keys[0]
     assert prepare(path, max_bad_fraction=0.5, **base).manifest["key"] == keys[0]
@@ -183,23 +188,30 @@ def test_several_sources_are_counted_each(prepare: Prepare, write_rows: Write) -
         [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}], "second.jsonl"
     )
     prepared = prepare([{"path": str(first)}, {"path": str(second)}], max_bad_fraction=0.5)
-    counted = [(entry["rows"], entry["kept"], entry["columns"]) for entry in prepared.manifest["inputs"]]
-    assert counted == [(5, 4, {"prompt": "prompt", "completion": "completion"}), (1, 1, {"messages": "messages"})]
+    counted = [(entry["rows"], entry["columns"]) for entry in prepared.manifest["inputs"]]
+    assert counted == [(5, {"prompt": "prompt", "completion": "completion"}), (1, {"messages": "messages"})]
+    assert prepared.manifest["steps"][-1]["sources"] == {
+        name: {"rows": count, "tokens": sum(len(row["input_ids"]) for row in list(prepared.dataset)[start:end])}
+        for name, count, start, end in (("first", 4, 0, 4), ("second", 1, 4, 5))
+    }
     assert prepared.dataset[4]["document_ids"] == ["second.jsonl:1"]
 
 
 def test_progress_is_told(prepare: Prepare, write_rows: Write) -> None:
     told: list[tuple[str, int, int | None]] = []
     prepare(write_rows(_rows(600)), train={"packing": True}, progress=lambda *seen: told.append(seen))
-    assert ("rows", 512, None) in told and ("rows", 600, None) in told
+    assert told[0] == ("fit", 1, 1)
     assert told[-1][0] == "packs" and told[-1][1] == told[-1][2]
 
 
 def test_many_batches_and_shards(prepare: Prepare, write_rows: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(_rows(300))
     one = prepare(path, train={"max_length": 64, "packing": True})
-    monkeypatch.setattr("sft.data.store.BATCH_TOKENS", 200)
-    monkeypatch.setattr("sft.data.store.SHARD_TOKENS", 1000)
+    monkeypatch.setattr("sft.data.pack.arrow.BATCH_TOKENS", 200)
+    monkeypatch.setattr("sft.data.pack.tokens.BATCH_TOKENS", 200)
+    monkeypatch.setattr("sft.data.pack.documents.BATCH", 30)
+    monkeypatch.setattr("sft.data.pack.rows.SHARD_TOKENS", 1000)
+    monkeypatch.setattr("sft.data.engine.builder.SHARD_ROWS", 70)
     many = prepare(path, train={"max_length": 64, "packing": True}, out=path.parent / "other")
     assert len(one.manifest["shards"]) == 1 and len(many.manifest["shards"]) > 3
     assert sum(shard["rows"] for shard in many.manifest["shards"]) == len(many.dataset)
@@ -254,6 +266,6 @@ def test_every_row_is_in_exactly_one_place(toy: Any, rows: list[Any], packing: b
         manifest = prepared.manifest
         assert manifest["rows"] == manifest["documents"] + sum(manifest["funnel"]["dropped"].values())
         kept = [int(name.split(":")[1]) for row in prepared.dataset for name in row["document_ids"]]
-        aside = [entry["line"] for name in ("quarantine.jsonl", "dropped.jsonl") for entry in _side(prepared, name)]
+        aside = [int(place.split(":")[1]) for place, _, reason in _aside(prepared) if reason != CUT]
         assert sorted(kept + aside) == [i for i, line in enumerate(lines, start=1) if line.strip()]
         assert all(sum(row["assistant_masks"]) and len(row["input_ids"]) <= 50 for row in prepared.dataset)

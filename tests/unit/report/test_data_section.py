@@ -36,10 +36,11 @@ def test_the_funnel_is_in_the_page_and_in_the_markdown(paths: RunPaths) -> None:
     markdown = (page.parent / "report.md").read_text(encoding="utf-8")
     entries = json.loads(paths.stage_manifest("sft").read_text())["data"]["steps"]
     for entry in entries:
-        cells = [entry["title"], f"{entry['taken']['rows']:,}", f"{entry['kept']['rows']:,}"]
+        title = "rows to train on" if entry["step"] == "fit" else entry["title"]
+        cells = [title, f"{entry['taken']['rows']:,}", f"{entry['kept']['rows']:,}"]
         assert f"| {' | '.join(cells)} |" in markdown, cells
     (select,) = [line for line in markdown.splitlines() if line.startswith("| select |")]
-    assert f"over_rows {entries[-1]['dropped']['rows']}" in select
+    assert f"over_rows {entries[-2]['dropped']['rows']}" in select
     for name in ("funnel", "lengths", "sources"):
         assert (page.parent / "figures" / f"data-sft-{name}.png").is_file()
         assert f"](figures/data-sft-{name}.png)" in markdown

@@ -29,6 +29,7 @@ class Decontaminate(RowStep):
     """
 
     config: DecontaminateStep
+    only_judges = True
 
     def __init__(self, config: DecontaminateStep, context: Context) -> None:
         super().__init__(config, context)

@@ -30,6 +30,7 @@ class Dedup(TableStep):
     """
 
     config: DedupStep
+    only_judges = True
 
     def __init__(self, config: DedupStep, context: Context) -> None:
         super().__init__(config, context)

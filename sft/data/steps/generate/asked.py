@@ -30,7 +30,7 @@ def question(record: Record, context: Context) -> list[Message] | None:
 
 def seed_of(context: Context, who: Who, record: Record, number: int) -> int:
     """The seed of a row's `number`th answer, in [0, 2^31)."""
-    return int(context.uniform(f"{STEP} {who}", record.source, record.id, record.place, str(number)) * (1 << 31))
+    return int(context.draw(f"{STEP} {who}", record, str(number)) * (1 << 31))
 
 
 def chat_request(
@@ -59,17 +59,17 @@ def _body(endpoint: Endpoint, config: GenerateStep, seed: int) -> dict[str, Any]
 
 def child(record: Record, number: int) -> Record:
     """The row of a record's `number`th answer, still without one."""
-    return replace(
+    made = replace(
         record,
         id=f"{record.id}#g{number}",
         messages=None,
-        tokens=None,
-        trained=None,
         carried=copy.deepcopy(record.carried),
         facts=copy.deepcopy(record.facts),
         teacher_ids=None,
         teacher_logprobs=None,
     )
+    made.forget_tokens()
+    return made
 
 
 def described(answer: Answer, price: Price, seed: int) -> dict[str, Any]:

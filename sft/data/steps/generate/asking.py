@@ -49,6 +49,11 @@ class Desk:
         self._client, self._journal, self._limit = client, journal, limit
         self._failed: dict[str, RequestFailedError] = {}
 
+    @property
+    def concurrency(self) -> int:
+        """How many requests the endpoint takes at once."""
+        return self._client.endpoint.concurrency
+
     async def ask(self, request: Request) -> Answer:
         """The journaled answer, else the endpoint's, which is journaled before anything else happens.
 

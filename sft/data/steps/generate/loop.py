@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -76,6 +76,35 @@ async def together(work: Callable[[Item], Awaitable[Result]], items: Sequence[It
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
     return [task.result() for task in tasks]  # bounded: the group has waited for them
+
+
+async def flowing(work: Callable[[Item], Awaitable[Result]], items: Iterable[Item], window: int) -> None:
+    """`work` on all items, `window` of them at once: the next one begins when any has ended.
+
+    The first error cancels the others and is raised itself.
+    """
+    running: set[asyncio.Task[Result]] = set()
+
+    async def one(item: Item) -> Result:
+        return await work(item)
+
+    async def some_end(least: int) -> None:
+        while len(running) > least:
+            ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)  # bounded: by each request
+            running.difference_update(ended)
+            errors = [error for task in ended if (error := task.exception()) is not None]
+            if errors:
+                raise errors[0]
+
+    try:
+        for item in items:
+            running.add(asyncio.create_task(one(item)))
+            await some_end(window - 1)
+        await some_end(0)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def _first(errors: BaseException) -> BaseException:

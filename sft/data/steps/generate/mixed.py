@@ -69,7 +69,7 @@ class Mixed:
         made.messages = [*messages, {"role": "assistant", "content": begun.text}]
         if not begun.truncated:
             return Dropped(made, "student_finished", f"after {begun.completion_tokens} tokens")
-        point = self._context.uniform(f"{STEP} cut", record.source, record.id, record.place, str(number))
+        point = self._context.draw(f"{STEP} cut", record, str(number))
         prefix = cut(self._context.tokenizer, begun.text, point)
         if prefix is None:
             return Dropped(made, "no_answer", "the student's answer is too short to cut")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from sft.data.steps.generate.asking import Answerer, Desk, FailureLimit
 from sft.data.steps.generate.client import Client
 from sft.data.steps.generate.journal import Journal
 from sft.data.steps.generate.local_student import LocalStudent
-from sft.data.steps.generate.loop import Loop, together
+from sft.data.steps.generate.loop import Loop, flowing, together
 from sft.data.steps.generate.mixed import Mixed
 from sft.data.steps.generate.rollouts import Rollouts
 from sft.data.steps.generate.usage import Price, Usage
 from sft.recipe.steps.generate import Checkpoint, Endpoint, GenerateStep
 from sft.utils.errors import UserError
-from sft.utils.files import sha256_file, write_sealed
+from sft.utils.files import sha256_file, sha256_json, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +37,13 @@ _Asked = tuple[Record, list[Message], int]
 class Generate(RowStep):
     """Puts in the place of each row one row for each answer.
 
-    In the step's folder it keeps the journal of answers, so that nothing is paid for twice, and `usage.json`: requests,
-    retries, tokens, cost and seconds of all runs.
+    Answers are kept in a journal that every run shares which asks the same models in the same way, so that nothing is
+    paid for twice, and in the step's folder `usage.json`: requests, retries, tokens, cost and seconds of that journal.
     """
 
     config: GenerateStep
     uses_tokenizer = True
-    measures = True
+    changes_text = True
     parallel = False  # one process keeps all requests on their way; the work is the server's
 
     @classmethod
@@ -64,26 +64,33 @@ class Generate(RowStep):
     def __init__(self, config: GenerateStep, context: Context) -> None:
         super().__init__(config, context)
         self._usage = Usage({who: _price(endpoint) for who, endpoint in self._models().items()})
-        self._journal = Journal(context.folder, self._usage.add)
+        self._journal = Journal(context.journal / self._asked_how(config), self._usage.add)
         self._limit = FailureLimit(config.max_failed)
         self._loop = Loop()
         self._desks: list[Desk] = []
         self._student: Answerer | None = None
         self._mode = self._make_mode()
+        self._asked_ahead = False
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         """Reasons: no_problem, tools, request_failed, truncated, no_answer; mixed: no_conversation, student_finished,
-        restarted; and those of the chat template.
+        restarted.
 
         First all answers are asked for, then the rows are made of what the journal holds, a few at a time: the answers
         to a batch may not fit into memory.
         """
+        if not self._asked_ahead:
+            self._ask([batch])
         questions = [self._question(record) for record in batch]
-        self._ask([item for asked in questions if not isinstance(asked, Dropped) for item in asked])
         write_sealed(self.context.folder / USAGE, self._usage.described())
         for start in range(0, len(batch), _RECORDS_IN_MEMORY):
             part = slice(start, start + _RECORDS_IN_MEMORY)
             yield from self._outcomes(batch[part], questions[part])
+
+    def ahead(self, batches: Iterable[list[Record]]) -> None:
+        """Ask for the answers to all rows: as many requests as the endpoint takes are on their way all the time."""
+        self._ask(batches)
+        self._asked_ahead = True
 
     def close(self) -> None:
         """Close connections and journal; say what was used."""
@@ -104,24 +111,31 @@ class Generate(RowStep):
             return Dropped(record, "tools", "tools can't be sent to an endpoint as text")
         return [(record, messages, number) for number in range(self.config.n)]
 
-    def _ask(self, asked: list[_Asked]) -> None:
+    def _ask(self, batches: Iterable[list[Record]]) -> None:
         """Get everything that is asked into the journal."""
         for desk in self._desks:
             desk.forget_failures()
-        if isinstance(self._mode, Mixed) and isinstance(self._student, LocalStudent):
-            requests = [self._mode.student_request(*item) for item in asked if item[0].completion is not None]
-            self._student.prepare(requests)
 
         async def ask(item: _Asked) -> None:
             await self._mode.row(*item)
 
-        self._loop.run(together(ask, asked))
+        window = 2 * max((desk.concurrency for desk in self._desks), default=1)
+        if not isinstance(self._mode, Mixed) or not isinstance(self._student, LocalStudent):
+            self._loop.run(flowing(ask, (item for batch in batches for item in self._items(batch)), window))
+            return
+        for batch in batches:
+            items = self._items(batch)
+            self._student.prepare([self._mode.student_request(*item) for item in items if item[0].completion])
+            self._loop.run(flowing(ask, items, window))
+
+    def _items(self, batch: list[Record]) -> list[_Asked]:
+        questions = [self._question(record) for record in batch]
+        return [item for found in questions if not isinstance(found, Dropped) for item in found]
 
     def _outcomes(self, batch: list[Record], questions: list[list[_Asked] | Dropped]) -> Iterator[Outcome]:
         asked = [item for found in questions if not isinstance(found, Dropped) for item in found]
         rows = self._loop.run(together(lambda item: self._mode.row(*item), asked))
-        measured = iter(self.context.measure([row.record for row in rows if isinstance(row, Kept)]))
-        made = (next(measured) if isinstance(row, Kept) else row for row in rows)
+        made = iter(rows)
         for record, found in zip(batch, questions, strict=True):
             if isinstance(found, Dropped):
                 yield found
@@ -129,6 +143,12 @@ class Generate(RowStep):
             mine = [next(made) for _ in found]
             kept = [row.record for row in mine if isinstance(row, Kept)]
             yield Replaced(record, kept, [row for row in mine if isinstance(row, Dropped)])
+
+    @classmethod
+    def _asked_how(cls, config: GenerateStep) -> str:
+        """What all requests of these settings have in common; how many answers are wanted isn't part of a request."""
+        settings = {key: value for key, value in config.deciding().items() if key not in ("n", "truncated")}
+        return f"answers-{sha256_json({'settings': settings, **cls.identity(config)})[:32]}"
 
     def _models(self) -> dict[Who, Endpoint | Checkpoint]:
         models: dict[Who, Endpoint | Checkpoint] = {"teacher": self.config.teacher}

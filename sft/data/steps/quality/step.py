@@ -29,6 +29,7 @@ class Quality(RowStep):
     """
 
     config: QualityStep
+    only_judges = True
 
     @classmethod
     def carried(cls, config: QualityStep) -> set[str]:

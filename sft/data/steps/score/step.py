@@ -32,14 +32,15 @@ class Score(RowStep):
     Reasons: no_conversation, answer_not_rendered, too_long and what the chat template refuses; where a comparison is
     required also no_teacher_logprobs, tokens_do_not_match (the teacher's tokens don't spell the answer), bad_logprobs.
 
-    One process scores; on a GPU where there is one, else on the CPU in float32. What was scored is in a journal in the
-    step's folder, so that a killed step goes on within its shard; batches are cut as if nothing had been scored, so the
-    results are the same.
+    One process scores; on a GPU where there is one, else on the CPU in float32. What was scored is in a journal that
+    all runs share, so that a killed step goes on within its shard; batches are cut as if nothing had been scored, so
+    the results are the same.
     """
 
     uses_tokenizer = True
     parallel = False
     config: ScoreStep
+    only_judges = True
 
     @classmethod
     def identity(cls, config: ScoreStep) -> dict[str, Any]:
@@ -115,7 +116,7 @@ class Score(RowStep):
         return Kept(answer.record)
 
     def _key(self, answer: Answer) -> str:
-        """Hash of all that an answer's facts depend on, the weights aside, which the folder stands for."""
+        """Hash of all that an answer's facts depend on, the weights among them."""
         teacher = answer.teacher[0] if answer.teacher is not None else None
         parts: list[NDArray[Any]] = [answer.document.ids, answer.document.scored, answer.spans]
         parts += [teacher.starts, teacher.ends, teacher.logprobs] if teacher is not None else []
@@ -128,11 +129,13 @@ class Score(RowStep):
 
     @cached_property
     def _settings_hash(self) -> str:
-        return sha256_json({"version": self.version, **self.config.model_dump(mode="json")})
+        return sha256_json(
+            {"version": self.version, **self.config.model_dump(mode="json"), **self.identity(self.config)}
+        )
 
     @cached_property
     def _journal(self) -> Journal:
-        return Journal(self.context.folder / "scored.sqlite")
+        return Journal(self.context.journal / f"scores-{self._settings_hash[:32]}.sqlite")
 
     @cached_property
     def _reader(self) -> AnswerReader:

@@ -27,6 +27,9 @@ class Select(TableStep):
     """
 
     config: SelectStep
+    only_judges = True
+    version = 2
+    reads_tokens = True
 
     @classmethod
     def carried(cls, config: SelectStep) -> set[str]:
@@ -68,7 +71,7 @@ class Select(TableStep):
             "domain": record.domain,
             "problem": text_hash(f"{record.source}\0{problem}") >> 65,
             "tokens": record.tokens,
-            "draw": self.context.uniform("select", record.source, record.id, record.place),
+            "draw": self.context.draw("select", record),
             "tie": fingerprint(record) >> 65,
             "pass_rate": self._pass_rate(record),
             "verdict": (record.facts.get("verify") or {}).get("verdict"),

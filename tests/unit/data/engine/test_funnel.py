@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sft.data.engine import builder
-from sft.data.engine.accounts import funnel_lines, last_entries
+from sft.data.engine.accounts import funnel_lines
 from sft.data.engine.shards import length_bin
 from sft.data.prepare import PreparedStage
 from sft.report.funnel_figures import _next_edge, draw_data
@@ -40,26 +40,25 @@ def prepared(
     return prepare(sources, steps=steps, max_bad_fraction=0.2, train={"max_length": 90, "packing": True})
 
 
-def kept(prepared: PreparedStage, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    folder = prepared.path.parent / "steps" / entry["key"]
-    return [row for path in sorted(folder.glob("kept-*.parquet")) for row in pq.read_table(path).to_pylist()]
-
-
-def test_entries_count_what_the_steps_wrote(prepared: PreparedStage) -> None:
-    for entry in prepared.manifest["steps"]:
-        rows = kept(prepared, entry)
+def test_entries_count_what_the_passes_wrote(prepared: PreparedStage) -> None:
+    """The last step of a pass kept what is in the pass's files."""
+    entries = {entry["title"]: entry for entry in prepared.manifest["steps"]}
+    for folder in prepared.passes[:-1]:
+        rows = [row for path in sorted(folder.glob("kept-*.parquet")) for row in pq.read_table(path).to_pylist()]
+        account = json.loads((folder / "manifest.json").read_text())["accounts"][-1]
+        assert account["kept"]["rows"] == len(rows)
         sources: dict[str, Counter[str]] = {}
         for row in rows:
             sources.setdefault(row["source"], Counter()).update(rows=1, tokens=row["tokens"] or 0)
-        assert entry["sources"] == sources, entry["title"]
+        assert account["sources"] == sources
         lengths = Counter(length_bin(row["tokens"]) for row in rows if row["tokens"] is not None)
-        assert entry["lengths"] == {str(edge): count for edge, count in lengths.items()}
+        assert account["lengths"] == {str(edge): count for edge, count in lengths.items()}
         rates = Counter(json.loads(row["facts"]).get("explode_rollouts", {}).get("pass_rate") for row in rows)
         del rates[None]
         # The fixture's rates are quarters: 0.25 is in the bin that begins at 0.2, 0.75 in that of 0.7.
-        assert entry["pass_rates"] == {str(int(rate * 10) / 10): count for rate, count in rates.items()}
-    assert set(prepared.manifest["steps"][-1]["sources"]) == {"plain", "rolled"}
-    assert set(prepared.manifest["steps"][-1]["pass_rates"]) >= {"0.0", "0.2", "0.5", "0.7", "1.0"}
+        assert account["pass_rates"] == {str(int(rate * 10) / 10): count for rate, count in rates.items()}
+    assert set(entries["select"]["sources"]) == {"plain", "rolled"}
+    assert set(entries["select"]["pass_rates"]) >= {"0.0", "0.2", "0.5", "0.7", "1.0"}
 
 
 def test_entries_name_what_they_read(prepared: PreparedStage) -> None:
@@ -68,14 +67,12 @@ def test_entries_name_what_they_read(prepared: PreparedStage) -> None:
     for entry in entries:
         given = sum(by_key[key]["kept"]["rows"] for key in entry["inputs"])
         assert entry["step"] == "read" if not entry["inputs"] else given == entry["taken"]["rows"], entry["title"]
-    assert [entry["title"] for entry in last_entries(entries)] == ["select"]
 
 
 def test_lines_lead_from_the_sources_to_the_rows_trained_on(prepared: PreparedStage) -> None:
     lines = funnel_lines(prepared.manifest)
     assert [line.title for line in lines] == [
-        "plain: read", "plain: measure", "rolled: read", "rolled: explode_rollouts", "length", "select",
-        "rows to train on",
+        "plain: read", "rolled: read", "rolled: explode_rollouts", "tokenize", "length", "select", "rows to train on",
     ]  # fmt: skip
     for line in lines:
         made = 60 if line.step == "explode_rollouts" else 0
@@ -90,8 +87,7 @@ def test_figures_are_drawn_of_what_there_is(prepared: PreparedStage) -> None:
     assert set(drawn) == {"funnel", "lengths", "sources", "difficulty"}
     for svg, png, caption in drawn.values():
         assert svg.startswith("<svg") and png.startswith(b"\x89PNG") and caption.endswith(".")
-    last = prepared.manifest["steps"][-1]
-    for name, counts in last["sources"].items():
+    for name, counts in prepared.manifest["steps"][-1]["sources"].items():
         assert name in drawn["sources"][0] and f"{counts['rows']:,} (" in drawn["sources"][0]
     for text in ("over_length", "too_short", "goes on", "explode_rollouts"):
         assert text in drawn["funnel"][0], text

@@ -10,15 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from prepare_victim import hashes
 
 from sft.data.engine import builder, worker
-from sft.data.engine.shards import ShardWriter
+from sft.data.engine.shards import Account, Groups, ShardWriter
 from sft.data.look.explain import story
+from sft.data.look.find import put_aside
 from sft.data.prepare import PreparedStage
 from sft.data.read.outcomes import Kept, Replaced
+from sft.data.read.record import aside_schema
 from sft.data.steps.length import Length
 from sft.utils.errors import UsageError, UserError
 
@@ -42,34 +43,21 @@ def rows_of(count: int, start: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def places(folder: Path) -> Counter[str]:
-    """How often each row of the input is among the files of a node, whichever they are."""
-    found: Counter[str] = Counter()
-    for path in sorted(folder.glob("*-*.parquet")):
-        found.update(pq.read_table(path, columns=["place"])["place"].to_pylist())
-    return found
-
-
 def test_every_row_is_in_exactly_one_place(prepare: Callable[..., PreparedStage], write_rows: Any) -> None:
     rows: list[Any] = [*rows_of(180), "{broken", {"q": None, "a": "x"}, {"q": "spelled <|end|>", "a": "y"}]
     source = {"path": str(write_rows(rows)), "columns": PAIR}
     steps = [{"length": {"min_tokens": 60}}, {"dedup": {"by": "problem", "method": "exact"}}, {"select": {"rows": 90}}]
     done = prepare([source], steps=steps, max_bad_fraction=0.1)
-    root = done.path.parent / "steps"
-    gone: Counter[str] = Counter()
+    found = Counter(row["place"] for row in put_aside(done))
+    found.update(name for row in done.dataset for name in row["document_ids"])
+    assert found == Counter({f"rows.jsonl:{line}": 1 for line in range(1, len(rows) + 1)})
     for entry in done.manifest["steps"]:
-        folder = root / entry["key"]
-        assert places(folder).total() == entry["taken"]["rows"], entry["title"]
-        for path in sorted(folder.glob("dropped-*.parquet")):
-            gone.update(pq.read_table(path, columns=["place"])["place"].to_pylist())
-    last = root / done.manifest["steps"][-1]["key"]
-    for path in sorted(last.glob("kept-*.parquet")):
-        gone.update(pq.read_table(path, columns=["place"])["place"].to_pylist())
-    assert gone == Counter({f"rows.jsonl:{line}": 1 for line in range(1, len(rows) + 1)})
+        aside = [row for row in put_aside(done) if row["step"] == entry["title"]]
+        assert len(aside) == entry["dropped"]["rows"] == entry["taken"]["rows"] - entry["kept"]["rows"], entry["title"]
     funnel = done.manifest["funnel"]
     assert funnel["rows"] == 183 and funnel["kept"] == 90
     assert funnel["rows"] + funnel["made"] == funnel["kept"] + sum(funnel["dropped"].values())
-    assert funnel["bad"] == {"broken_json": 1, "null_value": 1}
+    assert funnel["bad"] == {"broken_json": 1, "control_token": 1, "null_value": 1}
     written = json.loads((done.path / "funnel.json").read_text())
     assert written["total"] == funnel and written["steps"] == done.manifest["steps"]
 
@@ -92,18 +80,23 @@ def test_a_changed_step_runs_only_what_comes_after_it(
     prepare: Callable[..., PreparedStage], write_rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = {"path": str(write_rows(rows_of(80))), "columns": PAIR}
-    prepare([source], steps=[{"length": {"min_tokens": 50}}, {"length": {"max_tokens": 140}}])
+    dedup = {"dedup": {"by": "problem", "method": "exact"}}
+    first, last = {"length": {"min_tokens": 50}}, {"length": {"max_tokens": 140}}
+    prepare([source], steps=[first, dedup, last])
     ran: list[str] = []
     real = builder.Builder._make
-    monkeypatch.setattr(
-        builder.Builder, "_make", lambda self, node, folder: ran.append(node.step) or real(self, node, folder)
-    )
-    prepare([source], steps=[{"length": {"min_tokens": 50}}, {"length": {"max_tokens": 140}}])
+
+    def noted(self: builder.Builder, made: Any, folder: Path) -> Any:
+        ran.append(" ".join(node.step for node in made.nodes))
+        return real(self, made, folder)
+
+    monkeypatch.setattr(builder.Builder, "_make", noted)
+    prepare([source], steps=[first, dedup, last])
     assert ran == []
-    prepare([source], steps=[{"length": {"min_tokens": 50}}, {"length": {"max_tokens": 130}}])
-    assert ran == ["length"]
-    prepare([source], steps=[{"length": {"min_tokens": 51}}, {"length": {"max_tokens": 130}}])
-    assert ran == ["length"] * 3
+    prepare([source], steps=[first, dedup, {"length": {"max_tokens": 130}}])
+    assert ran == ["dedup length fit"]
+    prepare([source], steps=[{"length": {"min_tokens": 51}}, dedup, last])
+    assert ran == ["dedup length fit", "read tokenize length", "dedup length fit"]
 
 
 def test_a_new_version_of_a_step_runs_it_again(
@@ -147,15 +140,26 @@ def test_killed_runs_continue_to_the_same_rows(tmp_path: Path, write_rows: Any) 
 def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
     from step_toys import record
 
-    class Losing(ShardWriter):
-        def _keep(self, item: Any) -> None:
-            if item.id != "b":
-                super()._keep(item)
+    class Losing(Account):
+        def _keep(self, item: Any) -> Any:
+            return super()._keep(item) if item.id != "b" else item
 
-    with pytest.raises(AssertionError, match="differ"), Losing(tmp_path, 0) as writer:
+    account = Losing("losing", Groups(tmp_path / "aside.parquet", aside_schema()))
+    for name in "abc":
+        account.add(Kept(record(id=name)))
+    with pytest.raises(AssertionError, match="losing: rows of rows taken and of what became of them differ"):
+        account.described()
+
+
+def test_a_row_lost_between_two_steps_is_noticed(tmp_path: Path) -> None:
+    from step_toys import record
+
+    with pytest.raises(AssertionError, match="lost between two steps"), ShardWriter(tmp_path, 0, ["a", "b"]) as writer:
         for name in "abc":
-            writer.add(Kept(record(id=name)))
-        writer.finish(0.0)
+            writer.accounts[0].add(Kept(record(id=name)))
+        for name in "ab":
+            writer.accounts[1].add(Kept(record(id=name)))
+        writer.finish()
 
 
 def test_copies_have_names_of_their_own() -> None:
@@ -177,7 +181,7 @@ def test_recipes_nest_and_their_steps_apply_to_their_rows_alone(
     done = prepare([inner, plain], steps=[{"length": {"min_tokens": 1}}])
     titles = [entry["title"] for entry in done.manifest["steps"]]
     assert titles == [
-        "inner/rows: read", "inner/rows: measure", "inner/length", "other: read", "other: measure", "length",
+        "inner/rows: read", "inner/tokenize", "inner/length", "other: read", "tokenize", "length", "fit",
     ]  # fmt: skip
     assert done.manifest["funnel"]["dropped"] == {"length: too_long": 40}
     assert [leaf["rows"] for leaf in done.manifest["inputs"]] == [40, 20]
@@ -188,9 +192,14 @@ def test_explain_tells_a_rows_story(prepare: Callable[..., PreparedStage], write
     done = prepare([source], steps=[{"length": {"min_tokens": 60}}])
     kept = done.dataset[0]["document_ids"][0]
     lines = list(story(done, kept))
-    assert "rows: read" in lines[0] and "goes on" in lines[1] and lines[-1].startswith(f"trained: {kept} is document 0")
-    dropped = done.manifest["steps"][-1]["examples"]["too_short"][0]["id"]
-    assert "dropped: too_short" in list(story(done, dropped))[-1]
+    assert len(lines) == 1 and lines[0].startswith(f"trained: {kept} is document 0")
+    dropped = done.manifest["steps"][-2]["examples"]["too_short"][0]["id"]
+    assert next(iter(story(done, dropped))).startswith(f"length: {dropped} ({dropped}) too_short: ")
+    twice = prepare([source], steps=[{"length": {"min_tokens": 60}}, {"select": {"rows": 20}}])
+    kept = twice.dataset[0]["document_ids"][0]
+    first, last = story(twice, kept)
+    assert first.startswith(f"{kept} ({kept}) goes on after rows: read, tokenize, length, ")
+    assert last.startswith(f"trained: {kept}")
     assert list(story(done, "nobody")) == []
 
 
@@ -234,9 +243,18 @@ def test_two_processes_prepare_the_same_recipe_at_once(tmp_path: Path, write_row
     source = write_rows(rows_of(300))
     script = (
         f"import sys; sys.path.insert(0, {str(SUPPORT)!r}); from pathlib import Path; import prepare_victim as v; "
+        f"v.prepare({str(source)!r}, Path({str(tmp_path / 'warm')!r}) / sys.argv[1]); "
+        "print('ready', flush=True); input(); "
         f"out = Path({str(tmp_path / 'both')!r}); v.prepare({str(source)!r}, out); print(v.hashes(out))"
     )
-    both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", script, str(number)], **pipes) for number in range(2)]
+    # Both have imported everything before either begins.
+    assert [process.stdout.readline() for process in both if process.stdout] == ["ready\n"] * 2
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
     out = {process.communicate(timeout=300)[0].strip() for process in both}
     assert len(out) == 1 and all(process.returncode == 0 for process in both)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from sft.data.engine.accounts import funnel_lines
 from sft.data.look.bar import CUT, FREE, SHADES, bar, cells
-from sft.data.look.find import rows_with
+from sft.data.look.find import first_cut, rows_with
 from sft.data.look.page import write_page
 from sft.data.look.pieces import documents_of
 from sft.data.look.preview import show_lengths, show_numbers, show_rows
@@ -152,10 +151,9 @@ def cut(prepare: Callable[..., PreparedStage], write_rows: Callable[..., Path]) 
 
 
 def test_what_was_cut_is_known_by_its_whole_length(cut: PreparedStage, toy: Any) -> None:
-    lines = [json.loads(line) for line in (cut.path / "truncated.jsonl").read_text().splitlines()]
-    lengths = {line["id"]: line["tokens"] for line in lines}
+    lengths = dict(first_cut(cut, 10))
     assert lengths == {"n96": 102, "n116": 122, "n136": 142, "again": 126}
-    assert cut.manifest["funnel"]["truncated"] == len(lines)
+    assert cut.manifest["funnel"]["truncated"] == len(lengths)
     shown = _shown(cut, toy, colour=False)
     assert "\u2702 cut at 90 tokens (tokens they had): n96 (102), n116 (122), n136 (142), again (126)" in shown
     assert re.findall(r"document \d+: (\S+): 90 tokens, \d+ trained, cut at max_length: it had (\d+)", shown)[:3] == [
@@ -194,9 +192,10 @@ def test_a_stage_without_steps_has_a_funnel_with_examples(
     long = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<b>" * 100}]}
     rows: list[Any] = [*ROWS, long, long, "{broken", {"messages": []}]
     prepared = prepare(write_rows(rows), train={"max_length": 200}, max_bad_fraction=0.9)
-    (line,) = funnel_lines(prepared.manifest)
-    assert (line.rows_in, line.rows_out, line.dropped) == (6, 2, 4)
-    assert dict(line.reasons) == {"over_length": 2, "bad: broken_json": 1, "bad: no_messages": 1}
+    read, tokenized, last = funnel_lines(prepared.manifest)
+    assert (read.rows_in, read.rows_out, dict(read.reasons)) == (6, 4, {"bad: broken_json": 1, "bad: no_messages": 1})
+    assert (tokenized.rows_in, tokenized.rows_out) == (4, 4)
+    assert (last.rows_in, last.rows_out, dict(last.reasons)) == (4, 2, {"over_length": 2})
     write_page(prepared, toy, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<code>rows.jsonl:3</code>" in text and "<code>rows.jsonl:5</code>" in text and "{broken" in text

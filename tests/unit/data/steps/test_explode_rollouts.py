@@ -187,7 +187,7 @@ def test_aligned_columns_become_the_rollout_s_own_value(place: Context) -> None:
 def test_the_draw_of_rollouts_depends_on_seed_and_row_alone(tmp_path: Path) -> None:
     items = [parent([str(i) for i in range(8)]) for _ in range(40)]
     for number, item in enumerate(items):
-        item.id = f"p{number}"
+        item.id, item.problem = f"p{number}", f"What is {number}?"
 
     def drawn(rows: list[Record], seed: int) -> dict[str, list[int]]:
         place = context(tmp_path, tokenizer="tiny", seed=seed)

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from teacher_server import Fault, Seen, TeacherServer, answer_to, serving
 
 from sft.data.read.outcomes import Dropped, Outcome, Replaced
 from sft.data.read.record import Record
+from sft.data.steps import step_class
 from sft.data.steps.context import Context
+from sft.data.steps.generate.step import Generate
 from sft.recipe.schema import Templates
 from sft.tokenizers.load import load_tokenizer
 from sft.utils.errors import UserError
@@ -58,6 +62,12 @@ def only(outcomes: list[Outcome]) -> Record | Dropped:
     assert isinstance(outcome, Replaced)
     (made,) = outcome.kept or outcome.dropped
     return made
+
+
+def journal_of(folder: Path) -> Path:
+    """The only file of the only journal."""
+    (path,) = folder.glob("answers-*/answers-*.jsonl")
+    return path
 
 
 def usage(place: Context) -> dict[str, Any]:
@@ -209,7 +219,7 @@ def test_cost_and_tokens_are_counted(server: TeacherServer, place: Context) -> N
     server.reply = lambda seen: {"content": "It is four.", "usage": {"cost": 0.125}}
     outcomes = ask(server, place, problems(1), n=1, temperature=0.9, teacher={"output_price": 2.0})
     assert outcomes[0].kept[0].facts["generate"]["cost"] == 0.125
-    assert usage(place)["uncounted"] == 1 and usage(place)["answers"] == 5
+    assert usage(place)["uncounted"] == 1 and usage(place)["answers"] == 1
 
 
 # Log probabilities
@@ -346,7 +356,7 @@ def test_the_key_comes_from_the_environment(
     assert "toy-key" not in str(caught.value)
     monkeypatch.setenv("TOY_KEY", "toy-key-1")
     assert isinstance(only(ask(server, place, problems(1), teacher={"api_key_env": "TOY_KEY"})), Record)
-    written = b"".join(path.read_bytes() for path in place.folder.iterdir())
+    written = b"".join(path.read_bytes() for path in place.folder.rglob("*") if path.is_file())
     assert b"toy-key" not in written
 
 
@@ -447,11 +457,11 @@ def test_a_killed_run_pays_for_nothing_twice(tmp_path: Path) -> None:
         child.wait(timeout=60)
         time.sleep(0.1)
         first, names = server.answered, len(server.seen)
-        journal = (tmp_path / "step" / "answers-0000.jsonl").read_bytes().splitlines(keepends=True)
+        journal = journal_of(tmp_path / "step").read_bytes().splitlines(keepends=True)
         kept = [json.loads(line) for line in journal if line.endswith(b"\n")]
         assert 20 <= len(kept) < 60
         # What a kill in the midst of a write leaves: the next run must neither trip over it nor write behind it.
-        with (tmp_path / "step" / "answers-0000.jsonl").open("ab") as handle:
+        with journal_of(tmp_path / "step").open("ab") as handle:
             handle.write(b'{"key": "00ff", "answer": {"conte')
         outcomes = ask(server, context(tmp_path / "step", tokenizer="tiny"), problems(30), n=2)
         rows = [made.completion for outcome in outcomes if isinstance(outcome, Replaced) for made in outcome.kept]
@@ -480,7 +490,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals, says:
         output, errors = child.communicate(timeout=30)
         assert output.strip() == says and child.returncode == 0, errors
         assert time.monotonic() - started < 5, "it doesn't wait for what is on its way"
-        raw = (tmp_path / "step" / "answers-0000.jsonl").read_bytes()
+        raw = journal_of(tmp_path / "step").read_bytes()
         assert raw.endswith(b"\n") and len([json.loads(line) for line in raw.splitlines()]) == sum(
             server.answered.values()
         )
@@ -489,7 +499,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals, says:
 
 def test_a_broken_line_is_asked_again(server: TeacherServer, place: Context, caplog: pytest.LogCaptureFixture) -> None:
     before = ask(server, place, problems(4))
-    journal = place.folder / "answers-0000.jsonl"
+    journal = journal_of(place.folder)
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(lines[0] + lines[1][: len(lines[1]) // 2] + b"\0\0\n" + lines[2] + lines[3])
     assert ask(server, place, problems(4)) == before
@@ -534,3 +544,42 @@ def test_settings_that_change_no_answer_are_not_part_of_the_key() -> None:
     assert entry("generate", teacher=faster, max_failed=0.5).config.deciding() == plain
     assert entry("generate", teacher={**teacher, "model": "other"}).config.deciding() != plain
     assert entry("generate", teacher=teacher, n=2).config.deciding() != plain
+
+
+# What is paid for once
+
+
+def test_more_answers_and_other_rows_ask_only_for_what_is_new(server: TeacherServer, place: Context) -> None:
+    first = ask(server, replace(place, folder=place.folder / "a"), problems(3))
+    assert len(server.seen) == 3
+    more = ask(server, replace(place, folder=place.folder / "b"), problems(4), n=2)
+    assert len(server.seen) == 8, "three of eight had been answered"
+    assert [outcome.kept[0] for outcome in more[:3]] == [outcome.kept[0] for outcome in first]
+    ask(server, replace(place, folder=place.folder / "c"), problems(2), max_tokens=77)
+    assert len(server.seen) == 10, "asked in another way is asked anew"
+
+
+def test_a_slow_answer_holds_up_no_other(tmp_path: Path) -> None:
+    """The first one comes only when ten others have been asked for, though a batch has four rows."""
+    others = threading.Semaphore(0)
+
+    def slow_at_first(seen: Seen) -> dict[str, Any]:
+        if "What is 0+1?" not in str(seen.body):
+            others.release()
+        else:
+            assert all(others.acquire(timeout=30) for _ in range(10))
+        return answer_to(seen)
+
+    with serving(slow_at_first) as server:
+        place = context(tmp_path / "step", tokenizer="tiny")
+        teacher = endpoint(server, concurrency=2, max_retries=0)
+        step = step_class("generate")(entry("generate", teacher=teacher).config, place)
+        assert isinstance(step, Generate)
+        rows = problems(16)
+        batches = [rows[start : start + 4] for start in range(0, 16, 4)]
+        try:
+            step.ahead(iter(batches))
+            outcomes = [outcome for batch in batches for outcome in step(batch)]
+        finally:
+            step.close()
+    assert len(server.seen) == 16 and all(isinstance(o, Replaced) and len(o.kept) == 1 for o in outcomes)

@@ -139,7 +139,8 @@ def test_cuts_lie_beyond_half_everywhere_and_depend_on_seed_and_row(
     shares: list[list[float]] = []
     for seed in (0, 0, 1):
         place = context(tmp_path / str(len(shares)), tokenizer="tiny", seed=seed)
-        outcomes = finish(teacher, student, place, rows(60), n=2)
+        asked = [record(f"{QUESTION} ({i})", REFERENCE, id=f"p{i}") for i in range(60)]
+        outcomes = finish(teacher, student, place, asked, n=2)
         made = [item for outcome in outcomes if isinstance(outcome, Replaced) for item in outcome.kept]
         whole = len(said_by_student(student))
         shares.append([item.facts["generate"]["prefix_characters"] / whole for item in made])
@@ -236,12 +237,12 @@ def test_a_stopped_run_asks_neither_twice(teacher: TeacherServer, student: Teach
     teacher.faults = [Fault(401, message="no key")]
     with pytest.raises(UserError, match="401"):
         finish(teacher, student, place, rows(4))
-    journaled = (place.folder / "answers-0000.jsonl").read_text().count('"who": "student"')
+    journaled = next(place.folder.glob("*/answers-0000.jsonl")).read_text().count('"who": "student"')
     before, teacher.faults = len(student.seen), []
     outcomes = finish(teacher, student, place, rows(4))
     assert all(isinstance(outcome, Replaced) and outcome.kept for outcome in outcomes)
     assert journaled >= 1 and len(student.seen) - before == 4 - journaled
-    lines = [json.loads(line) for path in place.folder.glob("answers-*.jsonl") for line in path.open()]
+    lines = [json.loads(line) for path in place.folder.glob("*/answers-*.jsonl") for line in path.open()]
     assert sorted(line["who"] for line in lines) == ["student"] * 4 + ["teacher"] * 4
 
 
@@ -308,10 +309,10 @@ def test_a_checkpoint_answers_as_the_student(teacher: TeacherServer, student: Te
         prefix = (made.completion or "")[: made.facts["generate"].get("prefix_characters")]
         assert prefix and tokenizer.decode(greedy).startswith(prefix)
     assert any(isinstance(outcome, Replaced) and outcome.kept for outcome in outcomes)
-    lines = (place.folder / "answers-0000.jsonl").read_text()
+    lines = next(place.folder.glob("*/answers-0000.jsonl")).read_text()
     assert run_rows("generate", some, place, **settings) == outcomes
-    assert (place.folder / "answers-0000.jsonl").read_text() == lines and not student.seen
-    assert len(list(place.folder.glob("answers-*"))) == 1, "everything was in the journal"
+    assert next(place.folder.glob("*/answers-0000.jsonl")).read_text() == lines and not student.seen
+    assert len(list(place.folder.glob("*/answers-*"))) == 1, "everything was in the journal"
 
 
 def test_each_answer_has_its_own_limit_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

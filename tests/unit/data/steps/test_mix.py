@@ -21,7 +21,13 @@ from sft.utils.errors import UserError
 
 def _rows(sizes: dict[str, list[int]]) -> list[Record]:
     return [
-        record(id=f"{source}{number}", source=source, place=f"{source}.jsonl:{number}", tokens=tokens)
+        record(
+            f"{source} {number}?",
+            id=f"{source}{number}",
+            source=source,
+            place=f"{source}.jsonl:{number}",
+            tokens=tokens,
+        )
         for source, lengths in sizes.items()
         for number, tokens in enumerate(lengths)
     ]

@@ -253,7 +253,7 @@ def test_a_killed_step_goes_on_within_its_shard(
         timeout=300,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
-    with sqlite3.connect(tmp_path / "b" / "scored.sqlite") as database:
+    with sqlite3.connect(next((tmp_path / "b").glob("scores-*.sqlite"))) as database:
         (noted,) = database.execute("SELECT count(*) FROM found").fetchone()
     assert 0 < noted < 24
 

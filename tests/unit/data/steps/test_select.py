@@ -26,7 +26,8 @@ from sft.utils.errors import UserError
 
 
 def _row(number: int, tokens: int = 10, **fields: Any) -> Record:
-    return record(id=f"r{number}", place=f"toy.jsonl:{number}", tokens=tokens, **{"problem_id": f"p{number}", **fields})
+    own = {"problem": f"What is {number}?", "problem_id": f"p{number}", "place": f"toy.jsonl:{number}"}
+    return record(id=f"r{number}", tokens=tokens, **{**own, **fields})
 
 
 def _names(kept: list[tuple[Record, int]]) -> set[str]:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.data.pack.policy import judge
 from sft.data.read.row import BadRow
 from sft.data.tokenize.render import Rendered, Renderer
 from sft.data.tokenize.tokens import Tokens, tokenize, tokenizer_hash
@@ -132,14 +131,3 @@ def test_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(UserError, match="fast"):
         check_tokenizer(object())
-
-
-def test_length_policies() -> None:
-    tokens = Tokens(np.arange(6, dtype=np.int32), np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8))
-    assert judge(tokens, 6, "drop").tokens is tokens
-    assert judge(tokens, None, "drop").tokens is tokens
-    assert judge(tokens, 5, "drop").reason == "over_length"
-    assert judge(tokens, 5, "error").reason == "over_length"
-    cut = judge(tokens, 4, "truncate")
-    assert cut.truncated and cut.tokens is not None and cut.tokens.ids.tolist() == [0, 1, 2, 3]
-    assert judge(tokens, 3, "truncate").reason == "no_supervised_token"

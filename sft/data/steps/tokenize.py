@@ -1,0 +1,68 @@
+"""The step that no recipe names: conversations get their tokens, once for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from sft.data.pack.tokens import TokensWriter
+from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.record import Record
+from sft.data.read.row import BadRow
+from sft.data.steps.base import RowStep
+
+
+@dataclass(frozen=True)
+class TokenizeSettings:
+    """`mask_history`: of a conversation the last answer alone is trained."""
+
+    mask_history: bool = False
+
+
+class Tokenize(RowStep):
+    """Sets the tokens of every conversation as the chat template renders it, and writes them to `sink`.
+
+    Dropped are conversations that can't be rendered: a message spells a control token out, or the template refuses the
+    roles. The plan puts it where somebody needs the tokens of a text.
+    """
+
+    uses_tokenizer = True
+    config: TokenizeSettings
+    only_judges = True
+    sink: TokensWriter
+
+    @classmethod
+    def settings(cls, config: TokenizeSettings) -> dict[str, Any]:
+        """All of them."""
+        return asdict(config)
+
+    @cached_property
+    def _renderer(self) -> Any:
+        from sft.data.tokenize.render import Renderer
+
+        return Renderer(self.context.tokenizer)
+
+    def _untrained(self, record: Record) -> set[int]:
+        """Numbers of the assistant's messages that are context only."""
+        said = [number for number, message in enumerate(record.messages or ()) if message["role"] == "assistant"]
+        return set(record.untrained) | (set(said[:-1]) if self.config.mask_history else set())
+
+    def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
+        from sft.data.tokenize.tokens import tokenize
+
+        new = [record for record in batch if record.messages is not None and record.tokens_at is None]
+        rendered = {id(record): self._renderer.render(record.messages, self._untrained(record)) for record in new}
+        texts = [found for found in rendered.values() if not isinstance(found, BadRow)]
+        tokens = tokenize(self.context.tokenizer, texts)
+        for record in batch:
+            found = rendered.get(id(record))
+            if isinstance(found, BadRow):
+                yield Dropped(record, found.reason, found.detail)
+                continue
+            if found is not None:
+                record.encoded = next(tokens)
+                record.tokens, record.trained = len(record.encoded.ids), record.encoded.supervised
+                record.tokens_at = self.sink.add(record.encoded)
+            yield Kept(record)
