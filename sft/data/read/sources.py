@@ -62,9 +62,11 @@ def unique_names(sources: Sequence[DataSource]) -> list[str]:
     for depth in range(1, 8):
         counts = Counter(names)
         for place, source in enumerate(sources):
-            if counts[names[place]] > 1 and not source.name:
+            if counts[names[place]] > 1 and not source.name and source.generate is None:
                 parents = Path(source.path or source.recipe or "").expanduser().absolute().parts[1:-1][-depth:]
                 names[place] = "/".join([*parents, source_name(source)])
+    alike = [names[:place].count(name) for place, name in enumerate(names)]
+    names = [f"{n} {a + 1}" if a and not s.name else n for n, a, s in zip(names, alike, sources, strict=True)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UsageError(f"Two sources are called {twice[0]}: give each a `name` of its own.")

@@ -150,6 +150,14 @@ def test_files_of_one_name_are_two_sources(prepare: Prepare, write_rows: Write, 
         prepare([{**source, "name": "x"} for source in sources])
 
 
+def test_generated_sources_are_told_apart(prepare: Prepare) -> None:
+    done = prepare([{"generate": {"rows": 5, "seed": seed}} for seed in (1, 2, 3)], train={"max_length": 4096})
+    names = [name for row in done.dataset for name in row["document_ids"]]
+    assert len(set(names)) == 15 and {name.split("/")[0] for name in names} == {
+        "generate:all", "generate:all 2", "generate:all 3",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
 def test_parts_are_the_whole(
     prepare: Prepare, tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch, kind: str
