@@ -1,15 +1,18 @@
 """Whether two nearly equal problems are one problem in other words, or two problems.
 
-A changed number, sign, variable, unit or word such as `more` makes another problem; a typo, a synonym or another name
-throughout doesn't. English words only: in other languages numbers and formulas still count.
+A changed number, sign, variable, unit or word such as `more` makes another problem; a typo, a synonym, another name
+throughout or another order of the sentences doesn't. English words only: in other languages numbers and formulas still
+count.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from difflib import SequenceMatcher
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from sft.data.text.spelling import ENDS
 
 # Numbers, signs and variables; `a` and `i` are words more often.
 _FORMULA = re.compile(r"\d.*|\W|[b-hj-z]")
@@ -17,26 +20,27 @@ _FORMULA = re.compile(r"\d.*|\W|[b-hj-z]")
 # Words on which a problem turns: with another of them in its place the answer is another. Of opposites one is enough
 # where the other has synonyms (sold, but not bought).
 _TURNING_WORDS = """
-    not no none never without except neither nor only all either least most fewest more less fewer greater
-    larger bigger smaller higher lower taller shorter longer older younger faster slower cheaper greatest
-    largest biggest smallest highest lowest tallest shortest longest oldest youngest maximum minimum max min
-    half third quarter fourth fifth sixth twice thrice double triple quadruple dozen hundred thousand million
-    billion first second last next previous before after until since between above below over under up down
-    right even odd prime composite positive negative nonnegative increasing decreasing increase decrease
-    increased decreased sum difference product quotient ratio mean median mode average range remainder perimeter
-    area volume circumference radius diameter height width length base surface sin cos tan cot sec csc arcsin
-    arccos arctan sinh cosh tanh log ln exp lcm gcd floor ceil lfloor rfloor lceil rceil sine cosine tangent
-    seconds minute minutes hour hours day days week weeks month months year years daily weekly monthly yearly
-    inch inches foot feet yard yards mile miles meter meters metre metres kilometer kilometers centimeter
-    centimeters millimeter millimeters cm mm km kg gram grams kilogram kilograms pound pounds ounce ounces ton
-    tons liter liters litre litres milliliter milliliters gallon gallons quart quarts pint pints cup cups cent
-    cents penny pennies nickel nickels dime dimes dollar dollars percent degrees radians monday tuesday
-    wednesday thursday friday saturday sunday january february march april may june july august september
-    october november december morning afternoon evening night yesterday today tomorrow true false add subtract
-    multiply divide multiplied divided plus minus times north south east west lose loses lost receive receives
-    received sell sells sold
+    not no none never without except neither nor only either most more higher lower taller shorter longer older younger
+    faster slower cheaper highest lowest tallest shortest longest oldest youngest third quarter fourth fifth sixth
+    triple quadruple dozen hundred thousand million billion first second last next previous before after until since
+    between above below over under up down right even odd prime composite positive negative nonnegative increasing
+    decreasing increase decrease increases decreases increased decreased sum difference product quotient ratio mean
+    median mode average range remainder perimeter area volume circumference radius diameter height width length base
+    surface sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd floor ceil lfloor rfloor lceil
+    rceil sine cosine tangent seconds minute hour day week month year daily weekly monthly yearly inch foot yard mile
+    meter kilometer centimeter millimeter gram kilogram milligram pound ounce ton liter milliliter gallon quart pint cup
+    cent penny pennies nickel nickels dime dimes dollar euro yen rupee percent degree radians monday tuesday wednesday
+    thursday friday saturday sunday january february march april may june july august september october november
+    december morning afternoon evening night yesterday today tomorrow true false add subtract multiply divide multiplied
+    divided plus minus times north south east west lose loses lost sell sells sold took far
 """
-_TURNING = frozenset(_TURNING_WORDS.split())
+# Those that mean one and the same.
+_SAME_TURNS = """
+    larger bigger greater; largest biggest greatest maximum max; smallest least minimum min fewest; less fewer;
+    receive receives received get gets got; left remain remains remained remaining; each every; double doubles doubled
+"""
+_MEANS = {word: words.split()[0] for words in _SAME_TURNS.split(";") for word in words.split()}
+_TURNING = frozenset(_TURNING_WORDS.split()) | frozenset(_MEANS)
 # Words that come and go with the style of a sentence, wherever they stand.
 _FUNCTION_WORDS = """
     a an the this that these those there here it its he she they them his her their him you your we our us i my
@@ -49,13 +53,47 @@ _FUNCTION = frozenset(_FUNCTION_WORDS.split()) - _TURNING
 
 
 def formulas(tokens: Sequence[str]) -> list[str]:
-    """The tokens (of `sft.data.text.normalize.tokens`) that two wordings of one problem share, in their order: numbers,
-    signs and variables."""
-    return [token for token in tokens if _FORMULA.fullmatch(token)]
+    """The tokens (of `sft.data.text.normalize`) that two wordings of one problem share: numbers, signs, variables."""
+    return [token for token in tokens if token not in ENDS and _FORMULA.fullmatch(token)]
 
 
 def same_problem(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two nearly equal problems, as tokens, ask the same."""
+    """Whether two nearly equal problems, as tokens with or without the ends of their sentences, ask the same."""
+    ours, theirs = _sentences(one), _sentences(other)
+    if sorted(formulas(one)) != sorted(formulas(other)):
+        return False
+    if _same_in_order(_joined(ours), _joined(theirs)):
+        return True
+    moved = _in_the_order_of(ours, theirs)
+    return moved != theirs and _same_in_order(_joined(ours), _joined(moved))
+
+
+def _sentences(tokens: Sequence[str]) -> list[list[str]]:
+    result: list[list[str]] = [[]]
+    for token in tokens:
+        if token not in ENDS:
+            result[-1].append(token)
+        elif result[-1]:
+            result.append([])
+    return result if result[-1] else result[:-1]
+
+
+def _joined(sentences: Sequence[Sequence[str]]) -> list[str]:
+    return list(chain.from_iterable(sentences))
+
+
+def _in_the_order_of(model: list[list[str]], sentences: list[list[str]]) -> list[list[str]]:
+    """`sentences` in the order that equal ones have in `model`; the others fill the places between in their order."""
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place in reversed(range(len(model))):
+        places.setdefault(tuple(model[place]), []).append(place)
+    found = [there.pop() if (there := places.get(tuple(sentence))) else None for sentence in sentences]
+    free = iter(sorted(set(range(max(len(model), len(sentences)))) - set(found)))  # type: ignore[arg-type]
+    order = [next(free) if place is None else place for place in found]
+    return [sentence for _, sentence in sorted(zip(order, sentences, strict=True), key=lambda pair: pair[0])]
+
+
+def _same_in_order(one: list[str], other: list[str]) -> bool:
     if formulas(one) != formulas(other):
         return False
     spelled = _spelled_alike(one, other)
@@ -63,22 +101,30 @@ def same_problem(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _turning(tokens: Sequence[str]) -> list[str]:
-    return [token for token in tokens if token in _TURNING]
+    return [_MEANS.get(token, token) for token in tokens if token in _TURNING]
 
 
 def _spelled_alike(one: Sequence[str], other: Sequence[str]) -> list[str]:
     """`other` with words spelled as in `one` where that differs by a slip; the word on which it turns is never one."""
-    result = list(other)
-    here, there = set(one), set(other)
-    blocks = SequenceMatcher(a=one, b=other, autojunk=False).get_opcodes()
-    for kind, start, end, begin, stop in blocks:
-        if kind != "replace" or end - start != stop - begin:
-            continue
-        for place, (word, variant) in enumerate(zip(one[start:end], other[begin:stop], strict=True), start=begin):
-            known = (word in _TURNING and variant in _TURNING) or (variant in here and word in there)
-            if not known and _is_slip(word, variant):
-                result[place] = word
-    return result
+    here, there = Counter(one), Counter(other)
+    missing: dict[str, str] = {}
+    for word in here:
+        if here[word] > there[word]:
+            missing.update((part, word) for part in _shortened(word))
+    meant = {}
+    for variant in there:
+        if variant not in here:
+            words = {missing[part] for part in _shortened(variant) if part in missing}
+            word = next((word for word in sorted(words) if _is_slip(word, variant)), None)
+            if word is not None and not (word in _TURNING and variant in _TURNING):
+                meant[variant] = word
+    return [meant.get(word, word) for word in other]
+
+
+def _shortened(word: str) -> Iterator[str]:
+    """`word`, and what is left of it without one letter: two words share one of these if a slip may be between them."""
+    yield word
+    yield from (word[:place] + word[place + 1 :] for place in range(min(len(word), 24)))
 
 
 def _is_slip(word: str, variant: str) -> bool:

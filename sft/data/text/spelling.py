@@ -1,0 +1,141 @@
+"""Words that are spelled in more than one way: numbers, units, short forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+ENDS = frozenset(".?;!")
+
+_NUMBERS = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen
+"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_SMALL = {word: number for number, word in enumerate(_NUMBERS.split())} | {
+    word: 10 * number for number, word in enumerate(_TENS.split(), start=2)
+}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_PARTS = {"half": 2, "halves": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7} | {
+    "eighth": 8, "ninth": 9, "tenth": 10, "thirds": 3, "fourths": 4, "quarters": 4, "fifths": 5, "sixths": 6,
+    "sevenths": 7, "eighths": 8, "ninths": 9, "tenths": 10, "hundredths": 100,
+}  # fmt: skip
+
+_SINGULAR = """
+    dollar cent euro pound ounce ton gram kilogram milligram mile yard meter kilometer centimeter millimeter liter
+    milliliter gallon quart pint cup minute hour day week month year degree
+"""
+# Each: how it is said here, then other ways.
+_VARIANTS = """
+    inch:inches foot:feet,ft mile:mi kilometer:km,kms,kilometre,kilometres meter:metre,metres centimeter:cm,centimetre,centimetres
+    millimeter:mm,millimetre,millimetres liter:litre,litres milliliter:ml,millilitre,millilitres kilogram:kg,kgs
+    milligram:mg pound:lb,lbs ounce:oz gallon:gal hour:hr,hrs minute:mins seconds:secs year:yr,yrs week:wk,wks
+    dollar:bucks,buck,usd rupee:rupees percent:pct ok:okay
+"""
+_OTHERWISE: dict[str, tuple[str, ...]] = {
+    **{f"{unit}s": (unit,) for unit in _SINGULAR.split()},
+    **{other: (name,) for name, _, others in (entry.partition(":") for entry in _VARIANTS.split()) for other in others.split(",")},
+    **{f"{verb}nt": (verb, "not") for verb in "do does did is are was were has have had would could should".split()},
+    "cant": ("can", "not"),
+    "cannot": ("can", "not"),
+    "wont": ("will", "not"),
+    "twice": ("2", "times"),
+    "thrice": ("3", "times"),
+    "mph": ("mile", "per", "hour"),
+    "kph": ("kilometer", "per", "hour"),
+}  # fmt: skip
+_STARTS = frozenset(_SMALL) | frozenset(_SCALES) | frozenset(_PARTS) | frozenset(_OTHERWISE) | {"per"}
+
+
+def plain_words(tokens: Sequence[str]) -> list[str]:
+    """`tokens` with one spelling for all: numbers in digits (`two hundred and five` is `205`, `half` is `1 / 2`)."""
+    if _STARTS.isdisjoint(tokens):
+        return list(tokens)
+    result: list[str] = []
+    place = 0
+    while place < len(tokens):
+        token = tokens[place]
+        if token not in _STARTS:
+            result.append(token)
+            place += 1
+        elif token in _OTHERWISE:
+            result += _OTHERWISE[token]
+            place += 1
+        elif token == "per":
+            percent = tokens[place + 1 : place + 2] == ["cent"]
+            result.append("percent" if percent else token)
+            place += 1 + percent
+        elif token in _PARTS:
+            result += _part(token, tokens[place + 1 : place + 2], result)
+            place += 1
+        else:
+            place = _number(tokens, place, result)
+    return result
+
+
+def _part(word: str, after: Sequence[str], before: list[str]) -> list[str]:
+    """A fraction's name as its numbers; of what `before` ends with, what belongs to it is taken away."""
+    last, of = before[-1] if before else "", list(after) == ["of"]
+    if last.isdecimal() and (of or word != "quarters"):
+        return ["/", str(_PARTS[word])]
+    if word != "half" and not (of and last == "a"):
+        return [word]
+    if last == "a":
+        before.pop()
+        if len(before) > 1 and before[-1] == "and" and before[-2].isdecimal():
+            before.pop()
+    return ["1", "/", str(_PARTS[word])]
+
+
+def _number(tokens: Sequence[str], place: int, result: list[str]) -> int:
+    """Append the number that begins at `place`, or its word where it is none; where the text goes on."""
+    total, current = 0, _SMALL.get(tokens[place])
+    if current is None:
+        current = _scaled(result, tokens[place])
+        if current is None:
+            result.append(tokens[place])
+            return place + 1
+    place += 1
+    while place < len(tokens):
+        token = tokens[place]
+        small, scale = _SMALL.get(token), _SCALES.get(token)
+        if small is not None and _fits(small, total, current):
+            current += small
+        elif scale is not None and current and (scale >= 1000 or current < 100):
+            total, current = (total + current * scale, 0) if scale >= 1000 else (total, current * scale)
+        elif not (token == "and" and _goes_on(tokens, place)):
+            break
+        place += 1
+    result.append(str(total + current))
+    return place
+
+
+def _scaled(result: list[str], word: str) -> int | None:
+    """The value of a scale after what `result` ends with, which is taken away; None where that is no number."""
+    last, scale = result[-1] if result else "", _SCALES[word]
+    if last == "a":
+        result.pop()
+        if result[-3:] == ["1", "/", "2"]:
+            del result[-3:]
+            return scale // 2
+        return scale
+    whole, _, part = last.partition(".")
+    if not (whole + part).isdecimal() or len(last) > 15 or scale % 10 ** len(part):
+        return None
+    result.pop()
+    return int(whole + part) * (scale // 10 ** len(part))
+
+
+def _fits(small: int, total: int, current: int) -> bool:
+    """Whether `small` may follow in the same number: `twenty` + `five`, `hundred` + `twelve`, never `two` + `three`."""
+    return (current % 100 == 0 and total + current > 0) or (current % 10 == 0 and current % 100 > 10 and 0 < small < 10)
+
+
+def _goes_on(tokens: Sequence[str], place: int) -> bool:
+    """Whether `and` at `place` is within a number: `two hundred and five`, not `two hundred and five thousand`."""
+    after = tokens[place + 1 : place + 3]
+    return (
+        tokens[place - 1] in ("hundred", "thousand", "million", "billion")
+        and bool(after)
+        and after[0] in _SMALL
+        and not (len(after) > 1 and after[1] in _SCALES)
+    )
