@@ -11,14 +11,14 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from sft.data.text.spelling import ENDS, plain_words
+from sft.data.text.spelling import plain_words
 
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _FIGURE = re.compile(r"\[asy\](?:(?!\[asy\]).)*?\[/asy\]", re.DOTALL | re.IGNORECASE)
 
 # Thousands: 1,000 and LaTeX's 1{,}000, 1,\!000, 1\,000. Never a plain space, which separates numbers too.
-_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!|,\\!|,)(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!|,\\!|,)(?=\d{3}(?:\d{3})?(?!\d))")
 _DECIMAL = re.compile(r"(?<![\d.])(\d+)\.(\d+)(?!\.?\d)")
 _BARE_DECIMAL = re.compile(r"(?<![\w.])\.(?=\d)")
 
@@ -120,30 +120,31 @@ _CHARACTERS = str.maketrans(
 )
 _LOOKALIKES = str.maketrans({"´": "'", "º": "°"})
 _DASHES = re.compile("[‐‑‒–—―−﹣－]")
-# A minus sign, not a hyphen or a dash: before a number, a variable, a formula.
-_MINUS = re.compile(r"-(?=\s*(?:[\d(√\\⟨{]|[^\W\d_](?![^\W\d_])))")
+# A minus sign, not a hyphen or a dash: before a number, a variable, a formula; never between spaces after a word.
+_MINUS = re.compile(r"(?:(?<![^\W\d_]{2}\s)-|-(?!\s))(?=\s*(?:[\d(√\\⟨{]|[^\W\d_](?![^\W\d_])))")
 # Not the end of a sentence: after a number, a variable, a group.
 _FACTORIAL = re.compile(rf"(?:(?<=[\d)}}])|(?<=(?<![^\W_]){_LETTER}))!(?!=)")
 _APOSTROPHE = re.compile(rf"(?<={_LETTER}{{2}})'(?={_LETTER})|(?<=[IiOo])'(?={_LETTER}{{1,2}}\b)")
 _POSSESSIVE = re.compile(rf"(?<={_LETTER}{{2}})'s\b")
+_IS = re.compile(r"\b(what|that|there|here|it|he|she|who|where|how)'s\b")
 _PRIME = re.compile(rf"(?<![^\W_]{{1}}{_LETTER})(?<={_LETTER})'(?!{_LETTER})")
 
 
 def tokens(text: str) -> list[str]:
     """Words, numbers and signs of `text`, in order. Punctuation, `$` and layout are gone; `two` is `2`."""
-    return [token for token in sentences(text) if token not in ENDS]
+    return plain_words(as_spelled(text))
 
 
-def sentences(text: str) -> list[str]:
-    """The tokens of `text`, and after each sentence what ends it, one of ENDS."""
-    return plain_words(_TOKEN.findall(canonical(text)))
+def as_spelled(text: str) -> list[str]:
+    """The tokens of `text` before numbers, units and short forms get one spelling, with the ends of sentences."""
+    return _TOKEN.findall(canonical(text))
 
 
 def words(text: str) -> list[str]:
     """Words and numbers of `text`, in order, without signs and without the code of figures ([asy])."""
     if "[" in text:
         text = _FIGURE.sub(" ", text)
-    return [token for token in sentences(text) if token[0].isalnum()]
+    return [token for token in tokens(text) if token[0].isalnum()]
 
 
 def canonical(text: str) -> str:
@@ -161,7 +162,7 @@ def canonical(text: str) -> str:
     if "." in text:
         text = _DECIMAL.sub(_short_decimal, _BARE_DECIMAL.sub("0.", text))
     if "'" in text:
-        text = _APOSTROPHE.sub("", _POSSESSIVE.sub("", _PRIME.sub("′", text)))
+        text = _APOSTROPHE.sub("", _POSSESSIVE.sub("", _PRIME.sub("′", _IS.sub(r"\1 is", text))))
     if "-" in text:
         text = _MINUS.sub("−", text)
     if "!" in text:

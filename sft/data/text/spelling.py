@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from string import ascii_lowercase
 
 ENDS = frozenset(".?;!")
 
@@ -35,6 +36,7 @@ _OTHERWISE: dict[str, tuple[str, ...]] = {
     **{f"{unit}s": (unit,) for unit in _SINGULAR.split()},
     **{other: (name,) for name, _, others in (entry.partition(":") for entry in _VARIANTS.split()) for other in others.split(",")},
     **{f"{verb}nt": (verb, "not") for verb in "do does did is are was were has have had would could should".split()},
+    **{verb: ("find",) for verb in ("compute", "calculate", "determine", "evaluate")},
     "cant": ("can", "not"),
     "cannot": ("can", "not"),
     "wont": ("will", "not"),
@@ -43,38 +45,63 @@ _OTHERWISE: dict[str, tuple[str, ...]] = {
     "mph": ("mile", "per", "hour"),
     "kph": ("kilometer", "per", "hour"),
 }  # fmt: skip
-_STARTS = frozenset(_SMALL) | frozenset(_SCALES) | frozenset(_PARTS) | frozenset(_OTHERWISE) | {"per"}
+_PAIRS = {("per", "cent"): "percent", ("what", "is"): "find", ("what", "are"): "find", ("left", "over"): "left"}
+# What a slip makes of a number's name: a letter doubled, left out, swapped with the next or (of longer names) replaced.
+_OTHER_WORDS = """
+    for fur our tree there thee threw shree even seen sven sever hal fie ive zeo nie twine fifth sixth forth fort forts
+    dozed fity
+"""
+
+
+def _slips(name: str) -> Iterator[str]:
+    for place in range(1, len(name)):
+        yield name[:place] + name[place - 1 :]
+        yield name[:place] + name[place + 1 :]
+        yield name[:place] + name[place : place + 2][::-1] + name[place + 2 :]
+        if len(name) > 4:
+            yield from (name[:place] + letter + name[place + 1 :] for letter in ascii_lowercase)
+
+
+_MISSPELT = {
+    slip: name
+    for name in (*_SMALL, *_SCALES, "half", "twice")
+    if len(name) > 3
+    for slip in _slips(name)
+    if slip not in _OTHER_WORDS.split() and slip not in _SMALL and slip not in _PARTS and len(slip) > 2
+}
+_STARTS = frozenset(_SMALL) | frozenset(_SCALES) | frozenset(_PARTS) | frozenset(_OTHERWISE) | frozenset(_MISSPELT) | {
+    "per", "what", "left",
+}  # fmt: skip
 
 
 def plain_words(tokens: Sequence[str]) -> list[str]:
-    """`tokens` with one spelling for all: numbers in digits (`two hundred and five` is `205`, `half` is `1 / 2`)."""
+    """`tokens` with one spelling for all, without the ends of sentences: `two hundred and five` is `205`, `half` is
+    `1 / 2`, `hrs` is `hour`, and `what is` is `find`."""
     if _STARTS.isdisjoint(tokens):
-        return list(tokens)
+        return [token for token in tokens if token not in ENDS]
+    tokens = [_MISSPELT.get(token, token) for token in tokens]
     result: list[str] = []
     place = 0
     while place < len(tokens):
         token = tokens[place]
-        if token not in _STARTS:
-            result.append(token)
-            place += 1
-        elif token in _OTHERWISE:
-            result += _OTHERWISE[token]
-            place += 1
-        elif token == "per":
-            percent = tokens[place + 1 : place + 2] == ["cent"]
-            result.append("percent" if percent else token)
-            place += 1 + percent
-        elif token in _PARTS:
-            result += _part(token, tokens[place + 1 : place + 2], result)
-            place += 1
-        else:
+        if token in _SMALL or token in _SCALES:
             place = _number(tokens, place, result)
+            continue
+        place += 1
+        after = tokens[place] if place < len(tokens) else ""
+        if token in _PARTS:
+            result += _part(token, after, result)
+        elif (pair := _PAIRS.get((token, after))) is not None:
+            result.append(pair)
+            place += 1
+        elif token not in ENDS:
+            result += _OTHERWISE.get(token, (token,))
     return result
 
 
-def _part(word: str, after: Sequence[str], before: list[str]) -> list[str]:
+def _part(word: str, after: str, before: list[str]) -> list[str]:
     """A fraction's name as its numbers; of what `before` ends with, what belongs to it is taken away."""
-    last, of = before[-1] if before else "", list(after) == ["of"]
+    last, of = before[-1] if before else "", after == "of"
     if last.isdecimal() and (of or word != "quarters"):
         return ["/", str(_PARTS[word])]
     if word != "half" and not (of and last == "a"):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from sft.data.text.spelling import ENDS
+from sft.data.text.spelling import ENDS, plain_words
 
 # Numbers, signs and variables; `a` and `i` are words more often.
 _FORMULA = re.compile(r"\d.*|\W|[b-hj-z]")
@@ -32,7 +32,7 @@ _TURNING_WORDS = """
     cent penny pennies nickel nickels dime dimes dollar euro yen rupee percent degree radians monday tuesday wednesday
     thursday friday saturday sunday january february march april may june july august september october november
     december morning afternoon evening night yesterday today tomorrow true false add subtract multiply divide multiplied
-    divided plus minus times north south east west lose loses lost sell sells sold took far
+    divided plus minus times north south east west lose loses lost sell sells sold took far other
 """
 # Those that mean one and the same.
 _SAME_TURNS = """
@@ -54,14 +54,12 @@ _FUNCTION = frozenset(_FUNCTION_WORDS.split()) - _TURNING
 
 def formulas(tokens: Sequence[str]) -> list[str]:
     """The tokens (of `sft.data.text.normalize`) that two wordings of one problem share: numbers, signs, variables."""
-    return [token for token in tokens if token not in ENDS and _FORMULA.fullmatch(token)]
+    return [token for token in tokens if _FORMULA.fullmatch(token)]
 
 
 def same_problem(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two nearly equal problems, as tokens with or without the ends of their sentences, ask the same."""
-    ours, theirs = _sentences(one), _sentences(other)
-    if sorted(formulas(one)) != sorted(formulas(other)):
-        return False
+    """Whether two nearly equal problems, as tokens `as_spelled`, ask the same."""
+    ours, theirs = _sentences(one), _sentences(_spelled_alike(one, other))
     if _same_in_order(_joined(ours), _joined(theirs)):
         return True
     moved = _in_the_order_of(ours, theirs)
@@ -69,13 +67,14 @@ def same_problem(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _sentences(tokens: Sequence[str]) -> list[list[str]]:
+    """Tokens in one spelling of each sentence."""
     result: list[list[str]] = [[]]
     for token in tokens:
         if token not in ENDS:
             result[-1].append(token)
-        elif result[-1]:
+        else:
             result.append([])
-    return result if result[-1] else result[:-1]
+    return [plain_words(sentence) for sentence in result if sentence]
 
 
 def _joined(sentences: Sequence[Sequence[str]]) -> list[str]:
@@ -94,10 +93,11 @@ def _in_the_order_of(model: list[list[str]], sentences: list[list[str]]) -> list
 
 
 def _same_in_order(one: list[str], other: list[str]) -> bool:
-    if formulas(one) != formulas(other):
-        return False
-    spelled = _spelled_alike(one, other)
-    return _turning(one) == _turning(spelled) and _same_roles(_content(one), _content(spelled))
+    return (
+        formulas(one) == formulas(other)
+        and _turning(one) == _turning(other)
+        and _same_roles(_content(one), _content(other))
+    )
 
 
 def _turning(tokens: Sequence[str]) -> list[str]:
@@ -128,15 +128,15 @@ def _shortened(word: str) -> Iterator[str]:
 
 
 def _is_slip(word: str, variant: str) -> bool:
-    """Whether one letter was left out, doubled, replaced or swapped with its neighbour, after the first."""
+    """Whether one letter was left out, added, swapped with its neighbour, or replaced after the first."""
     longer, shorter = sorted((word, variant), key=len, reverse=True)
-    if len(longer) < 4 or len(longer) - len(shorter) > 1 or word[0] != variant[0]:
+    if len(longer) < 4 or len(longer) - len(shorter) > 1:
         return False
     same = next((place for place, (a, b) in enumerate(zip(word, variant, strict=False)) if a != b), len(shorter))
     if len(longer) > len(shorter):
         return longer[same + 1 :] == shorter[same:]
     swapped = word[same : same + 2] == variant[same : same + 2][::-1] and word[same + 2 :] == variant[same + 2 :]
-    return swapped or word[same + 1 :] == variant[same + 1 :]
+    return swapped or (same > 0 and word[same + 1 :] == variant[same + 1 :])
 
 
 def _content(tokens: Sequence[str]) -> list[str]:

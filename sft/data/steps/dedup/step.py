@@ -15,9 +15,9 @@ from sft.data.steps.context import Context
 from sft.data.steps.dedup import minhash
 from sft.data.steps.dedup.decision import decide
 from sft.data.steps.dedup.same_problem import formulas
-from sft.data.text.normalize import sentences
+from sft.data.text.normalize import as_spelled
 from sft.data.text.question import core
-from sft.data.text.spelling import ENDS
+from sft.data.text.spelling import plain_words
 from sft.recipe.steps.dedup import DedupStep
 
 _PROBLEM_CHARACTERS = 3
@@ -81,8 +81,8 @@ class Dedup(TableStep):
         decide(sketches, verdicts, scratch, threshold)
 
     def _text(self, record: Record) -> _Text:
-        whole = sentences(core(record.problem or "") if self.config.by == "problem" else record.text)
-        return _Text(whole, [token for token in whole if token not in ENDS])
+        spelled = as_spelled(core(record.problem or "") if self.config.by == "problem" else record.text)
+        return _Text(spelled, plain_words(spelled))
 
     def _unit(self, record: Record) -> str:
         """What stays or goes together."""
@@ -109,9 +109,9 @@ class Dedup(TableStep):
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What of a row is compared: its tokens with the ends of its sentences, and without."""
+    """The tokens of what is compared of a row: as spelled with the ends of sentences, and in one spelling."""
 
-    whole: list[str]
+    spelled: list[str]
     tokens: list[str]
 
     @property
@@ -120,7 +120,7 @@ class _Text:
 
     @property
     def form(self) -> str:
-        return " ".join(self.whole)
+        return " ".join(self.spelled)
 
 
 def sketch_schema() -> pa.Schema:
