@@ -344,7 +344,7 @@ QUESTIONS = [
     (r"How many ([a-z]+)( [^?]*)? (?:in total|altogether|in all)\?", r"How many more \1\2?"),
     (r"How many more ", "How many "), (r"How much more ", "How much "), (r"How many (?!more|times)", "How many more "),
     (r"How much (?!more|less)", "How much more "), (r"left\?", "gone?"), (r"What is the area", "What is the perimeter"),
-    (r"What is the sum of", "What is the product of"), (r"How old is", "How old was"), (r"per day", "per week"),
+    (r"What is the sum of", "What is the product of"), (r"per day", "per week"),
     (r"in a week\?", "in a month?"), (r"How long", "How far"),
 ]  # fmt: skip
 

@@ -33,6 +33,7 @@ _TURNING_WORDS = """
     thursday friday saturday sunday january february march april may june july august september october november
     december morning afternoon evening night yesterday today tomorrow true false add subtract multiply divide multiplied
     divided plus minus times north south east west lose loses lost sell sells sold took far other
+    frac binom overline underline vec hat bar mod bmod pmod
 """
 # Those that mean one and the same.
 _SAME_TURNS = """
@@ -59,7 +60,8 @@ def formulas(tokens: Sequence[str]) -> list[str]:
 
 def same_problem(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether two nearly equal problems, as tokens `as_spelled`, ask the same."""
-    ours, theirs = _sentences(one), _sentences(_spelled_alike(one, other))
+    other = _spelled_alike(one, other)
+    ours, theirs = _sentences(_spelled_alike(other, one)), _sentences(other)
     if _same_in_order(_joined(ours), _joined(theirs)):
         return True
     moved = _in_the_order_of(ours, theirs)
@@ -105,7 +107,7 @@ def _turning(tokens: Sequence[str]) -> list[str]:
 
 
 def _spelled_alike(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """`other` with words spelled as in `one` where that differs by a slip; the word on which it turns is never one."""
+    """`other` with words that only it has spelled as in `one` where a slip is between them."""
     here, there = Counter(one), Counter(other)
     missing: dict[str, str] = {}
     for word in here:
