@@ -23,12 +23,12 @@ _DECIMAL = re.compile(r"(?<![\d.])(\d+)\.(\d+)(?!\.?\d)")
 _BARE_DECIMAL = re.compile(r"(?<![\w.])\.(?=\d)")
 
 # A formula as pandoc knows it (no space inside the dollars, no digit after): "$5 and $6" are sums of money.
-_INLINE = re.compile(r"\$\$|(?<!\\)\$(?![\s$])([^$]{0,998}(?:\\\$[^$]{0,998})*)(?<![\s\\])\$(?!\d)")
+_INLINE = re.compile(r"\$\$|\$(?![\s$])([^$]{0,998})(?<![\s\\])\$(?!\d)")
+_ESCAPED_DOLLAR = "＄"  # never left in a text by NFKC
 _MONEY = re.compile(
-    r"(?:\bUS\s?)?(?:(?<!\\)([$€£¥₹¢])|\\\$\s?)(\d+(?:\.\d+)?|\.\d+)(\s(?:[hH]undred|[tT]housand|[mMbB]illion)(?![a-z]))?"
-    r"|(?<=\d)(\s?[€£¥₹¢]|\\?\$)|\\\$"
+    r"([$＄€£¥₹¢])(?:(?:(?<!\$)\s)?(\d+(?:\.\d+)?|\.\d+)(\s(?:[hH]undred|[tT]housand|[mMbB]illion)(?![a-zA-Z]))?)?"
 )
-_CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "¢": "cent"}
+_CURRENCIES = {"$": "dollar", "＄": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "¢": "cent"}
 
 _SPACING = re.compile(
     r"\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|left|right|middle"
@@ -181,15 +181,15 @@ def _plain_characters(text: str) -> str:
 def _without_dollars(text: str) -> str:
     """`text` without the marks of formulas, and with currencies' names behind their numbers."""
     if "$" in text:
-        text = _INLINE.sub(r" \1 ", text)
-    if "$" not in text and text.isascii():
-        return text
-    return _MONEY.sub(_money, text)
+        text = _INLINE.sub(r" \1 ", text.replace("US$", "$").replace("\\$", _ESCAPED_DOLLAR))
+    return text if "$" not in text and text.isascii() else _MONEY.sub(_money, text)
 
 
 def _money(found: re.Match[str]) -> str:
-    sign = (found[1] or found[4] or "$").strip("\\ ")
-    return f"{found[2] or ''}{found[3] or ''} {_CURRENCIES[sign]} "
+    sign, amount, scale = found.groups(default="")
+    if sign == "$" and not amount and not found.string[: found.start()][-1:].isdigit():
+        return " "  # a formula's mark without its other half
+    return f"{amount}{scale} {_CURRENCIES[sign]} "
 
 
 def _without_latex(text: str) -> str:

@@ -51,7 +51,7 @@ _WORD = re.compile(r"(?<![a-z]['’])[^\W_]+")  # of don't and let's the word be
 _LABEL = re.compile(
     r"[\W_]*(?:(?:math(?:ematics)? |word )*(?:problem|question|exercise|task|puzzle|example|instructions?|prompt|input)"
     r"(?: (?:no\.? ?|#)?\d{1,4})?(?: statement)?|q(?=\W*:)|user|human|system|assistant|model|a(?=\W*:)|system prompt"
-    r"|(?:final |correct |my |your |the )?(?:answer|solution|response|output|reasoning|explanation))[\W_]*",
+    r"|(?:final |correct |my |your |the )?(?:answer|solution|response|output|reasoning|explanation)|\d{1,2}\.)[\W_]*",
     re.IGNORECASE,
 )
 _MARKS = re.compile(
@@ -63,7 +63,6 @@ _MARKS = re.compile(
 _PLACEHOLDER = re.compile(
     r"\\{0,2}boxed\s?\{(?:[^{}]|\{[^{}]{0,40}\}){0,40}\}|(?<=nswer is)\W{0,4}\w{1,2}(?![^\W_])"
     r"|(?<=nswer is:)\W{0,4}\w{1,2}(?![^\W_])|(?<=nswer:)\W{0,3}[xn](?!\w)|(?<=boxed )\d+|\d+(?= steps?\b)|(?<=step )\d+"
-    r"|(?:^|(?<=\n))\s*\d\."
 )
 _ASKED = re.compile(
     r"\W*(?:can|could|would|will|please|how (?:do|would|can|should) (?:you|i|we) (?:solve|answer)|what(?:'s|’s| is)"
@@ -100,9 +99,10 @@ def _first_pieces(text: str) -> Iterator[tuple[str, int]]:
 
 def _last_pieces(text: str) -> Iterator[tuple[str, int]]:
     """(sentence, how far from the end of the text it begins) from the end on."""
-    words = _WORD.findall(_PLACEHOLDER.sub(" boxed ", text[-80:].lower()))
-    if words and words[-1] not in _KNOWN:  # as with nearly all texts: spares the search
-        return
+    tail = text[-80:].lower()
+    words = _WORD.findall(tail)
+    if words and words[-1] not in _KNOWN and "boxed" not in tail and "answer" not in tail:
+        return  # as with nearly all texts: spares the search
     end = len(text)
     for start in reversed([found.end() for found in _REQUEST.finditer(text)]):
         yield text[start:end], len(text) - start
@@ -113,7 +113,9 @@ def _last(pieces: Iterable[tuple[str, int]]) -> int:
     """How far the instructions at the beginning of `pieces` go."""
     reached, joined = 0, False
     for piece, position in pieces:
-        lowered = _PLACEHOLDER.sub(" boxed ", piece.lower())
+        lowered = piece.lower()
+        if "boxed" in lowered or "answer" in lowered or "step" in lowered:
+            lowered = _PLACEHOLDER.sub(" boxed ", lowered)
         words = _WORD.findall(lowered)
         label = len(words) < 7 and _LABEL.fullmatch(piece) is not None
         if not label and not _KNOWN.issuperset(words):

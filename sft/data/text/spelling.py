@@ -69,17 +69,16 @@ _MISSPELT = {
     for slip in _slips(name)
     if slip not in _OTHER_WORDS.split() and slip not in _SMALL and slip not in _PARTS and len(slip) > 2
 }
-_STARTS = frozenset(_SMALL) | frozenset(_SCALES) | frozenset(_PARTS) | frozenset(_OTHERWISE) | frozenset(_MISSPELT) | {
-    "per", "what", "left",
-}  # fmt: skip
+_SPELLED = frozenset().union(_SMALL, _SCALES, _PARTS, _OTHERWISE, _MISSPELT, (first for first, _ in _PAIRS))
 
 
 def plain_words(tokens: Sequence[str]) -> list[str]:
     """`tokens` with one spelling for all, without the ends of sentences: `two hundred and five` is `205`, `half` is
     `1 / 2`, `hrs` is `hour`, and `what is` is `find`."""
-    if _STARTS.isdisjoint(tokens):
+    if _SPELLED.isdisjoint(tokens):
         return [token for token in tokens if token not in ENDS]
-    tokens = [_MISSPELT.get(token, token) for token in tokens]
+    if not _MISSPELT.keys().isdisjoint(tokens):
+        tokens = [_MISSPELT.get(token, token) for token in tokens]
     result: list[str] = []
     place = 0
     while place < len(tokens):
@@ -88,13 +87,17 @@ def plain_words(tokens: Sequence[str]) -> list[str]:
             place = _number(tokens, place, result)
             continue
         place += 1
+        if token not in _SPELLED:
+            if token not in ENDS:
+                result.append(token)
+            continue
         after = tokens[place] if place < len(tokens) else ""
         if token in _PARTS:
             result += _part(token, after, result)
         elif (pair := _PAIRS.get((token, after))) is not None:
             result.append(pair)
             place += 1
-        elif token not in ENDS:
+        else:
             result += _OTHERWISE.get(token, (token,))
     return result
 

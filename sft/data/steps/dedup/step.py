@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -82,7 +81,8 @@ class Dedup(TableStep):
 
     def _text(self, record: Record) -> _Text:
         spelled = as_spelled(core(record.problem or "") if self.config.by == "problem" else record.text)
-        return _Text(spelled, plain_words(spelled))
+        tokens = plain_words(spelled)
+        return _Text(tokens, " ".join(tokens), " ".join(spelled))
 
     def _unit(self, record: Record) -> str:
         """What stays or goes together."""
@@ -107,20 +107,12 @@ class Dedup(TableStep):
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """The tokens of what is compared of a row: as spelled with the ends of sentences, and in one spelling."""
+class _Text(NamedTuple):
+    """What is compared of a row: tokens in one spelling, as a list and as text, and as spelled, with sentences' ends."""
 
-    spelled: list[str]
     tokens: list[str]
-
-    @property
-    def content(self) -> str:
-        return " ".join(self.tokens)
-
-    @property
-    def form(self) -> str:
-        return " ".join(self.spelled)
+    content: str
+    form: str
 
 
 def sketch_schema() -> pa.Schema:
