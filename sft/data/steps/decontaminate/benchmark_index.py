@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Of a problem's rarest pairs so many must agree; more make the index larger and its finds fewer.
-_AGREEING = 3
+_AGREEING = 6
 # Words of an n-gram of problems too short for the usual ones, and fewest of a row that is looked for in a problem.
 _SHORT_NGRAM = 6
 _SHORTEST_PART = 4
@@ -109,17 +109,18 @@ class BenchmarkIndex:
 
     def _near(self, words: list[str]) -> Iterator[Match]:
         """Problems that stand in `words` but for their edits."""
-        places, found = [], []
-        for place, pair in enumerate(_runs(words, 2)):
-            if (there := self._pairs.get(pair)) is not None:
-                places.append(place)
-                found.append(there)
-        if not places:
+        there = list(map(self._pairs.get, _runs(words, 2)))
+        found = [postings for postings in there if postings is not None]
+        if not found:
             return
         numbers, offsets = np.concatenate(found, axis=1)
-        starts = np.repeat(places, [there.shape[1] for there in found]) - offsets
+        often = (np.bincount(numbers, minlength=len(self.problems)) >= self._needed)[numbers]
+        if not often.any():
+            return
+        places = [place for place, postings in enumerate(there) if postings is not None]
+        starts = np.repeat(places, [postings.shape[1] for postings in found]) - offsets
         best: dict[int, int] = {}
-        for number, start, end in self._windows(numbers, starts):
+        for number, start, end in self._windows(numbers[often], starts[often]):
             edits = fewest_edits(self.problems[number], words[max(start, 0) : end], passage=True)
             best[number] = min(edits, best.get(number, edits))
         for number, edits in best.items():
@@ -158,6 +159,8 @@ class BenchmarkIndex:
         """Problems of which enough words stand in `words` in common n-grams."""
         found: dict[int, set[int]] = defaultdict(set)
         for size, grams in self._ngrams.items():
+            if grams.keys().isdisjoint(_runs(words, size)):  # as with nearly all texts
+                continue
             for gram in set(_runs(words, size)):
                 for number, place in grams.get(gram, ()):
                     found[number].update(range(place, place + size))

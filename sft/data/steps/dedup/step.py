@@ -19,7 +19,7 @@ from sft.data.text.question import core
 from sft.data.text.spelling import plain_words
 from sft.recipe.steps.dedup import DedupStep
 
-_PROBLEM_CHARACTERS = 3
+_PROBLEM_CHARACTERS = 5
 _TEXT_WORDS = 5
 
 
