@@ -36,7 +36,7 @@ _SPACING = re.compile(
 )
 _SPACE_SIGNS = re.compile(r"\\[,!;:> ()\[\]]|~")  # spaces, and where formulas begin and end
 _SKIP = re.compile(r"\\[hv]space\*?\{[^{}]*\}|\\(?:begin|end)\{[^{}]*\}(?:\{[lcr| ]*\}|\[[a-z]\])?")
-_LINE_BREAK = re.compile(r"\\\\(?:\[[^\]]*\])?|&")
+_LINE_BREAK = re.compile(r"\\\\(?:\[[^\[\]]{0,20}\])?|&")
 # Fonts and boxes whose argument is what is said.
 _FONT = re.compile(
     r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|sc)?|math(?:rm|bf|it|sf|tt|bb|cal|frak|scr|normal)|bold(?:symbol)?|bm|rm|bf"

@@ -69,12 +69,12 @@ _ASKED = re.compile(
     r" (?:the |your )?(?:(?:final |correct )?answer|solution))\b"
 )
 # Where a sentence or a line begins; a request after a sentence without its mark; and one within a sentence.
-_SENTENCE = r"(?<=[.!?:;\]])[\"'”’)\]*$]*(?:\s+|$)|\s*\n\s*"
+_SENTENCE = r"(?<=[.!?:;\]])[\"'”’)\]*$]{0,6}(?:\s+|$)|\n\s*"
 _BEGINNING = re.compile(_SENTENCE)
 _REQUEST = re.compile(
-    rf"{_SENTENCE}|\s+(?=[(\"'“]?(?:Please|Let's|Let’s|Let us|Think|Solve|Put|Give|Show|Explain|Return|Answer|Write|Provide"
-    r"|Present|Make|Remember|Reason|Enclose|Respond|Your|Output|Use|Express|Do not|A:)(?![^\W_]))"
-    r"|,?\s+(?=(?:and|then)\s(?:then\s)?(?:put|give|write|present|provide|report|enclose|box|explain|show)\s)"
+    rf"{_SENTENCE}|(?<!\s)\s+(?=[(\"'“]?(?:Please|Let's|Let’s|Let us|Think|Solve|Put|Give|Show|Explain|Return|Answer"
+    r"|Write|Provide|Present|Make|Remember|Reason|Enclose|Respond|Your|Output|Use|Express|Do not|A:)(?![^\W_]))"
+    r"|(?<!\s),?\s+(?=(?:and|then)\s(?:then\s)?(?:put|give|write|present|provide|report|enclose|box|explain|show)\s)"
 )
 
 

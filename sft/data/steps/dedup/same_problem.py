@@ -7,15 +7,14 @@ count.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from sft.data.text.spelling import ENDS, plain_words
 
-# Numbers, signs and variables; `a` and `i` are words more often.
-_FORMULA = re.compile(r"\d.*|\W|[b-hj-z]")
+# Of single letters these are variables; `a` and `i` are words more often.
+_VARIABLES = frozenset("bcdefghjklmnopqrstuvwxyz")
 
 # Words on which a problem turns: with another of them in its place the answer is another. Of opposites one is enough
 # where the other has synonyms (sold, but not bought).
@@ -55,7 +54,9 @@ _FUNCTION = frozenset(_FUNCTION_WORDS.split()) - _TURNING
 
 def formulas(tokens: Sequence[str]) -> list[str]:
     """The tokens (of `sft.data.text.normalize`) that two wordings of one problem share: numbers, signs, variables."""
-    return [token for token in tokens if _FORMULA.fullmatch(token)]
+    return [
+        token for token in tokens if token in _VARIABLES or token[0].isdecimal() or (len(token) == 1 and not token.isalpha())
+    ]
 
 
 def same_problem(one: Sequence[str], other: Sequence[str]) -> bool:
