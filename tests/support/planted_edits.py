@@ -429,11 +429,11 @@ QUOTED: tuple[Edit, ...] = (
 )  # fmt: skip
 
 
-def planted(text: str, edits: Sequence[Edit], seed: str) -> list[tuple[str, str]]:
+def changed(text: str, edits: Sequence[Edit], seed: str) -> list[tuple[str, str]]:
     """(name of the edit, changed text) of all edits that change `text`; depends on `seed` and the text alone."""
     made = []
     for edit in edits:
-        changed = edit(text, random.Random(f"{seed} {edit.__name__} {text}"))
-        if changed is not None and changed != text:
-            made.append((edit.__name__, changed))
+        result = edit(text, random.Random(f"{seed} {edit.__name__} {text}"))
+        if result is not None and result != text:
+            made.append((edit.__name__, result))
     return made

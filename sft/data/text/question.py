@@ -115,7 +115,7 @@ def _last(pieces: Iterable[tuple[str, int]]) -> int:
     for piece, position in pieces:
         lowered = piece.lower()
         if "boxed" in lowered or "answer" in lowered or "step" in lowered:
-            lowered = _PLACEHOLDER.sub(" boxed ", lowered)
+            lowered = _PLACEHOLDER.sub(lambda found: " boxed " if "boxed" in found[0] else " ", lowered)
         words = _WORD.findall(lowered)
         label = len(words) < 7 and _LABEL.fullmatch(piece) is not None
         if not label and not _KNOWN.issuperset(words):

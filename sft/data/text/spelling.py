@@ -105,7 +105,7 @@ def plain_words(tokens: Sequence[str]) -> list[str]:
 def _part(word: str, after: str, before: list[str]) -> list[str]:
     """A fraction's name as its numbers; of what `before` ends with, what belongs to it is taken away."""
     last, of = before[-1] if before else "", after == "of"
-    if last.isdecimal() and (of or word != "quarters"):
+    if (last == "1" or (last.isdecimal() and word.endswith("s"))) and (of or word != "quarters"):
         return ["/", str(_PARTS[word])]
     if word != "half" and not (of and last == "a"):
         return [word]
@@ -161,11 +161,13 @@ def _fits(small: int, total: int, current: int) -> bool:
 
 
 def _goes_on(tokens: Sequence[str], place: int) -> bool:
-    """Whether `and` at `place` is within a number: `two hundred and five`, not `two hundred and five thousand`."""
-    after = tokens[place + 1 : place + 3]
-    return (
-        tokens[place - 1] in ("hundred", "thousand", "million", "billion")
-        and bool(after)
-        and after[0] in _SMALL
-        and not (len(after) > 1 and after[1] in _SCALES)
-    )
+    """Whether `and` at `place` is within a number: `two hundred and five thousand`, not `two hundred and five hundred`."""
+    before, after = tokens[place - 1], place + 1
+    while after < len(tokens) and tokens[after] in _SMALL:
+        after += 1
+    follows = tokens[after] if after < len(tokens) else ""
+    if before not in _SCALES or before == "dozen" or after == place + 1:
+        return False
+    if follows not in _SCALES:
+        return True
+    return _SCALES[follows] >= 1000 if before == "hundred" else follows == "hundred"
