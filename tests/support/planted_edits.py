@@ -9,6 +9,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 Edit = Callable[[str, random.Random], str | None]
 
@@ -179,7 +180,9 @@ def spelled(number: int, rng: random.Random) -> str:
 
 def number_words(text: str, rng: random.Random) -> str | None:
     """Numbers in words, outside of formulas, or words as numbers."""
-    pattern = r"(?<![\d.,/$\\^_{}:+*=-])(?<!\$ )\b\d{1,3}(?:,\d{3}|\d{0,3})\b(?![\d%/:]|[.,-]\d|[a-z]|\s*[-+*/=^<>$\\{}])"
+    pattern = (
+        r"(?<![\d.,/$\\^_{}:+*=-])(?<!\$ )\b\d{1,3}(?:,\d{3}|\d{0,3})\b(?![\d%/:]|[.,-]\d|[a-z]|\s*[-+*/=^<>$\\{}])"
+    )
     if "\\" in text or "[asy]" in text or _FORMULA.search(text):
         return None
     changed = re.sub(pattern, lambda found: spelled(int(found[0].replace(",", "")), rng), text)
@@ -223,7 +226,11 @@ def layout(text: str, rng: random.Random) -> str:
             continue
         text = re.sub(pattern, lambda found, forms=forms: _expanded(found, rng.choice(forms)), text)
     text = re.sub(r"\\left\(((?:[^()\n])*)\)", r"\\left(\1\\right)", text)
-    text = text if text.count("\\left(") == text.count("\\right)") else text.replace("\\left(", "(").replace("\\right)", ")")
+    text = (
+        text
+        if text.count("\\left(") == text.count("\\right)")
+        else text.replace("\\left(", "(").replace("\\right)", ")")
+    )
     marks = rng.choice([r"$\1$", r"\\(\1\\)", r"\1", r"$ \1 $"])
     if "[asy]" not in text and "\\" in text and r"\$" not in text:
         text = re.sub(r"\$([^$]+)\$", marks, text)
@@ -275,7 +282,9 @@ def synonym(text: str, rng: random.Random) -> str | None:
 def renamed(text: str, rng: random.Random) -> str | None:
     """Somebody with another name throughout."""
     names = sorted({name for name in re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,}", text)} - CALENDAR)
-    return re.sub(rf"\b{rng.choice(names)}\b", rng.choice(["Zoe", "Ravi", "Olga", "Bartholomew"]), text) if names else None
+    return (
+        re.sub(rf"\b{rng.choice(names)}\b", rng.choice(["Zoe", "Ravi", "Olga", "Bartholomew"]), text) if names else None
+    )
 
 
 def letter_case(text: str, rng: random.Random) -> str:
@@ -321,7 +330,7 @@ def other_number(text: str, rng: random.Random) -> str | None:
 def swapped_numbers(text: str, rng: random.Random) -> str | None:
     """Two numbers of a sentence have changed their places."""
     numbers = [match.span() for match in re.finditer(r"(?<![\d.,])\d+(?![\d.,])", text)]
-    pairs = [(a, b) for a, b in zip(numbers, numbers[1:], strict=False) if text[slice(*a)] != text[slice(*b)]]
+    pairs = [(a, b) for a, b in pairwise(numbers) if text[slice(*a)] != text[slice(*b)]]
     if not pairs:
         return None
     (start, end), (begin, stop) = rng.choice(pairs)
@@ -413,7 +422,9 @@ def half(text: str, rng: random.Random) -> str | None:
     size = rng.randint((len(words) + 1) // 2 + 1, len(words) - 2)
     start = rng.choice([0, len(words) - size, rng.randint(0, len(words) - size)])
     part = " ".join(words[start : start + size])
-    return rng.choice(["{}", "{} What do we know?", "Consider this. {}", "Tell me about this story: {} Who is it about?"]).format(part)
+    return rng.choice(
+        ["{}", "{} What do we know?", "Consider this. {}", "Tell me about this story: {} Who is it about?"]
+    ).format(part)
 
 
 SAME: tuple[Edit, ...] = (

@@ -73,7 +73,8 @@ _SENTENCE = r"(?<=[.!?:;\]])[\"'”’)\]*$]{0,6}(?:\s+|$)|\n\s*"
 _BEGINNING = re.compile(_SENTENCE)
 _REQUEST = re.compile(
     rf"{_SENTENCE}|(?<!\s)\s+(?=[(\"'“]?(?:Please|Let's|Let’s|Let us|Think|Solve|Put|Give|Show|Explain|Return|Answer"
-    r"|Write|Provide|Present|Make|Remember|Reason|Enclose|Respond|Your|Output|Use|Express|Do not|A:)(?![^\W_]))"
+    r"|Write|Provide|Present|Make|Remember|Reason|Enclose|Respond|Your|Output|Use|Express|Do not"
+    r"|Thanks|Thank you|Take|Work|Break|Can you|Could you|Be sure|Ensure|A:)(?![^\W_]))"
     r"|(?<!\s),?\s+(?=(?:and|then)\s(?:then\s)?(?:put|give|write|present|provide|report|enclose|box|explain|show)\s)"
 )
 

@@ -39,7 +39,10 @@ class DecontaminateStep(Section):
     )
     ngram: int = Field(default=8, gt=1, description="Words of an n-gram.")
     overlap: float = Field(
-        default=0.4, gt=0, le=1, description="Share of the benchmark problem's words in n-grams that the row has too, from which it is a match."
+        default=0.4,
+        gt=0,
+        le=1,
+        description="Share of the benchmark problem's words in n-grams that the row has too, from which it is a match.",
     )
     also_text: bool = Field(
         default=False,

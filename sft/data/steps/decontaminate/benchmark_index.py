@@ -22,6 +22,7 @@ _AGREEING = 6
 _SHORT_NGRAM = 6
 _SHORTEST_PART = 4
 
+
 @dataclass(frozen=True, slots=True)
 class BenchmarkProblem:
     """One problem of a benchmark: which, and its text."""
@@ -127,9 +128,7 @@ class BenchmarkIndex:
             if edits <= self._edits[number]:
                 yield Match(number, 1 - edits / len(self.problems[number]), "words")
 
-    def _windows(
-        self, numbers: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]
-    ) -> Iterator[tuple[int, int, int]]:
+    def _windows(self, numbers: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
         """(problem, start, end) of the stretches of text in which it may stand.
 
         `numbers`, `starts` (n,): of each pair that is found, its problem and where that would begin. In a passage with
@@ -139,7 +138,9 @@ class BenchmarkIndex:
         widths = self._edits[numbers] + 1
         spans = (starts - lowest) // widths
         stride = int(spans.max()) + 2
-        keys, counts = np.unique(np.concatenate([numbers * stride + spans, numbers * stride + spans + 1]), return_counts=True)
+        keys, counts = np.unique(
+            np.concatenate([numbers * stride + spans, numbers * stride + spans + 1]), return_counts=True
+        )
         keys = keys[counts >= self._needed[keys // stride]]
         current: tuple[int, int, int] | None = None
         for number, span in zip((keys // stride).tolist(), (keys % stride).tolist(), strict=True):

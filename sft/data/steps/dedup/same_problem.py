@@ -55,7 +55,9 @@ _FUNCTION = frozenset(_FUNCTION_WORDS.split()) - _TURNING
 def formulas(tokens: Sequence[str]) -> list[str]:
     """The tokens (of `sft.data.text.normalize`) that two wordings of one problem share: numbers, signs, variables."""
     return [
-        token for token in tokens if token in _VARIABLES or token[0].isdecimal() or (len(token) == 1 and not token.isalpha())
+        token
+        for token in tokens
+        if token in _VARIABLES or token[0].isdecimal() or (len(token) == 1 and not token.isalpha())
     ]
 
 

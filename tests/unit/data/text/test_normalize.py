@@ -68,7 +68,8 @@ def test_numbers_in_words_are_the_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["\\\\[", "$a ", "\\$5 ", "million ", "hundred and ", "half a ", "five ", "a half of ", "9", " ", "{ ", "-1 "]
+    "piece",
+    ["\\\\[", "$a ", "\\$5 ", "million ", "hundred and ", "half a ", "five ", "a half of ", "9", " ", "{ ", "-1 "],
 )
 def test_no_text_takes_long(piece: str) -> None:
     text = (piece * 60_000)[:60_000]

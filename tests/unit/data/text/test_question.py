@@ -68,7 +68,8 @@ def test_no_part_of_a_problem_goes(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", [" ", "\n", "]", '."', "$a ", "step by step. ", "Answer: ", "\\boxed{", "<|", ", and put ", "Please ", ". "]
+    "piece",
+    [" ", "\n", "]", '."', "$a ", "step by step. ", "Answer: ", "\\boxed{", "<|", ", and put ", "Please ", ". "],
 )
 def test_no_text_takes_long(piece: str) -> None:
     began = time.process_time()
