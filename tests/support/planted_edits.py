@@ -52,7 +52,8 @@ WRAPPERS = [
     "Problem:\n{}\n\nSolution:",
     "### Question\n{}\n\n### Answer\n",
     "### Instruction:\n{}\n\n### Response:",
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n",
     "User: {}\nAssistant:",
     "Human: {}\n\nAssistant:",
     "[INST] {} [/INST]",
@@ -87,11 +88,12 @@ OTHER_WRAPPERS = [
     "reasoning.\n\nProblem: {}\n\nAnswer:",
     "### Question:\n{}\n\n### Instruction:\nSolve the problem step by step. You can use Python code if needed.\nOutput "
     "ONLY the final number inside \\boxed{{}}. Example: \\boxed{{42}}.\n\n### Solution:\n",
-    "<|start_header_id|>user<|end_header_id|>\n\nProblem: {}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|start_header_id|>user<|end_header_id|>\n\nProblem: {}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n",
     "You will be given a math problem. Work through it carefully, then state your final answer on the last line.\n\n{}",
     "{}\nPlease provide only the final answer, without including any intermediate reasoning steps, and put your final "
     "answer within \\boxed{{}}.",
-    "User: Please reason step by step and put your final answer at the end with \"The answer is: \".\n\n{}\n\nAssistant:",
+    "User: Please reason step by step and put your final answer at the end with \"The answer is: \".\n\n{}\n\n"
+    "Assistant:",
     "{} Think about it logically and write down every step.",
     "Here is a word problem for you to solve.\n{}\nMake sure to double-check your calculations.",
     "{}\n\nYour final answer should be a single number.",

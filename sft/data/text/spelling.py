@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from string import ascii_lowercase
 
@@ -27,15 +28,16 @@ _SINGULAR = """
 """
 # Each: how it is said here, then other ways.
 _VARIANTS = """
-    inch:inches foot:feet,ft mile:mi kilometer:km,kms,kilometre,kilometres meter:metre,metres centimeter:cm,centimetre,centimetres
-    millimeter:mm,millimetre,millimetres liter:litre,litres milliliter:ml,millilitre,millilitres kilogram:kg,kgs
-    milligram:mg pound:lb,lbs ounce:oz gallon:gal hour:hr,hrs minute:mins seconds:secs year:yr,yrs week:wk,wks
-    dollar:bucks,buck,usd rupee:rupees percent:pct ok:okay
+    inch:inches foot:feet,ft mile:mi kilometer:km,kms,kilometre,kilometres meter:metre,metres
+    centimeter:cm,centimetre,centimetres millimeter:mm,millimetre,millimetres liter:litre,litres
+    milliliter:ml,millilitre,millilitres kilogram:kg,kgs milligram:mg pound:lb,lbs ounce:oz gallon:gal hour:hr,hrs
+    minute:mins seconds:secs year:yr,yrs week:wk,wks dollar:bucks,buck,usd rupee:rupees percent:pct ok:okay
 """
+_VERBS = "do does did is are was were has have had would could should"
 _OTHERWISE: dict[str, tuple[str, ...]] = {
     **{f"{unit}s": (unit,) for unit in _SINGULAR.split()},
-    **{other: (name,) for name, _, others in (entry.partition(":") for entry in _VARIANTS.split()) for other in others.split(",")},
-    **{f"{verb}nt": (verb, "not") for verb in "do does did is are was were has have had would could should".split()},
+    **{other: (name,) for entry in _VARIANTS.split() for name, *others in [re.split("\\W", entry)] for other in others},
+    **{f"{verb}nt": (verb, "not") for verb in _VERBS.split()},
     **{verb: ("find",) for verb in ("compute", "calculate", "determine", "evaluate")},
     "cant": ("can", "not"),
     "cannot": ("can", "not"),
@@ -161,13 +163,13 @@ def _fits(small: int, total: int, current: int) -> bool:
 
 
 def _goes_on(tokens: Sequence[str], place: int) -> bool:
-    """Whether `and` at `place` is within a number: `two hundred and five thousand`, not `two hundred and five hundred`."""
+    """Whether `and` at `place` is within a number: `two hundred and five thousand`, not `two hundred and 5 hundred`."""
     before, after = tokens[place - 1], place + 1
+    if before not in _SCALES or before == "dozen" or after == len(tokens) or tokens[after] not in _SMALL:
+        return False
     while after < len(tokens) and tokens[after] in _SMALL:
         after += 1
     follows = tokens[after] if after < len(tokens) else ""
-    if before not in _SCALES or before == "dozen" or after == place + 1:
-        return False
     if follows not in _SCALES:
         return True
     return _SCALES[follows] >= 1000 if before == "hundred" else follows == "hundred"

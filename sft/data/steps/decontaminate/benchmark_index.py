@@ -1,9 +1,9 @@
 """Finds which of a few thousand benchmark problems a text repeats, wholly or nearly or by half, by words.
 
 Near matches are found without loss: of a problem's word pairs, k edits can destroy no more than 2k (the q-gram lemma,
-Ukkonen 1992), so a few of any 2k + few of them, say the rarest, are left, and they stand as far apart as in the problem,
-but for k words. An index of those pairs finds the places where enough of them agree, and the few that do are compared
-exactly (Myers 1999, "A fast bit-vector algorithm for approximate string matching"). Work grows with the text's length.
+Ukkonen 1992), so of any 2k + 6, say the rarest, 6 are left, and they stand as far apart as in the problem but for k
+words. An index of those pairs finds the places where so many agree, and only there the texts are compared exactly
+(Myers 1999, "A fast bit-vector algorithm for approximate string matching"). Work grows with the text's length.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-# Of a problem's rarest pairs so many must agree; more make the index larger and its finds fewer.
+# Of a problem's rarest pairs so many must agree: more make the index larger and what it finds less.
 _AGREEING = 6
 # Words of an n-gram of problems too short for the usual ones, and fewest of a row that is looked for in a problem.
 _SHORT_NGRAM = 6

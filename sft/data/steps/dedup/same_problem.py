@@ -19,20 +19,20 @@ _VARIABLES = frozenset("bcdefghjklmnopqrstuvwxyz")
 # Words on which a problem turns: with another of them in its place the answer is another. Of opposites one is enough
 # where the other has synonyms (sold, but not bought).
 _TURNING_WORDS = """
-    not no none never without except neither nor only either most more higher lower taller shorter longer older younger
-    faster slower cheaper highest lowest tallest shortest longest oldest youngest third quarter fourth fifth sixth
-    triple quadruple dozen hundred thousand million billion first second last next previous before after until since
-    between above below over under up down right even odd prime composite positive negative nonnegative increasing
-    decreasing increase decrease increases decreases increased decreased sum difference product quotient ratio mean
-    median mode average range remainder perimeter area volume circumference radius diameter height width length base
-    surface sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd floor ceil lfloor rfloor lceil
-    rceil sine cosine tangent seconds minute hour day week month year daily weekly monthly yearly inch foot yard mile
-    meter kilometer centimeter millimeter gram kilogram milligram pound ounce ton liter milliliter gallon quart pint cup
-    cent penny pennies nickel nickels dime dimes dollar euro yen rupee percent degree radians monday tuesday wednesday
-    thursday friday saturday sunday january february march april may june july august september october november
-    december morning afternoon evening night yesterday today tomorrow true false add subtract multiply divide multiplied
-    divided plus minus times north south east west lose loses lost sell sells sold took far other
-    frac binom overline underline vec hat bar mod bmod pmod
+    not no none never without except neither nor only either most more higher lower taller shorter longer older
+    younger faster slower cheaper highest lowest tallest shortest longest oldest youngest third quarter fourth fifth
+    sixth triple quadruple dozen hundred thousand million billion first second last next previous before after until
+    since between above below over under up down right even odd prime composite positive negative nonnegative
+    increasing decreasing increase decrease increases decreases increased decreased sum difference product quotient
+    ratio mean median mode average range remainder perimeter area volume circumference radius diameter height width
+    length base surface sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd floor ceil
+    lfloor rfloor lceil rceil sine cosine tangent seconds minute hour day week month year daily weekly monthly
+    yearly inch foot yard mile meter kilometer centimeter millimeter gram kilogram milligram pound ounce ton liter
+    milliliter gallon quart pint cup cent penny pennies nickel nickels dime dimes dollar euro yen rupee percent
+    degree radians monday tuesday wednesday thursday friday saturday sunday january february march april may june
+    july august september october november december morning afternoon evening night yesterday today tomorrow true
+    false add subtract multiply divide multiplied divided plus minus times north south east west lose loses lost
+    sell sells sold took far other frac binom overline underline vec hat bar mod bmod pmod
 """
 # Those that mean one and the same.
 _SAME_TURNS = """
@@ -43,11 +43,10 @@ _MEANS = {word: words.split()[0] for words in _SAME_TURNS.split(";") for word in
 _TURNING = frozenset(_TURNING_WORDS.split()) | frozenset(_MEANS)
 # Words that come and go with the style of a sentence, wherever they stand.
 _FUNCTION_WORDS = """
-    a an the this that these those there here it its he she they them his her their him you your we our us i my
-    me is are was were be been being am do does did done have has had having will would can could shall should
-    might must of in on at to for from by with into onto as and or but so if then than when while where which
-    who whom whose what how much also just very too well now such per about total altogether together overall s
-    t
+    a an the this that these those there here it its he she they them his her their him you your we our us i my me
+    is are was were be been being am do does did done have has had having will would can could shall should might
+    must of in on at to for from by with into onto as and or but so if then than when while where which who whom
+    whose what how much also just very too well now such per about total altogether together overall s t
 """
 _FUNCTION = frozenset(_FUNCTION_WORDS.split()) - _TURNING
 
@@ -92,7 +91,7 @@ def _in_the_order_of(model: list[list[str]], sentences: list[list[str]]) -> list
     for place in reversed(range(len(model))):
         places.setdefault(tuple(model[place]), []).append(place)
     found = [there.pop() if (there := places.get(tuple(sentence))) else None for sentence in sentences]
-    free = iter(sorted(set(range(max(len(model), len(sentences)))) - set(found)))  # type: ignore[arg-type]
+    free = iter(sorted(set(range(max(len(model), len(sentences)))) - set(found)))
     order = [next(free) if place is None else place for place in found]
     return [sentence for _, sentence in sorted(zip(order, sentences, strict=True), key=lambda pair: pair[0])]
 
@@ -117,12 +116,10 @@ def _spelled_alike(one: Sequence[str], other: Sequence[str]) -> list[str]:
         if here[word] > there[word]:
             missing.update((part, word) for part in _shortened(word))
     meant = {}
-    for variant in there:
-        if variant not in here:
-            words = {missing[part] for part in _shortened(variant) if part in missing}
-            word = next((word for word in sorted(words) if _is_slip(word, variant)), None)
-            if word is not None and not (word in _TURNING and variant in _TURNING):
-                meant[variant] = word
+    for variant in there.keys() - here.keys():
+        words = sorted({missing[part] for part in _shortened(variant) if part in missing})
+        slips = (word for word in words if _is_slip(word, variant) and not {word, variant} <= _TURNING)
+        meant[variant] = next(slips, variant)
     return [meant.get(word, word) for word in other]
 
 

@@ -108,7 +108,7 @@ class Dedup(TableStep):
 
 
 class _Text(NamedTuple):
-    """What is compared of a row: tokens in one spelling, as a list and as text, and as spelled, with sentences' ends."""
+    """What is compared of a row: tokens in one spelling, as list and as text, and as spelled, with sentences' ends."""
 
     tokens: list[str]
     content: str
