@@ -10,7 +10,7 @@ from sft.recipe.problems import KeyProblem, Section, raise_problems
 
 
 class DedupStep(Section):
-    """Drop copies and near-copies, within and across sources, however they are written (LaTeX, case, `$5` for 5 dollars)
+    """Drop copies and near-copies, within and across sources, however they are written (LaTeX, case, `$5` or 5 dollars)
     and whatever instructions stand around a problem.
 
     Of copies the preferred one stays: by `prefer`, then by `then`; what is still equal is decided by content, never by
