@@ -15,44 +15,45 @@ _HEAD = re.compile(
     r"|problems?|questions?|boxed|solve (?:this|it|the following)"
     r"|your (?:full |own )?(?:work|solution|thinking|thoughts?|result)"
     r"|(?:full|detailed|complete|concise|write a) solution|show (?:\w+ )?work(?:ings?)?|reason|reasoning|think(?! of)"
-    r"|carefully|careful|respond|responses?|reply|explain|explaining|explanation|justify|instructions?|tasks?|exercise"
-    r"|puzzle|homework|assignment|please|thanks?|hi|hello|hey|greetings|help|assistant|tutor|expert|mathematician"
+    r"|carefully|careful|concise|in english|guess|respond|responses?|reply|explain|explaining|explanation|justify"
+    r"|instructions?|tasks?|exercise|puzzle|homework|assignment|please|thanks?|hi|hello|hey|greetings|help|assistant|tutor|expert|mathematician"
     r"|calculators?|calculations|python|format)\b"
 )
 # if it has only words of these.
 _WORDS = """
     a about above accurate accurately after ai all also always am an and answer answering answers any approach
     appropriate appropriately are as ask asked asking asks assignment assist assistant at back be before begin below
-    box boxed break breath brief briefly but by calculate calculation calculations calculator calculators can
-    careful carefully chain challenge check choice clear clearly code command common competition complete completely
-    completes complex concise concisely conclude consider correct correctly could decimal deep describe describes
-    description detail detailed details did directly do does doesn don double down each efficiently either else
-    enclose enclosed end ensure enter entire every exam example exact exactly exercise expert explain explaining
-    explanation explicit explicitly express expressed expression fellow final finally first following follows for
-    form format formatted fraction from full fully get give given gives good got grade great greetings guide have
-    hello help helpful here hey hi his homework hope how human i if immediately in include including input inside
-    instead instruction instructions integer intermediate into is it its itself job just justify keep know language
-    last latex learning let letter level like line lines list logic logical logically look make makes marks math
-    mathematical mathematician mathematics maths me message minimal model more must my need needed needs new next no
-    not note nothing now number numbered numeric numerical of on once one only or order organized other out output
-    own paired part place please precise precisely prepare present problem problems process produce professional
-    proof prompt properly provide provided put puzzle python q question questions quickly quotation quotes read
-    ready reason reasoned reasoning regardless remember reply report request requested respond response responses
-    result return rigorous say school second see self sentence sentences separate separately should show showing
-    shown simple simplest simplified simplify single skilled small smaller smart so solution solve solved solver
-    solves solving some something state statement step steps stepwise still stuck student style such sure surrounded
-    symbol system tag tags take task tasks teacher tell text than thank thanks that the their them then there
-    therefore these things think thinking this thorough thoroughly thought thoughts through time to together trained
-    true try trying tutor unit units until up us use used user using value verify via very want way we well what
-    where which will with within without word words work working workings would wrap write writing written yes you
-    your yourself
+    best between box boxed break breath brief briefly but by calculate calculation calculations calculator
+    calculators can careful carefully chain challenge check choice clear clearly code command common competition
+    complete completely completes completion complex concise concisely conclude consider correct correctly could
+    decimal deep describe describes description detail detailed details did directly do does doesn don double down
+    each efficiently either else enclose enclosed end english ensure enter entire every exact exactly exam example
+    exercise expert explain explaining explanation explicit explicitly express expressed expression fellow final
+    finally first following follows for form format formatted fraction from full fully gave get give given gives
+    good got grade great greetings guess guide have hello help helpful here hey hi his homework hope how human i if
+    immediately in include including input inside instead instruction instructions integer intermediate into is it
+    its itself job just justify keep know language last latex learning let letter level like line lines list logic
+    logical logically look make makes marks math mathematical mathematician mathematics maths me message minimal
+    model more must my need needed needs new next no not note nothing now number numbered numeric numerical of on
+    once one only or order organized other out output own paired part place please precise precisely prepare present
+    problem problems process produce professional prompt proof properly provide provided put puzzle python q
+    question questions quickly quotation quotes read ready reason reasoned reasoning regardless remember reply
+    report request requested respond response responses result return right rigorous say school second see self
+    sentence sentences separate separately should show showing shown simple simplest simplified simplify single
+    skilled small smaller smart so solution solve solved solver solves solving some something state statement step
+    steps stepwise still stuck student style such sure surrounded symbol system tag tags take task tasks teacher
+    tell text than thank thanks that the their them then there therefore these things think thinking this thorough
+    thoroughly thought thoughts through time to together trained true try trying tutor unit units unsure until up us
+    use used user using value verify very via want was way we well what where which will with within without word
+    words work working workings would wrap write writing written yes you your yourself
 """
 _KNOWN = frozenset(_WORDS.split())
 _WORD = re.compile(r"(?<![a-z]['’])[^\W_]+")  # of don't and let's the word before the apostrophe
 # Labels stand for themselves; a letter does only before a colon.
 _LABEL = re.compile(
     r"[\W_]*(?:(?:math(?:ematics)? |word )*(?:problem|question|exercise|task|puzzle|example|instructions?|prompt|input)"
-    r"(?: (?:no\.? ?|#)?\d{1,4})?(?: statement)?|q(?=\W*:)|user|human|system|assistant|model|a(?=\W*:)|system prompt"
+    r"(?: (?:no\.? ?|#)?\d{1,4})?(?: statement)?|q(?=\W*:)"
+    r"|user|human|student|teacher|system|assistant|model|completion|a(?=\W*:)|system prompt"
     r"|(?:final |correct |my |your |the )?(?:answer|solution|response|output|reasoning|explanation)|\d{1,2}\.)[\W_]*",
     re.IGNORECASE,
 )
@@ -65,7 +66,7 @@ _MARKS = re.compile(
 _PLACEHOLDER = re.compile(
     r"\\{0,2}boxed\s?\{(?:[^{}]|\{[^{}]{0,40}\}){0,40}\}|(?<=nswer is)\W{0,4}\w{1,2}(?![^\W_])"
     r"|(?<=nswer is:)\W{0,4}\w{1,2}(?![^\W_])|(?<=nswer:)\W{0,3}[xn](?!\w)|(?<=boxed )\d+"
-    r"|\d+(?= steps?\b)|(?<=step )\d+"
+    r"|(?<=between )\d+ and \d+|\d+(?= steps?\b)|(?<=step )\d+"
 )
 _ASKED = re.compile(
     r"\W*(?:can|could|would|will|please|how (?:do|would|can|should) (?:you|i|we) (?:solve|answer)|what(?:'s|’s| is)"
