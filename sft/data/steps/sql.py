@@ -15,7 +15,7 @@ def connect(scratch: Path, threads: int = 1) -> duckdb.DuckDBPyConnection:
     """An in-memory database that uses up to 256 MB and spills to `scratch`."""
     import duckdb
 
-    return duckdb.connect(
+    connection = duckdb.connect(
         ":memory:",
         config={
             "memory_limit": MEMORY_LIMIT,
@@ -24,3 +24,6 @@ def connect(scratch: Path, threads: int = 1) -> duckdb.DuckDBPyConnection:
             "preserve_insertion_order": "false",
         },
     )
+    # It would be drawn on standard output as soon as a query takes two seconds.
+    connection.execute("set enable_progress_bar = false")
+    return connection

@@ -2,6 +2,7 @@ r"""One way of writing for texts that say the same: LaTeX, Unicode, numbers and 
 
 `tokens` are all that carries meaning (words, numbers, operators); `words` are those without operators and figures'
 code, for looking for a text in others. Nothing here knows what a formula means: `2x` and `x+x` stay different.
+What has a word and a sign is its word: `$5` is `5 dollar`, 5% is `5 percent`; units are singular (`spelling`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,24 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from sft.data.text.spelling import plain_words
+
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _FIGURE = re.compile(r"\[asy\](?:(?!\[asy\]).)*?\[/asy\]", re.DOTALL | re.IGNORECASE)
 
 # Thousands: 1,000 and LaTeX's 1{,}000, 1,\!000, 1\,000. Never a plain space, which separates numbers too.
-_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!|,\\!|,)(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!|,\\!|,)(?=\d{3}(?:\d{3})?(?!\d))")
 _DECIMAL = re.compile(r"(?<![\d.])(\d+)\.(\d+)(?!\.?\d)")
 _BARE_DECIMAL = re.compile(r"(?<![\w.])\.(?=\d)")
+
+# A formula as pandoc knows it (no space inside the dollars, no digit after): "$5 and $6" are sums of money.
+_INLINE = re.compile(r"\$\$|\$(?![\s$])([^$]{0,998})(?<![\s\\])\$(?!\d)")
+_ESCAPED_DOLLAR = "＄"  # never left in a text by NFKC
+_MONEY = re.compile(
+    r"([$＄€£¥₹¢])(?:(?:(?<!\$)\s)?(\d+(?:\.\d+)?|\.\d+)(\s(?:[hH]undred|[tT]housand|[mMbB]illion)(?![a-zA-Z]))?)?"
+)
+_CURRENCIES = {"$": "dollar", "＄": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "¢": "cent"}
 
 _SPACING = re.compile(
     r"\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|left|right|middle"
@@ -25,7 +36,7 @@ _SPACING = re.compile(
 )
 _SPACE_SIGNS = re.compile(r"\\[,!;:> ()\[\]]|~")  # spaces, and where formulas begin and end
 _SKIP = re.compile(r"\\[hv]space\*?\{[^{}]*\}|\\(?:begin|end)\{[^{}]*\}(?:\{[lcr| ]*\}|\[[a-z]\])?")
-_LINE_BREAK = re.compile(r"\\\\(?:\[[^\]]*\])?|&")
+_LINE_BREAK = re.compile(r"\\\\(?:\[[^\[\]]{0,20}\])?|&")
 # Fonts and boxes whose argument is what is said.
 _FONT = re.compile(
     r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|sc)?|math(?:rm|bf|it|sf|tt|bb|cal|frak|scr|normal)|bold(?:symbol)?|bm|rm|bf"
@@ -33,7 +44,7 @@ _FONT = re.compile(
 )
 _FRACTION = re.compile(r"\\[dtc]?frac(?![a-zA-Z])\s*(?:\{([^{}]*)\}|(\w))\s*(?:\{([^{}]*)\}|(\w))")
 _RAISED = re.compile(r"\^\s*(?:\{\s*\\(?:circ|prime)\s*\}|\\(?:circ|prime)(?![a-zA-Z]))")
-_ESCAPED = re.compile(r"\\([%$#_])")
+_ESCAPED = re.compile(r"\\([%#_])")
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _SINGLE_BRACED = re.compile(r"\{\s*([^\W_]|\d[\d.]*|[^\W\d_]{2,})\s*\}")
 _FORMULA_PARENTHESES = re.compile(r"\(((?:(?![^\W\d_]{3})[^()])*)\)")
@@ -41,8 +52,8 @@ _LETTER = r"[^\W\d_]"
 # Writing systems without spaces between words: each character stands alone.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = rf"\d+(?:\.\d+)?|[{_UNSPACED}]|(?:(?![{_UNSPACED}]){_LETTER})+"
-_SIGNS = "=<>+*/^%×·÷±∓≤≥≠≈≡∈∉⊂⊆∪∩∑∏∫√∞°∠△⊥∥→⇒⟨⟩{}|‼−′"
-_TOKEN = re.compile(rf"{_WORD}|[{re.escape(_SIGNS)}]")
+_SIGNS = "=<>+*/^×·÷±∓≤≥≠≈≡∈∉⊂⊆∪∩∑∏∫√∞°∠△⊥∥→⇒⟨⟩{}|‼−′"
+_TOKEN = re.compile(rf"{_WORD}|[{re.escape(_SIGNS)}]|[.?;](?=[\s$\"'”)*]|$)|!(?=\s|$)")
 _WORDS = re.compile(_WORD)
 
 # Sign or name -> LaTeX's commands for it. Greek letters become names, which they are in LaTeX already.
@@ -109,48 +120,49 @@ _CHARACTERS = str.maketrans(
 )
 _LOOKALIKES = str.maketrans({"´": "'", "º": "°"})
 _DASHES = re.compile("[‐‑‒–—―−﹣－]")
-# A minus sign, not a hyphen or a dash: before a number, a variable, a formula.
-_MINUS = re.compile(r"-(?=\s*(?:[\d(√\\⟨{]|[^\W\d_](?![^\W\d_])))")
+# A minus sign, not a hyphen or a dash: before a number, a variable, a formula; never between spaces after a word.
+_MINUS = re.compile(r"(?:(?<![^\W\d_]{2}\s)-|-(?!\s))(?=\s*(?:[\d(√\\⟨{]|[^\W\d_](?![^\W\d_])))")
 # Not the end of a sentence: after a number, a variable, a group.
 _FACTORIAL = re.compile(rf"(?:(?<=[\d)}}])|(?<=(?<![^\W_]){_LETTER}))!(?!=)")
 _APOSTROPHE = re.compile(rf"(?<={_LETTER}{{2}})'(?={_LETTER})|(?<=[IiOo])'(?={_LETTER}{{1,2}}\b)")
 _POSSESSIVE = re.compile(rf"(?<={_LETTER}{{2}})'s\b")
+_IS = re.compile(r"\b(what|that|there|here|it|he|she|who|where|how)'s\b")
 _PRIME = re.compile(rf"(?<![^\W_]{{1}}{_LETTER})(?<={_LETTER})'(?!{_LETTER})")
-_NUMBERS = """
-    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-    seventeen eighteen nineteen twenty
-"""
-_NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS.split())}
 
 
 def tokens(text: str) -> list[str]:
     """Words, numbers and signs of `text`, in order. Punctuation, `$` and layout are gone; `two` is `2`."""
-    return [_NUMBER_WORDS.get(token, token) for token in _TOKEN.findall(canonical(text))]
+    return plain_words(as_spelled(text))
+
+
+def as_spelled(text: str) -> list[str]:
+    """The tokens of `text` before numbers, units and short forms get one spelling, with the ends of sentences."""
+    return _TOKEN.findall(canonical(text))
 
 
 def words(text: str) -> list[str]:
     """Words and numbers of `text`, in order, without signs and without the code of figures ([asy])."""
     if "[" in text:
         text = _FIGURE.sub(" ", text)
-    return [_NUMBER_WORDS.get(word, word) for word in _WORDS.findall(canonical(text))]
+    return [token for token in tokens(text) if token[0].isalnum()]
 
 
 def canonical(text: str) -> str:
     """`text` in lower case, without LaTeX's layout, with one sign for each operator. Still has its punctuation."""
     if not text.isascii():
         text = _plain_characters(text)
+    if "," in text or "\\" in text:
+        text = _THOUSANDS.sub("", text)
+    text = _without_dollars(text)
     if "\\" in text:
-        text = _THOUSANDS.sub("", text)
         text = _without_latex(text)
-    elif "," in text:
-        text = _THOUSANDS.sub("", text)
-    text = text.casefold()
+    text = text.casefold().replace("%", " percent ")
     if not text.isascii():
         text = text.translate(_CHARACTERS)
     if "." in text:
         text = _DECIMAL.sub(_short_decimal, _BARE_DECIMAL.sub("0.", text))
     if "'" in text:
-        text = _APOSTROPHE.sub("", _POSSESSIVE.sub("", _PRIME.sub("′", text)))
+        text = _APOSTROPHE.sub("", _POSSESSIVE.sub("", _PRIME.sub("′", _IS.sub(r"\1 is", text))))
     if "-" in text:
         text = _MINUS.sub("−", text)
     if "!" in text:
@@ -164,6 +176,20 @@ def _plain_characters(text: str) -> str:
     text = _INVISIBLE.sub("", text.translate(_LOOKALIKES))
     text = _SUPERSCRIPTS.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
     return _DASHES.sub("-", unicodedata.normalize("NFKC", text).translate({0x2019: "'", 0x2018: "'"}))
+
+
+def _without_dollars(text: str) -> str:
+    """`text` without the marks of formulas, and with currencies' names behind their numbers."""
+    if "$" in text:
+        text = _INLINE.sub(r" \1 ", text.replace("US$", "$").replace("\\$", _ESCAPED_DOLLAR))
+    return text if "$" not in text and text.isascii() else _MONEY.sub(_money, text)
+
+
+def _money(found: re.Match[str]) -> str:
+    sign, amount, scale = found.groups(default="")
+    if sign == "$" and not amount and not found.string[: found.start()][-1:].isdigit():
+        return " "  # a formula's mark without its other half
+    return f"{amount}{scale} {_CURRENCIES[sign]} "
 
 
 def _without_latex(text: str) -> str:

@@ -22,12 +22,13 @@ class Benchmark(Section):
 
 
 class DecontaminateStep(Section):
-    """Drop rows whose problem is one of a benchmark's, or nearly: another number or name is still a match.
+    """Drop rows whose problem is one of a benchmark's, or nearly, or half of one: another number or name is still a
+    match.
 
-    Compared are words and numbers, however they are written (LaTeX, Unicode, case, punctuation, spacing). A row is
-    dropped when its problem, or a passage of it, is a benchmark's problem but for a few words (`similarity`), or
-    repeats enough of its n-grams (`overlap`). Benchmark problems of fewer than `ngram` words match whole problems
-    only, never passages.
+    Compared are words and numbers of what is asked, however they are written (LaTeX, Unicode, case, punctuation,
+    spacing, `two` for 2) and whatever instructions stand around it. A row is dropped when its problem, or a passage of
+    it, is a benchmark's problem but for a few words (`similarity`), or repeats enough of it (`overlap`). Benchmark
+    problems of fewer than `ngram` words match whole problems only, never passages.
     """
 
     against: list[Benchmark] = Field(min_length=1)
@@ -39,7 +40,10 @@ class DecontaminateStep(Section):
     )
     ngram: int = Field(default=8, gt=1, description="Words of an n-gram.")
     overlap: float = Field(
-        default=0.5, gt=0, le=1, description="Share of the benchmark problem's n-grams that makes a match."
+        default=0.4,
+        gt=0,
+        le=1,
+        description="Share of the benchmark problem's words in n-grams that the row has too, from which it is a match.",
     )
     also_text: bool = Field(
         default=False,

@@ -10,7 +10,8 @@ from sft.recipe.problems import KeyProblem, Section, raise_problems
 
 
 class DedupStep(Section):
-    """Drop copies and near-copies, within and across sources, however they are written (LaTeX, case, punctuation).
+    """Drop copies and near-copies, within and across sources, however they are written (LaTeX, case, `$5` or 5 dollars)
+    and whatever instructions stand around a problem.
 
     Of copies the preferred one stays: by `prefer`, then by `then`; what is still equal is decided by content, never by
     the order of rows. A near-copy goes only when what it is near to stays.
@@ -33,9 +34,10 @@ class DedupStep(Section):
     )
     differences: Literal["wording", "any"] = Field(
         default="wording",
-        description="What near-copies of problems may differ in. `wording`: a typo, a synonym, a name throughout; "
-        "numbers, formulas, units and words like more, not, first must be the same and in the same order, and no word "
-        "of the text may have taken another's place, since all that makes another problem. `any`: whatever the "
+        description="What near-copies of problems may differ in. `wording`: a typo, a synonym, a name throughout, the "
+        "order of sentences; within them numbers, formulas, units and words like more, not, first must be the same and "
+        "in the same order, and no word of the text may have taken another's place, since all that makes another "
+        "problem. `any`: whatever the "
         "threshold allows, so of problems made from one template one stays. Whole rows may always differ in anything.",
     )
     prefer: list[str] = Field(

@@ -14,6 +14,7 @@ from sft.data.steps.base import RowStep
 from sft.data.steps.context import Context
 from sft.data.steps.decontaminate.benchmark_index import BenchmarkIndex, BenchmarkProblem, Match
 from sft.data.text.normalize import words
+from sft.data.text.question import core
 from sft.recipe.schema import Source
 from sft.recipe.steps.decontaminate import Benchmark, DecontaminateStep
 from sft.utils.errors import UserError
@@ -28,13 +29,14 @@ class Decontaminate(RowStep):
     Facts of dropped rows: benchmark, row (its id, else file:line), similarity, by (`words`, or n-grams), problem.
     """
 
+    version = 2
     config: DecontaminateStep
     only_judges = True
 
     def __init__(self, config: DecontaminateStep, context: Context) -> None:
         super().__init__(config, context)
         self.problems = [problem for benchmark in config.against for problem in read_benchmark(benchmark)]
-        texts = [words(problem.text) for problem in self.problems]
+        texts = [words(core(problem.text)) for problem in self.problems]
         self.index = BenchmarkIndex(texts, config.similarity, config.ngram, config.overlap)
 
     @classmethod
@@ -51,7 +53,7 @@ class Decontaminate(RowStep):
             yield Kept(record) if match is None else self._dropped(record, match)
 
     def _match(self, record: Record) -> Match | None:
-        match = self.index.match(words(record.text if record.problem is None else record.problem))
+        match = self.index.match(words(record.text if record.problem is None else core(record.problem)))
         if match is None and self.config.also_text and record.messages is not None:
             return self.index.quoted(words(record.text))
         return match

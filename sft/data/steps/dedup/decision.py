@@ -44,7 +44,7 @@ create table nodes as
 with winners as (
     select content, arg_min(unit, (rank, length, unit)) as unit from units where content is not null group by content
 ), carriers as (
-    select content, min(row) as carrier from sketches where {carries} group by content
+    select content, arg_min(row, form) as carrier from sketches where {carries} group by content
 )
 select row_number() over (order by units.rank, units.length, content) - 1 as node, content, unit, units.name, carrier
 from winners join units using (unit, content) left join carriers using (content)

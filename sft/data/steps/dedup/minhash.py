@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ _RECALL = 0.99
 KEPT_SHINGLES = 1024
 
 Hashes = npt.NDArray[np.uint64]
+_Number = TypeVar("_Number", np.uint64, np.uint32)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ def shingles(units: Hashes, size: int) -> Hashes:
     if size == 0:
         return np.zeros(0, np.uint64)
     end = len(units) - size + 1
-    return np.unique(_combined([units[start : start + end] for start in range(size)]))
+    return _distinct(np.sort(_combined([units[start : start + end] for start in range(size)])))
+
+
+def _distinct(ordered: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 
 
 def characters(text: str) -> Hashes:
@@ -101,7 +107,7 @@ def band_keys(sets: Sequence[Hashes], bands: Bands, salts: Sequence[int]) -> Has
 
 def kept_shingles(hashes: Hashes) -> npt.NDArray[np.uint32]:
     """What is stored of a set of shingles: its smallest hashes, sorted, of 32 bits each."""
-    return np.unique((hashes >> np.uint64(32)).astype(np.uint32))[:KEPT_SHINGLES]
+    return _distinct((hashes >> np.uint64(32)).astype(np.uint32))[:KEPT_SHINGLES]
 
 
 def jaccard(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -> float:

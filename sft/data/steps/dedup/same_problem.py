@@ -1,96 +1,144 @@
 """Whether two nearly equal problems are one problem in other words, or two problems.
 
-A changed number, sign, variable, unit or word such as `more` makes another problem; a typo, a synonym or another name
-throughout doesn't. English words only: in other languages numbers and formulas still count.
+A changed number, sign, variable, unit or word such as `more` makes another problem; a typo, a synonym, another name
+throughout or another order of the sentences doesn't. English words only: in other languages numbers and formulas still
+count.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
-from difflib import SequenceMatcher
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
-# Numbers, signs and variables; `a` and `i` are words more often.
-_FORMULA = re.compile(r"\d.*|\W|[b-hj-z]")
+from sft.data.text.spelling import ENDS, plain_words
+
+# Of single letters these are variables; `a` and `i` are words more often.
+_VARIABLES = frozenset("bcdefghjklmnopqrstuvwxyz")
 
 # Words on which a problem turns: with another of them in its place the answer is another. Of opposites one is enough
 # where the other has synonyms (sold, but not bought).
 _TURNING_WORDS = """
-    not no none never without except neither nor only all either least most fewest more less fewer greater
-    larger bigger smaller higher lower taller shorter longer older younger faster slower cheaper greatest
-    largest biggest smallest highest lowest tallest shortest longest oldest youngest maximum minimum max min
-    half third quarter fourth fifth sixth twice thrice double triple quadruple dozen hundred thousand million
-    billion first second last next previous before after until since between above below over under up down
-    right even odd prime composite positive negative nonnegative increasing decreasing increase decrease
-    increased decreased sum difference product quotient ratio mean median mode average range remainder perimeter
-    area volume circumference radius diameter height width length base surface sin cos tan cot sec csc arcsin
-    arccos arctan sinh cosh tanh log ln exp lcm gcd floor ceil lfloor rfloor lceil rceil sine cosine tangent
-    seconds minute minutes hour hours day days week weeks month months year years daily weekly monthly yearly
-    inch inches foot feet yard yards mile miles meter meters metre metres kilometer kilometers centimeter
-    centimeters millimeter millimeters cm mm km kg gram grams kilogram kilograms pound pounds ounce ounces ton
-    tons liter liters litre litres milliliter milliliters gallon gallons quart quarts pint pints cup cups cent
-    cents penny pennies nickel nickels dime dimes dollar dollars percent degrees radians monday tuesday
-    wednesday thursday friday saturday sunday january february march april may june july august september
-    october november december morning afternoon evening night yesterday today tomorrow true false add subtract
-    multiply divide multiplied divided plus minus times north south east west lose loses lost receive receives
-    received sell sells sold
+    not no none never without except neither nor only either most more higher lower taller shorter longer older
+    younger faster slower cheaper highest lowest tallest shortest longest oldest youngest third quarter fourth fifth
+    sixth triple quadruple dozen hundred thousand million billion first second last next previous before after until
+    since between above below over under up down right even odd prime composite positive negative nonnegative
+    increasing decreasing increase decrease increases decreases increased decreased sum difference product quotient
+    ratio mean median mode average range remainder perimeter area volume circumference radius diameter height width
+    length base surface sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd floor ceil
+    lfloor rfloor lceil rceil sine cosine tangent seconds minute hour day week month year daily weekly monthly
+    yearly inch foot yard mile meter kilometer centimeter millimeter gram kilogram milligram pound ounce ton liter
+    milliliter gallon quart pint cup cent penny pennies nickel nickels dime dimes dollar euro yen rupee percent
+    degree radians monday tuesday wednesday thursday friday saturday sunday january february march april may june
+    july august september october november december morning afternoon evening night yesterday today tomorrow true
+    false add subtract multiply divide multiplied divided plus minus times north south east west lose loses lost
+    sell sells sold took far other frac binom overline underline vec hat bar mod bmod pmod
 """
-_TURNING = frozenset(_TURNING_WORDS.split())
+# Those that mean one and the same.
+_SAME_TURNS = """
+    larger bigger greater; largest biggest greatest maximum max; smallest least minimum min fewest; less fewer;
+    receive receives received get gets got; left remain remains remained remaining; each every; double doubles doubled
+"""
+_MEANS = {word: words.split()[0] for words in _SAME_TURNS.split(";") for word in words.split()}
+_TURNING = frozenset(_TURNING_WORDS.split()) | frozenset(_MEANS)
 # Words that come and go with the style of a sentence, wherever they stand.
 _FUNCTION_WORDS = """
-    a an the this that these those there here it its he she they them his her their him you your we our us i my
-    me is are was were be been being am do does did done have has had having will would can could shall should
-    might must of in on at to for from by with into onto as and or but so if then than when while where which
-    who whom whose what how much also just very too well now such per about total altogether together overall s
-    t
+    a an the this that these those there here it its he she they them his her their him you your we our us i my me
+    is are was were be been being am do does did done have has had having will would can could shall should might
+    must of in on at to for from by with into onto as and or but so if then than when while where which who whom
+    whose what how much also just very too well now such per about total altogether together overall s t
 """
 _FUNCTION = frozenset(_FUNCTION_WORDS.split()) - _TURNING
 
 
 def formulas(tokens: Sequence[str]) -> list[str]:
-    """The tokens (of `sft.data.text.normalize.tokens`) that two wordings of one problem share, in their order: numbers,
-    signs and variables."""
-    return [token for token in tokens if _FORMULA.fullmatch(token)]
+    """The tokens (of `sft.data.text.normalize`) that two wordings of one problem share: numbers, signs, variables."""
+    return [
+        token
+        for token in tokens
+        if token in _VARIABLES or token[0].isdecimal() or (len(token) == 1 and not token.isalpha())
+    ]
 
 
 def same_problem(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two nearly equal problems, as tokens, ask the same."""
-    if formulas(one) != formulas(other):
-        return False
-    spelled = _spelled_alike(one, other)
-    return _turning(one) == _turning(spelled) and _same_roles(_content(one), _content(spelled))
+    """Whether two nearly equal problems, as tokens `as_spelled`, ask the same."""
+    other = _spelled_alike(one, other)
+    ours, theirs = _sentences(_spelled_alike(other, one)), _sentences(other)
+    if _same_in_order(_joined(ours), _joined(theirs)):
+        return True
+    moved = _in_the_order_of(ours, theirs)
+    return moved != theirs and _same_in_order(_joined(ours), _joined(moved))
+
+
+def _sentences(tokens: Sequence[str]) -> list[list[str]]:
+    """Tokens in one spelling of each sentence."""
+    result: list[list[str]] = [[]]
+    for token in tokens:
+        if token not in ENDS:
+            result[-1].append(token)
+        else:
+            result.append([])
+    return [plain_words(sentence) for sentence in result if sentence]
+
+
+def _joined(sentences: Sequence[Sequence[str]]) -> list[str]:
+    return list(chain.from_iterable(sentences))
+
+
+def _in_the_order_of(model: list[list[str]], sentences: list[list[str]]) -> list[list[str]]:
+    """`sentences` in the order that equal ones have in `model`; the others fill the places between in their order."""
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place in reversed(range(len(model))):
+        places.setdefault(tuple(model[place]), []).append(place)
+    found = [there.pop() if (there := places.get(tuple(sentence))) else None for sentence in sentences]
+    free = iter(sorted(set(range(max(len(model), len(sentences)))) - set(found)))
+    order = [next(free) if place is None else place for place in found]
+    return [sentence for _, sentence in sorted(zip(order, sentences, strict=True), key=lambda pair: pair[0])]
+
+
+def _same_in_order(one: list[str], other: list[str]) -> bool:
+    return (
+        formulas(one) == formulas(other)
+        and _turning(one) == _turning(other)
+        and _same_roles(_content(one), _content(other))
+    )
 
 
 def _turning(tokens: Sequence[str]) -> list[str]:
-    return [token for token in tokens if token in _TURNING]
+    return [_MEANS.get(token, token) for token in tokens if token in _TURNING]
 
 
 def _spelled_alike(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """`other` with words spelled as in `one` where that differs by a slip; the word on which it turns is never one."""
-    result = list(other)
-    here, there = set(one), set(other)
-    blocks = SequenceMatcher(a=one, b=other, autojunk=False).get_opcodes()
-    for kind, start, end, begin, stop in blocks:
-        if kind != "replace" or end - start != stop - begin:
-            continue
-        for place, (word, variant) in enumerate(zip(one[start:end], other[begin:stop], strict=True), start=begin):
-            known = (word in _TURNING and variant in _TURNING) or (variant in here and word in there)
-            if not known and _is_slip(word, variant):
-                result[place] = word
-    return result
+    """`other` with words that only it has spelled as in `one` where a slip is between them."""
+    here, there = Counter(one), Counter(other)
+    missing: dict[str, str] = {}
+    for word in here:
+        if here[word] > there[word]:
+            missing.update((part, word) for part in _shortened(word))
+    meant = {}
+    for variant in there.keys() - here.keys():
+        words = sorted({missing[part] for part in _shortened(variant) if part in missing})
+        slips = (word for word in words if _is_slip(word, variant) and not {word, variant} <= _TURNING)
+        meant[variant] = next(slips, variant)
+    return [meant.get(word, word) for word in other]
+
+
+def _shortened(word: str) -> Iterator[str]:
+    """`word`, and what is left of it without one letter: two words share one of these if a slip may be between them."""
+    yield word
+    yield from (word[:place] + word[place + 1 :] for place in range(min(len(word), 24)))
 
 
 def _is_slip(word: str, variant: str) -> bool:
-    """Whether one letter was left out, doubled, replaced or swapped with its neighbour, after the first."""
+    """Whether one letter was left out, added, swapped with its neighbour, or replaced after the first."""
     longer, shorter = sorted((word, variant), key=len, reverse=True)
-    if len(longer) < 4 or len(longer) - len(shorter) > 1 or word[0] != variant[0]:
+    if len(longer) < 4 or len(longer) - len(shorter) > 1:
         return False
     same = next((place for place, (a, b) in enumerate(zip(word, variant, strict=False)) if a != b), len(shorter))
     if len(longer) > len(shorter):
         return longer[same + 1 :] == shorter[same:]
     swapped = word[same : same + 2] == variant[same : same + 2][::-1] and word[same + 2 :] == variant[same + 2 :]
-    return swapped or word[same + 1 :] == variant[same + 1 :]
+    return swapped or (same > 0 and word[same + 1 :] == variant[same + 1 :])
 
 
 def _content(tokens: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -14,7 +14,9 @@ from sft.data.steps.context import Context
 from sft.data.steps.dedup import minhash
 from sft.data.steps.dedup.decision import decide
 from sft.data.steps.dedup.same_problem import formulas
-from sft.data.text.normalize import tokens
+from sft.data.text.normalize import as_spelled
+from sft.data.text.question import core
+from sft.data.text.spelling import plain_words
 from sft.recipe.steps.dedup import DedupStep
 
 _PROBLEM_CHARACTERS = 5
@@ -29,6 +31,7 @@ class Dedup(TableStep):
     neither words nor signs, are not compared by it and stay.
     """
 
+    version = 2
     config: DedupStep
     only_judges = True
 
@@ -50,12 +53,15 @@ class Dedup(TableStep):
         return set(config.prefer)
 
     def sketch(self, batch: list[Record]) -> pa.Table:
-        """Columns as in `sketch_schema`; of rows with one text only the first in the batch carries its shingles."""
-        texts = [self._tokens(record) for record in batch]
-        contents = [text_hash(" ".join(text)) if text else None for text in texts]
-        first = {content: place for place, content in reversed(list(enumerate(contents))) if content is not None}
-        carriers = sorted(first.values()) if self.config.method == "minhash" else []
-        near = dict(zip(carriers, self._near([texts[place] for place in carriers]), strict=True))
+        """Columns as in `sketch_schema`; of rows with one text only one in the batch carries its shingles."""
+        texts = [self._text(record) for record in batch]
+        contents = [text_hash(text.content) if text.content else None for text in texts]
+        forms = [text_hash(text.form) >> 64 for text in texts]
+        carriers: dict[int, int] = {}
+        for place in sorted(range(len(batch)), key=forms.__getitem__):
+            if (content := contents[place]) is not None and self.config.method == "minhash":
+                carriers.setdefault(content, place)
+        near = dict(zip(carriers.values(), self._near([texts[place] for place in carriers.values()]), strict=True))
         rows = []
         for place, (record, content) in enumerate(zip(batch, contents, strict=True)):
             row = {
@@ -64,6 +70,7 @@ class Dedup(TableStep):
                 "rank": self.ranks.get(record.source, len(self.ranks)),
                 "length": len(record.text) * (-1 if self.config.then == "longest" else 1),
                 "content": None if content is None else _bytes(content),
+                "form": forms[place],
             }
             rows.append({**row, **near.get(place, {})})
         return pa.Table.from_pylist(rows, schema=sketch_schema())
@@ -73,8 +80,10 @@ class Dedup(TableStep):
         threshold = self.config.threshold if self.config.method == "minhash" else None
         decide(sketches, verdicts, scratch, threshold)
 
-    def _tokens(self, record: Record) -> list[str]:
-        return tokens((record.problem or "") if self.config.by == "problem" else record.text)
+    def _text(self, record: Record) -> _Text:
+        spelled = as_spelled(core(record.problem or "") if self.config.by == "problem" else record.text)
+        tokens = plain_words(spelled)
+        return _Text(tokens, " ".join(tokens), " ".join(spelled))
 
     def _unit(self, record: Record) -> str:
         """What stays or goes together."""
@@ -82,30 +91,39 @@ class Dedup(TableStep):
             return f"{record.source}\0{record.problem_id}"
         return f"{record.source}\0{record.place}\0{record.id}"
 
-    def _near(self, texts: list[list[str]]) -> list[dict[str, Any]]:
+    def _near(self, texts: list[_Text]) -> list[dict[str, Any]]:
         """What is needed to find and confirm near-copies of each text."""
         whole = self.config.by == "text"
         wording = not whole and self.config.differences == "wording"
         sets, salts = [], []
         for text in texts:
-            units = minhash.word_hashes(text) if whole else minhash.characters(" ".join(text))
+            units = minhash.word_hashes(text.tokens) if whole else minhash.characters(text.content)
             sets.append(minhash.shingles(units, _TEXT_WORDS if whole else _PROBLEM_CHARACTERS))
             # Problems with other formulas need not meet at all: of one template there may be very many.
-            salts.append(text_hash(" ".join(formulas(text))) >> 64 if wording else 0)
+            salts.append(text_hash(" ".join(sorted(formulas(text.tokens)))) >> 64 if wording else 0)
         keys = minhash.band_keys(sets, self.bands, salts)
         return [
-            {"bands": key, "shingles": minhash.kept_shingles(item), "text": " ".join(text) if wording else None}
+            {"bands": key, "shingles": minhash.kept_shingles(item), "text": text.form if wording else None}
             for key, item, text in zip(keys, sets, texts, strict=True)
         ]
+
+
+class _Text(NamedTuple):
+    """What is compared of a row: tokens in one spelling, as list and as text, and as spelled, with sentences' ends."""
+
+    tokens: list[str]
+    content: str
+    form: str
 
 
 def sketch_schema() -> pa.Schema:
     """What `decide` has to know of a row.
 
     unit: hash of what stays or goes together. name: for messages. rank: of the source, 0 = preferred. length: smaller
-    = preferred. content: hash of the text without layout, null for rows that are not compared. bands, shingles: keys
-    and set as in `minhash`; text: tokens of problems that may differ in wording only. These three are null in rows
-    whose text another row of the batch carries.
+    = preferred. content: hash of the text without layout, null for rows that are not compared. form: of rows with one
+    content the one with the smallest form carries the rest, wherever it stands. bands, shingles: keys and set as in
+    `minhash`; text: tokens of problems that may differ in wording only. These three are null in rows whose text another
+    row of the batch carries.
     """
     return pa.schema(
         [
@@ -114,6 +132,7 @@ def sketch_schema() -> pa.Schema:
             ("rank", pa.int32()),
             ("length", pa.int64()),
             ("content", pa.binary(16)),
+            ("form", pa.uint64()),
             ("bands", pa.list_(pa.uint64())),
             ("shingles", pa.list_(pa.uint32())),
             ("text", pa.large_string()),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_edits import QUOTED, changed, layout
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 
@@ -18,44 +19,6 @@ from sft.data.steps import step_class
 from sft.data.steps.decontaminate.benchmark_index import fewest_edits
 from sft.data.text.normalize import tokens, words
 from sft.utils.errors import UserError
-
-LAYOUT = [
-    (r"\\[dt]?frac", [r"\dfrac", r"\tfrac", r"\frac"]),
-    (r"\(", ["(", r"\left(", r"\bigl("]),
-    (r"\)", [")", r"\right)", r"\bigr)"]),
-    (r"\\cdot(?![a-z])", ["·", r"\cdot "]),
-    (r"\\leq?(?![a-z])", ["≤", r"\leq ", r"\le "]),
-    (r"\\pi(?![a-z])", ["π", r"\pi "]),
-    (r"\^\\circ", ["°", r"^{\circ}", r"^\circ "]),
-    (r"(?<=\d),(?=\d{3}\b)", [",", "{,}", r",\!", ""]),
-    (r"(?<=[a-z])'", ["'", "’"]),
-    (r"\+", [" + ", "+", r"\,+\,"]),
-    (r" ", [" ", "  ", "\n"]),
-    (r"(?<=[a-z])[.,?](?=\s|$)", [".", "", "!", " ..."]),
-    (r"\^2(?!\d)", ["²", "^{2}", "^2"]),
-]
-
-
-def relaid(text: str, rng: random.Random) -> str:
-    """`text` as another data set would write it: spacing, case, punctuation, macros, dollars."""
-    for pattern, forms in LAYOUT:
-        text = re.sub(pattern, lambda _, forms=forms: rng.choice(forms), text)
-    if rng.random() < 0.5 and "[asy]" not in text:
-        text = re.sub(r"\$([^$]+)\$", r"\\(\1\\)", text)
-    # Commands must stay as they are; anything else may be shouted.
-    return re.sub(r"(\\[a-zA-Z]+)|([a-z]+)", lambda m: m[1] or m[2].upper(), text) if rng.random() < 0.5 else text
-
-
-def one_changed(text: str, rng: random.Random) -> str | None:
-    """`text` with one number or one name (all its places) changed, or None where it has neither."""
-    numbers = [match.span() for match in re.finditer(r"(?<![\d.])\d+(?![\d.])", text)]
-    names = sorted(set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,}", text)))
-    if names and (not numbers or rng.random() < 0.4):
-        return re.sub(rf"\b{rng.choice(names)}\b", "Zebulon", text)
-    if not numbers:
-        return None
-    start, end = rng.choice(numbers)
-    return f"{text[:start]}{int(text[start:end]) + rng.randint(1, 90)}{text[end:]}"
 
 
 def problems(path: Path, column: str) -> list[str]:
@@ -73,43 +36,100 @@ def dropped_ids(rows: list[Any], place: Path, **settings: Any) -> dict[str, Drop
     return {outcome.record.id: outcome for outcome in outcomes if isinstance(outcome, Dropped)}
 
 
-@pytest.mark.parametrize(("change", "least"), [(relaid, 200), (one_changed, 190)])
-def test_it_finds_math500_planted_in_gsm8k_train_and_nothing_else(
-    tmp_path: Path, shared_dir: Path, math500: dict[str, str], change: Any, least: int
-) -> None:
-    rng = random.Random(f"{change.__name__}")
-    benchmark = problems(shared_dir / "data/math500/test.jsonl", "problem")
-    planted: dict[str, str] = {}
-    for number in rng.sample(range(len(benchmark)), len(benchmark)):
-        text = change(benchmark[number], rng)
-        if text is not None and text != benchmark[number] and len(planted) < 200:
-            planted[f"planted {number}"] = text
-    clean = problems(shared_dir / "data/gsm8k/train.jsonl", "question")
-    rows = [record(text, None, id=f"clean {number}") for number, text in enumerate(clean)]
-    rows += [record(text, None, id=name) for name, text in planted.items()]
-    rng.shuffle(rows)
-    dropped = dropped_ids(rows, tmp_path, against=[math500])
+@pytest.fixture(scope="module")
+def gsm8k(shared_dir: Path) -> dict[str, str]:
+    return {"name": "gsm8k", "path": str(shared_dir / "data/gsm8k/test.jsonl")}
 
-    found = [name for name in dropped if name in planted]
-    assert len(planted) == 200 and len(found) >= least
-    assert len(dropped) - len(found) < 0.001 * len(clean)
-    ids = [json.loads(line)["unique_id"] for line in Path(math500["path"]).read_text(encoding="utf-8").splitlines()]
-    right = 0
-    for name in found:
-        outcome = dropped[name]
+
+def found_of_each_edit(texts: list[str], benchmark: dict[str, str], place: Path) -> Counter[tuple[str, bool]]:
+    """Of each edit of the benchmark's texts: how many (are found, are not)."""
+    rows = [
+        record(change, None, id=f"{number} {edit}")
+        for number, text in enumerate(texts)
+        for edit, change in changed(text, QUOTED, "quoted")
+    ]
+    random.Random(0).shuffle(rows)
+    dropped = dropped_ids(rows, place, against=[benchmark])
+    for name, outcome in dropped.items():
         facts = outcome.record.facts["decontaminate"]
-        assert outcome.reason == "contaminated" and outcome.detail.startswith(f"math500:{facts['row']}: similarity ")
-        right += facts["row"] == ids[int(name.split()[1])]
-    # A changed number may make of one problem nearly another of the 500; of the 200 that is seldom so.
-    assert right >= 0.98 * len(found)
+        assert outcome.reason == "contaminated"
+        assert outcome.detail.startswith(f"{benchmark['name']}:{facts['row']}: similarity ")
+        assert name.split()[1] in {edit.__name__ for edit in QUOTED}
+    return Counter((row.id.split()[1], row.id in dropped) for row in rows)
 
 
-def test_of_clean_gsm8k_train_only_near_copies_of_the_test_problems_go(tmp_path: Path, shared_dir: Path) -> None:
+def check_found(found: Counter[tuple[str, bool]]) -> None:
+    for edit in QUOTED:
+        right, missed = found[edit.__name__, True], found[edit.__name__, False]
+        assert right >= 0.97 * (right + missed), (edit.__name__, right, missed)
+    right = sum(count for (_, is_found), count in found.items() if is_found)
+    assert right >= 0.995 * sum(found.values()), found
+
+
+def test_benchmark_problems_are_found_however_they_are_changed(
+    tmp_path: Path, shared_dir: Path, gsm8k: dict[str, str], math500: dict[str, str]
+) -> None:
+    math = problems(shared_dir / "data/math500/test.jsonl", "problem")
+    school = problems(shared_dir / "data/gsm8k/test.jsonl", "question")
+    short = [text for text in math if len(words(text)) < 8]
+    assert len(short) > 10
+    found = found_of_each_edit(math[::4] + short, math500, tmp_path)
+    check_found(found + found_of_each_edit(school[::12], gsm8k, tmp_path))
+
+
+@pytest.mark.slow
+def test_benchmark_problems_are_found_at_full_size(
+    tmp_path: Path, shared_dir: Path, gsm8k: dict[str, str], math500: dict[str, str]
+) -> None:
+    found = found_of_each_edit(problems(shared_dir / "data/math500/test.jsonl", "problem"), math500, tmp_path)
+    found += found_of_each_edit(problems(shared_dir / "data/gsm8k/test.jsonl", "question"), gsm8k, tmp_path)
+    for edit in QUOTED:
+        print(f"{edit.__name__:24} {found[edit.__name__, True]:6} missed {found[edit.__name__, False]:4}")
+    check_found(found)
+
+
+def test_of_what_is_quoted_the_right_problem_is_named(
+    tmp_path: Path, shared_dir: Path, math500: dict[str, str]
+) -> None:
+    texts = problems(shared_dir / "data/math500/test.jsonl", "problem")
+    ids = problems(shared_dir / "data/math500/test.jsonl", "unique_id")
+    rows = [record(layout(text, random.Random(n)), None, id=str(n)) for n, text in enumerate(texts)]
+    dropped = dropped_ids(rows, tmp_path, against=[math500])
+    named = [dropped[str(n)].record.facts["decontaminate"]["row"] == name for n, name in enumerate(ids)]
+    assert sum(named) >= 0.99 * len(ids)  # a few of the 500 are nearly the same
+
+
+def test_of_clean_gsm8k_train_nothing_is_a_problem_of_math500(
+    tmp_path: Path, shared_dir: Path, math500: dict[str, str]
+) -> None:
     clean = problems(shared_dir / "data/gsm8k/train.jsonl", "question")
-    benchmark = {"name": "gsm8k", "path": str(shared_dir / "data/gsm8k/test.jsonl")}
+    rows = [record(text, None, id=str(number)) for number, text in enumerate(clean)]
+    assert not dropped_ids(rows, tmp_path, against=[math500])
+
+
+@pytest.mark.parametrize("text", ["{gsm8k}", "of the ", "a ", "x = 1 + ", "{one} "])
+def test_the_work_grows_with_the_length_of_the_prompt(
+    tmp_path: Path, shared_dir: Path, gsm8k: dict[str, str], math500: dict[str, str], text: str
+) -> None:
+    """Of 23,000 words: prose of the same kind as the benchmark's, hostile repetitions, a benchmark's problem itself."""
+    other = " ".join(problems(shared_dir / "data/gsm8k/train.jsonl", "question")[:500])
+    one = problems(shared_dir / "data/gsm8k/test.jsonl", "question")[0]
+    piece = text.format(gsm8k=other, one=one)
+    repeated = " ".join((piece * (23_000 // len(piece.split()) + 1)).split()[:23_000])
+    step = step_class("decontaminate")(entry("decontaminate", against=[gsm8k, math500]).config, context(tmp_path))
+    row = record(repeated, None, id="long")
+    began = time.process_time()
+    list(step([row]))  # type: ignore[operator]
+    assert time.process_time() - began < 1  # a sixth of it; when every problem is tried on all of it, many times more
+
+
+def test_of_clean_gsm8k_train_only_near_copies_of_the_test_problems_go(
+    tmp_path: Path, shared_dir: Path, gsm8k: dict[str, str]
+) -> None:
+    clean = problems(shared_dir / "data/gsm8k/train.jsonl", "question")
     rows = [record(text, None, id=str(number)) for number, text in enumerate(clean)]
     began = time.process_time()
-    dropped = dropped_ids(rows, tmp_path, against=[benchmark])
+    dropped = dropped_ids(rows, tmp_path, against=[gsm8k])
     assert len(rows) / (time.process_time() - began) > 2000  # a second of one core, the index included
     assert 0 < len(dropped) < 0.001 * len(clean)
     # Read by a person: all are test problems with other numbers and names. One of them:
@@ -123,6 +143,34 @@ def test_a_problem_within_a_longer_prompt_is_found_though_a_name_differs(tmp_pat
     benchmark = write(tmp_path, ["Max bought 16 stamps at the post office and lost 3 of them. How many has he left?"])
     copy = prefix + "Ann bought 16 stamps at the post office and lost 3 of them. How many has he left? Think first."
     assert dropped_ids([record(copy, None, id="copy")], tmp_path, against=[benchmark])
+
+
+def test_half_a_problem_is_found_and_less_is_not(tmp_path: Path) -> None:
+    problem = (
+        "A farmer sold 16 brown hens on Monday and then he bought 9 white geese for his pond. How many birds were it?"
+    )
+    benchmark = write(tmp_path, [problem, "Find the least prime above one hundred that divides it."])
+    parts = {
+        "half": "A farmer sold 16 brown hens on Monday and then he bought. Tell me who he is.",
+        "other half": "Well, 9 white geese for his pond. How many birds were it? Do we know?",
+        "of a short one": "Find the least prime above one hundred",
+        "less": "A farmer sold 16 brown hens. Tell me who he is and where he lives.",
+        "words": "Of the farmer it was said that he bought hens and sold geese for his pond on Monday and then",
+    }
+    rows = [record(text, None, id=name) for name, text in parts.items()]
+    assert set(dropped_ids(rows, tmp_path, against=[benchmark])) == {"half", "other half", "of a short one"}
+
+
+def test_problems_of_a_few_words_are_found_in_a_prompt_and_with_another_number(tmp_path: Path) -> None:
+    benchmark = write(tmp_path, [r"Compute $\tan 60^\circ$.", "What is the sum of the digits of 2024?"])
+    texts = [
+        "Solve the following math problem. Compute $\\tan 60^\\circ$. Put your final answer within \\boxed{}.",
+        "Question: Compute $\\tan 45^\\circ$.\nAnswer:",
+        "You are a helpful assistant. What is the sum of the digits of 2025? Let's think step by step.",
+    ]
+    rows = [record(text, None, id=str(number)) for number, text in enumerate(texts)]
+    rows += [record(text, None, id="other") for text in ("Expand $(x + 242)^2$.", "What is the sum of the primes?")]
+    assert set(dropped_ids(rows, tmp_path, against=[benchmark])) == {"0", "1", "2"}
 
 
 def test_problems_of_a_few_words_match_whole_problems_only(tmp_path: Path) -> None:

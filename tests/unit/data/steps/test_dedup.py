@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from planted_edits import ANOTHER, SAME
+from planted_edits import ANOTHER, SAME, WRAPPERS, Edit, changed
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_table
 
@@ -26,7 +29,7 @@ from sft.data.steps import step_class
 from sft.data.steps.base import verdict_schema
 from sft.data.steps.dedup import minhash
 from sft.data.steps.dedup.same_problem import same_problem
-from sft.data.text.normalize import tokens
+from sft.data.text.normalize import as_spelled
 
 
 def row(problem: str, name: str, source: str = "a", **fields: Any) -> Record:
@@ -46,19 +49,24 @@ def lines(path: Path, column: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def planted(shared_dir: Path) -> tuple[list[Record], Counter[str]]:
-    """Real problems, of some a near-copy, of some another problem made from it; how many of each edit."""
+def real(shared_dir: Path) -> list[str]:
     rng = random.Random(11)
     gsm8k = rng.sample(lines(shared_dir / "data/gsm8k/train.jsonl", "question"), 2000)
     math = [text for text in lines(shared_dir / "data/math500/test.jsonl", "problem") if "[asy]" not in text]
+    return gsm8k + math
+
+
+@pytest.fixture(scope="module")
+def planted(real: list[str]) -> tuple[list[Record], Counter[str]]:
+    """Real problems, of some a near-copy, of some another problem made from it; how many of each edit."""
     rows, made = [], Counter[str]()
-    for number, text in enumerate(gsm8k + math):
+    for number, text in enumerate(real):
         rows.append(row(text, f"{number}", "real"))
         edits, source = (SAME, "same") if number % 2 else (ANOTHER, "another")
-        edit = edits[number // 2 % len(edits)]
-        changed = edit(text, rng)
-        if changed is not None and changed != text:
-            rows.append(row(changed, f"{number} {edit.__name__}", source))
+        changes = changed(text, edits, "one")
+        if changes:
+            edit, change = changes[number // 2 % len(changes)]
+            rows.append(row(change, f"{number} {edit}", source))
             made[source] += 1
     return rows, made
 
@@ -67,19 +75,57 @@ def test_planted_near_copies_are_found_and_problems_from_one_template_are_kept(
     tmp_path: Path, planted: tuple[list[Record], Counter[str]]
 ) -> None:
     rows, made = planted
-    assert made["same"] > 800 and made["another"] > 600
+    assert made["same"] > 1100 and made["another"] > 1000
     _, dropped = fates(rows, tmp_path, prefer=["real"])
     right = {
         name
         for name, item in dropped.items()
         if item.record.source == "same" and f" {name.split()[0]} (" in item.record.facts["dedup"]["kept"]
     }
-    assert len(right) >= 0.95 * made["same"]
+    assert len(right) >= 0.98 * made["same"]
     # Real problems that are copies of each other are right too: there is at most a handful, read by a person.
     wrong = [name for name in dropped if name not in right]
-    assert len(wrong) <= 0.01 * len(dropped), wrong
+    assert len(wrong) <= 0.002 * len(rows), wrong
     reasons = Counter(item.reason for item in dropped.values())
-    assert set(reasons) <= {"duplicate", "near_duplicate"} and reasons["near_duplicate"] > 500
+    assert set(reasons) <= {"duplicate", "near_duplicate"} and reasons["near_duplicate"] > 300
+
+
+def found_of_each_edit(texts: list[str], edits: Sequence[Edit], place: Path) -> dict[str, tuple[int, int]]:
+    """Of each edit: how many changed texts go as copies of what they were made from, of how many."""
+    changes = [(number, *change) for number, text in enumerate(texts) for change in changed(text, edits, "all")]
+    found = {}
+    for edit in edits:
+        rows = [row(text, f"{number}", "real") for number, text in enumerate(texts)]
+        rows += [row(text, f"{number} x", "made") for number, name, text in changes if name == edit.__name__]
+        _, dropped = fates(rows, place, prefer=["real"])
+        right = [
+            name for name, item in dropped.items() if f"real {name.split()[0]} (" in item.record.facts["dedup"]["kept"]
+        ]
+        found[edit.__name__] = (len(right), len(rows) - len(texts))
+    return found
+
+
+def check_found(same: dict[str, tuple[int, int]], another: dict[str, tuple[int, int]]) -> None:
+    assert all(right >= 0.95 * made for right, made in same.values() if made > 20), same
+    assert sum(right for right, _ in same.values()) >= 0.98 * sum(made for _, made in same.values()), same
+    assert all(wrong <= 0.02 * made + 1 for wrong, made in another.values()), another
+    assert sum(wrong for wrong, _ in another.values()) <= 0.003 * sum(made for _, made in another.values()), another
+
+
+def test_each_way_to_write_the_same_is_found_and_no_way_to_ask_another(tmp_path: Path, real: list[str]) -> None:
+    texts = real[:120] + real[-120:]
+    check_found(found_of_each_edit(texts, SAME, tmp_path), found_of_each_edit(texts, ANOTHER, tmp_path))
+
+
+@pytest.mark.slow
+def test_each_way_to_write_the_same_is_found_at_full_size(tmp_path: Path, shared_dir: Path) -> None:
+    texts = lines(shared_dir / "data/gsm8k/train.jsonl", "question")
+    texts += lines(shared_dir / "data/gsm8k/test.jsonl", "question")
+    texts += lines(shared_dir / "data/math500/test.jsonl", "problem")
+    same, another = found_of_each_edit(texts, SAME, tmp_path), found_of_each_edit(texts, ANOTHER, tmp_path)
+    for name, (found, made) in {**same, **another}.items():
+        print(f"{name:24} {found:6} of {made:6}")
+    check_found(same, another)
 
 
 def test_with_any_difference_problems_from_one_template_go_too(
@@ -326,13 +372,63 @@ def test_jaccard_is_exact_for_short_texts_and_near_for_long_ones(size: int, erro
         ("Tom and Ann ate. How much did Tom eat?", "Tom and Ann ate. How much did Ann eat?", False),
         ("Tom gave Ann 5 pears.", "Ann gave Tom 5 pears.", False),
         ("How long in hours?", "How long in minutes?", False),
+        ("He runs 3 hours, then 2 hours.", "He runs 3 hours, then 2 huors.", True),
+        ("He runs three hours.", "He runs thre hours.", True),
+        ("He runs twice a day.", "He runs two times a day.", True),
+        ("He runs every day.", "He runs every other day.", False),
+        ("It costs $5.", "It costs 5 dollars.", True),
+        ("It costs $5.", "It costs 5 cents.", False),
+        ("It costs $5.", "It costs £5.", False),
+        ("It is 5% off.", "It is five percent off.", True),
+        ("It doesn't fit 3 cars.", "It does not fit 3 cars.", True),
+        ("It doesn't fit 3 cars.", "It does fit 3 cars.", False),
+        ("Tom has 5. Ann has 3. How many?", "Ann has 3. Tom has 5. How many?", True),
+        ("Tom has 5. Ann has 3. How many?", "Tom has 3. Ann has 5. How many?", False),
+        ("How many more has he?", "How many has he altogether?", False),
+        ("The largest of 3 numbers.", "The greatest of 3 numbers.", True),
+        ("The largest of 3 numbers.", "The smallest of 3 numbers.", False),
         (r"Solve $\sin x = 1$.", r"Solve $\cos x = 1$.", False),
         (r"Solve $x+1=2$.", r"Solve $y+1=2$.", False),
         (r"Find $a \le b$.", r"Find $a < b$.", False),
     ],
 )
 def test_same_problem(one: str, other: str, same: bool) -> None:
-    assert same_problem(tokens(one), tokens(other)) == same_problem(tokens(other), tokens(one)) == same
+    ours, theirs = as_spelled(one), as_spelled(other)
+    assert same_problem(ours, theirs) == same_problem(theirs, ours) == same
+
+
+def test_the_work_of_a_comparison_grows_with_the_texts() -> None:
+    def seconds(size: int) -> float:
+        rng = random.Random(size)
+        one = [rng.choice(("the", f"word{rng.randrange(3000)}")) for _ in range(size)]
+        other = [f"zz{word}" if place % 97 == 5 else word for place, word in enumerate(one)]
+        began = time.process_time()
+        assert same_problem(one, other)
+        return time.process_time() - began
+
+    assert seconds(40_000) < 1  # a tenth of it; quadratic work takes half a minute
+
+
+def test_what_is_asked_is_compared_not_how(tmp_path: Path) -> None:
+    rows = [row("What is 3 + 4?", "bare"), row("What is 3 + 5?", "another")]
+    rows += [row(wrapper.format("What is 3 + 4?"), f"wrapped {n}", "b") for n, wrapper in enumerate(WRAPPERS)]
+    kept, dropped = fates(rows, tmp_path, prefer=["a"])
+    assert kept == {"bare", "another"}
+    assert {item.reason for item in dropped.values()} == {"duplicate"}
+
+
+def test_which_of_two_copies_carries_the_text_depends_on_content_alone(tmp_path: Path) -> None:
+    """Two copies that differ in where their sentences end: the one or the other has the order that a third has."""
+    story = ["Tom has 5 red apples in a box", "Ann has 3 green pears in a bag", "How many fruits are there"]
+    copies = [". ".join(story) + "?", "; ".join(story) + "?", " ".join(story)]
+    moved = ". ".join([story[1], story[0], story[2]]) + "?"
+    results = set()
+    for order in itertools.permutations(range(3)):
+        rows = [row(copies[n], f"{n}", "a") for n in order] + [row(moved, "moved", "b")]
+        for shards in (1, 4):
+            kept, _ = fates(rows, tmp_path, shards=shards, prefer=["a"])
+            results.add(tuple(sorted(kept)))
+    assert len(results) == 1
 
 
 def test_settings_are_checked() -> None:

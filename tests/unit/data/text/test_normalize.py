@@ -1,0 +1,78 @@
+"""One way of writing for texts that say the same."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from planted_edits import spelled
+
+from sft.data.text.normalize import tokens, words
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("It costs $5.50.", "It costs 5.5 dollars"),
+        ("It costs US$1,200", r"It costs \$1{,}200"),
+        ("It costs 5€ or £3 or 7¢", "It costs 5 euros or 3 pounds or 7 cents"),
+        ("It earned $5 million.", "It earned 5000000 dollars"),
+        ("$x = 5$ and $5$", "x = 5 and 5"),
+        (r"$\$5$ a day", "$5 a day"),
+        ("10% of 5", r"ten percent of $5$"),
+        ("ten per cent", r"10\%"),
+        ("twenty-five of a hundred", "25 of 100"),
+        ("two hundred and five thousand and twelve", "205,012"),
+        ("a dozen eggs, two dozen, half a dozen", "12 eggs, 24, 6"),
+        ("half of it", r"$\frac{1}{2}$ of it"),
+        ("two-thirds of it and a quarter of it", "2/3 of it and 1/4 of it"),
+        ("two and a half hours", "2 1/2 hrs"),
+        ("twice as many", "two times as many"),
+        ("he doesn't, can't and won't", "he does not, cannot and will not"),
+        ("What's the sum?", "What is the sum?"),
+        ("60 mph for 3 km", "60 miles per hour for 3 kilometers"),
+        ("thre boxes, fvie bags", "3 boxes, 5 bags"),
+        ("Compute 2 + 3", "What is 2 + 3?"),
+        ("ten apples - 5 of them red", "ten apples, 5 of them red"),
+        (r"$5{,}000{,}000$", "5000000"),
+    ],
+)
+def test_the_same_in_other_words_has_the_same_tokens(one: str, other: str) -> None:
+    assert tokens(one) == tokens(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("It costs $5", "It costs 5 cents"),
+        ("It costs $5", "It costs £5"),
+        ("5%", "5"),
+        ("one, two, three", "6"),
+        ("twenty and five", "25"),
+        ("two hundred and five thousand", "205000 and 0"),
+        ("the third of it", "1/3 of it"),
+        ("there", "three"),
+        ("10 - 5", "10 5"),
+    ],
+)
+def test_other_numbers_have_other_tokens(one: str, other: str) -> None:
+    assert tokens(one) != tokens(other)
+
+
+def test_numbers_in_words_are_the_numbers() -> None:
+    rng = random.Random(0)
+    for _ in range(2000):
+        number = int(10 ** rng.uniform(0, 9))
+        assert tokens(f"It has {spelled(number, rng)} parts.") == ["it", "has", str(number), "parts"]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["\\\\[", "$a ", "\\$5 ", "million ", "hundred and ", "half a ", "five ", "a half of ", "9", " ", "{ ", "-1 "],
+)
+def test_no_text_takes_long(piece: str) -> None:
+    text = (piece * 60_000)[:60_000]
+    began = time.process_time()
+    words(text), tokens(text)
+    assert time.process_time() - began < 1.5  # a tenth of it; quadratic work takes many seconds
