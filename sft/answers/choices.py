@@ -87,7 +87,7 @@ def judge_choice(answer: str, gold: str, options: Mapping[str, str]) -> tuple[st
         return "undecided", f"several choices: {', '.join(sorted(said))}"
     if said:
         return ("right", "same choice") if said == {gold} else ("wrong", "other choice")
-    if gold in options and plain(options[gold]) in plain(answer):
+    if plain(options.get(gold, "")) and plain(options[gold]) in plain(answer):
         return "undecided", "the choice's text among others"
     return "wrong", "no choice"
 

@@ -39,7 +39,8 @@ def compare(mine: str, gold: str, math: Math, depth: int = 0) -> Found:
 
 def _numbers(mine: str, gold: str) -> Found | None:
     one, other = parse_number(mine), parse_number(gold)
-    if one is None or other is None or (one.listed and other.listed):
+    names = {found[0] for text in (mine, gold) if (found := assigned(text))}
+    if one is None or other is None or (one.listed and other.listed) or len(names) > 1:
         return None
     same = same_number(one, other)
     if same is None:

@@ -83,7 +83,8 @@ def _decide(answer: str, question: Question, math: Math) -> Found:
         return ("right", "same text") if answer == gold or _plain(answer) == _plain(gold) else ("wrong", "other text")
     if question.kind == "number" and question.strict and (parse_number(answer) is None or parse_number(gold) is None):
         return "undecided", "the answer or the gold answer is no plain number"
-    return compare(answer, gold, math)
+    letters = letters_of(gold)
+    return ("right", "same choices") if letters and letters == letters_of(answer) else compare(answer, gold, math)
 
 
 def _choice(answer: str, gold: str, options: dict[str, str], math: Math) -> Found:

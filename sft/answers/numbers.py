@@ -20,7 +20,7 @@ _LONGEST, _LARGEST_EXPONENT = 300, 400
 # A decimal with as many digits as this may stand for a number that it is the rounding of: 0.333333 for 1/3.
 _ROUNDED_DIGITS = 6
 
-_DECIMAL = r"(?:\d{1,3}(?:[ ']\d{3})+(?![\d])|\d[\d.,]*|\.\d+)(?<![,])"
+_DECIMAL = r"(?:\d{1,3}(?:[ ']\d{3})+(?!\d)(?:[.,]\d+)?|\d[\d.,]*|\.\d+)(?<![,])"
 _FRACTION = r"\\frac\s?\{(?P<over>[^{}]+)\}\s?\{(?P<under>[^{}]+)\}"
 _POWER = r"10\s?(?:\^|\*\*)\s?(?:\{\s?(?P<power>[-+]?\d+)\s?\}|(?P<power1>[-+]?\d+))"
 _TIMES = r"\s?(?:\\times|\\cdot|[*x])\s?"
@@ -31,7 +31,7 @@ _VALUE = re.compile(
     rf"|{_POWER}(?![\d.])"
     r"|(?P<before>\d*)\.(?P<once>\d*)(?:\\overline\s?\{?(?P<again>\d+)\}?|\((?P<again1>\d+)\)|\\dot\s?\{?(?P<again2>\d)\}?)"
     r"|\d*\.(?P<shown>\d{2,40})(?:\.\.\.|\s?\\[lc]?dots)"
-    r"|[({]?(?P<digits>[0-9][0-9A-Fa-f]{0,99})[)}]?(?:_\s?\{?\s?|,? ?(?:in )?base[ -]?)(?P<base>\d\d?|[a-z]+)\s?\}?(?![\d])"
+    r"|[({]?(?P<digits>[0-9][0-9A-Fa-f]{0,99}|[A-F][0-9A-F]{1,99}(?=[\s)}_{]{1,5}16))[)}]?(?:_\s?\{?\s?|,? ?(?:in )?base[ -]?)(?P<base>\d\d?|[a-z]+)\s?\}?(?![\d])"
     rf"|(?P<decimal>{_DECIMAL})(?:{_TIMES}{_POWER.replace('power', 'times')}|[eE](?P<e>[-+]?\d+))?"
     r")(?![\d/!_]|[.,]\d|\^(?!\\circ))(?P<rest>.*)",
     re.ASCII,
@@ -76,7 +76,8 @@ class Number:
             which are no rounding of anything.
         percent: whether a percent sign follows.
         unit: as `units.unit_of` writes it, empty without one.
-        other: what else it may be: 1,234 is 1.234 where a comma is the decimal point; 101_2 may have lost its base.
+        other: what else it may be: 1,234 is 1.234 where a comma is the decimal point; 101_2 is 101 that lost its base.
+        based: whether its base was written.
         listed: whether it may be two numbers: `3,5`.
     """
 
@@ -85,6 +86,7 @@ class Number:
     percent: bool = False
     unit: str = ""
     other: Fraction | None = None
+    based: bool = False
     listed: bool = False
 
     @property
@@ -105,7 +107,8 @@ def parse_number(text: str) -> Number | None:
     text = _FEET.sub(r"\1 ft \2 in", normal(text))
     assigned = _ASSIGNED.match(text)
     text = text[assigned.end() :] if assigned else text
-    return _one(text) or _one(unwrapped(text)) or _sum(unwrapped(text))
+    plain = " ".join(unwrapped(text).split())
+    return _one(text) or _one(plain) or _sum(plain)
 
 
 def same_number(mine: Number, theirs: Number) -> bool | None:
@@ -118,7 +121,7 @@ def same_number(mine: Number, theirs: Number) -> bool | None:
     same = _same(mine, theirs)
     other_mine = mine.other is not None and _same(replace(mine, value=mine.other), theirs)
     other_theirs = theirs.other is not None and _same(mine, replace(theirs, value=theirs.other))
-    return None if same is False and (other_mine or other_theirs) else same
+    return None if same is False and (other_mine or other_theirs) and not (mine.based and theirs.based) else same
 
 
 def _same(mine: Number, theirs: Number) -> bool | None:
@@ -237,7 +240,7 @@ def _decimal(text: str, exponent: int) -> Number | None:
     elif _EUROPEAN.fullmatch(plain):
         plain = plain.replace(".", "").replace(",", ".")
     elif plain.count(",") == 1 and "." not in plain and not plain.startswith(","):
-        plain, listed = plain.replace(",", "."), True
+        plain, listed = plain.replace(",", "."), plain == text
     if "," in plain or plain.count(".") > 1:
         return None
     value = Fraction(plain) * Fraction(10) ** exponent if exponent else Fraction(plain)
@@ -264,7 +267,7 @@ def _based(digits: str, base: str) -> Number | None:
         value = int(digits, size) if 2 <= size <= 36 else None
     except ValueError:
         return None
-    return None if value is None else Number(Fraction(value), other=Fraction(digits) if digits.isdigit() else None)
+    return None if value is None else Number(Fraction(value), other=Fraction(digits) if digits.isdigit() else None, based=True)
 
 
 def _integer(text: str | None) -> int | None:

@@ -98,7 +98,7 @@ def _known(unit: str) -> Any:
 def _singular(word: str) -> str:
     word = word.lower() if len(word) > 3 else word
     word = _ALIASES.get(word, word)
-    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us")):
         word = word.removesuffix("s")
     return _ALIASES.get(word, word)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from sft.answers.choices import options_in
 from sft.answers.judge import Judge, Verdict
 from sft.answers.pool import RESULT_LIMIT
 from sft.evaluate.metrics import Sample, summarize
@@ -226,7 +227,8 @@ class _Recorder:
         }
         self.tokens += len(ids)
         # A number that happens to stand where a trace was cut off is not an answer.
-        verdict = self._judge.submit(completion, problem.gold, free_form=finished)
+        options = options_in(problem.text)
+        verdict = self._judge.submit(completion, problem.gold, options=options, free_form=finished)
         self._waiting.append((sample, verdict))
         self._write(wait=False)
 
