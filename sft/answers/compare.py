@@ -20,13 +20,14 @@ Math = Callable[[str, str], Found]
 """Compares two texts (an answer, the gold one) as mathematics; it may raise to say that another process must."""
 _DEEPEST, _MOST_PAIRS = 4, 2000
 _BEST = ("right", "undecided", "wrong")
-_UNION = re.compile(r"\\cup(?![A-Za-z])")
+_UNION, _SETS = re.compile(r"\\cup(?![A-Za-z])"), re.compile(r"\\(?:cup|cap|setminus)(?![A-Za-z])")
+_STACK, _UNSPACED, _ASIDE = re.compile(r"\\(?:begin|end)\{(?:cases|aligned|gathered|align\*?)\}"), re.compile(r"(?<=\d)(?=[A-Za-z])"), re.compile(r"\s\([A-Za-z -]+\)$")
 _TRAILING_UNIT = re.compile(r"(.*[\w})])(\s?(?:\^\\circ|\\[a-z]+\s?\{[^{}]+\}(?:\^\{?[23]\}?)?| [A-Za-z]{1,12}(?: [A-Za-z]{1,12})?))")
 
 
 def compare(mine: str, gold: str, math: Math, depth: int = 0) -> Found:
     """The verdict on two answers that stand alone, and how it was found."""
-    one, other = normal(mine), normal(gold)
+    one, other = _unstacked(normal(mine)), _unstacked(normal(gold))
     if one == other:
         return "right", "same text"
     for reader in (_numbers, _times, compare_words):
@@ -37,8 +38,20 @@ def compare(mine: str, gold: str, math: Math, depth: int = 0) -> Found:
     return found or _measured(one, other, math)
 
 
+def _unstacked(text: str) -> str:
+    r"""The lines of `cases` and the like as a list."""
+    if r"\\" not in text or "matrix" in text or "array" in text:
+        return text
+    return _STACK.sub("", text).replace(r"\\", ", ").replace("&", "").strip(" ,")
+
+
 def _numbers(mine: str, gold: str) -> Found | None:
-    one, other = parse_number(mine), parse_number(gold)
+    one, other = parse_number(mine) or parse_number(_ASIDE.sub("", mine)), parse_number(gold)
+    # `3h` may be a product; beside a time it isn't.
+    if one is None and other and other.unit:
+        one = parse_number(_UNSPACED.sub(" ", mine))
+    elif other is None and one and one.unit:
+        other = parse_number(_UNSPACED.sub(" ", gold))
     names = {found[0] for text in (mine, gold) if (found := assigned(text))}
     if one is None or other is None or (one.listed and other.listed) or len(names) > 1:
         return None
@@ -76,7 +89,7 @@ def _parts(mine: str, gold: str, math: Math, depth: int) -> Found | None:
         return found
     else:
         mine, gold = (_value(text) if text.count("=") <= 1 and r"\in" in text else text for text in (mine, gold))
-    if _UNION.search(mine) or _UNION.search(gold):
+    if _SETS.search(mine) or _SETS.search(gold):
         unions = [Parts("list", tuple(split(text, _UNION))) for text in (mine, gold)]
         found = _unordered(*unions, math, depth)
         return found if found[0] == "right" else math(mine, gold)
@@ -174,6 +187,10 @@ def _named(text: str) -> list[tuple[str, str]]:
     if "=" not in text:
         return []
     found: list[tuple[str, str]] = []
+    whole = assigned(unwrapped(text).strip())
+    if whole and whole[0].startswith("("):
+        names, values = split(whole[0][1:-1]), parts_of(whole[1])
+        return list(zip(names, values.items, strict=True)) if values and len(values.items) == len(names) else []
     for item in split(unwrapped(text).strip()):
         pair = assigned(item) if "=" in item else (found[0][0], item) if found and len({n for n, _ in found}) == 1 else None
         if pair is None:
@@ -185,7 +202,8 @@ def _named(text: str) -> list[tuple[str, str]]:
 def _side(found: list[tuple[str, str]], text: str) -> str | None:
     if not found:
         return text if "=" not in text else None
-    if len({name for name, _ in found}) == len(found) > 1:
+    # x_1 and x_2 are the roots of one equation, in any order.
+    if len({name.partition("_")[0] for name, _ in found}) == len(found) > 1:
         return f"({','.join(value for _, value in sorted(found))})"
     return ",".join(value for _, value in found)
 

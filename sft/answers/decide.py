@@ -9,7 +9,7 @@ from typing import Literal
 
 from sft.answers.choices import gold_letter, judge_choice, letters_of
 from sft.answers.compare import Found, Math, compare
-from sft.answers.extract import numbers_in
+from sft.answers.extract import last_formula, last_number
 from sft.answers.normal import normal, unwrapped
 from sft.answers.numbers import parse_number
 from sft.answers.parts import parts_of
@@ -47,7 +47,8 @@ def kind_of(gold: str, options: dict[str, str]) -> Kind:
     r"""How answers to `gold` are compared: a letter is a choice, a number a number, `\text{east}` words, the rest math."""
     if gold_letter(gold, options) is not None or (letters_of(gold) and re.search(r"[,;&]|and", gold)):
         return "choice"
-    if parse_number(gold) is not None:
+    number = parse_number(gold)
+    if number is not None and not number.listed:
         return "number"
     return "words" if is_words(gold) else "math"
 
@@ -56,8 +57,11 @@ def decide(question: Question, math: Math, search: Search) -> tuple[str, str, st
     """(right | wrong | undecided, reason, answer). Time is linear in the question, but for `math` and `search`."""
     answer, gold, kind = question.answer, question.gold, question.kind
     if answer is None and question.text is not None:
-        if kind == "number" and (numbers := numbers_in(question.text)):
-            answer = numbers[-1]
+        number = parse_number(gold) if kind == "number" else None
+        answer = last_number(question.text, number.unit if number else "") if kind == "number" else None
+        answer = answer or (last_formula(question.text) if kind not in ("number", "choice") else None)
+        if answer is not None:
+            pass
         elif kind == "math" and (parts_of(normal(gold)) is None or "$" in question.text):
             found, answer = search(question.text, gold)
             return *found, answer

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from sft.answers.numbers import parse_number
+from sft.answers.units import SIGNS, in_unit
 
 # Bounds on what is looked at, so that extraction stays linear on any text.
 _LONGEST_ANSWER = 10_000
@@ -18,14 +20,22 @@ _A_COLON = re.compile(r"^[ \t]*A:[ \t]*([^\n]+)", re.MULTILINE)
 _OPTION_B = re.compile(r"(?:^|\s)\(?B[:.)]")
 _STATED = re.compile(
     r"\b(?:answer|option|choice)\b(?: is\b| are\b| to [^.:\n]{1,80} is\b|[ \t*]{0,4}[:=])[ \t]{0,4}:?[ \t]{0,4}([^\n]+)"
-    r"|\b(?:answer|option|choice) \(?([A-J])\)? is (?:the )?(?:correct|right|best|answer)\b",
-    re.IGNORECASE,
+    r"|\b(?:option|choice|answer) \(?([A-J])\)?(?: is (?:the )?(?:correct|right|best|answer)\b|[.*]{0,3}$)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=[*\s]+[A-Z]|[*\s]*$)")
+_FILLER = re.compile(r"^(?:(?:therefore|thus|then|simply|just|clearly|indeed|equal to|given by|about|approximately|now),?\s){1,3}", re.IGNORECASE)
+_BRACKETED = re.compile(r"\s\((?:out of|not|or|since|because|i\.e|that is|of which)\b[^()\n]{0,200}\)")
 _ASIDE = re.compile(r"\s\((?=not |since |because |i\.e|or )|,?\s(?:because|since|as|which|where|so|rather than|and not|not) ")
-_ANY_NUMBER = re.compile(
-    r"-?[$€£]?(?:(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])|\d+(?:/\d+)?)(?:\.\d+)?(?:[eE][-+]?\d+)?\\?%?", re.ASCII
+_NUMBER = r"-?[$€£]?(?:(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])|\d+(?:/\d+)?)(?:\.\d+)?(?:[eE][-+]?\d+)?\\?%?"
+# A formula between dollars by Pandoc's rule, so that `$5 and $6` is money; two numbers with words; a number.
+_PIECE = re.compile(
+    r"\$\$?(?=\S)(?P<dollars>[^$\n]{1,300})(?<=\S)\$\$?(?!\d)|\\\((?P<round>[^\n]{1,300}?)\\\)|\\\[(?P<square>[^\[\]]{1,300})\\\]"
+    rf"|(?P<pair>\d[\d.,]{{0,20}} ?[A-Za-z]{{1,12}},? (?:and )?(?P<second>{_NUMBER}) ?[A-Za-z]{{1,12}})"
+    rf"|{_NUMBER}",
+    re.ASCII,
 )
+_UNIT_AFTER = re.compile(r" ?[A-Za-z/^\d]{1,12}(?: [A-Za-z/^\d]{1,12}){0,2}", re.ASCII)
 
 
 def visible(text: str) -> str:
@@ -64,18 +74,56 @@ def near_boxes(text: str) -> list[str]:
 def stated(text: str) -> str | None:
     """What the last `the answer is ...` of a text states, to the end of the sentence."""
     last = None
-    for last in _STATED.finditer(text[-_TAIL:]):
+    for last in _STATED.finditer(_BRACKETED.sub("", text[-_TAIL:])):
         pass
     if last is None:
         return None
     answer = _SENTENCE_END.split(last[1] or last[2], maxsplit=1)[0]
-    answer = _ASIDE.split(answer, maxsplit=1)[0].strip(" *:\t,")
+    answer = _FILLER.sub("", _ASIDE.split(answer, maxsplit=1)[0].strip(" *:\t,"), count=1)
     return answer if 0 < len(answer) <= _LONGEST_STATED else None
 
 
-def numbers_in(text: str) -> list[str]:
-    """The numbers in the end of a text."""
-    return _ANY_NUMBER.findall(text[-_TAIL:])
+def last_formula(text: str) -> str | None:
+    """The formula with which a text ends, or None."""
+    last = _last_piece(text)
+    return last[0] if last and last[1] and not last[2] else None
+
+
+def last_number(text: str, unit: str) -> str | None:
+    """The last number in a text, or the formula after it; where `unit` can be compared with what follows, with that."""
+    last = _last_piece(text)
+    if last is None:
+        return None
+    piece, formula, after = last
+    if formula:
+        return piece.rpartition("=")[2].strip()
+    words = after.split(" ")
+    for count in range(len(words), 0, -1) if unit else ():
+        quantity = piece + " ".join(words[:count])
+        number = parse_number(quantity)
+        if number and number.unit and in_unit(Fraction(1), number.unit, unit) is not None:
+            return quantity
+    return piece
+
+
+def _last_piece(text: str) -> tuple[str, bool, str]| None:
+    """(the last number or formula in the end of a text, whether it is a formula, what follows it)."""
+    last, text = None, _BRACKETED.sub("", text[-_TAIL:])
+    for match in _PIECE.finditer(text):
+        formula = match["dollars"] or match["round"] or match["square"]
+        # The letter of `the value of $x$` is no answer.
+        if last is None or formula is None or len(formula.strip()) > 1 or formula.strip().isdigit():
+            last = match
+    if last is None:
+        return None
+    formula = last["dollars"] or last["round"] or last["square"]
+    if formula:
+        return formula.strip(), True, text[last.end() :].strip(" .*\n")
+    if last["pair"] and parse_number(last["pair"]):
+        return last["pair"], False, ""
+    end = last.end("second") if last["pair"] else last.end()
+    after = _UNIT_AFTER.match(text, end)
+    return last["second"] or last[0], False, after[0] if after else ""
 
 
 def gold_answer(value: object) -> str:
@@ -144,4 +192,5 @@ def _final(line: str, rest: str) -> bool:
     """Whether a marked line ends the text, or is a number that no later sentence replaces; else it's a heading."""
     if not line.strip() or not rest.strip():
         return bool(line.strip())
-    return parse_number(line.strip()) is not None and stated(rest) is None
+    number = parse_number(line.strip())
+    return number is not None and number.unit in ("", *SIGNS.values()) and stated(rest) is None

@@ -15,6 +15,7 @@ _SIGNS = dict(zip("−–—‐‑‒", "------", strict=True)) | {
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _RAISED, _LOWERED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+"), re.compile("[₀-₉₊₋]+")
 _FRACTION = re.compile("[¼-¾⅐-⅞]")
+_ROMAN = re.compile("[Ⅰ-Ⅿⅰ-ⅿ]")
 _OVERLINED = re.compile("((?:[0-9][\u0305\u0307])+)")
 _STYLE = (
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|emph|underline|operatorname"
@@ -31,6 +32,9 @@ _DRESS = [
         (r"(?<=\d)\\[,!](?=\d)|(?<=\d,)\\!(?=\d)", ""),
         (r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\\hspace\{[^{}]{0,20}\}", " "),
         (r"\{,\}", ","),
+        (r"\{:\}|\\colon(?![A-Za-z])", ":"),
+        (r"\+/-", r"\\pm "),
+        (r"(?<=\d)_(?=\d{3}(?!\d))", ""),
         (r"\\varnothing(?![A-Za-z])|\\emptyset(?![A-Za-z])|\\\{\s?\\\}", r"\\emptyset "),
         (r"\\l(?:brace|angle)(?![A-Za-z])", lambda m: r"\{" if "brace" in m[0] else "("),
         (r"\\r(?:brace|angle)(?![A-Za-z])", lambda m: r"\}" if "brace" in m[0] else ")"),
@@ -42,7 +46,7 @@ _DRESS = [
         (r"\\%", "%"),
     )
 ]
-_PREFIX = re.compile(r"(?:\\approx|\\therefore|\\Rightarrow|\\implies)\s?")
+_PREFIX = re.compile(r"^(?:\\approx|\\therefore|\\Rightarrow|\\implies|=)\s?")
 _SPOKEN = re.compile(
     r"(?:so |thus |hence |therefore,? |and )?(?:(?:the |my )?(?:final |correct )?(?:answer|option|choice|result|solution)s?"
     r"(?: is| are)?\s?[:=]|(?:the |my )?(?:final |correct )?(?:answer|option|choice|result|solution)s? (?:is|are)\b)[\s*]{0,9}",
@@ -84,6 +88,7 @@ def _spelled(text: str) -> str:
     text = _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0]).replace('−', '-')}}}", text)
     text = _LOWERED.sub(lambda m: f"_{{{unicodedata.normalize('NFKC', m[0]).replace('−', '-')}}}", text)
     text = _FRACTION.sub(_fraction, text)
+    text = _ROMAN.sub(lambda m: str(int(unicodedata.numeric(m[0]))), text)
     text = _SIGN.sub(lambda m: _SIGNS[m[0]], text)
     text = unicodedata.normalize("NFKC", _SIGN.sub(lambda m: _SIGNS[m[0]], text))
     # What has no width (Cf) is nothing; digits of other scripts are digits.

@@ -20,18 +20,18 @@ _LONGEST, _LARGEST_EXPONENT = 300, 400
 # A decimal with as many digits as this may stand for a number that it is the rounding of: 0.333333 for 1/3.
 _ROUNDED_DIGITS = 6
 
-_DECIMAL = r"(?:\d{1,3}(?:[ ']\d{3})+(?!\d)(?:[.,]\d+)?|\d[\d.,]*|\.\d+)(?<![,])"
+_DECIMAL = r"(?:\d{1,3}(?:[ ']\d{3})+(?!\d)(?:[.,]\d+)?|\d[\d.,]*|\.\d+)(?<![.,])"
 _FRACTION = r"\\frac\s?\{(?P<over>[^{}]+)\}\s?\{(?P<under>[^{}]+)\}"
 _POWER = r"10\s?(?:\^|\*\*)\s?(?:\{\s?(?P<power>[-+]?\d+)\s?\}|(?P<power1>[-+]?\d+))"
 _TIMES = r"\s?(?:\\times|\\cdot|[*x])\s?"
 _VALUE = re.compile(
-    rf"(?P<sign>[-+]?|minus |negative )\s?(?P<currency>[$€£¥₹]|Rs\.? |USD |EUR )?\s?(?P<sign1>[-+]?)\s?(?:"
+    rf"(?P<sign>[-+]?|minus |negative )\s?(?P<currency>(?:US)?\$|[€£¥₹]|Rs\.? |USD |EUR )?\s?(?P<sign1>[-+]?)\s?(?:"
     rf"(?:(?P<whole>\d+)(?: and)?\s?)?{_FRACTION}"
     rf"|(?:(?P<whole2>\d+)(?: and)? )?(?P<over2>\d[\d,]*)\s?/\s?(?P<under2>\d[\d,]*)"
     rf"|{_POWER}(?![\d.])"
     r"|(?P<before>\d*)\.(?P<once>\d*)(?:\\overline\s?\{?(?P<again>\d+)\}?|\((?P<again1>\d+)\)|\\dot\s?\{?(?P<again2>\d)\}?)"
     r"|\d*\.(?P<shown>\d{2,40})(?:\.\.\.|\s?\\[lc]?dots)"
-    r"|[({]?(?P<digits>[0-9][0-9A-Fa-f]{0,99}|[A-F][0-9A-F]{1,99}(?=[\s)}_{]{1,5}16))[)}]?(?:_\s?\{?\s?|,? ?(?:in )?base[ -]?)(?P<base>\d\d?|[a-z]+)\s?\}?(?![\d])"
+    r"|[({]?(?P<digits>[0-9][0-9A-Fa-f]{0,99}|[A-F][0-9A-F]{1,99}(?=[\s)}_{]{1,5}16))[)}]?(?:_\s?\{?\s?\(?(?:base )?|,? ?(?:in )?base[ -]?)(?P<base>\d\d?|[a-z]+)\s?\)?\}?(?![\d])"
     rf"|(?P<decimal>{_DECIMAL})(?:{_TIMES}{_POWER.replace('power', 'times')}|[eE](?P<e>[-+]?\d+))?"
     r")(?![\d/!_]|[.,]\d|\^(?!\\circ))(?P<rest>.*)",
     re.ASCII,
@@ -44,6 +44,9 @@ _ASSIGNED = re.compile(r"[A-Za-z]\s?=\s?(?!=)")
 _PERCENT = re.compile(r"\s?(?:%|(?:percent|per cent|percentage)\b)\.?", re.IGNORECASE)
 _PAIR = re.compile(r"[$€£]\d[\d.,]*|\d[\d.,]*(?: \d+/\d+)? ?[A-Za-z]{1,20}\.?")
 _PAIRS = re.compile(rf"(?:{_PAIR.pattern})(?:,? (?:and )?(?:{_PAIR.pattern})){{1,4}}")
+_PREFIXES = {"0x": 16, "0b": 2, "0o": 8}
+_PREFIXED = re.compile(r"^(0[xbo])([0-9A-Fa-f]+)$")
+_ARTICLE = re.compile(r"^ (?:of )?an? ")
 _FEET = re.compile(r"(\d+)' ?(\d+)(?:\"|'')")
 
 _SMALL = {
@@ -104,7 +107,7 @@ def parse_number(text: str) -> Number | None:
     """The number that `text` is, whole, or None. Time is linear in the text, and constant from 300 characters on."""
     if len(text) > _LONGEST:
         return None
-    text = _FEET.sub(r"\1 ft \2 in", normal(text))
+    text = _PREFIXED.sub(lambda m: f"{m[2].upper()}_{{{_PREFIXES[m[1]]}}}", _FEET.sub(r"\1 ft \2 in", normal(text)))
     assigned = _ASSIGNED.match(text)
     text = text[assigned.end() :] if assigned else text
     plain = " ".join(unwrapped(text).split())
@@ -169,7 +172,7 @@ def _one(text: str) -> Number | None:
     places = None if scale else found.places
     other = None if found.other is None else found.other * factor
     number = replace(found, value=found.value * factor, other=other, places=places)
-    return _measured(number, part["rest"][scale.end() :] if scale else part["rest"], part["currency"])
+    return _measured(number, part["rest"][scale.end() :] if scale else part["rest"], part["currency"]) or _spoken(text)
 
 
 def _spoken(text: str) -> Number | None:
@@ -178,7 +181,7 @@ def _spoken(text: str) -> Number | None:
     for count in range(min(len(words), 12), max(len(words) - 4, 0), -1):
         value = _worded(" ".join(words[:count]))
         if value is not None:
-            return _measured(Number(value), "".join(f" {word}" for word in words[count:]), None)
+            return _measured(Number(value), _ARTICLE.sub(" ", "".join(f" {word}" for word in words[count:])), None)
     return None
 
 
@@ -279,7 +282,9 @@ def _worded(text: str) -> Fraction | None:
     """`twenty-one`, `three and a half`, `two thirds`, `minus five`, and Chinese numerals."""
     words = text.casefold().replace("-", " ").split()
     negative = bool(words) and words[0] in ("minus", "negative")
-    words = words[negative:] if text.isascii() else list(text)
+    if not text.isascii():
+        return _chinese(text)
+    words = words[negative:]
     part = _PARTS.get(words[-1].removesuffix("s")) if words else None
     if not part:
         value = _counted(words)
@@ -296,7 +301,7 @@ def _counted(words: list[str]) -> Fraction | None:
     seen = False
     for place, word in enumerate(words):
         scale = _SCALES.get(word) or (_numeral(word) if (_numeral(word) or 0) >= 10 else None)
-        small = _SMALL.get(word, _numeral(word))
+        small = int(word) if word.isdecimal() and len(word) <= 3 else _SMALL.get(word, _numeral(word))
         if word in ("and", "a") and place + 1 < len(words) and (word == "a") == (not seen):
             continue
         if scale and scale >= 1000 and scale != 1000 or word == "thousand":
@@ -309,6 +314,20 @@ def _counted(words: list[str]) -> Fraction | None:
             digit += small
         seen = True
     return Fraction(total + section + digit) if seen else None
+
+
+def _chinese(text: str) -> Fraction | None:
+    """`四十二`, `三分之一`, `三点五`, `负三`."""
+    sign, text = (-1, text[1:]) if text[:1] in ("负", "負") else (1, text)
+    under, fraction, over = text.partition("分之")
+    whole, point, decimals = text.replace("點", "点").partition("点")
+    if fraction:
+        above, below = _counted(list(over)), _counted(list(under))
+        return sign * above / below if above is not None and below else None
+    value, digits = _counted(list(whole)), [_numeral(character) for character in decimals]
+    if value is None or (point and not digits) or any(digit is None or digit > 9 for digit in digits):
+        return None
+    return sign * (value + sum(Fraction(digit or 0, 10**place) for place, digit in enumerate(digits, start=1)))
 
 
 def _numeral(character: str) -> int | None:

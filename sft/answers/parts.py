@@ -15,7 +15,9 @@ _MATRIX = re.compile(r"[(\[]?\s?\\begin\{([pbB]?)(?:small)?(?:matrix|array)\}(?:
 _NAME = r"(?:\\?[A-Za-z]+|[A-Za-z]_\{?\w\}?|[A-Za-z]\([A-Za-z]\)|\([A-Za-z](?:,\s?[A-Za-z]){1,3}\))"
 _ASSIGNED = re.compile(rf"({_NAME})\s?(?:=|\\in(?![A-Za-z]))\s?(?![=<>])(.+)", re.DOTALL)
 _BETWEEN = re.compile(r",?\s?\b(?:and|or)\b\s?|[,;]")
-_OR, _ORDER = re.compile(r",?\s?(?:\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|\\cup(?![A-Za-z]))\s?"), re.compile(r"\\(le|ge|ne)(?![A-Za-z])|([<>])")
+_OR, _ORDER = re.compile(r"(?:,?\s?(?:\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|\\cup(?![A-Za-z]))|,)\s?"), re.compile(r"\\(le|ge|ne)(?![A-Za-z])|([<>])")
+_AND = re.compile(r",?\s?(?:\band\b|\\l?and(?![A-Za-z])|\\wedge(?![A-Za-z]))\s?")
+_TRANSPOSED = re.compile(r"(.+[)\]}])\s?\^\s?\{?(?:T|\\top|\\intercal|\\mathsf\{T\})\}?", re.DOTALL)
 _BUILDER = re.compile(r"\\\{\s?([A-Za-z])(?:\s?\\in\s?\\mathbb\{?R\}?)?\s?(?:\||:|\\mid|\\colon)\s?(.+)\\\}")
 _REALS = re.compile(r"(?:all |the )?(?:real numbers?|reals)|\\mathbb\s?\{?R\}?|R")
 _VARIABLE = re.compile(r"[A-Za-z]|\\[a-z]+")
@@ -39,6 +41,10 @@ def parts_of(text: str) -> Parts | None:
     """The parts of a normal text, or None where it is one thing. Time is linear in the text."""
     if len(text) > _LONGEST:
         return None
+    turned = _TRANSPOSED.fullmatch(text)
+    row = parts_of(turned[1]) if turned else None
+    if row and row.ordered and not any(item.startswith(("[", "(")) for item in row.items):
+        return Parts("vector", row.items)
     matrix = _MATRIX.fullmatch(text)
     if matrix:
         return _matrix(matrix[2])
@@ -75,11 +81,13 @@ def as_interval(text: str) -> tuple[str, str] | None:
         return "", r"(-\infty,\infty)"
     if not _ORDER.search(text):
         return None
-    found = [_one_interval(piece.strip()) for piece in _OR.split(text)]
+    both = _AND.split(text)
+    pieces, joint = (both, r" \cap ") if len(both) > 1 else (_OR.split(text), r" \cup ")
+    found = [_one_interval(piece.strip()) for piece in pieces]
     names = {piece[0] for piece in found if piece}
     if None in found or len(names) != 1:
         return None
-    return names.pop(), r" \cup ".join(piece[1] for piece in found if piece)
+    return names.pop(), joint.join(piece[1] for piece in found if piece)
 
 
 def _one_interval(text: str) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from sft.answers.normal import WRAPPED
 
 SIGNS = {"$": "dollar", "€": "euro", "£": "pound_sterling", "¥": "yen", "₹": "rupee", "Rs": "rupee", "USD": "dollar"}
-SIGNS["EUR"] = "euro"
+SIGNS |= {"EUR": "euro", "US$": "dollar", "¢": "cent"}
 _MONEY = """
 dollar = [money_dollar] = _ = USD = usd = buck; cent = dollar / 100 = _ = penny = pennies
 euro = [money_euro] = _ = EUR; pound_sterling = [money_pound] = _ = GBP; pence = pound_sterling / 100
@@ -18,11 +18,12 @@ rupee = [money_rupee] = _ = INR = Rs; paisa = rupee / 100 = _ = paise; yen = [mo
 """
 _UNIT = re.compile(r"(?:[A-Za-z]{1,20}\.?(?:\^?\{?[23]\}?)?)(?:(?: |-|/| / |\*)[A-Za-z]{1,20}\.?(?:\^?\{?[23]\}?)?){0,4}")
 _DEGREES = re.compile(r"\^\\circ\s?([CF](?![A-Za-z]))?")
+_OLD = re.compile(r" old$|degrees? (?=[Cc]elsius|[Ff]ahrenheit)")
 _DEGREE = {None: " degree ", "C": " celsius ", "F": " fahrenheit "}
 # Short ones that stand for nothing else in plain text; `8m` may be a product, `8 m` is taken as a unit.
 _SHORT = set("km cm mm ft in yd mi kg mg lb lbs oz ml mL hr hrs min mins sec secs mph kph Hz kHz Pa kPa kJ kW kWh per of".split())
 _SHORT |= set("USD EUR GBP INR degC degF rad deg gal sq cu hp".split())
-_SPACED = _SHORT | set("m g l L s h J N W V A".split())
+_SPACED = _SHORT | set("m g l L s h J N W V A K".split())
 _SYMBOLS = set("a b c d e i j k n t u v x y z pi".split())
 # Words after a number that make it another number, and names of functions and letters.
 _NO_UNITS = set(
@@ -41,8 +42,11 @@ def unit_of(rest: str) -> str | None:
     rest = _DEGREES.sub(lambda m: _DEGREE[m[1]], rest, count=1)
     wrapped = "\\" in rest and not re.sub(r"[\s^{}23/.]", "", WRAPPED.sub("", rest))
     rest = " ".join(WRAPPED.sub(r" \1 ", rest).split()).replace(" ^", "^").replace("^{", "^").replace("}", "")
+    rest = _OLD.sub("", rest)
     if not rest:
         return ""
+    if rest in SIGNS:
+        return SIGNS[rest]
     if not _UNIT.fullmatch(rest):
         return None
     words = [word for word in re.split(r"[ /*-]", re.sub(r"\^?[23]|\.", "", rest)) if word]
@@ -69,7 +73,7 @@ def in_unit(value: Fraction, unit: str, other: str) -> Fraction | None | bool:
         return None
     if mine.dimensionality != theirs.dimensionality:
         return False
-    return Fraction(_registry().Quantity(value, mine).to(theirs).magnitude)
+    return Fraction(_registry().Quantity(Fraction(value), mine).to(theirs).magnitude)
 
 
 @lru_cache(maxsize=1)

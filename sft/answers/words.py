@@ -10,8 +10,9 @@ _LONGEST = 300
 _WORDS = re.compile(r"[^\W\d_]+\.?(?:(?:, ?|; ?| ?& ?|[ '-])[^\W\d_]+\.?)*")
 _SHORT = set("yes no true false none both odd even".split())
 _POLAR = {"yes": True, "true": True, "correct": True, "no": False, "false": False, "incorrect": False}
+_SHORTENED = {"dne": "does not exist", "t": "true", "f": "false"}
 # What stands around a word without changing what it says.
-_AROUND = set("the a an on in at to by of is it its it's was".split())
+_AROUND = set("the a an on in at to by of is it its it's was dr mr mrs ms miss prof".split())
 _JOINED = re.compile(r",? and |, ?|; ?| ?& ?", re.IGNORECASE)
 NOTHING = re.compile(
     r"\\emptyset|(?:there (?:is|are) )?(?:no|none)(?: (?:real|such|integer|possible|valid))*"
@@ -38,8 +39,8 @@ def compare_words(mine: str, gold: str) -> tuple[str, str] | None:
     """(right | wrong | undecided, reason), or None where `gold` isn't words."""
     if not is_words(gold):
         return None
-    one, other = bare(mine[:_LONGEST]).casefold(), bare(gold).casefold()
-    if _core(one) == _core(other):
+    one, other = (_SHORTENED.get(text, text) for text in (bare(mine[:_LONGEST]).casefold(), bare(gold).casefold()))
+    if "".join(_core(one)) == "".join(_core(other)):
         return "right", "same words"
     said, meant = polar(one), polar(other)
     if meant is not None and (other in _POLAR or one in _POLAR):
