@@ -11,6 +11,7 @@ from sft.answers.numbers import parse_number, same_number
 
 LETTERS = "ABCDEFGHIJ"
 _LONGEST = 2000
+NO_CHOICE = "no choice"
 _STYLE = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|bf|rm)\b"
 # "(B)", "B.", "**B**", "\textbf{(B)}\ 12", "Option B: because", "B".
 # Repeats are bounded: two unbounded ones beside each other take quadratic time on hostile text.
@@ -89,7 +90,7 @@ def judge_choice(answer: str, gold: str, options: Mapping[str, str]) -> tuple[st
         return ("right", "same choice") if said == {gold} else ("wrong", "other choice")
     if plain(options.get(gold, "")) and plain(options[gold]) in plain(answer):
         return "undecided", "the choice's text among others"
-    return "wrong", "no choice"
+    return "wrong", NO_CHOICE
 
 
 def by_text(text: str, options: Mapping[str, str]) -> str | None:

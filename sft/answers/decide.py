@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sft.answers.choices import gold_letter, judge_choice, letters_of
+from sft.answers.choices import NO_CHOICE, gold_letter, judge_choice, letters_of
 from sft.answers.compare import Found, Math, compare
 from sft.answers.extract import last_formula, last_number
 from sft.answers.normal import normal, unwrapped
@@ -101,7 +101,11 @@ def _choice(answer: str, gold: str, options: dict[str, str], math: Math) -> Foun
     if letter is None:
         return "undecided", "the gold answer is no choice"
     text = gold.partition(")")[2].strip() if ")" in gold[:8] else gold.partition(".")[2].strip()
-    return judge_choice(answer, letter, {letter: text, **options})  # type: ignore[return-value]
+    options = {letter: text, **options}
+    status, reason = judge_choice(answer, letter, options)
+    if reason == NO_CHOICE and options[letter] and compare(answer, options[letter], math)[0] == "right":
+        return "right", "same as the choice"
+    return status, reason  # type: ignore[return-value]
 
 
 def _plain(text: str) -> str:
