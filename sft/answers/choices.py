@@ -22,7 +22,7 @@ _LEADING = re.compile(
 )
 _MARKED = re.compile(r"\(\s{0,3}([A-J])\s{0,3}\)")
 _ALONE = re.compile(rf"[\s$({{\[*]{{0,20}}(?:{_STYLE}\s?\{{)?[\s({{\[*]{{0,20}}([A-J])[\s)}}\].:*$]*")
-_GOLD_MARK = re.compile(rf"[\s$*]{{0,20}}(?:{_STYLE}\s?\{{)?\s?(?:\(\s*([A-J])\s*\)|([A-J])[).])(?:\}}|\s)")
+_GOLD_MARK = re.compile(rf"[\s$*]{{0,20}}(?:{_STYLE}\s?\{{)?\s?(?:\(\s*([A-J])\s*\)|([A-J])[).:])(?:\}}|\s)")
 # Where a problem lists its choices; the letters must follow each other.
 _OPTION = re.compile(rf"(?:{_STYLE}\s?\{{\s?|(?<![A-Za-z\\]))\(?([A-J])[).:](?:\s*\}})?(?=[\s\\~$])")
 # "A, C", "(A) and (C)", "AC".

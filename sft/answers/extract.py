@@ -170,7 +170,7 @@ def _open_box(text: str) -> str | None:
         return None
     content = last[2][:_LONGEST_ANSWER].strip()
     if last[1]:
-        return content.rstrip("$. ") or None if not text[last.end() :].strip() else None
+        return content.strip("$. }") and content.rstrip("$. ") or None if not text[last.end() :].strip() else None
     alone = re.match(r"[^\s${}\\]+|\\[a-z]+(?:\{[^{}]*\}){0,2}", content)
     return alone[0].rstrip(".,") if alone else None
 

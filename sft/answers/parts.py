@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sft.answers.normal import unwrapped
-from sft.answers.words import NOTHING
+from sft.answers.words import NOTHING, REALS
 
 Kind = Literal["list", "set", "tuple", "vector"]
 _LONGEST = 2000
@@ -19,7 +19,6 @@ _OR, _ORDER = re.compile(r"(?:,?\s?(?:\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])
 _AND = re.compile(r",?\s?(?:\band\b|\\l?and(?![A-Za-z])|\\wedge(?![A-Za-z]))\s?")
 _TRANSPOSED = re.compile(r"(.+[)\]}])\s?\^\s?\{?(?:T|\\top|\\intercal|\\mathsf\{T\})\}?", re.DOTALL)
 _BUILDER = re.compile(r"\\\{\s?([A-Za-z])(?:\s?\\in\s?\\mathbb\{?R\}?)?\s?(?:\||:|\\mid|\\colon)\s?(.+)\\\}")
-_REALS = re.compile(r"(?:all |the )?(?:real numbers?|reals)|\\mathbb\s?\{?R\}?|R")
 _VARIABLE = re.compile(r"[A-Za-z]|\\[a-z]+")
 _OPEN, _CLOSE = "([{", ")]}"
 
@@ -77,7 +76,7 @@ def as_interval(text: str) -> tuple[str, str] | None:
     text = unwrapped(text).strip()
     builder = _BUILDER.fullmatch(text)
     text = builder[2].strip() if builder else text
-    if _REALS.fullmatch(text) and len(text) > 1:
+    if REALS.fullmatch(text) and len(text) > 1:
         return "", r"(-\infty,\infty)"
     if not _ORDER.search(text):
         return None

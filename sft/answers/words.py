@@ -19,6 +19,7 @@ NOTHING = re.compile(
     r"(?: (?:solutions?|roots?|values?|answers?|numbers?))?(?: exists?| of [a-z]+)?|(?:the )?empty set",
     re.IGNORECASE,
 )
+REALS = re.compile(r"(?:all |the )?(?:real numbers?|reals)|\\mathbb\s?\{?R\}?|R", re.IGNORECASE)
 
 
 def is_words(text: str) -> bool:
@@ -37,18 +38,16 @@ def within(gold: str, text: str) -> bool:
 
 def compare_words(mine: str, gold: str) -> tuple[str, str] | None:
     """(right | wrong | undecided, reason), or None where `gold` isn't words."""
-    if not is_words(gold):
-        return None
     one, other = (_SHORTENED.get(text, text) for text in (bare(mine[:_LONGEST]).casefold(), bare(gold).casefold()))
-    if "".join(_core(one)) == "".join(_core(other)):
-        return "right", "same words"
     said, meant = polar(one), polar(other)
     if meant is not None and (other in _POLAR or one in _POLAR):
         if said is None:
             return ("undecided", "neither yes nor no") if _WORDS.fullmatch(one) else ("wrong", "neither yes nor no")
         return ("right", "same words") if said == meant else ("wrong", "the opposite")
-    if NOTHING.fullmatch(other):
+    if not (is_words(gold) or is_words(other)) or NOTHING.fullmatch(other) or REALS.fullmatch(other):
         return None
+    if one == other or (_WORDS.fullmatch(one) and "".join(_core(one)) == "".join(_core(other))):
+        return "right", "same words"
     if one.startswith("not ") != other.startswith("not "):
         return "wrong", "other words"
     if _WORDS.fullmatch(one) and _turned(one) & _turned(other):

@@ -59,8 +59,8 @@ def test_equal_is_equal_both_ways_round(judge: Judge) -> None:
     """What is right in a box is right as the gold answer, unless nobody can know: 3,5 may be two numbers then."""
     turned = [
         (gold, extract_answer(text) or "", judge.judge(rf"\boxed{{{gold}}}", extract_answer(text) or ""))
-        for _, verdict, text, gold in pairs()
-        if verdict == "right" and extract_answer(text)
+        for topic, verdict, text, gold in pairs()
+        if verdict == "right" and len(extract_answer(text) or "") > 1 and topic != "boxes"
     ]
     assert [row for row in turned if row[2].status == "wrong"] == []
     assert sum(row[2].status == "undecided" for row in turned) < 0.03 * len(turned)
