@@ -24,8 +24,8 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from sft.answers.checker import gold_answer
-from sft.answers.kinds import compare, kind_of
+from sft.answers.extract import gold_answer
+from sft.answers.judge import Judge
 from sft.data.read.record import Record
 from sft.data.steps.context import Context, Templates
 from sft.data.steps.verify import Verify

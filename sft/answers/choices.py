@@ -31,6 +31,8 @@ _SEVERAL = re.compile(r"\(?[A-J]\)?(?:(?:\s?[,;&/]\s?|\s?,?\s?and\s|\s)?\(?[A-J]
 
 def gold_letter(gold: str, options: Mapping[str, str]) -> str | None:
     """The choice that a gold answer is: a letter, a marked letter and a text (`(B) Paris`), or one choice's text."""
+    if letters_of(gold) or len(set(_MARKED.findall(gold[:_LONGEST]))) > 1:
+        return None
     alone = _ALONE.fullmatch(gold) if len(gold) <= _LONGEST else None
     if alone:
         return alone[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Literal
 
 from sft.answers.normal import normal, unwrapped
@@ -21,8 +22,14 @@ Math = Callable[[str, str], Found]
 _DEEPEST, _MOST_PAIRS = 4, 2000
 _BEST = ("right", "undecided", "wrong")
 _UNION, _SETS = re.compile(r"\\cup(?![A-Za-z])"), re.compile(r"\\(?:cup|cap|setminus)(?![A-Za-z])")
-_STACK, _UNSPACED, _ASIDE = re.compile(r"\\(?:begin|end)\{(?:cases|aligned|gathered|align\*?)\}"), re.compile(r"(?<=\d)(?=[A-Za-z])"), re.compile(r"\s\([A-Za-z -]+\)$")
-_TRAILING_UNIT = re.compile(r"(.*[\w})])(\s?(?:\^\\circ|\\[a-z]+\s?\{[^{}]+\}(?:\^\{?[23]\}?)?| [A-Za-z]{1,12}(?: [A-Za-z]{1,12})?))")
+_STACK, _UNSPACED, _ASIDE = (
+    re.compile(r"\\(?:begin|end)\{(?:cases|aligned|gathered|align\*?)\}"),
+    re.compile(r"(?<=\d)(?=[A-Za-z])"),
+    re.compile(r"\s\([A-Za-z -]+\)$"),
+)
+_TRAILING_UNIT = re.compile(
+    r"(.*[\w})])(\s?(?:\^\\circ|\\[a-z]+\s?\{[^{}]+\}(?:\^\{?[23]\}?)?| [A-Za-z]{1,12}(?: [A-Za-z]{1,12})?))"
+)
 
 
 def compare(mine: str, gold: str, math: Math, depth: int = 0) -> Found:
@@ -82,16 +89,14 @@ def _parts(mine: str, gold: str, math: Math, depth: int) -> Found | None:
         names = {found[0] for found in intervals if found and found[0]}
         if len(names) > 1:
             return "wrong", "other variables"
-        mine, gold = (
-            found[1] if found else _value(text) for found, text in zip(intervals, (mine, gold), strict=True)
-        )
+        mine, gold = (found[1] if found else _value(text) for found, text in zip(intervals, (mine, gold), strict=True))
     elif (found := _equations(mine, gold, math, depth)) is not None:
         return found
     else:
         mine, gold = (_value(text) if text.count("=") <= 1 and r"\in" in text else text for text in (mine, gold))
     if _SETS.search(mine) or _SETS.search(gold):
-        unions = [Parts("list", tuple(split(text, _UNION))) for text in (mine, gold)]
-        found = _unordered(*unions, math, depth)
+        pieces, others = (Parts("list", tuple(split(text, _UNION))) for text in (mine, gold))
+        found = _unordered(pieces, others, math, depth)
         return found if found[0] == "right" else math(mine, gold)
     one, other = parts_of(mine), parts_of(gold)
     if one is None and other is None:
@@ -118,7 +123,11 @@ def _together(one: Parts, other: Parts, math: Math, depth: int) -> Found:
         return "wrong", "other brackets"
     if "set" in kinds and kinds & {"tuple", "vector"}:
         same = _unordered(one, other, math, depth)
-        return ("undecided", "a set beside a list") if same[0] == "right" and "[]" in (one.ends, other.ends) and len(one.items) > 2 else ("wrong", "a set beside a tuple")
+        return (
+            ("undecided", "a set beside a list")
+            if same[0] == "right" and "[]" in (one.ends, other.ends) and len(one.items) > 2
+            else ("wrong", "a set beside a tuple")
+        )
     if "tuple" in kinds and "list" in kinds and not {one.ends, other.ends} & {"()", "[]"}:
         return "wrong", "an interval beside a list"
     return (_ordered if one.ordered or other.ordered else _unordered)(one, other, math, depth)
@@ -192,7 +201,13 @@ def _named(text: str) -> list[tuple[str, str]]:
         names, values = split(whole[0][1:-1]), parts_of(whole[1])
         return list(zip(names, values.items, strict=True)) if values and len(values.items) == len(names) else []
     for item in split(unwrapped(text).strip()):
-        pair = assigned(item) if "=" in item else (found[0][0], item) if found and len({n for n, _ in found}) == 1 else None
+        pair = (
+            assigned(item)
+            if "=" in item
+            else (found[0][0], item)
+            if found and len({n for n, _ in found}) == 1
+            else None
+        )
         if pair is None:
             return []
         found.append(pair)
@@ -214,14 +229,22 @@ def _measured(mine: str, gold: str, math: Math) -> Found:
     if not my_unit and not their_unit:
         return math(mine, gold)
     pis = r"\pi" in one, r"\pi" in other
-    if pis[0] != pis[1] and {my_unit, their_unit} <= {"degree", "", "radian", "rad"} and "degree" in (my_unit, their_unit):
+    if (
+        pis[0] != pis[1]
+        and {my_unit, their_unit} <= {"degree", "", "radian", "rad"}
+        and "degree" in (my_unit, their_unit)
+    ):
         turned = rf"({one if my_unit == 'degree' else other}) \cdot \frac{{\pi}}{{180}}"
         if (my_unit == "degree") == pis[0]:
             return math(one, other)
         return math(turned, other) if my_unit == "degree" else math(one, turned)
-    factor = in_unit(1, my_unit, their_unit) if my_unit and their_unit else 1
-    if factor is None or factor is False:
-        return ("undecided", f"depends on the unit: {my_unit}, {their_unit}") if factor is None else ("wrong", "other units")
+    factor = in_unit(Fraction(1), my_unit, their_unit) if my_unit and their_unit else Fraction(1)
+    if not isinstance(factor, Fraction):
+        return (
+            ("undecided", f"depends on the unit: {my_unit}, {their_unit}")
+            if factor is None
+            else ("wrong", "other units")
+        )
     return math(one if factor == 1 else rf"({one}) \cdot \frac{{{factor.numerator}}}{{{factor.denominator}}}", other)
 
 
@@ -234,4 +257,3 @@ def _without_unit(text: str) -> tuple[str, str]:
     if not unit or (number is None and "\\" not in match[2] and unit not in ("degree", "radian", "rad")):
         return text, ""
     return match[1].strip(), unit
-

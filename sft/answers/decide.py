@@ -44,7 +44,10 @@ class Question:
 
 
 def kind_of(gold: str, options: dict[str, str]) -> Kind:
-    r"""How answers to `gold` are compared: a letter is a choice, a number a number, `\text{east}` words, the rest math."""
+    r"""How answers to `gold` are compared: letters as choices, a number as one, `\text{east}` as words, else as math.
+
+    `options` are the problem's choices (letter -> text), if it has any.
+    """
     if gold_letter(gold, options) is not None or (letters_of(gold) and re.search(r"[,;&]|and", gold)):
         return "choice"
     number = parse_number(gold)
@@ -57,16 +60,10 @@ def decide(question: Question, math: Math, search: Search) -> tuple[str, str, st
     """(right | wrong | undecided, reason, answer). Time is linear in the question, but for `math` and `search`."""
     answer, gold, kind = question.answer, question.gold, question.kind
     if answer is None and question.text is not None:
-        number = parse_number(gold) if kind == "number" else None
-        answer = last_number(question.text, number.unit if number else "") if kind == "number" else None
-        answer = answer or (last_formula(question.text) if kind not in ("number", "choice") else None)
-        if answer is not None:
-            pass
-        elif kind == "math" and (parts_of(normal(gold)) is None or "$" in question.text):
+        answer = _found(question.text, gold, kind)
+        if answer is None and kind == "math":
             found, answer = search(question.text, gold)
             return *found, answer
-        elif kind != "number" and 0 < len(question.text) <= _LONGEST and "\n" not in question.text:
-            answer = question.text
     if answer is None:
         if question.text is not None and kind == "words" and within(gold, question.text):
             return "undecided", "no marked answer, but the gold answer's words are in the text", None
@@ -75,8 +72,20 @@ def decide(question: Question, math: Math, search: Search) -> tuple[str, str, st
     # Several boxes are one answer where several things are asked for; else the last one counts.
     if found[0] != "right" and len(question.boxes) > 1 and parts_of(normal(gold)) is not None:
         joined = ", ".join(question.boxes)
-        found, answer = max((_decide(joined, question, math), joined), (found, answer), key=lambda f: f[0][0] == "right")
+        found, answer = max(
+            (_decide(joined, question, math), joined), (found, answer), key=lambda f: f[0][0] == "right"
+        )
     return *found, answer
+
+
+def _found(text: str, gold: str, kind: Kind) -> str | None:
+    """The answer in a text that marks and states none: its last number or formula, or all of it where it is short."""
+    number = parse_number(gold) if kind == "number" else None
+    if number is not None:
+        return last_number(text, number.unit)
+    formula = last_formula(text) if kind != "choice" else None
+    whole = text if kind != "math" and 0 < len(text) <= _LONGEST and "\n" not in text else None
+    return formula or whole
 
 
 def _decide(answer: str, question: Question, math: Math) -> Found:

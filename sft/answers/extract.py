@@ -24,9 +24,14 @@ _STATED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=[*\s]+[A-Z]|[*\s]*$)")
-_FILLER = re.compile(r"^(?:(?:therefore|thus|then|simply|just|clearly|indeed|equal to|given by|about|approximately|now),?\s){1,3}", re.IGNORECASE)
+_FILLER = re.compile(
+    r"^(?:(?:therefore|thus|then|simply|just|clearly|indeed|equal to|given by|about|approximately|now),?\s){1,3}",
+    re.IGNORECASE,
+)
 _BRACKETED = re.compile(r"\s\((?:out of|not|or|since|because|i\.e|that is|of which)\b[^()\n]{0,200}\)")
-_ASIDE = re.compile(r"\s\((?=not |since |because |i\.e|or )|,?\s(?:because|since|as|which|where|so|rather than|and not|not) ")
+_ASIDE = re.compile(
+    r"\s\((?=not |since |because |i\.e|or )|,?\s(?:because|since|as|which|where|so|rather than|and not|not) "
+)
 _NUMBER = r"-?[$€£]?(?:(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])|\d+(?:/\d+)?)(?:\.\d+)?(?:[eE][-+]?\d+)?\\?%?"
 # A formula between dollars by Pandoc's rule, so that `$5 and $6` is money; two numbers with words; a number.
 _PIECE = re.compile(
@@ -73,11 +78,10 @@ def near_boxes(text: str) -> list[str]:
 
 def stated(text: str) -> str | None:
     """What the last `the answer is ...` of a text states, to the end of the sentence."""
-    last = None
-    for last in _STATED.finditer(_BRACKETED.sub("", text[-_TAIL:])):
-        pass
-    if last is None:
+    found = list(_STATED.finditer(_BRACKETED.sub("", text[-_TAIL:])))
+    if not found:
         return None
+    last = found[-1]
     answer = _SENTENCE_END.split(last[1] or last[2], maxsplit=1)[0]
     answer = _FILLER.sub("", _ASIDE.split(answer, maxsplit=1)[0].strip(" *:\t,"), count=1)
     return answer if 0 < len(answer) <= _LONGEST_STATED else None
@@ -106,7 +110,7 @@ def last_number(text: str, unit: str) -> str | None:
     return piece
 
 
-def _last_piece(text: str) -> tuple[str, bool, str]| None:
+def _last_piece(text: str) -> tuple[str, bool, str] | None:
     """(the last number or formula in the end of a text, whether it is a formula, what follows it)."""
     last, text = None, _BRACKETED.sub("", text[-_TAIL:])
     for match in _PIECE.finditer(text):
@@ -163,14 +167,13 @@ def _closing(text: str, start: int) -> int | None:
 
 def _open_box(text: str) -> str | None:
     r"""`\boxed 7`, and `\boxed{7` with nothing after it."""
-    last = None
-    for last in _OPEN_BOX.finditer(text):
-        pass
-    if last is None:
+    found = list(_OPEN_BOX.finditer(text))
+    if not found:
         return None
+    last = found[-1]
     content = last[2][:_LONGEST_ANSWER].strip()
     if last[1]:
-        return content.strip("$. }") and content.rstrip("$. ") or None if not text[last.end() :].strip() else None
+        return (content.strip("$. }") and content.rstrip("$. ")) or None if not text[last.end() :].strip() else None
     alone = re.match(r"[^\s${}\\]+|\\[a-z]+(?:\{[^{}]*\}){0,2}", content)
     return alone[0].rstrip(".,") if alone else None
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 
 from sft.answers.choices import options_in
-from sft.answers.compare import Found, Status
+from sft.answers.compare import Status
 from sft.answers.decide import Kind, Question, decide, kind_of
 from sft.answers.extract import extract_answer, near_boxes, stated, visible
 from sft.answers.pool import RESULT_LIMIT, Pool
@@ -28,7 +28,7 @@ class Verdict:
     kind: Kind = "math"
 
 
-class _NeedsMath(Exception):
+class _NeedsMathError(Exception):
     """Only math-verify can tell, and it isn't called in this process."""
 
 
@@ -66,8 +66,8 @@ class Judge:
         verdict: Future[Verdict] = Future()
         question = _question(text, gold, dict(options or {}), kind, free_form)
         try:
-            status, reason, answer = decide(question, _no_math, _no_math)
-        except _NeedsMath:
+            status, reason, answer = decide(question, _elsewhere, _elsewhere)
+        except _NeedsMathError:
             asked = self.pool.submit({"question": asdict(question)})
             asked.add_done_callback(lambda done: _pass_on(done, verdict, question))
             return verdict
@@ -99,9 +99,7 @@ class Judge:
         self.close(at_once=kind is not None)
 
 
-def _question(
-    text: str, gold: str, options: dict[str, str], kind: Kind | Literal["auto"], free_form: bool
-) -> Question:
+def _question(text: str, gold: str, options: dict[str, str], kind: Kind | Literal["auto"], free_form: bool) -> Question:
     shown = visible(text).strip()
     answer = extract_answer(text)
     boxes = near_boxes(text) if answer is not None else []
@@ -114,8 +112,8 @@ def _question(
     return Question(answer, gold, chosen, tuple(boxes), free, kind != "auto", options)
 
 
-def _no_math(mine: str, gold: str) -> Found:
-    raise _NeedsMath
+def _elsewhere(mine: str, gold: str) -> NoReturn:
+    raise _NeedsMathError
 
 
 def _pass_on(done: Future[tuple[str, str, str | None]], verdict: Future[Verdict], question: Question) -> None:

@@ -6,12 +6,10 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_SIGNS = dict(zip("−–—‐‑‒", "------", strict=True)) | {
-    **{"×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "÷": "/", "⁄": "/", "∕": "/", "±": r"\pm ", "∓": r"\mp "},
-    **{"π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "√": r"\sqrt ", "°": r"^\circ ", "∅": r"\emptyset ", "¬": r"\neg "},
-    **{"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap "},
-    **{"ℝ": r"\mathbb{R}", "…": "...", "⟨": r"\langle ", "⟩": r"\rangle ", "’": "'", "‘": "'", "′": "'", "“": '"', "”": '"'},
-}
+_SIGNS = dict(zip("−–—‐‑‒⁄∕÷’‘′“”", "------///'''\"\"", strict=True))
+_SIGNS |= {"…": "...", "ℝ": r"\mathbb{R}", "°": r"^\circ "}
+_COMMANDS = "times cdot cdot pm mp pi theta infty sqrt emptyset le ge ne approx in cup cap langle rangle".split()
+_SIGNS |= {sign: f"\\{name} " for sign, name in zip("×⋅·±∓πθ∞√∅≤≥≠≈∈∪∩⟨⟩", _COMMANDS, strict=True)}
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _RAISED, _LOWERED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+"), re.compile("[₀-₉₊₋]+")
 _FRACTION = re.compile("[¼-¾⅐-⅞]")
@@ -48,15 +46,15 @@ _DRESS = [
 ]
 _PREFIX = re.compile(r"^(?:\\approx|\\therefore|\\Rightarrow|\\implies|=)\s?")
 _SPOKEN = re.compile(
-    r"(?:so |thus |hence |therefore,? |and )?(?:(?:the |my )?(?:final |correct )?(?:answer|option|choice|result|solution)s?"
-    r"(?: is| are)?\s?[:=]|(?:the |my )?(?:final |correct )?(?:answer|option|choice|result|solution)s? (?:is|are)\b)[\s*]{0,9}",
+    r"(?:so |thus |hence |therefore,? |and )?(?:the |my )?(?:final |correct )?"
+    r"(?:answer|option|choice|result|solution)s?(?: (?:is|are)\b|(?: is| are)?\s?[:=])[\s*]{0,9}",
     re.IGNORECASE,
 )
 
 
 @lru_cache(maxsize=1024)
 def normal(text: str) -> str:
-    r"""`text` in ASCII where it has a way to say it, without delimiters, `\left`, spacing, `The answer is`, a full stop.
+    r"""`text` in ASCII where that can say it, without delimiters, `\left`, spacing, `The answer is`, a full stop.
 
     Time is linear in the text.
     """

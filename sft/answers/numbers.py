@@ -1,4 +1,4 @@
-r"""Numbers as people write them: `1,234.50`, `1 1/2`, `12.5\%`, `3 \times 10^{-5}`, `$5`, `8 km`, `0.\overline{3}`, `101_2`.
+r"""Numbers as people write them: `1,234.50`, `1 1/2`, `12.5\%`, `3 \times 10^{-5}`, `$5`, `8 km`, `101_2`, `three`.
 
 What isn't certainly one number is none: `5x`, `2 pi`, `(1,2)`, `3 or 4`.
 """
@@ -17,8 +17,8 @@ from sft.answers.units import SIGNS, in_unit, unit_of
 
 # Longer ones are left to others: arithmetic here must stay instant on any text.
 _LONGEST, _LARGEST_EXPONENT = 300, 400
-# A decimal with as many digits as this may stand for a number that it is the rounding of: 0.333333 for 1/3.
-_ROUNDED_DIGITS = 6
+# A decimal with as many digits and places as this may stand for a number that it is the rounding of: 0.333333 for 1/3.
+_ROUNDED_DIGITS, _ROUNDED_PLACES = 6, 5
 
 _DECIMAL = r"(?:\d{1,3}(?:[ ']\d{3})+(?!\d)(?:[.,]\d+)?|\d[\d.,]*|\.\d+)(?<![.,])"
 _FRACTION = r"\\frac\s?\{(?P<over>[^{}]+)\}\s?\{(?P<under>[^{}]+)\}"
@@ -29,15 +29,18 @@ _VALUE = re.compile(
     rf"(?:(?P<whole>\d+)(?: and)?\s?)?{_FRACTION}"
     rf"|(?:(?P<whole2>\d+)(?: and)? )?(?P<over2>\d[\d,]*)\s?/\s?(?P<under2>\d[\d,]*)"
     rf"|{_POWER}(?![\d.])"
-    r"|(?P<before>\d*)\.(?P<once>\d*)(?:\\overline\s?\{?(?P<again>\d+)\}?|\((?P<again1>\d+)\)|\\dot\s?\{?(?P<again2>\d)\}?)"
+    r"|(?P<before>\d*)\.(?P<once>\d*)"
+    r"(?:\\overline\s?\{?(?P<again>\d+)\}?|\((?P<again1>\d+)\)|\\dot\s?\{?(?P<again2>\d)\}?)"
     r"|\d*\.(?P<shown>\d{2,40})(?:\.\.\.|\s?\\[lc]?dots)"
-    r"|[({]?(?P<digits>[0-9][0-9A-Fa-f]{0,99}|[A-F][0-9A-F]{1,99}(?=[\s)}_{]{1,5}16))[)}]?(?:_\s?\{?\s?\(?(?:base )?|,? ?(?:in )?base[ -]?)(?P<base>\d\d?|[a-z]+)\s?\)?\}?(?![\d])"
-    rf"|(?P<decimal>{_DECIMAL})(?:{_TIMES}{_POWER.replace('power', 'times')}|[eE](?P<e>[-+]?\d+))?"
+    r"|[({]?(?P<digits>[0-9][0-9A-Fa-f]{0,99}|[A-F][0-9A-F]{1,99}(?=[\s)}_{]{1,5}16))[)}]?"
+    r"(?:_\s?\{?\s?\(?(?:base ?)?|,? ?(?:in )?base[ -]?)(?P<base>\d\d?|[a-z]+)\s?\)?\}?(?![\d])"
+    rf"|(?P<decimal>{_DECIMAL})"
+    rf"(?:{_TIMES}{_POWER.replace('power', 'times')}|[eE](?P<e>[-+]?\d+))?"
     r")(?![\d/!_]|[.,]\d|\^(?!\\circ))(?P<rest>.*)",
     re.ASCII,
 )
-# How thousands and decimals are told apart: what is whole, what parts thousands, what is the point, what else it may be.
-_GROUPED = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?|[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d*)?", re.ASCII)
+# How thousands and decimals are told apart; what may be either.
+_GROUPED = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?|[1-9]\d?(?:,\d\d)+,\d{3}(?:\.\d*)?", re.ASCII)
 _EUROPEAN = re.compile(r"[1-9]\d{0,2}(?:(?:\.\d{3}){2,}|(?:\.\d{3})+,\d+)", re.ASCII)
 _UNSURE = re.compile(r"[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
 _ASSIGNED = re.compile(r"[A-Za-z]\s?=\s?(?!=)")
@@ -49,23 +52,14 @@ _PREFIXED = re.compile(r"^(0[xbo])([0-9A-Fa-f]+)$")
 _ARTICLE = re.compile(r"^ (?:of )?an? ")
 _FEET = re.compile(r"(\d+)' ?(\d+)(?:\"|'')")
 
-_SMALL = {
-    word: value
-    for value, word in enumerate(
-        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-        eighteen nineteen""".split()
-    )
-}
-_SMALL |= {
-    word: 10 * value
-    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
-}
+_WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen"""
+_SMALL = {word: value for value, word in enumerate(_WORDS.split())}
+_SMALL |= {w: 10 * v for v, w in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALES |= {"lakh": 10**5, "crore": 10**7}
-_PARTS = {
-    word: value
-    for value, word in enumerate("half third quarter fifth sixth seventh eighth ninth tenth".split(), start=2)
-} | {"halve": 2, "fourth": 4, "hundredth": 100}
+_PARTS = {word: v for v, word in enumerate("half third quarter fifth sixth seventh eighth ninth tenth".split(), 2)}
+_PARTS |= {"halve": 2, "fourth": 4, "hundredth": 100}
 _SCALE = re.compile(rf"\s?(?P<scale>{'|'.join(_SCALES)})s?\b")
 
 
@@ -132,7 +126,9 @@ def _same(mine: Number, theirs: Number) -> bool | None:
         converted = in_unit(mine.value, mine.unit, theirs.unit)
         if converted is None:
             return None if _equal(mine, theirs) else False
-        return converted is not False and _equal(Number(converted), theirs)
+        return _equal(Number(converted), theirs) if isinstance(converted, Fraction) else False
+    if (mine.percent and theirs.unit) or (theirs.percent and mine.unit):
+        return False
     if mine.percent == theirs.percent:
         return _equal(mine, theirs)
     if _equal(mine.scaled, theirs.scaled):
@@ -152,7 +148,7 @@ def _equal(mine: Number, theirs: Number) -> bool:
     coarse = min(decimals, key=lambda number: number.places or 0)
     fine = theirs if coarse is mine else mine
     unit = Fraction(10) ** (coarse.places or 0)
-    if abs(coarse.value * unit) < 10 ** (_ROUNDED_DIGITS - 1):
+    if (coarse.places or 0) < _ROUNDED_PLACES or abs(coarse.value * unit) < 10 ** (_ROUNDED_DIGITS - 1):
         return False
     return coarse.value * unit in (round(fine.value * unit), math.trunc(fine.value * unit))
 
@@ -201,13 +197,13 @@ def _sum(text: str) -> Number | None:
         return None
     numbers = [_one(pair.replace("h", " hours") if pair[-1] == "h" else pair) for pair in _PAIR.findall(text)]
     first = numbers[0]
-    total, sizes = Fraction(0), []
+    total, sizes = Fraction(0), list[Fraction]()
     for number in numbers:
         if number is None or first is None or not number.unit or number.percent:
             return None
         value = in_unit(number.value, number.unit, first.unit)
         size = in_unit(Fraction(1), number.unit, first.unit)
-        if value is None or value is False or not size:
+        if not isinstance(value, Fraction) or not isinstance(size, Fraction):
             return None
         total, sizes = total + value, [*sizes, size]
     # Each smaller than the one before: `5 cm 3 m` is a list.
@@ -270,7 +266,11 @@ def _based(digits: str, base: str) -> Number | None:
         value = int(digits, size) if 2 <= size <= 36 else None
     except ValueError:
         return None
-    return None if value is None else Number(Fraction(value), other=Fraction(digits) if digits.isdigit() else None, based=True)
+    return (
+        None
+        if value is None
+        else Number(Fraction(value), other=Fraction(digits) if digits.isdigit() else None, based=True)
+    )
 
 
 def _integer(text: str | None) -> int | None:
@@ -304,11 +304,11 @@ def _counted(words: list[str]) -> Fraction | None:
         small = int(word) if word.isdecimal() and len(word) <= 3 else _SMALL.get(word, _numeral(word))
         if word in ("and", "a") and place + 1 < len(words) and (word == "a") == (not seen):
             continue
-        if scale and scale >= 1000 and scale != 1000 or word == "thousand":
-            total, section, digit = total + (section + digit or 1) * (scale or 0), 0, 0
+        if scale and (scale > 1000 or word == "thousand"):
+            total, section, digit = total + (section + digit or 1) * scale, 0, 0
         elif scale:
             section, digit = section + (digit or 1) * scale, 0
-        elif small is None or (digit and not (digit % 10 == 0 and digit >= 20 and small < 10)) or (seen and small == 0 and word in _SMALL):
+        elif small is None or (digit and (digit % 10 or digit < 20 or small > 9)) or (seen and word == "zero"):
             return None
         else:
             digit += small

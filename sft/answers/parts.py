@@ -11,11 +11,17 @@ from sft.answers.words import NOTHING, REALS
 
 Kind = Literal["list", "set", "tuple", "vector"]
 _LONGEST = 2000
-_MATRIX = re.compile(r"[(\[]?\s?\\begin\{([pbB]?)(?:small)?(?:matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1(?:small)?(?:matrix|array)\}\s?[)\]]?")
+_MATRIX = re.compile(
+    r"[(\[]?\s?\\begin\{[pbB]?(?:small)?(?:matrix|array)\}(?:\{[lcr| ]*\})?(.*)"
+    r"\\end\{[pbB]?(?:small)?(?:matrix|array)\}\s?[)\]]?"
+)
 _NAME = r"(?:\\?[A-Za-z]+|[A-Za-z]_\{?\w\}?|[A-Za-z]\([A-Za-z]\)|\([A-Za-z](?:,\s?[A-Za-z]){1,3}\))"
 _ASSIGNED = re.compile(rf"({_NAME})\s?(?:=|\\in(?![A-Za-z]))\s?(?![=<>])(.+)", re.DOTALL)
 _BETWEEN = re.compile(r",?\s?\b(?:and|or)\b\s?|[,;]")
-_OR, _ORDER = re.compile(r"(?:,?\s?(?:\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|\\cup(?![A-Za-z]))|,)\s?"), re.compile(r"\\(le|ge|ne)(?![A-Za-z])|([<>])")
+_OR, _ORDER = (
+    re.compile(r"(?:,?\s?(?:\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|\\cup(?![A-Za-z]))|,)\s?"),
+    re.compile(r"\\(le|ge|ne)(?![A-Za-z])|([<>])"),
+)
 _AND = re.compile(r",?\s?(?:\band\b|\\l?and(?![A-Za-z])|\\wedge(?![A-Za-z]))\s?")
 _TRANSPOSED = re.compile(r"(.+[)\]}])\s?\^\s?\{?(?:T|\\top|\\intercal|\\mathsf\{T\})\}?", re.DOTALL)
 _BUILDER = re.compile(r"\\\{\s?([A-Za-z])(?:\s?\\in\s?\\mathbb\{?R\}?)?\s?(?:\||:|\\mid|\\colon)\s?(.+)\\\}")
@@ -25,7 +31,7 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 @dataclass(frozen=True)
 class Parts:
-    """An answer's parts. `ends` are its brackets (a set's and a list's: none); `name` is the x of `x = 1` or `x = 2`."""
+    """An answer's parts; `ends` are its brackets (a set's and a list's: none)."""
 
     kind: Kind
     items: tuple[str, ...]
@@ -46,7 +52,7 @@ def parts_of(text: str) -> Parts | None:
         return Parts("vector", row.items)
     matrix = _MATRIX.fullmatch(text)
     if matrix:
-        return _matrix(matrix[2])
+        return _matrix(matrix[1])
     plain = unwrapped(text).strip()
     if NOTHING.fullmatch(plain):
         return Parts("set", ())
@@ -70,7 +76,7 @@ def assigned(text: str) -> tuple[str, str] | None:
 
 
 def as_interval(text: str) -> tuple[str, str] | None:
-    r"""(variable, interval) of inequalities in one variable: `1 < x \le 2`, `x < 2 or x > 3`; None for anything else."""
+    r"""(variable, interval) of inequalities in one variable: `1 < x \le 2`, `x < 2 or x > 3`; None for all else."""
     if len(text) > _LONGEST:
         return None
     text = unwrapped(text).strip()
@@ -91,7 +97,10 @@ def as_interval(text: str) -> tuple[str, str] | None:
 
 def _one_interval(text: str) -> tuple[str, str] | None:
     signs = [match[1] or match[2] for match in _ORDER.finditer(text)]
-    sides = [side.strip() for side in re.split(_ORDER.pattern.replace("(le|ge|ne)", "(?:le|ge|ne)").replace("([<>])", "[<>]"), text)]
+    sides = [
+        side.strip()
+        for side in re.split(_ORDER.pattern.replace("(le|ge|ne)", "(?:le|ge|ne)").replace("([<>])", "[<>]"), text)
+    ]
     if len(signs) == 1 and _VARIABLE.fullmatch(sides[1]) and not _VARIABLE.fullmatch(sides[0]):
         sides, signs = sides[::-1], [{"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne"}[signs[0]]]
     if len(signs) == 1 and _VARIABLE.fullmatch(sides[0]):
@@ -130,7 +139,9 @@ def _both_signs(item: str) -> list[str]:
 
 
 def _matrix(inner: str) -> Parts:
-    rows = [[cell.strip() for cell in row.split("&")] for row in re.split(r"\\\\(?:\[[^\]]{0,9}\])?", inner) if row.strip()]
+    rows = [
+        [cell.strip() for cell in row.split("&")] for row in re.split(r"\\\\(?:\[[^\]]{0,9}\])?", inner) if row.strip()
+    ]
     if len(rows) == 1 or all(len(row) == 1 for row in rows):
         return Parts("vector", tuple(cell for row in rows for cell in row))
     return Parts("vector", tuple(f"[{','.join(row)}]" for row in rows))

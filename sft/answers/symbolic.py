@@ -66,7 +66,9 @@ def _compare(wanted: Iterable[Any], given: Iterable[Any], rounding: int) -> Foun
     for gold in wanted:
         for answer in given:
             try:
-                if verify(gold, answer, rounding, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True):
+                if verify(
+                    gold, answer, rounding, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True
+                ):
                     return "right", "math-verify"
                 compared += isinstance(gold, str) == isinstance(answer, str)
             except MemoryError:

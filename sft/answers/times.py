@@ -12,7 +12,7 @@ from sft.answers.normal import bare
 _LONGEST = 60
 _CLOCK = re.compile(
     r"(?:at )?(?P<hour>\d{1,2})(?:[:.](?P<minute>[0-5]\d))?(?::(?P<second>[0-5]\d))?\s?"
-    r"(?P<half>[ap]\.? ?m\b\.?|o'clock|noon|midnight|hours|hrs|h)?(?: (?:in the )?(?P<part>morning|afternoon|evening))?",
+    r"(?P<half>[ap]\.? ?m\b\.?|o'clock|hours|hrs|h)?(?: (?:in the )?(?P<part>morning|afternoon|evening))?",
     re.IGNORECASE,
 )
 _NAMES = {"noon": "12:00 pm", "midnight": "12:00 am", "midday": "12:00 pm"}
@@ -22,7 +22,7 @@ _NUMERIC = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{2,4}", re.ASCII)
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b|\b(?:the|of|on)\b", re.IGNORECASE)
 
 
-def same_time(mine: str, theirs: str) -> bool | None | str:
+def same_time(mine: str, theirs: str) -> bool | str | None:
     """Whether two times of day or two dates are one; None where either is none; a reason where nobody can know."""
     mine, theirs = (_NAMES.get(text.casefold(), text) for text in (bare(mine), bare(theirs)))
     times, others = _clock(mine), _clock(theirs)
@@ -30,10 +30,9 @@ def same_time(mine: str, theirs: str) -> bool | None | str:
         # 3:30 beside 3:30 p.m. leaves out what the other says; beside 15:30 it may be another time.
         same_hour = mine.lstrip("at 0")[:2].rstrip(":. ") == theirs.lstrip("at 0")[:2].rstrip(":. ")
         return bool(times & others) and (times == others or same_hour or "in the morning or not")
-    dates, others = _date(mine), _date(theirs)
-    if not dates or not others:
+    fits = [_fits(one, other) for one in _date(mine) for other in _date(theirs)]
+    if not fits:
         return None
-    fits = [_fits(one, other) for one in dates for other in others]
     return fits[0] if len(set(fits)) == 1 and fits[0] is not None else "the dates can be read in two ways"
 
 
@@ -48,9 +47,11 @@ def same_ratio(mine: str, theirs: str) -> bool | None:
 def _clock(text: str) -> set[tuple[int, ...]]:
     """The times of day (hour, minute, second) that `text` may be."""
     match = _CLOCK.fullmatch(text) if len(text) <= _LONGEST else None
-    if match is None or not (match["minute"] and ":" in text or match["half"] or match["part"]):
+    if match is None or not ((match["minute"] and ":" in text) or match["half"] or match["part"]):
         return set()
-    half = (match["half"] or {"m": "am", "a": "pm", "e": "pm"}.get((match["part"] or "")[:1].casefold(), ""))[:1].casefold()
+    half = (match["half"] or {"m": "am", "a": "pm", "e": "pm"}.get((match["part"] or "")[:1].casefold(), ""))[
+        :1
+    ].casefold()
     hour, rest = int(match["hour"]), (int(match["minute"] or 0), int(match["second"] or 0))
     if hour > 24 or (half == "h" and not match["minute"]):
         return set()
@@ -81,7 +82,9 @@ def _read_date(text: str, day_first: bool) -> tuple[int | None, ...] | None:
     read: Callable[..., datetime] = parser.parse
     try:
         # What both defaults leave their mark on isn't said.
-        one, other = (read(text, dayfirst=day_first, default=day) for day in (datetime(1904, 1, 1), datetime(1908, 2, 2)))
+        one, other = (
+            read(text, dayfirst=day_first, default=day) for day in (datetime(1904, 1, 1), datetime(1908, 2, 2))
+        )
     except (ValueError, OverflowError, TypeError):
         return None
     return tuple(a if a == b else None for a, b in zip(one.timetuple()[:3], other.timetuple()[:3], strict=True))

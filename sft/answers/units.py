@@ -14,23 +14,26 @@ SIGNS |= {"EUR": "euro", "US$": "dollar", "¢": "cent"}
 _MONEY = """
 dollar = [money_dollar] = _ = USD = usd = buck; cent = dollar / 100 = _ = penny = pennies
 euro = [money_euro] = _ = EUR; pound_sterling = [money_pound] = _ = GBP; pence = pound_sterling / 100
-rupee = [money_rupee] = _ = INR = Rs; paisa = rupee / 100 = _ = paise; yen = [money_yen] = _ = JPY; yuan = [money_yuan] = _ = RMB
+rupee = [money_rupee] = _ = INR = Rs; paisa = rupee / 100 = _ = paise; yen = [money_yen] = _ = JPY
 """
-_UNIT = re.compile(r"(?:[A-Za-z]{1,20}\.?(?:\^?\{?[23]\}?)?)(?:(?: |-|/| / |\*)[A-Za-z]{1,20}\.?(?:\^?\{?[23]\}?)?){0,4}")
+_WORD = r"[A-Za-z]{1,20}\.?(?:\^?\{?[23]\}?)?"
+_UNIT = re.compile(rf"{_WORD}(?:(?: |-|/| / |\*){_WORD}){{0,4}}")
 _DEGREES = re.compile(r"\^\\circ\s?([CF](?![A-Za-z]))?")
 _OLD = re.compile(r" old$|degrees? (?=[Cc]elsius|[Ff]ahrenheit)")
 _DEGREE = {None: " degree ", "C": " celsius ", "F": " fahrenheit "}
 # Short ones that stand for nothing else in plain text; `8m` may be a product, `8 m` is taken as a unit.
-_SHORT = set("km cm mm ft in yd mi kg mg lb lbs oz ml mL hr hrs min mins sec secs mph kph Hz kHz Pa kPa kJ kW kWh per of".split())
-_SHORT |= set("USD EUR GBP INR degC degF rad deg gal sq cu hp".split())
+_SHORT = set(
+    """km cm mm ft in yd mi kg mg lb lbs oz ml mL hr hrs min mins sec secs mph kph Hz kHz Pa kPa kJ kW kWh per of
+    USD EUR GBP INR rad deg gal sq cu hp""".split()
+)
 _SPACED = _SHORT | set("m g l L s h J N W V A K".split())
 _SYMBOLS = set("a b c d e i j k n t u v x y z pi".split())
 # Words after a number that make it another number, and names of functions and letters.
 _NO_UNITS = set(
-    """hundred thousand million billion trillion dozen score tens hundreds thousands millions billions trillions dozens half
-    halves third thirds quarter quarters times over plus minus and or to mod factorial squared cubed sqrt infty sin cos tan
-    cot sinh cosh tanh arcsin arccos arctan log exp max alpha beta gamma delta epsilon zeta eta theta iota kappa lambda
-    omicron rho sigma tau upsilon omega base not""".split()
+    """hundred thousand million billion trillion dozen score tens hundreds thousands millions billions trillions dozens
+    half halves third thirds quarter quarters times over plus minus and or to mod factorial squared cubed sqrt infty
+    sin cos tan cot sinh cosh tanh arcsin arccos arctan log exp max alpha beta gamma delta epsilon zeta eta theta iota
+    kappa lambda omicron rho sigma tau upsilon omega base not""".split()
 )
 _ALIASES = {"sq": "square", "cu": "cubic", "gm": "g", "kmph": "km/h", "kph": "km/h", "hrs": "hour", "mins": "minute"}
 _ALIASES |= {"secs": "second", "lbs": "lb", "feet": "foot", "inches": "inch", "people": "person", "children": "child"}
@@ -50,7 +53,7 @@ def unit_of(rest: str) -> str | None:
     if not _UNIT.fullmatch(rest):
         return None
     words = [word for word in re.split(r"[ /*-]", re.sub(r"\^?[23]|\.", "", rest)) if word]
-    if not words or any(word.lower() in _NO_UNITS for word in words if word != words[0] or word not in ("square",)):
+    if not words or any(word.lower() in _NO_UNITS for word in words):
         return None
     known = all(
         word not in _SYMBOLS if wrapped else word in (_SPACED if spaced else _SHORT) or _is_word(word) for word in words
@@ -61,7 +64,7 @@ def unit_of(rest: str) -> str | None:
     return re.sub(r"[A-Za-z]+", lambda word: _singular(word[0]), rest)
 
 
-def in_unit(value: Fraction, unit: str, other: str) -> Fraction | None | bool:
+def in_unit(value: Fraction, unit: str, other: str) -> Fraction | bool | None:
     """`value` in another unit; False where they measure different things, None where one of them isn't known."""
     if unit == other:
         return value

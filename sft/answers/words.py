@@ -8,7 +8,7 @@ from sft.answers.normal import bare
 
 _LONGEST = 300
 _WORDS = re.compile(r"[^\W\d_]+\.?(?:(?:, ?|; ?| ?& ?|[ '-])[^\W\d_]+\.?)*")
-_SHORT = set("yes no true false none both odd even".split())
+_SHORT = set(["yes", "no", "true", "false", "none", "both", "odd", "even"])
 _POLAR = {"yes": True, "true": True, "correct": True, "no": False, "false": False, "incorrect": False}
 _SHORTENED = {"dne": "does not exist", "t": "true", "f": "false"}
 # What stands around a word without changing what it says.

@@ -32,9 +32,10 @@ Answer = tuple[str, str, str | None]
 _MOST_TASKS, _LARGEST = 5000, 1 << 30
 _RENEW = 3
 _PR_SET_PDEATHSIG = 1
-_USUAL = r"""1/2; 0.5; x=5; (1, 2]; \{1, x^2\}; \frac{\sqrt{3}}{2}; \left( 3, \frac{\pi}{2} \right); p - q; 3\sqrt{13}; 11,-5
-[-2,7] \cup (8, \infty); x^3+3x-6; \begin{pmatrix} 1 & -2 \\ 0 & 3 \end{pmatrix}; 6 - 5i; \log_2 8; \sin(2x) + e^{-x}; 2^{n-1}
-3!; y = 2x + 3; x \ge -1; \binom{5}{2}; \pm 19; -\frac{1}{3}; \text{even}; \frac{a+b}{c-d}; 1 \pm \sqrt{19}; (3,-2,5); 120^\circ"""
+_USUAL = r"""1/2; 0.5; x=5; (1, 2]; \{1, x^2\}; \frac{\sqrt{3}}{2}; \left( 3, \frac{\pi}{2} \right); p - q; 11,-5
+3\sqrt{13}; [-2,7] \cup (8, \infty); x^3+3x-6; \begin{pmatrix} 1 & -2 \\ 0 & 3 \end{pmatrix}; 6 - 5i; \log_2 8; 2^{n-1}
+\sin(2x) + e^{-x}; 3!; y = 2x + 3; x \ge -1; \binom{5}{2}; -\frac{1}{3}; \text{even}; \frac{a+b}{c-d}; 1 \pm \sqrt{19}
+(3,-2,5); 120^\circ"""
 _SHOWN = [text.strip() for text in _USUAL.replace("\n", ";").split(";")]
 
 

@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,18 +155,18 @@ def test_math500_answers_equal_themselves_and_not_each_other(judge: Judge, share
         texts = [row["solution"] if dressed == "{}" else dressed.replace("@", row["answer"]) for row in rows]
         found = [judge.submit(text, row["answer"]) for text, row in zip(texts, rows, strict=True)]
         assert [t for t, verdict in zip(texts, found, strict=True) if verdict.result(600).status != "right"] == []
-    others = [(row, other) for row, other in zip(rows, rows[1:], strict=False) if row["answer"] != other["answer"]]
+    others = [(row, other) for row, other in pairwise(rows) if row["answer"] != other["answer"]]
     mixed = [judge.submit(rf"\boxed{{{other['answer']}}}", row["answer"]) for row, other in others]
     right = [pair for pair, verdict in zip(others, mixed, strict=True) if verdict.result(600).status == "right"]
     # One of them asks for 5, and the next one's answer is x = 5.
     assert [(row["answer"], other["answer"]) for row, other in right] == [("5", "x=5")]
 
 
-PIECES = r"""\[ \\[ \( \boxed{ \boxed $ $x$ { } ( [ ] A: # #### </think> <think> B) (B A. ** \text{ \text \text{a} 1, 1,000 1 1. 1/
-1a = x x= x=1, % \frac{1}{2} \frac \ \, . _ _2 ^ ^{ ' ~ \pm < x< <x \le \cup & \\ \begin{pmatrix} \end{pmatrix} | \{ \} 0.( ...
-\overline{3} 12:30 3- a'b answer: 5'6" 2^""".split()
-PIECES += ["answer is ", "answer to ", "the answer ", "option A ", "1 000 ", "1/2 ", "a ", "a, ", "and ", "or ", " ", "\t", "\n"]
-PIECES += ["\nA: x", "\n#### 1", "½", "٣", "四", "3\u0305", "²", "one ", "twenty-", "half ", "yes ", "no real ", "May ", "1 a "]
+PIECES = r"""\[ \\[ \( \boxed{ \boxed $ $x$ { } ( [ ] A: # #### </think> <think> B) (B A. ** \text{ \text \text{a} 1,
+1,000 1 1. 1/ 1a = x x= x=1, % \frac{1}{2} \frac \ \, . _ _2 ^ ^{ ' ~ \pm < x< <x \le \cup & \\ \begin{pmatrix}
+\end{pmatrix} | \{ \} 0.( ... \overline{3} 12:30 3- a'b answer: 5'6" 2^""".split()
+PIECES += "answer is ,answer to ,option A ,1 000 ,1/2 ,a ,and ,or , ,\t,one ,half ,yes ,no real ".split(",")
+PIECES += ["a, ", "\n", "\nA: x", "\n#### 1", "½", "٣", "四", "3\u0305", "²"]
 
 
 def no_math(mine: str, gold: str) -> Found:

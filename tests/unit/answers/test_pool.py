@@ -1,4 +1,4 @@
-"""The processes that compare as mathematics: hostile text ends in time, what is killed is replaced, none is left over."""
+"""The processes that compare as mathematics: hostile text ends in time, what is killed is replaced, none stays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from children import read_line
 from sft.answers import pool
 from sft.answers.judge import Judge
 from sft.utils.errors import UserError
-
 
 HOSTILE = {
     "tower": r"\boxed{9^{9^{9^{9^{9}}}}}",
