@@ -33,7 +33,8 @@ _NO_UNITS = set(
     """hundred thousand million billion trillion dozen score tens hundreds thousands millions billions trillions dozens
     half halves third thirds quarter quarters times over plus minus and or to mod factorial squared cubed sqrt infty
     sin cos tan cot sinh cosh tanh arcsin arccos arctan log exp max alpha beta gamma delta epsilon zeta eta theta iota
-    kappa lambda omicron rho sigma tau upsilon omega base not""".split()
+    kappa lambda omicron rho sigma tau upsilon omega base not zero one two three four five six
+    seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety""".split()
 )
 _ALIASES = {"sq": "square", "cu": "cubic", "gm": "g", "kmph": "km/h", "kph": "km/h", "hrs": "hour", "mins": "minute"}
 _ALIASES |= {"secs": "second", "lbs": "lb", "feet": "foot", "inches": "inch", "people": "person", "children": "child"}
