@@ -38,7 +38,7 @@ class Judge:
     The verdict depends on nothing but what is asked: not on the process, nor on what was asked before.
 
     Args:
-        timeout: seconds of CPU time one comparison may take (four times as many on the clock) before it is killed.
+        timeout: seconds of CPU time one comparison may take (ten times as many on the clock) before it is killed.
         workers: how many processes; they start with the first answer that needs one.
     """
 

@@ -94,7 +94,7 @@ class Pool:
     """Asks in worker processes; a comparison that reaches the time limit is killed.
 
     Args:
-        timeout: seconds of CPU time one comparison may take (four times as many on the clock).
+        timeout: seconds of CPU time one comparison may take (ten times as many on the clock).
         workers: how many processes; they start with the first question.
     """
 

@@ -26,7 +26,7 @@ from typing import Any
 from sft.answers.decide import Question, decide
 
 # A busy machine must not turn right answers into undecided ones: CPU time is what counts, the wall has this much slack.
-WALL_SLACK = 4.0
+WALL_SLACK = 10.0
 DIED = "verifier died"
 Answer = tuple[str, str, str | None]
 """(right | wrong | undecided, reason, extracted answer)"""

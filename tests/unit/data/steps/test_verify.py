@@ -146,7 +146,7 @@ def test_without_free_form_only_marked_answers_count(tmp_path: Path) -> None:
         ("exact", "0.5", "1/2", "wrong"),
         ("number", "1/2", "0.5", "right"),
         ("number", r"\sqrt{4}", "2", "undecided"),
-        ("number", "2", "two", "undecided"),
+        ("number", "2", "two", "right"),
         ("number", "1e999999999", "1", "undecided"),
         ("math", "0.5", r"\frac{1}{2}", "right"),
         ("choice", "B", "42", "undecided"),
@@ -224,7 +224,7 @@ def test_keep_says_which_verdicts_go_on_and_dropped_rows_say_what_was_seen(tmp_p
     assert kept(keep=ALL, missing_gold="keep")[0] == names[:4]
     # What was noted survives the shards between steps.
     assert from_table(to_table(rows[:2]))[0].facts["verify"] == {
-        "verdict": "right", "reason": "same number", "kind": "number", "answer": "4", "gold": "4"
+        "verdict": "right", "reason": "same text", "kind": "number", "answer": "4", "gold": "4"
     }  # fmt: skip
 
 
