@@ -23,7 +23,7 @@ from sft.utils.errors import UserError
 from sft.utils.files import atomic_open, read_sealed, remove_file, sha256_file, sha256_json, write_sealed
 
 # Changes when what is generated or how it is judged changes: results of another version are not looked up.
-_VERSION = 1
+_VERSION = 2
 CHECK = "check"
 Progress = Callable[[str, int, int, int], None]
 

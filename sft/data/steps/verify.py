@@ -40,6 +40,7 @@ class Verify(RowStep):
     answer, gold}; with no_gold, `reason` says what is in its place, and nothing else is noted.
     """
 
+    version = 2
     config: VerifyStep
 
     def __init__(self, config: VerifyStep, context: Context) -> None:
