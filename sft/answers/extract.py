@@ -28,6 +28,7 @@ _FILLER = re.compile(
     r"^(?:(?:therefore|thus|then|simply|just|clearly|indeed|equal to|given by|about|approximately|now),?\s){1,3}",
     re.IGNORECASE,
 )
+_DENIED = re.compile(r"(?:\bnot|n't|\bnever) (?:equal to )?$")
 _BRACKETED = re.compile(r"\s\((?:out of|not|or|since|because|i\.e|that is|of which)\b[^()\n]{0,200}\)")
 _ASIDE = re.compile(
     r"\s\((?=not |since |because |i\.e|or )|,?\s(?:because|since|as|which|where|so|rather than|and not|not) "
@@ -115,6 +116,8 @@ def _last_piece(text: str) -> tuple[str, bool, str] | None:
     last, text = None, _BRACKETED.sub("", text[-_TAIL:])
     for match in _PIECE.finditer(text):
         formula = match["dollars"] or match["round"] or match["square"]
+        if _DENIED.search(text, max(0, match.start() - 20), match.start()):
+            continue
         # The letter of `the value of $x$` is no answer.
         if last is None or formula is None or len(formula.strip()) > 1 or formula.strip().isdigit():
             last = match

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_SIGNS = dict(zip("−–—‐‑‒⁄∕÷’‘′“”", "------///'''\"\"", strict=True))
+_SIGNS = dict(zip("٬٫−–—‐‑‒⁄∕÷’‘′“”", ",.------///'''\"\"", strict=True))
 _SIGNS |= {"…": "...", "ℝ": r"\mathbb{R}", "°": r"^\circ "}
 _COMMANDS = "times cdot cdot pm mp pi theta infty sqrt emptyset le ge ne approx in cup cap langle rangle".split()
 _SIGNS |= {sign: f"\\{name} " for sign, name in zip("×⋅·±∓πθ∞√∅≤≥≠≈∈∪∩⟨⟩", _COMMANDS, strict=True)}

@@ -15,8 +15,8 @@ _SHORTENED = {"dne": "does not exist", "t": "true", "f": "false"}
 _AROUND = set("the a an on in at to by of is it its it's was dr mr mrs ms miss prof".split())
 _JOINED = re.compile(r",? and |, ?|; ?| ?& ?", re.IGNORECASE)
 NOTHING = re.compile(
-    r"\\emptyset|(?:there (?:is|are) )?(?:no|none)(?: (?:real|such|integer|possible|valid))*"
-    r"(?: (?:solutions?|roots?|values?|answers?|numbers?))?(?: exists?| of [a-z]+)?|(?:the )?empty set",
+    r"\\emptyset|(?:there (?:is|are) )?(?:no(?: (?:real|such|integer|possible|valid))* (?:solutions?|roots?"
+    r"|values?|answers?|numbers?)|none)(?: exists?| of [a-z]+)?|(?:the )?empty set",
     re.IGNORECASE,
 )
 REALS = re.compile(r"(?:all |the )?(?:real numbers?|reals)|\\mathbb\s?\{?R\}?|R", re.IGNORECASE)

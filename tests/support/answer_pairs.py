@@ -390,6 +390,8 @@ BOXED: dict[str, list[tuple[str, str, str]]] = {
         (R, "0.5%", "0.005"),
     ],
     "yes or no": [
+        (W, "no", r"\text{no solution}"),
+        (U, r"\text{no solution}", "no"),
         (R, "Yes", r"\text{yes}"),
         (R, "yes.", "Yes"),
         (R, r"\text{No, it does not}", "No"),
@@ -563,6 +565,8 @@ BOXED: dict[str, list[tuple[str, str, str]]] = {
         (R, "5.", "5"),
     ],
     "unicode": [
+        (R, "1٬234", "1234"),
+        (R, "٣٫٥", "3.5"),
         (R, "−7", "-7"),
         (R, "–7", "-7"),
         (R, "７", "7"),
@@ -921,6 +925,10 @@ WHOLE: dict[str, list[tuple[str, str, str]]] = {
         (R, "Steps.\nA: 18", "18"),
     ],
     "free": [
+        (W, "The answer isn't 12", "12"),
+        (R, "It is not 12 but 13.", "13"),
+        (W, "It is 5 m long.", "5 cm"),
+        (R, "It is 5 m long.", "500 cm"),
         (R, "The answer is 12.", "12"),
         (R, "The answer is: 12 apples.", "12"),
         (R, "So the answer is **12**, because 5 + 7 = 12.", "12"),
