@@ -24,8 +24,9 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from sft.answers.checker import gold_answer
-from sft.answers.kinds import compare, kind_of
+from sft.answers.choices import options_in
+from sft.answers.extract import gold_answer
+from sft.answers.judge import Judge
 from sft.data.read.record import Record
 from sft.data.steps.context import Context, Templates
 from sft.data.steps.verify import Verify
@@ -53,11 +54,13 @@ def only_math(folder: Path) -> list[Case]:
     rows = _read(folder / "math500" / "test.jsonl")
     # Answers to one problem follow each other, as in data with rollouts.
     pairs = [(row, rows[other]) for n, row in enumerate(rows) for other in range(n + 1, min(n + 6, len(rows)))]
-    return [
-        (a["problem"], b["solution"], a["answer"], None)
-        for a, b in pairs
-        if compare(kind_of(a["answer"], {}), b["solution"], a["answer"], {}, free_form=True) is None
-    ]
+    cases: list[Case] = []
+    with Judge() as judge:
+        for a, b in pairs:
+            verdict = judge.judge(b["solution"], a["answer"], options=options_in(a["problem"]))
+            if verdict.reason == "math-verify":
+                cases.append((a["problem"], b["solution"], a["answer"], None))
+    return cases
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

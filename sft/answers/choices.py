@@ -6,34 +6,46 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft.answers.normal import bare
 from sft.answers.numbers import parse_number, same_number
 
 LETTERS = "ABCDEFGHIJ"
 _LONGEST = 2000
+NO_CHOICE = "no choice"
 _STYLE = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|bf|rm)\b"
 # "(B)", "B.", "**B**", "\textbf{(B)}\ 12", "Option B: because", "B".
 # Repeats are bounded: two unbounded ones beside each other take quadratic time on hostile text.
 _SAID = r"(?i:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)(?:\s+is)?\b)"
 _LEADING = re.compile(
     rf"\W{{0,20}}(?:{_STYLE}\s?\{{?)?\W{{0,20}}(?:{_SAID}\W{{0,20}}(?:{_STYLE}\s?\{{?)?\W{{0,20}})?"
-    r"([A-Ja-j])\s{0,3}(?:[).:}\]*]|$)",
+    r"([A-Ja-j])\s{0,3}(?:[).:}\]*]|$|(?<=\s)(?:is (?:the )?(?:correct|right|best|answer)|because|since)\b)",
 )
 _MARKED = re.compile(r"\(\s{0,3}([A-J])\s{0,3}\)")
 _ALONE = re.compile(rf"[\s$({{\[*]{{0,20}}(?:{_STYLE}\s?\{{)?[\s({{\[*]{{0,20}}([A-J])[\s)}}\].:*$]*")
-_GOLD_MARK = re.compile(rf"[\s$*]{{0,20}}(?:{_STYLE}\s?\{{)?\s?(?:\(\s*([A-J])\s*\)|([A-J])[).])(?:\}}|\s)")
+_GOLD_MARK = re.compile(rf"[\s$*]{{0,20}}(?:{_STYLE}\s?\{{)?\s?(?:\(\s*([A-J])\s*\)|([A-J])[).:])(?:\}}|\s)")
 # Where a problem lists its choices; the letters must follow each other.
 _OPTION = re.compile(rf"(?:{_STYLE}\s?\{{\s?|(?<![A-Za-z\\]))\(?([A-J])[).:](?:\s*\}})?(?=[\s\\~$])")
-_WRAPPED = re.compile(rf"{_STYLE}\s*\{{([^{{}}]*)\}}")
-_SETTING = re.compile(r"\\q?quad\b|\\hspace\{[^{}]*\}|\\[,;:! ]|[\s~$*]+")
+# "A, C", "(A) and (C)", "AC".
+_SEVERAL = re.compile(r"\(?[A-J]\)?(?:(?:\s?[,;&/]\s?|\s?,?\s?and\s|\s)?\(?[A-J]\)?){1,9}")
 
 
 def gold_letter(gold: str, options: Mapping[str, str]) -> str | None:
     """The choice that a gold answer is: a letter, a marked letter and a text (`(B) Paris`), or one choice's text."""
+    if letters_of(gold) or len(set(_MARKED.findall(gold[:_LONGEST]))) > 1:
+        return None
     alone = _ALONE.fullmatch(gold) if len(gold) <= _LONGEST else None
     if alone:
         return alone[1]
     marked = _GOLD_MARK.match(gold)
     return (marked[1] or marked[2]) if marked else by_text(gold, options)
+
+
+def letters_of(text: str) -> frozenset[str]:
+    """The letters that a text of nothing else names, two or more: `A, C`; none where there are other things."""
+    text = bare(text[:_LONGEST])
+    several = _SEVERAL.fullmatch(text)
+    letters = re.findall("[A-J]", text) if several else []
+    return frozenset(letters) if 1 < len(letters) == len(set(letters)) else frozenset()
 
 
 def listed_options(choices: Any) -> dict[str, str]:
@@ -66,6 +78,8 @@ def judge_choice(answer: str, gold: str, options: Mapping[str, str]) -> tuple[st
     An answer may say the letter, the text of the choice, or both; undecided where these are of different choices.
     """
     answer = answer[:_LONGEST]
+    if letters_of(answer):
+        return "wrong", "several choices"
     leading = _LEADING.match(answer)
     letters = {leading[1].upper()} if leading else set()
     letters |= set(_MARKED.findall(answer))
@@ -76,9 +90,9 @@ def judge_choice(answer: str, gold: str, options: Mapping[str, str]) -> tuple[st
         return "undecided", f"several choices: {', '.join(sorted(said))}"
     if said:
         return ("right", "same choice") if said == {gold} else ("wrong", "other choice")
-    if gold in options and plain(options[gold]) in plain(answer):
+    if plain(options.get(gold, "")) and plain(options[gold]) in plain(answer):
         return "undecided", "the choice's text among others"
-    return "wrong", "no choice"
+    return "wrong", NO_CHOICE
 
 
 def by_text(text: str, options: Mapping[str, str]) -> str | None:
@@ -92,15 +106,8 @@ def by_text(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def plain(text: str) -> str:
-    """`text` without styles, math delimiters, spaces at its ends and a full stop, in lower case."""
-    return " ".join(_SETTING.sub(" ", unwrapped(text[:_LONGEST])).split()).rstrip(".").strip().casefold()
-
-
-def unwrapped(text: str) -> str:
-    r"""`text` without `\text{...}` and its like around parts of it."""
-    for _ in range(3):
-        text = _WRAPPED.sub(r"\1", text)
-    return text
+    """`text` as `bare` has it, in lower case, without emphasis."""
+    return bare(text[:_LONGEST].replace("*", " ")).casefold()
 
 
 def _without_mark(choice: str, letter: str) -> str:

@@ -1,6 +1,6 @@
-"""The process that compares two answers with math-verify; it is started by path and talks JSON lines.
+"""The process that decides what needs math-verify; it is started by path and talks JSON lines.
 
-It imports nothing of this package, so that it starts fast. Comparing can take for ever, exhaust memory or the C stack
+It imports no more of this project than what compares. Comparing can take for ever, exhaust memory or the C stack
 (sympy on hostile input), so the kernel itself ends it: a timer without a handler, whatever the interpreter is doing.
 math-verify's own time limits are switched off; they raise inside the interpreter and can be swallowed there.
 
@@ -20,86 +20,34 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Iterable
-from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
+from sft.answers.decide import Question, decide
+
 # A busy machine must not turn right answers into undecided ones: CPU time is what counts, the wall has this much slack.
-WALL_SLACK = 4.0
+WALL_SLACK = 10.0
 DIED = "verifier died"
-_LONGEST_ANSWER = 500
+Answer = tuple[str, str, str | None]
+"""(right | wrong | undecided, reason, extracted answer)"""
 # A fork ends itself after so many tasks, or when it has once been so large (bytes): parsers keep what they have seen.
 _MOST_TASKS, _LARGEST = 5000, 1 << 30
 _RENEW = 3
 _PR_SET_PDEATHSIG = 1
-_USUAL = (
-    *("1/2", "0.5", "x=5", "(1, 2]", r"\{1, x^2\}", r"\frac{\sqrt{3}}{2}", r"\left( 3, \frac{\pi}{2} \right)", "p - q"),
-    *(
-        r"3\sqrt{13}",
-        r"[-2,7] \cup (8, \infty)",
-        r"x^3+3x-6",
-        "11,-5",
-        r"\begin{pmatrix} 1 & -2 \\ 0 & 3 \end{pmatrix}",
-    ),
-    *(r"6 - 5i", r"\log_2 8", r"\sin(2x) + e^{-x}", r"2^{n-1} \cdot 3!", r"y = 2x + 3", r"x \ge -1", r"\binom{5}{2}"),
-    *(r"\pm 19", r"-\frac{1}{3}", r"\text{even}", r"\frac{a+b}{c-d}", r"1 \pm \sqrt{19}", r"(3,-2,5)", r"120^\circ"),
-)
+_USUAL = r"""1/2; 0.5; x=5; (1, 2]; \{1, x^2\}; \frac{\sqrt{3}}{2}; \left( 3, \frac{\pi}{2} \right); p - q; 11,-5
+3\sqrt{13}; [-2,7] \cup (8, \infty); x^3+3x-6; \begin{pmatrix} 1 & -2 \\ 0 & 3 \end{pmatrix}; 6 - 5i; \log_2 8; 2^{n-1}
+\sin(2x) + e^{-x}; 3!; y = 2x + 3; x \ge -1; \binom{5}{2}; -\frac{1}{3}; \text{even}; \frac{a+b}{c-d}; 1 \pm \sqrt{19}
+(3,-2,5); 120^\circ"""
+_SHOWN = [text.strip() for text in _USUAL.replace("\n", ";").split(";")]
 
 
-# Rollouts of one problem have one gold answer and few different answers.
-@lru_cache(maxsize=1024)
-def judge(prediction: str, gold: str, free_form: bool) -> tuple[str, str, str | None]:
-    """(right | wrong | undecided, reason, extracted answer) for a prediction.
+def _answer(task: dict[str, Any]) -> Answer:
+    from sft.answers.symbolic import equal, find_and_compare
 
-    `prediction` is an answer alone, or with `free_form` a text in which math-verify looks for the answer.
-    """
-    from math_verify import parse
-
-    wanted = _parse_answer(parse, gold)
-    if not wanted:
-        return "undecided", "the gold answer can't be read", None
-    given = parse(prediction, parsing_timeout=None) if free_form else _parse_answer(parse, prediction)
-    if not given:
-        return "wrong", "no answer found" if free_form else "the answer can't be read", None
-    extracted = next((part for part in given if isinstance(part, str)), None) if free_form else None
-    status, reason = _compare(wanted, given)
-    return status, reason, extracted[:_LONGEST_ANSWER] if extracted else None
-
-
-def _parse_answer(parse: Any, answer: str) -> list[Any]:
-    """Read an answer that stands alone. Boxing it makes math-verify take all of it, not the last number in it."""
-    return parse(f"\\boxed{{{answer}}}", parsing_timeout=None) or parse(answer, parsing_timeout=None)
-
-
-def _compare(wanted: Iterable[Any], given: Iterable[Any]) -> tuple[str, str]:
-    """Right if any reading of one equals any reading of the other; undecided if no pair could be compared."""
-    from math_verify import verify
-
-    compared, failure = 0, ""
-    for gold in wanted:
-        for answer in given:
-            try:
-                if verify(gold, answer, timeout_seconds=None, raise_on_error=True):
-                    return "right", "math-verify"
-                compared += isinstance(gold, str) == isinstance(answer, str)
-            except MemoryError:
-                raise
-            except Exception as error:
-                failure = type(error).__name__
-    if failure and not compared:
-        return "undecided", f"comparison failed: {failure}"
-    return "wrong", "math-verify"
-
-
-def _answer(task: dict[str, Any]) -> tuple[str, str, str | None]:
-    from sympy.core import random
-
-    # sympy tests equality with random numbers, too: the same ones for a task, whatever came before it.
-    random.seed(0)
     signal.setitimer(signal.ITIMER_PROF, task["limit"])
     signal.setitimer(signal.ITIMER_REAL, WALL_SLACK * task["limit"])
     try:
-        return judge(task["prediction"], task["gold"], task["free_form"])
+        return decide(Question(**task["question"]), equal, find_and_compare)
     except MemoryError:
         return "undecided", "out of memory", None
     except Exception as error:
@@ -185,9 +133,16 @@ def _prepare(memory_limit: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
     # Imports what comparing needs, and shows the parser what answers look like: all forks know it then.
-    for gold, other in zip(_USUAL, [*_USUAL[1:], _USUAL[0]], strict=True):
-        judge(other, gold, False)
-    judge.cache_clear()
+    from sft.answers.symbolic import equal, find_and_compare
+
+    for gold, other in pairwise(_SHOWN):
+        equal(other, gold)
+    # Units and dates are read by libraries that take longer to load than a comparison may.
+    decide(Question("2 hours", "120 minutes", "number"), equal, find_and_compare)
+    decide(Question("5 March", "March 5", "words"), equal, find_and_compare)
+    find_and_compare("The answer is $x$", "x")
+    equal.cache_clear()
+    find_and_compare.cache_clear()
     gc.freeze()
 
 

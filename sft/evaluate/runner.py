@@ -12,7 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sft.answers.checker import RESULT_LIMIT, AnswerChecker, Verdict
+from sft.answers.choices import options_in
+from sft.answers.judge import Judge, Verdict
+from sft.answers.pool import RESULT_LIMIT
 from sft.evaluate.metrics import Sample, summarize
 from sft.evaluate.progress import ProgressLine
 from sft.evaluate.suites import Problem, load_problems, render_prompt
@@ -21,7 +23,7 @@ from sft.utils.errors import UserError
 from sft.utils.files import atomic_open, read_sealed, remove_file, sha256_file, sha256_json, write_sealed
 
 # Changes when what is generated or how it is judged changes: results of another version are not looked up.
-_VERSION = 1
+_VERSION = 2
 CHECK = "check"
 Progress = Callable[[str, int, int, int], None]
 
@@ -194,7 +196,7 @@ class _Recorder:
     def __enter__(self) -> _Recorder:
         section = self.run.section
         self._file: IO[str] = open(self.run.folder / "samples.jsonl", "a", encoding="utf-8")
-        self._checker = AnswerChecker(section.verify_timeout, section.verify_workers)
+        self._judge = Judge(section.verify_timeout, section.verify_workers)
         self._report()
         return self
 
@@ -205,7 +207,7 @@ class _Recorder:
             if error is None:
                 self._write(wait=True)
         finally:
-            self._checker.close(at_once=error is not None)
+            self._judge.close(at_once=error is not None)
             self._file.close()
 
     def add(self, task: _Task, ids: list[int], finished: bool) -> None:
@@ -225,7 +227,8 @@ class _Recorder:
         }
         self.tokens += len(ids)
         # A number that happens to stand where a trace was cut off is not an answer.
-        verdict = self._checker.submit(completion, problem.gold, free_form=finished)
+        options = options_in(problem.text)
+        verdict = self._judge.submit(completion, problem.gold, options=options, free_form=finished)
         self._waiting.append((sample, verdict))
         self._write(wait=False)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.answers.checker import gold_answer
+from sft.answers.extract import gold_answer
 from sft.data.read.sources import open_source
 from sft.recipe.schema import SuiteSection, Templates
 from sft.utils.errors import UserError

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from sft.answers.checker import RESULT_LIMIT, AnswerChecker, Verdict, extract_answer
 from sft.answers.choices import LETTERS, listed_options, options_in
-from sft.answers.kinds import Kind, compare, kind_of
+from sft.answers.extract import extract_answer
+from sft.answers.judge import Judge, Verdict
+from sft.answers.pool import RESULT_LIMIT
 from sft.data.read.outcomes import Dropped, Kept, Outcome
 from sft.data.read.record import Record
 from sft.data.steps.base import RowStep
@@ -21,16 +22,15 @@ if TYPE_CHECKING:
 
 # What is noted of an answer, and the longest gold answer without a mark: a longer text is a solution.
 _SHOWN, _LONGEST_GOLD = 200, 500
-_LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy")
+_LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy", "pint", "python-dateutil")
 
 
 @dataclass(frozen=True)
 class _Check:
-    """A comparison under way. Without a kind there is nothing to compare with, and `gold` says why."""
+    """A comparison under way. Without a verdict to come there is nothing to compare with, and `gold` says why."""
 
-    kind: Kind | None
     gold: str
-    verdict: Verdict | Future[Verdict] | None = None
+    verdict: Future[Verdict] | None = None
 
 
 class Verify(RowStep):
@@ -40,13 +40,14 @@ class Verify(RowStep):
     answer, gold}; with no_gold, `reason` says what is in its place, and nothing else is noted.
     """
 
+    version = 2
     config: VerifyStep
     only_judges = True
 
     def __init__(self, config: VerifyStep, context: Context) -> None:
         super().__init__(config, context)
         # One: other processes work on the step, too, and this one waits while it compares.
-        self._checker = AnswerChecker(config.timeout, workers=1)
+        self._judge = Judge(config.timeout, workers=1)
 
     @classmethod
     def identity(cls, config: VerifyStep) -> dict[str, Any]:
@@ -59,12 +60,12 @@ class Verify(RowStep):
         return {name for name in (config.gold, config.choices) if name not in (None, "answer")}
 
     def close(self) -> None:
-        """End the checking process; comparisons under way are given up."""
-        self._checker.close(at_once=True)
+        """End the judging process; comparisons under way are given up."""
+        self._judge.close(at_once=True)
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         """Reasons: wrong, undecided, right (where it isn't kept), no_gold, no_conversation (a problem, no answer)."""
-        # All are asked before the first is waited for: the checking process compares while this one extracts.
+        # All are asked before the first is waited for: the judging process compares while this one extracts.
         checks = [self._start(record) for record in batch]
         for record, check in zip(batch, checks, strict=True):
             yield self._outcome(record, check)
@@ -76,22 +77,12 @@ class Verify(RowStep):
             return None
         gold, missing = self._gold(record)
         if gold is None:
-            return _Check(None, missing)
-        options = self._options(record) if self.config.kind in ("auto", "choice") else {}
-        kind: Kind = kind_of(gold, options) if self.config.kind == "auto" else self.config.kind
-        free_form = self.config.free_form and ("<think>" not in text or "</think>" in text)
-        return _Check(kind, gold, self._verdict(kind, text, gold, options, free_form))
-
-    def _verdict(
-        self, kind: Kind, text: str, gold: str, options: Mapping[str, str], free_form: bool
-    ) -> Verdict | Future[Verdict]:
-        verdict = compare(kind, text, gold, options, free_form=free_form)
-        if verdict is not None:
-            return verdict
-        # What the settings call a number must be one; by itself, `auto` asks math-verify about \sqrt{4}, too.
-        if kind == "math" or self.config.kind == "auto":
-            return self._checker.submit(text, gold, free_form=free_form)
-        return Verdict("undecided", "the answer or the gold answer is no plain number", extract_answer(text))
+            return _Check(missing)
+        options = self._options(record) if self.config.kind in ("auto", "choice") else None
+        verdict = self._judge.submit(
+            text, gold, options=options, kind=self.config.kind, free_form=self.config.free_form
+        )
+        return _Check(gold, verdict)
 
     def _gold(self, record: Record) -> tuple[str | None, str]:
         """(gold answer, why there is none)."""
@@ -120,12 +111,12 @@ class Verify(RowStep):
         if check.verdict is None:
             record.facts["verify"] = {"verdict": "no_gold", "reason": check.gold}
             return Kept(record) if self.config.missing_gold == "keep" else Dropped(record, "no_gold", check.gold)
-        verdict = check.verdict if isinstance(check.verdict, Verdict) else check.verdict.result(timeout=RESULT_LIMIT)
+        verdict = check.verdict.result(timeout=RESULT_LIMIT)
         answer, gold = _shown(verdict.answer), _shown(check.gold)
         record.facts["verify"] = {
             "verdict": verdict.status,
             "reason": verdict.reason,
-            "kind": check.kind,
+            "kind": verdict.kind,
             "answer": answer,
             "gold": gold,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sft.answers.checker import last_boxed
+from sft.answers.extract import last_boxed
 from sft.data.read.outcomes import Dropped, Kept, Outcome
 from sft.data.read.record import Record
 from sft.data.steps.base import RowStep

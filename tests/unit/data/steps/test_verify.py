@@ -15,9 +15,8 @@ from hostile_answers import FAMILIES, hostile_completions
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 
-from sft.answers import checker as answers
-from sft.answers.checker import Verdict
-from sft.answers.worker import WALL_SLACK
+from sft.answers import pool as answers
+from sft.answers.worker import WALL_SLACK, Answer
 from sft.data.read.outcomes import Dropped, Kept, Outcome
 from sft.data.read.record import Record, from_table, to_table
 from sft.data.steps.verify import Verify
@@ -74,7 +73,9 @@ AUTO = [
     ("1234567.1", "1234567.2", "number", "wrong"),
     (r"18\text{ dollars}", r"\$18", "number", "right"),
     ("8 km", "8", "number", "right"),
-    ("8 km", "8 m", "number", "undecided"),
+    ("8 km", "8 m", "number", "wrong"),
+    ("8 km", "8000 m", "number", "right"),
+    ("8 cows", "8 hens", "number", "undecided"),
     ("8 inches", "8 in", "number", "right"),
     ("8x", "8", "number", "wrong"),
     ("8m", "8m", "math", "right"),
@@ -121,7 +122,7 @@ def test_auto_goes_by_the_gold_answer(step: Verify, answer: str, gold: str, kind
         ("The final answer is $x^2+1$. I hope it is correct.", "1+x^2", "right"),
         ("Thus Evelyn is the fastest of them.", r"\text{Evelyn}", "undecided"),
         ("<think>\nIt is 12, so 12", "12", "wrong"),
-        ("<think>\nIt is \\boxed{12}, but let me see", "12", "right"),
+        ("<think>\nIt is \\boxed{12}, but let me see", "12", "wrong"),
         ("", "12", "wrong"),
     ],
 )
@@ -145,7 +146,7 @@ def test_without_free_form_only_marked_answers_count(tmp_path: Path) -> None:
         ("exact", "0.5", "1/2", "wrong"),
         ("number", "1/2", "0.5", "right"),
         ("number", r"\sqrt{4}", "2", "undecided"),
-        ("number", "2", "two", "undecided"),
+        ("number", "2", "two", "right"),
         ("number", "1e999999999", "1", "undecided"),
         ("math", "0.5", r"\frac{1}{2}", "right"),
         ("choice", "B", "42", "undecided"),
@@ -202,7 +203,7 @@ def test_keep_says_which_verdicts_go_on_and_dropped_rows_say_what_was_seen(tmp_p
     rows = [
         record(completion=boxed("4"), answer="4", id="right"),
         record(completion=boxed("5"), answer="4", id="wrong"),
-        record(completion=boxed("8 km"), answer="8 m", id="undecided"),
+        record(completion=boxed("8 cows"), answer="8 hens", id="undecided"),
         record(completion=boxed("4"), id="no_gold"),
         record(completion=None, answer="4", id="no_conversation"),
     ]
@@ -218,12 +219,12 @@ def test_keep_says_which_verdicts_go_on_and_dropped_rows_say_what_was_seen(tmp_p
     ids, dropped = kept()
     assert ids == ["right"]
     assert dropped["wrong"].detail == "answer 5, gold 4: other number"
-    assert dropped["undecided"].detail == "answer 8 km, gold 8 m: depends on the unit: km, m"
+    assert dropped["undecided"].detail == "answer 8 cows, gold 8 hens: depends on the unit: cow, hen"
     assert kept(keep=["wrong", "undecided"])[0] == ["wrong", "undecided"]
     assert kept(keep=ALL, missing_gold="keep")[0] == names[:4]
     # What was noted survives the shards between steps.
     assert from_table(to_table(rows[:2]))[0].facts["verify"] == {
-        "verdict": "right", "reason": "same number", "kind": "number", "answer": "4", "gold": "4"
+        "verdict": "right", "reason": "same text", "kind": "number", "answer": "4", "gold": "4"
     }  # fmt: skip
 
 
@@ -265,20 +266,17 @@ def test_settings(tmp_path: Path) -> None:
     for settings in ({"keep": []}, {"keep": ["good"]}, {"timeout": 0.0}, {"kind": "maths"}, {"gold": ""}):
         with pytest.raises(ValidationError):
             entry("verify", **settings)
-    assert set(Verify.identity(entry("verify").config)) == {"math-verify", "latex2sympy2_extended", "sympy"}
+    assert set(Verify.identity(entry("verify").config)) == set(
+        "math-verify latex2sympy2_extended sympy pint python-dateutil".split()
+    )
 
 
 def test_agrees_with_the_labels_of_real_rollouts(step: Verify, shared_dir: Path) -> None:
     rows = read_jsonl(shared_dir / "data" / "gsm8k" / "rollouts.jsonl")
     cases = [(row, value) for row in rows for value in row.values() if isinstance(value, dict)]
     made = [record(row["question"], value["solution"], answer=row["ground_truth"]) for row, value in cases]
-    found = verdicts(list(step(made)))
-    decided = [
-        (v == "right", case["is_correct"]) for v, (_, case) in zip(found, cases, strict=True) if v != "undecided"
-    ]
-    assert len(cases) == 2640 and len(decided) >= 0.995 * len(cases)
-    assert sum(mine == theirs for mine, theirs in decided) >= 0.995 * len(decided)
-    assert {theirs for _, theirs in decided} == {True, False}
+    found = Counter(zip(verdicts(list(step(made))), (case["is_correct"] for _, case in cases), strict=True))
+    assert sum(found.values()) == 2640 and set(found) == {("right", True), ("wrong", False)}
 
 
 def test_math500_solutions_are_right(step: Verify, shared_dir: Path) -> None:
@@ -286,12 +284,6 @@ def test_math500_solutions_are_right(step: Verify, shared_dir: Path) -> None:
     assert len(rows) == 500
     solved = step([record(row["problem"], row["solution"], answer=row["answer"]) for row in rows])
     assert [facts(outcome) for outcome in solved if facts(outcome)["verdict"] != "right"] == []
-    # Without a box, where equal texts decide nothing, math-verify has to find and compare the answer.
-    stated = step(
-        [record(row["problem"], f"The final answer is ${row['answer']}$.", answer=row["answer"]) for row in rows]
-    )
-    reasons = Counter((facts(outcome)["verdict"], facts(outcome)["reason"]) for outcome in stated)
-    assert {verdict for verdict, _ in reasons} == {"right"} and reasons["right", "math-verify"] > 80
 
 
 @pytest.mark.parametrize("shift", [1, 101])
@@ -313,7 +305,7 @@ def check_hostile(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> 
     asked: list[float] = []
     ask = answers._Worker.ask
 
-    def timed(self: Any, *arguments: Any) -> Verdict | None:
+    def timed(self: Any, *arguments: Any) -> Answer | None:
         ready, started = self.ready, time.monotonic()
         verdict = ask(self, *arguments)
         if ready:
@@ -332,7 +324,7 @@ def check_hostile(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> 
     started = time.monotonic()
     try:
         outcomes = [outcome for start in range(0, len(rows), 256) for outcome in step(rows[start : start + 256])]
-        lost = step._checker.replaced
+        lost = step._judge.pool.replaced
     finally:
         step.close()
     seconds = time.monotonic() - started
