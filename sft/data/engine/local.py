@@ -6,10 +6,11 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -69,15 +70,15 @@ class LocalEngine:
 
     def warm_up(self) -> None:
         """Start the processes, which takes seconds, while this one reads."""
-        if self.workers > 1 and self._pool is None:
-            pool = self._started()
-            for _ in range(self.workers):
-                pool.submit(_import)
+        if self.workers > 1:
+            self._started()
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker)
+            with _without_main():
+                self._pool.submit(_import)  # with the first task all processes start
         return self._pool
 
     def _spread(self, work: Work, tasks: Sequence[Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -114,6 +115,18 @@ class LocalEngine:
             for process in list((getattr(pool, "_processes", None) or {}).values()):
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep processes that start from running the main script again: one that prepares data would start processes."""
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 def _start_worker() -> None:
