@@ -121,7 +121,7 @@ class LocalEngine:
 def _without_main() -> Iterator[None]:
     """Keep processes that start from running the main script again: one that prepares data would start processes."""
     main = sys.modules["__main__"]
-    hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
     main.__spec__ = None
     try:
         yield
