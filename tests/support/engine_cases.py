@@ -182,7 +182,6 @@ class Seen:
 
     def __init__(self) -> None:
         self.stages: list[dict[str, Any]] = []
-        self._trainers: list[int] = []
 
     def __enter__(self) -> Seen:
         from sft.train.trainer import SambayTrainer
@@ -190,9 +189,10 @@ class Seen:
         original, seen = SambayTrainer.compute_loss, self
 
         def compute_loss(trainer: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-            if id(trainer) in seen._trainers or not trainer.model.training:
+            # Noted on the trainer itself: the next one may get the same id.
+            if hasattr(trainer, "was_seen") or not trainer.model.training:
                 return original(trainer, model, *args, **kwargs)
-            seen._trainers.append(id(trainer))
+            trainer.was_seen = True
             linear = next(m for name, m in trainer.model.named_modules() if name.endswith("mlp.fc1"))
             types: list[str] = []
             handle = linear.register_forward_hook(lambda module, inputs, output: types.append(str(output.dtype)))
