@@ -119,9 +119,9 @@ def _elsewhere(mine: str, gold: str) -> NoReturn:
 def _pass_on(done: Future[tuple[str, str, str | None]], verdict: Future[Verdict], question: Question) -> None:
     if done.cancelled():
         verdict.cancel()
-    elif (error := done.exception()) is not None:
+    elif (error := done.exception(timeout=0)) is not None:
         verdict.set_exception(error)
     else:
-        status, reason, answer = done.result()
+        status, reason, answer = done.result(timeout=0)
         answer = question.answer if answer is None else answer
         verdict.set_result(Verdict(status, reason, answer, question.kind))  # type: ignore[arg-type]

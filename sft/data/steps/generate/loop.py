@@ -92,7 +92,7 @@ async def flowing(work: Callable[[Item], Awaitable[Result]], items: Iterable[Ite
         while len(running) > least:
             ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)  # bounded: by each request
             running.difference_update(ended)
-            errors = [error for task in ended if (error := task.exception()) is not None]
+            errors = [error for task in ended if (error := task.exception()) is not None]  # bounded: they have ended
             if errors:
                 raise errors[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -240,21 +241,24 @@ def test_a_source_named_twice_is_refused(prepare: Callable[..., PreparedStage], 
 
 
 def test_two_processes_prepare_the_same_recipe_at_once(tmp_path: Path, write_rows: Any) -> None:
-    source = write_rows(rows_of(300))
+    source, go = write_rows(rows_of(300)), tmp_path / "go"
     script = (
-        f"import sys; sys.path.insert(0, {str(SUPPORT)!r}); from pathlib import Path; import prepare_victim as v; "
-        f"v.prepare({str(source)!r}, Path({str(tmp_path / 'warm')!r}) / sys.argv[1]); "
-        "print('ready', flush=True); input(); "
-        f"out = Path({str(tmp_path / 'both')!r}); v.prepare({str(source)!r}, out); print(v.hashes(out))"
+        f"import sys, time; sys.path.insert(0, {str(SUPPORT)!r}); from pathlib import Path; import prepare_victim as v\n"
+        f"here, go = Path({str(tmp_path)!r}), Path({str(go)!r})\n"
+        f"v.prepare({str(source)!r}, here / ('warm' + sys.argv[1])); (here / ('ready' + sys.argv[1])).touch()\n"
+        "end = time.monotonic() + 120\n"
+        "while not go.exists() and time.monotonic() < end: time.sleep(0.01)\n"
+        f"v.prepare({str(source)!r}, here / 'both'); print(v.hashes(here / 'both'))\n"
     )
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen([sys.executable, "-c", script, str(number)], **pipes) for number in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", script, str(number)], stdout=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]
     # Both have imported everything before either begins.
-    assert [process.stdout.readline() for process in both if process.stdout] == ["ready\n"] * 2
-    for process in both:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
+    end = time.monotonic() + 100
+    while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    go.touch()
     out = {process.communicate(timeout=300)[0].strip() for process in both}
     assert len(out) == 1 and all(process.returncode == 0 for process in both)
 
