@@ -92,7 +92,8 @@ async def flowing(work: Callable[[Item], Awaitable[Result]], items: Iterable[Ite
         while len(running) > least:
             ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)  # bounded: by each request
             running.difference_update(ended)
-            errors = [error for task in ended if (error := task.exception()) is not None]  # bounded: they have ended
+            found = [task.exception() for task in ended]  # bounded: they have ended
+            errors = [error for error in found if error is not None]
             if errors:
                 raise errors[0]
 
