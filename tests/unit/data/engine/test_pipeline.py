@@ -243,7 +243,8 @@ def test_a_source_named_twice_is_refused(prepare: Callable[..., PreparedStage], 
 def test_two_processes_prepare_the_same_recipe_at_once(tmp_path: Path, write_rows: Any) -> None:
     source, go = write_rows(rows_of(300)), tmp_path / "go"
     script = (
-        f"import sys, time; sys.path.insert(0, {str(SUPPORT)!r}); from pathlib import Path; import prepare_victim as v\n"
+        f"import sys, time; sys.path.insert(0, {str(SUPPORT)!r})\n"
+        "from pathlib import Path\nimport prepare_victim as v\n"
         f"here, go = Path({str(tmp_path)!r}), Path({str(go)!r})\n"
         f"v.prepare({str(source)!r}, here / ('warm' + sys.argv[1])); (here / ('ready' + sys.argv[1])).touch()\n"
         "end = time.monotonic() + 120\n"
