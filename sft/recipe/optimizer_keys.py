@@ -55,7 +55,7 @@ def _without_effect(train: TrainSection) -> Iterator[KeyProblem]:
 
 def _optimizer_arguments(train: TrainSection) -> Iterator[KeyProblem]:
     known = OPTIM_ARGS.get(train.optim, ())
-    for part in (train.optim_args or "").split(",") if train.optim_args is not None else ():
+    for part in train.optim_args.split(",") if train.optim_args is not None else ():
         name, _, number = part.strip().partition("=")
         flag = name in ("nesterov", "centered")
         if name not in known:

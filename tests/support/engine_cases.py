@@ -126,15 +126,15 @@ def launched(root: Path, words: list[str], precision: str) -> dict[str, Any]:
 def unlike(root: Path, words: list[str], precision: str) -> dict[str, Any]:
     """Ranks that would train different things, because each has a recipe of its own."""
     from sft.run.chain import train
+    from sft.train import stage
     from sft.utils.distributed import rank
 
-    def own_epsilon(*args: Any, **kwargs: Any) -> Any:
+    original = stage.asked_engine
+
+    def own_engine(*args: Any, **kwargs: Any) -> Any:
         return {**original(*args, **kwargs), "precision": f"that of rank {rank()}"}
 
-    from sft.train import stage
-
-    original = stage.asked_engine
-    with patch("sft.train.stage.asked_engine", own_epsilon):
+    with patch("sft.train.stage.asked_engine", own_engine):
         return {"end": outcome(lambda: train(recipe_of(root, train_keys(words[0]), suites=[])))}
 
 
