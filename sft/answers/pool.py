@@ -49,20 +49,27 @@ class _Worker:
             if not self.ready:
                 return None
         self._task += 1
-        task = {"task": self._task, "limit": limit, **question}
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(task).encode() + b"\n")
-            self.process.stdin.flush()
-        except OSError:
-            return None
+        task = json.dumps({"task": self._task, "limit": limit, **question}).encode() + b"\n"
         deadline = time.monotonic() + WALL_SLACK * limit + 5.0
-        while (line := self._read_line(deadline)) is not None:
+        told = self._write(task)
+        while told and (line := self._read_line(deadline)) is not None:
             reply = json.loads(line)
             # One that died after its answer has two replies; the second belongs to no task.
             if reply["task"] == self._task:
                 return reply["status"], reply["reason"], reply["answer"]
+            if reply["task"] == 0:  # a fork died before it noted what it had read
+                told = self._write(task)
         return None
+
+    def _write(self, line: bytes) -> bool:
+        """Whether the process took the line."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+        except OSError:
+            return False
+        return True
 
     def _read_line(self, deadline: float) -> bytes | None:
         """A line of the process's output, or None when it ends or the clock passes `deadline`."""

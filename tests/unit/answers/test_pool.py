@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -93,6 +94,32 @@ def test_a_fork_that_something_else_killed_is_replaced_without_a_wrong_verdict()
             os.kill(child, signal.SIGKILL)
             assert judge.judge(rf"\boxed{{x+{n}y}}", f"{n}y+x").status == "right"
             assert children.read_text().split() != [str(child)]
+        # Killed with nothing to do, it says that too: what it may have read is asked again.
+        os.kill(int(children.read_text()), signal.SIGKILL)
+        assert worker.process.stdout is not None
+        assert json.loads(read_line(worker.process.stdout))["task"] == 0
+        assert judge.pool.replaced == 0
+
+
+def test_a_question_that_a_dying_fork_took_with_it_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A fork killed between reading its task and noting it: the process says so (task 0), and the pool asks again."""
+    taker = tmp_path / "worker.py"
+    taker.write_text(
+        "import json, sys\n"
+        "print('ready', flush=True)\n"
+        "first = sys.stdin.readline()\n"
+        "lost = dict(task=0, status='undecided', reason='verifier died', answer=None)\n"
+        "print(json.dumps(lost), flush=True)\n"
+        "again = sys.stdin.readline()\n"
+        "said = dict(lost, task=json.loads(again)['task'], status='right' if again == first else 'wrong', reason='')\n"
+        "print(json.dumps(said), flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    monkeypatch.setattr(pool, "_WORKER", taker)
+    with Judge(timeout=1.0, workers=1) as judge:
+        assert judge.judge(r"\boxed{x+y}", "y+x").status == "right"
         assert judge.pool.replaced == 0
 
 
