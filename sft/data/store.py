@@ -2,8 +2,7 @@
 
 <root>/<key>/manifest.json      what it was made from, the funnel, the shards' sizes and hashes
 <root>/<key>/rows-00000.arrow   the rows that are trained on (Arrow stream, opened memory-mapped)
-<root>/<key>/quarantine.jsonl   bad rows      <root>/<key>/dropped.jsonl   rows that the policies dropped
-<root>/<key>/truncated.jsonl    rows that were cut at max_length
+<root>/<key>/funnel.json        what became of the rows, step by step
 <root>/.locks/<key>             held while a process builds <key>
 <root>/.building-<key>          the folder being built; left behind by a kill, removed by the next run
 """
@@ -18,14 +17,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from sft.utils.errors import UserError, disk_full
 from sft.utils.files import read_sealed, write_sealed
 from sft.utils.hashes import folder_hashes
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from sambay_kernels.native import build as native_build
 from sambay_kernels.native import cpp_build
 from sambay_kernels.runtime import dispatch as registry
 from sambay_kernels.runtime.checks import FLOAT_TYPES
-from sambay_kernels.runtime.packing import check_cu_seqlens, document_count
+from sambay_kernels.runtime.packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
 from sambay_kernels.triton.launch import problem as triton_problem
 
 OPS = ("selective_scan", "causal_conv1d", "swiglu")
@@ -149,16 +149,16 @@ def test_an_op_without_the_wished_backend_says_so(monkeypatch: pytest.MonkeyPatc
 def test_cu_seqlens_checks() -> None:
     cpu = torch.device("cpu")
     good = torch.tensor([0, 0, 3, 3], dtype=torch.int32)
-    check_cu_seqlens(good, 3, cpu)
-    check_cu_seqlens(None, 3, cpu)
-    check_cu_seqlens(torch.zeros(1, dtype=torch.int32), 0, cpu)
+    for fits, total in ((good, 3), (None, 3), (torch.zeros(1, dtype=torch.int32), 0)):
+        check_cu_seqlens_form(fits, cpu)
+        check_cu_seqlens_values(fits, total)
     assert document_count(good) == 3 and document_count(None) == 1
     with pytest.raises(ValueError, match="cu_seqlens_q must end at the number of tokens, 4, got 3"):
-        check_cu_seqlens(good, 4, cpu, name="cu_seqlens_q")
+        check_cu_seqlens_values(good, 4, name="cu_seqlens_q")
     with pytest.raises(TypeError, match="must be an int32 tensor"):
-        check_cu_seqlens([0, 3], 3, cpu)
+        check_cu_seqlens_form([0, 3], cpu)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must have shape"):
-        check_cu_seqlens(torch.zeros(0, dtype=torch.int32), 0, cpu)
+        check_cu_seqlens_form(torch.zeros(0, dtype=torch.int32), cpu)
 
 
 def test_the_backward_stays_on_the_forwards_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,9 +54,3 @@ def check_cu_seqlens_values(cu_seqlens: Tensor | None, total: int, *, name: str 
         raise ValueError(f"{name} must end at the number of tokens, {total}, got {last}")
     if bool((cu_seqlens[1:] < cu_seqlens[:-1]).any()):
         raise ValueError(f"{name} must not decrease, got {cu_seqlens.tolist()}")
-
-
-def check_cu_seqlens(cu_seqlens: Tensor | None, total: int, device: torch.device, *, name: str = "cu_seqlens") -> None:
-    """Both checks at once, for code that is never traced (see the two functions above)."""
-    check_cu_seqlens_form(cu_seqlens, device, name=name)
-    check_cu_seqlens_values(cu_seqlens, total, name=name)

@@ -157,8 +157,3 @@ def _open_generator(section: GenerateSource) -> OpenSource:
 
 def _as_line(row: Row) -> bytes:
     return json.dumps(row.value).encode() + b"\n"
-
-
-def read_rows(source: Source) -> Iterator[Row]:
-    """Every row of `source`, in order; broken ones are marked bad. Errors as in `open_source`."""
-    yield from open_source(source).read()

@@ -7,20 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.data.read.record import Record
 from sft.data.steps.score.teacher_tokens import TextTokens
 from sft.data.text.sentences import sentence_spans
 
 DIGITS = 6  # of what is noted: beyond them, numbers depend on the batch that a row was scored in
-
-
-def teacher_share(record: Record) -> float | None:
-    """The share of the answer's sentences that are the teacher's, None where the row wasn't compared.
-
-    Among answers to one problem, those with the highest share are the ones to learn from.
-    """
-    share = record.facts.get("score", {}).get("teacher_share")
-    return None if share is None else float(share)
 
 
 def student_facts(tokens: TextTokens) -> dict[str, Any]:

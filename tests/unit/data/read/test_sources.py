@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.data.read.local import parse_line
-from sft.data.read.sources import open_source, read_rows
+from sft.data.read.sources import open_source
 from sft.recipe.schema import Source
 from sft.utils.errors import UsageError, UserError
 
@@ -22,12 +22,12 @@ def _source(path: Any, **keys: Any) -> Source:
 
 
 def _values(path: Any, **keys: Any) -> list[Any]:
-    return [row.value for row in read_rows(_source(path, **keys))]
+    return [row.value for row in open_source(_source(path, **keys)).read()]
 
 
 def test_lines_keep_their_numbers_and_broken_ones_are_marked(write_rows: Callable[..., Path]) -> None:
     path = write_rows([b"\xef\xbb\xbf" + b'{"a": 1}', "", '{"a": 2}\r', "{", "[1]", b"\xff", "1" * 5000, "[" * 100_000])
-    rows = list(read_rows(_source(path)))
+    rows = list(open_source(_source(path)).read())
     assert [(row.line, row.value) for row in rows[:2]] == [(1, {"a": 1}), (3, {"a": 2})]
     assert [row.bad.reason for row in rows[2:] if row.bad] == [
         "broken_json",
@@ -56,7 +56,7 @@ def test_jsonl_gz_and_parquet_hold_the_same_rows(write_rows: Callable[..., Path]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
     assert _values(path) == _values(tmp_path / "packed.jsonl.gz") == _values(tmp_path / "table.parquet") == rows
     assert _values(path, max_rows=2) == rows[:2]
-    assert [row.line for row in read_rows(_source(tmp_path / "table.parquet"))][-1] == 3000
+    assert [row.line for row in open_source(_source(tmp_path / "table.parquet")).read()][-1] == 3000
 
 
 def test_folder_is_read_in_order_of_names_without_hidden_files(write_rows: Callable[..., Path], tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ def test_what_is_not_there_is_said(tmp_path: Path, name: str, said: str) -> None
 def test_broken_parquet_and_gzip_are_said(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="not a readable parquet file"):
-        list(read_rows(_source(tmp_path / "x.parquet")))
+        list(open_source(_source(tmp_path / "x.parquet")).read())
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-20])
     with pytest.raises(UserError, match="can't be read"):
-        list(read_rows(_source(tmp_path / "x.jsonl.gz")))
+        list(open_source(_source(tmp_path / "x.jsonl.gz")).read())
 
 
 def test_neither_path_nor_id_is_said() -> None:
@@ -123,7 +123,7 @@ def test_identity_follows_content_and_not_place(write_rows: Callable[..., Path])
 
 def test_generated_problems_are_a_source() -> None:
     source = Source.model_validate({"generate": {"rows": 5, "seed": 3}})
-    rows = list(read_rows(source))
+    rows = list(open_source(source).read())
     assert [row.line for row in rows] == [1, 2, 3, 4, 5]
     assert all(row.value and row.value["prompt"] and row.value["completion"] for row in rows)
     again = Source.model_validate({"generate": {"rows": 5, "seed": 4}})

@@ -24,7 +24,6 @@ from sft.data.read.outcomes import Dropped, Kept
 from sft.data.read.record import Record
 from sft.data.steps import step_class
 from sft.data.steps.context import Templates
-from sft.data.steps.score.divergence import teacher_share
 from sft.data.steps.score.step import Score
 from sft.data.steps.score.token_scores import TokenScorer
 from sft.data.text.sentences import sentence_spans
@@ -205,7 +204,7 @@ def test_without_a_required_teacher_rows_keep_the_students_figures(tmp_path: Pat
     facts = items[0].facts["score"]
     assert set(facts) == {"tokens", "student_mean_logprob", "no_comparison"}
     assert facts["no_comparison"].startswith("no_teacher_logprobs")
-    assert teacher_share(items[0]) is None and teacher_share(items[1]) is not None
+    assert "teacher_share" in items[1].facts["score"]
 
 
 def test_what_a_template_puts_around_the_answer_does_not_count(tmp_path: Path, student: Path) -> None:
@@ -376,7 +375,7 @@ def test_the_answers_rich_in_teacher_sentences_are_found_and_picked(tmp_path: Pa
     for item in items:
         facts = item.facts["score"]
         assert {kind: facts[kind] for kind in SAYINGS} == {kind: kinds_of[item.id].count(kind) for kind in SAYINGS}
-        assert teacher_share(item) == pytest.approx(kinds_of[item.id].count("teacher") / 5)
+        assert facts["teacher_share"] == pytest.approx(kinds_of[item.id].count("teacher") / 5)
     kept, dropped = run_table("select", items, context(tmp_path / "s"), per_problem=1, prefer=["teacher"])
     assert {item.id for item, _ in kept} == rich and len(dropped) == 24
 
