@@ -26,7 +26,6 @@ from sft.data.steps import step_class
 from sft.data.steps.context import Context
 from sft.data.steps.generate.step import Generate
 from sft.recipe.schema import Templates
-from sft.tokenizers.load import load_tokenizer
 from sft.utils.errors import UserError
 
 
@@ -236,15 +235,15 @@ def _pieces(phi: Any, text: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def phi(shared_dir: Path) -> Any:
-    return load_tokenizer(str(shared_dir / "models" / "Phi-4-mini-flash-reasoning"))
+def saved_phi(phi: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("phi")
+    phi.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture
-def phi_place(tmp_path: Path, phi: Any) -> Context:
-    place = context(tmp_path / "step", tokenizer="phi")
-    vars(place)["tokenizer"] = phi  # loading it anew would take seconds in each test
-    return place
+def phi_place(tmp_path: Path, saved_phi: str) -> Context:
+    return context(tmp_path / "step", tokenizer=saved_phi)
 
 
 def test_tokens_of_the_teacher_become_our_ids(server: TeacherServer, phi_place: Context) -> None:
