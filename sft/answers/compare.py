@@ -31,6 +31,9 @@ _TRAILING_UNIT = re.compile(
     r"(.*[\w})])(\s?(?:\^\\circ|\\[a-z]+\s?\{[^{}]+\}(?:\^\{?[23]\}?)?| [A-Za-z]{1,12}(?: [A-Za-z]{1,12})?))"
 )
 
+_TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_TURN = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s?\^\\circ")
+
 
 def compare(mine: str, gold: str, math: Math, depth: int = 0) -> Found:
     """The verdict on two answers that stand alone, and how it was found."""
@@ -225,6 +228,7 @@ def _side(found: list[tuple[str, str]], text: str) -> str | None:
 
 def _measured(mine: str, gold: str, math: Math) -> Found:
     r"""As mathematics, where units that end both, like `2\pi cm`, are of one size; degrees are radians where pi is."""
+    mine, gold = (_TURN.sub(r"(\1 \\pi/180)", text) if _TRIG.search(text) else text for text in (mine, gold))
     (one, my_unit), (other, their_unit) = _without_unit(mine), _without_unit(gold)
     if not my_unit and not their_unit:
         return math(mine, gold)

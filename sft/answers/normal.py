@@ -6,25 +6,27 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_SIGNS = dict(zip("٬٫−–—‐‑‒⁄∕÷’‘′“”", ",.------///'''\"\"", strict=True))
-_SIGNS |= {"…": "...", "ℝ": r"\mathbb{R}", "°": r"^\circ "}
-_COMMANDS = "times cdot cdot pm mp pi theta infty sqrt emptyset le ge ne approx in cup cap langle rangle".split()
-_SIGNS |= {sign: f"\\{name} " for sign, name in zip("×⋅·±∓πθ∞√∅≤≥≠≈∈∪∩⟨⟩", _COMMANDS, strict=True)}
+_SIGNS = dict(zip("٬٫、−–—‐‑‒⁄∕÷’‘′“”″∶꞉º", ",.,------///'''\"\"\"::°", strict=True))
+_SIGNS |= {"…": "...", "ℝ": r"\mathbb{R}", "°": r"^\circ ", "∛": r"\sqrt[3]"}
+_COMMANDS = "times cdot cdot cdot cdot pm mp pi theta infty sqrt emptyset le ge le ge ne approx in cup cap langle"
+_SIGNS |= {sign: f"\\{name} " for sign, name in zip("×⋅·∙•±∓πθ∞√∅≤≥⩽⩾≠≈∈∪∩⟨⟩", f"{_COMMANDS} rangle".split(), strict=True)}
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _RAISED, _LOWERED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+"), re.compile("[₀-₉₊₋]+")
 _FRACTION = re.compile("[¼-¾⅐-⅞]")
 _ROMAN = re.compile("[Ⅰ-Ⅿⅰ-ⅿ]")
 _OVERLINED = re.compile("((?:[0-9][\u0305\u0307])+)")
 _STYLE = (
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|emph|underline|operatorname"
-    r"|bf|rm|it)(?![A-Za-z])\*?"
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|boldsymbol|bm|mbox|emph|underline|operatorname"
+    r"|ensuremath|bf|rm|it)(?![A-Za-z])\*?"
 )
 WRAPPED = re.compile(rf"{_STYLE}\s?\{{([^{{}}]*)\}}")
+_TH = r"\s?(?:st|nd|rd|th)\s?"
 # What LaTeX has several words for; the order counts.
 _DRESS = [
     (re.compile(pattern), by)
     for pattern, by in (
-        (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s?\.?|\\(?:displaystyle|limits)(?![A-Za-z])", ""),
+        (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s?\.?|\\(?:displaystyle|limits|[lL]arge)(?![A-Za-z])", ""),
+        (r"\\(?:(?:text)?color|tag)\s?\{[^{}]{0,30}\}|\\(?:bf|rm|it)(?![A-Za-z]|\s?\{)|\\text\{[\s.]*\}", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s?(\d)\s?(\d)", r"\\frac{\1}{\2}"),
         (r"(?<=\d)\\[,!](?=\d)|(?<=\d,)\\!(?=\d)", ""),
@@ -38,13 +40,18 @@ _DRESS = [
         (r"\\r(?:brace|angle)(?![A-Za-z])", lambda m: r"\}" if "brace" in m[0] else ")"),
         (r"\\(le|ge)(?:q|qslant)(?![A-Za-z])|(<|>)=", lambda m: rf"\{m[1] or {'<': 'le', '>': 'ge'}[m[2]]} "),
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
-        (r"(?i)\\?\binfinity\b|\\infin(?![A-Za-z])", r"\\infty "),
+        (r"(?i)\\text\{\s?((?:[a-z]{4,8} )?infinity)\s?\}", r"\1"),
+        (r"(?i)(?:(minus |negative )|plus |positive )?\\?\binfinity\b", lambda m: rf"{'-' if m[1] else ''}\infty "),
+        (r"\\infin(?![A-Za-z])", r"\\infty "),
+        (r"(?:\\|(?<![A-Za-z\\]))sqrt(\[\d\])?\s?(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?))", r"\\sqrt\1{\2\3}"),
+        (r"(?:\{\})?[_^](\{)?(\d{1,9})(?(1)\})\s?C_(\{)?(\d{1,9})(?(3)\})", r"\\binom{\2}{\4}"),
+        (rf"(?<=\d)(?:\^?\s?\\text\{{{_TH}\}}|\^\{{\\text\{{{_TH}\}}\}}|\^\{{{_TH}\}}|{_TH}\b)", ""),
         (r"\^?\s?\{?\s?\\(?:circ|degree)(?![A-Za-z])\s?\}?", r"^\\circ "),
         (r"(?<!\\)\\[()\[\]]", ""),
         (r"\\%", "%"),
     )
 ]
-_PREFIX = re.compile(r"^(?:\\approx|\\therefore|\\Rightarrow|\\implies|=)\s?")
+_PREFIX = re.compile(r"^(?:\\approx|\\sim|\\therefore|\\Rightarrow|\\implies|=)\s?")
 _SPOKEN = re.compile(
     r"(?:so |thus |hence |therefore,? |and )?(?:the |my )?(?:final |correct )?"
     r"(?:answer|option|choice|result|solution)s?(?: (?:is|are)\b|(?: is| are)?\s?[:=])[\s*]{0,9}",

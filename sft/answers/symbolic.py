@@ -35,7 +35,7 @@ def find_and_compare(text: str, gold: str) -> tuple[Found, str | None]:
     wanted = _parse(gold)
     if not wanted:
         return ("undecided", "the gold answer can't be read"), None
-    given = parse(text, parsing_timeout=None)
+    given = [_evaluated(part) for part in parse(text, parsing_timeout=None)]
     if not given:
         return ("wrong", "no answer found"), None
     answer = next((part for part in given if isinstance(part, str)), None)
@@ -54,8 +54,16 @@ def _parse(answer: str) -> list[Any]:
     # Units were seen to before; here `2t` is no 2, and `3c` is not `3d`.
     latex = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
     config = [LatexExtractionConfig(normalization_config=latex)]
-    found: list[Any] = parse(f"\\boxed{{{answer}}}", config, parsing_timeout=None)
-    return found
+    return [_evaluated(part) for part in parse(f"\\boxed{{{answer}}}", config, parsing_timeout=None)]
+
+
+def _evaluated(part: Any) -> Any:
+    """With `i` as the imaginary unit, and sets put together."""
+    import sympy
+
+    if isinstance(part, (sympy.Expr, sympy.FiniteSet)):
+        return part.subs({symbol: sympy.I for symbol in part.free_symbols if symbol.name == "i"})
+    return part.doit() if isinstance(part, (sympy.Union, sympy.Intersection, sympy.Complement)) else part
 
 
 def _compare(wanted: Iterable[Any], given: Iterable[Any], rounding: int) -> Found:

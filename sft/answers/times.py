@@ -19,7 +19,7 @@ _NAMES = {"noon": "12:00 pm", "midnight": "12:00 am", "midday": "12:00 pm"}
 _RATIO = re.compile(r"(\d{1,12})\s?(?::| to )\s?(\d{1,12})", re.ASCII)
 _NAMED = re.compile(rf"\b(?:{'|'.join(filter(None, calendar.month_abbr))})", re.IGNORECASE)
 _NUMERIC = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{2,4}", re.ASCII)
-_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b|\b(?:the|of|on)\b", re.IGNORECASE)
+_AROUND = re.compile(r"\b(?:the|of|on)\b", re.IGNORECASE)
 
 
 def same_time(mine: str, theirs: str) -> bool | str | None:
@@ -64,7 +64,7 @@ def _date(text: str) -> set[tuple[int | None, ...]]:
     """The dates (year, month, day) that `text` may be; None for what it leaves out."""
     if len(text) > _LONGEST or not (_NAMED.search(text) or _NUMERIC.fullmatch(text)):
         return set()
-    text = " ".join(_ORDINAL.sub(" ", text).replace(",", " ").split())
+    text = " ".join(_AROUND.sub(" ", text).replace(",", " ").split())
     found = {_read_date(text, day_first) for day_first in ((False,) if text[:4].isdigit() else (False, True))}
     return {date for date in found if date is not None}
 
