@@ -31,6 +31,11 @@ _TRAILING_UNIT = re.compile(
     r"(.*[\w})])(\s?(?:\^\\circ|\\[a-z]+\s?\{[^{}]+\}(?:\^\{?[23]\}?)?| [A-Za-z]{1,12}(?: [A-Za-z]{1,12})?))"
 )
 
+_INTEGER = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])")
+_FAMILY = re.compile(
+    r"(.{1,300}?)(?:,\s?|\s)\(?(?:(?:where|for)\s)?(?:(?:any |all |some )?integers? [kmn]"
+    r"|[kmn]\s?(?:\\in\s?\\mathbb\s?\{?Z\}?| is an integer))\)?"
+)
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _TURN = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s?\^\\circ")
 
@@ -44,6 +49,11 @@ def compare(mine: str, gold: str, math: Math, depth: int = 0) -> Found:
         found = reader(one, other)
         if found is not None:
             return found  # type: ignore[return-value]
+    families = [_FAMILY.fullmatch(" ".join(unwrapped(text).split())) for text in (one, other)]
+    if any(families):
+        # The integer in `k\pi, k \in \mathbb{Z}` and in `n\pi` has one name here.
+        pairs = zip(families, (one, other), strict=True)
+        one, other = (_INTEGER.sub("n", family[1] if family else text) for family, text in pairs)
     found = _parts(one, other, math, depth) if depth < _DEEPEST else None
     return found or _measured(one, other, math)
 
@@ -56,7 +66,7 @@ def _unstacked(text: str) -> str:
 
 
 def _numbers(mine: str, gold: str) -> Found | None:
-    one, other = parse_number(mine) or parse_number(_ASIDE.sub("", mine)), parse_number(gold)
+    one, other = (parse_number(text) or parse_number(_ASIDE.sub("", unwrapped(text))) for text in (mine, gold))
     # `3h` may be a product; beside a time it isn't.
     if one is None and other and other.unit:
         one = parse_number(_UNSPACED.sub(" ", mine))
@@ -199,6 +209,8 @@ def _named(text: str) -> list[tuple[str, str]]:
     if "=" not in text:
         return []
     found: list[tuple[str, str]] = []
+    if text.startswith("\\text") and (whole := assigned(text)):
+        return [whole]
     whole = assigned(unwrapped(text).strip())
     if whole and whole[0].startswith("("):
         names, values = split(whole[0][1:-1]), parts_of(whole[1])

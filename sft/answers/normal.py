@@ -9,17 +9,19 @@ from functools import lru_cache
 _SIGNS = dict(zip("٬٫、−–—‐‑‒⁄∕÷’‘′“”″∶꞉º", ",.,------///'''\"\"\"::°", strict=True))
 _SIGNS |= {"…": "...", "ℝ": r"\mathbb{R}", "°": r"^\circ ", "∛": r"\sqrt[3]"}
 _COMMANDS = "times cdot cdot cdot cdot pm mp pi theta infty sqrt emptyset le ge le ge ne approx in cup cap langle"
-_SIGNS |= {sign: f"\\{name} " for sign, name in zip("×⋅·∙•±∓πθ∞√∅≤≥⩽⩾≠≈∈∪∩⟨⟩", f"{_COMMANDS} rangle".split(), strict=True)}
+_SIGNS |= {
+    sign: f"\\{name} " for sign, name in zip("×⋅·∙•±∓πθ∞√∅≤≥⩽⩾≠≈∈∪∩⟨⟩", f"{_COMMANDS} rangle".split(), strict=True)
+}
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _RAISED, _LOWERED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+"), re.compile("[₀-₉₊₋]+")
 _FRACTION = re.compile("[¼-¾⅐-⅞]")
 _ROMAN = re.compile("[Ⅰ-Ⅿⅰ-ⅿ]")
 _OVERLINED = re.compile("((?:[0-9][\u0305\u0307])+)")
-_STYLE = (
+STYLE = (
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|boldsymbol|bm|mbox|emph|underline|operatorname"
     r"|ensuremath|bf|rm|it)(?![A-Za-z])\*?"
 )
-WRAPPED = re.compile(rf"{_STYLE}\s?\{{([^{{}}]*)\}}")
+WRAPPED = re.compile(rf"{STYLE}\s?\{{([^{{}}]*)\}}")
 _TH = r"\s?(?:st|nd|rd|th)\s?"
 # What LaTeX has several words for; the order counts.
 _DRESS = [
@@ -41,12 +43,15 @@ _DRESS = [
         (r"\\(le|ge)(?:q|qslant)(?![A-Za-z])|(<|>)=", lambda m: rf"\{m[1] or {'<': 'le', '>': 'ge'}[m[2]]} "),
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
         (r"(?i)\\text\{\s?((?:[a-z]{4,8} )?infinity)\s?\}", r"\1"),
-        (r"(?i)(?:(minus |negative )|plus |positive )?\\?\binfinity\b", lambda m: rf"{'-' if m[1] else ''}\infty "),
-        (r"\\infin(?![A-Za-z])", r"\\infty "),
+        (
+            r"(?i)(?:(minus |negative )|plus |positive )?\\?\binfin(?:ity)?\b",
+            lambda m: rf"{'-' if m[1] else ''}\infty ",
+        ),
+        (r"\\dot\s?\{?(\d)\}?(?:(\d{0,20})\\dot\s?\{?(\d)\}?)?", r"\\overline{\1\2\3}"),
         (r"(?:\\|(?<![A-Za-z\\]))sqrt(\[\d\])?\s?(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?))", r"\\sqrt\1{\2\3}"),
         (r"(?:\{\})?[_^](\{)?(\d{1,9})(?(1)\})\s?C_(\{)?(\d{1,9})(?(3)\})", r"\\binom{\2}{\4}"),
         (rf"(?<=\d)(?:\^?\s?\\text\{{{_TH}\}}|\^\{{\\text\{{{_TH}\}}\}}|\^\{{{_TH}\}}|{_TH}\b)", ""),
-        (r"\^?\s?\{?\s?\\(?:circ|degree)(?![A-Za-z])\s?\}?", r"^\\circ "),
+        (r"\^?\s?(\{)?\s?\\(?:circ|degree)(?![A-Za-z])\s?(?(1)\})", r"^\\circ "),
         (r"(?<!\\)\\[()\[\]]", ""),
         (r"\\%", "%"),
     )

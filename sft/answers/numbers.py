@@ -30,7 +30,7 @@ _VALUE = re.compile(
     rf"|(?:(?P<whole2>\d+)(?: and)? )?(?P<over2>\d[\d,]*)\s?/\s?(?P<under2>\d[\d,]*)"
     rf"|{_POWER}(?![\d.])"
     r"|(?P<before>\d*)\.(?P<once>\d*)"
-    r"(?:\\overline\s?\{?(?P<again>\d+)\}?|\((?P<again1>\d+)\)|\\dot\s?\{?(?P<again2>\d)\}?)"
+    r"(?:\\overline\s?\{?(?P<again>\d+)\}?|\((?P<again1>\d+)\))"
     r"|(?P<lead>\d*)\.(?P<shown>\d{2,40})(?:\.\.\.|\s?\\[lc]?dots)"
     r"|[({]?(?P<digits>[0-9][0-9A-Fa-f]{0,99}|[A-F][0-9A-F]{1,99}(?=[\s)}_{]{1,5}16))[)}]?"
     r"(?:_\s?\{?\s?\(?(?:base ?)?|,? ?\(?(?:in )?base[ -]?)(?P<base>\d\d?|[a-z]+)\s?\)?\}?(?![\d])"
@@ -222,7 +222,7 @@ def _magnitude(part: dict[str, str | None]) -> Number | None:
             return None
         whole = int(part["whole"] or part["whole2"] or 0)
         return None if whole and Fraction(above, below) < 0 else Number(whole + Fraction(above, below))
-    again = part["again"] or part["again1"] or part["again2"]
+    again = part["again"] or part["again1"]
     if again:
         return Number(_repeating(part["before"] or "0", part["once"] or "", again))
     if part["shown"]:
@@ -288,6 +288,11 @@ def _worded(text: str) -> Fraction | None:
     if not text.isascii():
         return _chinese(text)
     words = words[negative:]
+    if words in (["first"], ["second"]):
+        return Fraction(["first", "second"].index(words[0]) + 1)
+    if "point" in words:
+        place = words.index("point")
+        return _with_decimals(_counted(words[:place]), [_SMALL.get(word) for word in words[place + 1 :]], negative)
     part = _PARTS.get(words[-1].removesuffix("s")) if words else None
     if not part:
         value = _counted(words)
@@ -321,16 +326,22 @@ def _counted(words: list[str]) -> Fraction | None:
 
 def _chinese(text: str) -> Fraction | None:
     """`四十二`, `三分之一`, `三点五`, `负三`."""
-    sign, text = (-1, text[1:]) if text[:1] in ("负", "負") else (1, text)
+    sign, text = (-1, text[1:]) if text[:1] in ("负", "負") else (1, text.replace("两", "二"))
     under, fraction, over = text.partition("分之")
     whole, point, decimals = text.replace("點", "点").partition("点")
     if fraction:
         above, below = _counted(list(over)), _counted(list(under))
         return sign * above / below if above is not None and below else None
-    value, digits = _counted(list(whole)), [_numeral(character) for character in decimals]
-    if value is None or (point and not digits) or any(digit is None or digit > 9 for digit in digits):
+    if not point:
+        return None if (value := _counted(list(whole))) is None else sign * value
+    return _with_decimals(_counted(list(whole)), [_numeral(character) for character in decimals], sign < 0)
+
+
+def _with_decimals(whole: Fraction | None, decimals: list[int | None], negative: bool) -> Fraction | None:
+    digits = [digit for digit in decimals if digit is not None and digit < 10]
+    if whole is None or not digits or len(digits) < len(decimals):
         return None
-    return sign * (value + sum(Fraction(digit or 0, 10**place) for place, digit in enumerate(digits, start=1)))
+    return (-1 if negative else 1) * (whole + sum(Fraction(d, 10**place) for place, d in enumerate(digits, start=1)))
 
 
 def _numeral(character: str) -> int | None:

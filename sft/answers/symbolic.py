@@ -9,7 +9,6 @@ from typing import Any
 
 from sft.answers.compare import Found
 
-_LONGEST_ANSWER = 500
 # A decimal may be the rounding of what is no decimal from six digits on; fewer digits are meant as they stand.
 _ROUNDED, _EXACT = 6, 15
 _DECIMAL = re.compile(r"\d*\.\d+")
@@ -25,21 +24,6 @@ def equal(mine: str, gold: str) -> Found:
     if not given:
         return "wrong", "the answer can't be read"
     return _compare(wanted, given, _EXACT if any(map(_short, (mine, gold))) else _ROUNDED)
-
-
-@lru_cache(maxsize=1024)
-def find_and_compare(text: str, gold: str) -> tuple[Found, str | None]:
-    """The verdict on the answer that math-verify finds in a text, and that answer."""
-    from math_verify import parse
-
-    wanted = _parse(gold)
-    if not wanted:
-        return ("undecided", "the gold answer can't be read"), None
-    given = [_evaluated(part) for part in parse(text, parsing_timeout=None)]
-    if not given:
-        return ("wrong", "no answer found"), None
-    answer = next((part for part in given if isinstance(part, str)), None)
-    return _compare(wanted, given, _ROUNDED), answer[:_LONGEST_ANSWER] if answer else None
 
 
 def _short(text: str) -> bool:

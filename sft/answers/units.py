@@ -33,7 +33,8 @@ _SYMBOLS = set("a b c d e i j k n t u v x y z pi".split())
 # Words after a number that make it another number, and names of functions and letters.
 _NO_UNITS = set(
     """hundred thousand million billion trillion dozen score tens hundreds thousands millions billions trillions dozens
-    lakh crore lakhs crores half halves third thirds quarter quarters times over plus minus and or to mod factorial squared cubed sqrt infty
+    lakh crore lakhs crores
+    half halves third thirds quarter quarters times over plus minus and or to mod factorial squared cubed sqrt infty
     sin cos tan cot sinh cosh tanh arcsin arccos arctan log exp max alpha beta gamma delta epsilon zeta eta theta iota
     kappa lambda omicron rho sigma tau upsilon omega base not zero one two three four five six
     seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety""".split()
