@@ -14,10 +14,11 @@ _LONGEST = 2000
 NO_CHOICE = "no choice"
 # "(B)", "B.", "**B**", "\textbf{(B)}\ 12", "Option B: because", "B".
 # Repeats are bounded: two unbounded ones beside each other take quadratic time on hostile text.
-_SAID = r"(?i:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)(?:\s+is)?\b)"
+_SAID = r"(?i:(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)(?:\s+is)?|choose|pick|therefore|thus|hence|so)\b)"
 _LEADING = re.compile(
     rf"\W{{0,20}}(?:{STYLE}\s?\{{?)?\W{{0,20}}(?:{_SAID}\W{{0,20}}(?:{STYLE}\s?\{{?)?\W{{0,20}})?"
-    r"([A-Ja-j])\s{0,3}(?:[).:}\]*]|$|(?<=\s)(?:is (?:the )?(?:correct|right|best|answer)|only|because|since)\b)",
+    r"([A-Ja-j])\s{0,3}(?:[).:}\]*]|,(?!\s?[A-J]\b)|$"
+    r"|(?<=\s)(?:is (?:the )?(?:correct|right|best|answer)|only|because|since)\b)",
 )
 _MARKED = re.compile(r"\(\s{0,3}([A-J])\s{0,3}\)")
 _ALONE = re.compile(rf"[\s$({{\[*]{{0,20}}(?:{STYLE}\s?\{{)?[\s({{\[*]{{0,20}}([A-J])[\s)}}\].:*$]*")
@@ -70,7 +71,8 @@ def options_in(problem: str) -> dict[str, str]:
     for letter, mark, following in zip(LETTERS, run, [*run[1:], None], strict=False):
         if mark[1] != letter:
             break
-        options[letter] = problem[mark.end() : following.start() if following else len(problem)].strip()
+        text = problem[mark.end() : following.start() if following else len(problem)].strip()
+        options[letter] = text if following else text.partition("\n\n")[0]
     return options if len(options) > 1 else {}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal
 
-from sft.answers.normal import normal, unwrapped
+from sft.answers.normal import LEADING, normal, unwrapped
 from sft.answers.numbers import parse_number, same_number
 from sft.answers.parts import Parts, as_interval, assigned, parts_of, split
 from sft.answers.times import same_ratio, same_time
@@ -66,7 +66,9 @@ def _unstacked(text: str) -> str:
 
 
 def _numbers(mine: str, gold: str) -> Found | None:
-    one, other = (parse_number(text) or parse_number(_ASIDE.sub("", unwrapped(text))) for text in (mine, gold))
+    one, other = (
+        parse_number(text) or parse_number(_ASIDE.sub("", LEADING.sub("", unwrapped(text)))) for text in (mine, gold)
+    )
     # `3h` may be a product; beside a time it isn't.
     if one is None and other and other.unit:
         one = parse_number(_UNSPACED.sub(" ", mine))
@@ -126,7 +128,11 @@ def _plain(text: str) -> bool:
 
 def _alone(one: Parts, other: Parts, math: Math, depth: int) -> Found:
     if len(one.items) != len(other.items):
-        return "wrong", "another number of parts"
+        # `1/2 or 50%` is one number in two ways.
+        few, many = sorted((one.items, other.items), key=len)
+        alike = len(few) == 1 and len(many) < 4
+        alike = alike and all(compare(item, few[0], math, depth + 1)[0] == "right" for item in many)
+        return ("right", "the same in several ways") if alike else ("wrong", "another number of parts")
     return compare(one.items[0], other.items[0], math, depth + 1)
 
 
@@ -270,6 +276,6 @@ def _without_unit(text: str) -> tuple[str, str]:
     if match is None:
         return text, ""
     unit = unit_of(match[2])
-    if not unit or (number is None and "\\" not in match[2] and unit not in ("degree", "radian", "rad")):
+    if not unit or (number is None and "\\" not in match[2] and len(match[2].strip()) == 1):
         return text, ""
     return match[1].strip(), unit

@@ -9,14 +9,12 @@ from typing import Literal
 from sft.answers.choices import NO_CHOICE, gold_letter, judge_choice, letters_of
 from sft.answers.compare import Found, Math, compare
 from sft.answers.extract import last_formula, last_number
-from sft.answers.normal import normal, unwrapped
+from sft.answers.normal import LEADING, normal, unwrapped
 from sft.answers.numbers import parse_number
 from sft.answers.parts import parts_of
 from sft.answers.words import NOTHING, is_words, within
 
 Kind = Literal["math", "choice", "exact", "number", "words"]
-# What leads up to an answer in an unmarked sentence.
-_LEADING = re.compile(r".*(?:\b(?:is|are|be|get|gives?|have|has|equals?)\b|:)", re.DOTALL)
 _LONGEST = 300
 
 
@@ -85,7 +83,7 @@ def _found(text: str, gold: str, kind: Kind) -> str | None:
     formula = last_formula(text) if kind != "choice" else None
     line = text.rpartition("\n")[2] if kind in ("choice", "math") else text
     if kind == "math" and not NOTHING.fullmatch(normal(gold)):
-        line = _LEADING.sub("", line[-_LONGEST:])
+        line = LEADING.sub("", line[-_LONGEST:])
     return formula or (line if 0 < len(line) <= _LONGEST and "\n" not in line else None)
 
 

@@ -52,6 +52,7 @@ _PIECE = re.compile(
     rf"|{_NUMBER}",
     re.ASCII,
 )
+_JOINT = re.compile(r",?\s(?:or|and)\s")
 _UNIT_AFTER = re.compile(r" ?[A-Za-z/^\d]{1,12}(?: [A-Za-z/^\d]{1,12}){0,2}", re.ASCII)
 
 
@@ -117,7 +118,9 @@ def last_number(text: str, unit: str) -> str | None:
         return None
     piece, formula, after = last
     if formula:
-        return piece.rpartition("=")[2].strip()
+        # `x = 3, x = 4` is two numbers, `x = 3 + 4 = 7` one.
+        named = [name.strip() for name in re.findall("([^,=]+)=", piece)]
+        return piece if len(named) > len(set(named)) else piece.rpartition("=")[2].strip()
     words = after.split(" ")
     for count in range(len(words), 0, -1) if unit else ():
         quantity = piece + " ".join(words[:count])
@@ -130,18 +133,21 @@ def last_number(text: str, unit: str) -> str | None:
 def _last_piece(text: str) -> tuple[str, bool, str] | None:
     """(the last number or formula in the end of a text, whether it is a formula, what follows it)."""
     last, text = None, _BRACKETED.sub("", text[-_TAIL:])
+    formulas: list[str] = []
     for match in _PIECE.finditer(text):
         formula = match["dollars"] or match["round"] or match["square"]
         if _DENIED.search(text, max(0, match.start() - 20), match.start()):
             continue
         # The letter of `the value of $x$` is no answer.
         if last is None or formula is None or len(formula.strip()) > 1 or formula.strip().isdigit():
+            # `$x = 3$ or $x = 4$` is one answer.
+            go_on = last is not None and formulas and _JOINT.fullmatch(text, last.end(), match.start())
+            formulas = [*(formulas if go_on else []), formula.strip()] if formula else []
             last = match
     if last is None:
         return None
-    formula = last["dollars"] or last["round"] or last["square"]
-    if formula:
-        return formula.strip(), True, text[last.end() :].strip(" .*\n")
+    if formulas:
+        return ", ".join(formulas), True, text[last.end() :].strip(" .*\n")
     if last["pair"] and parse_number(last["pair"]):
         return last["pair"], False, ""
     end = last.end("second") if last["pair"] else last.end()

@@ -29,7 +29,7 @@ _DRESS = [
     for pattern, by in (
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s?\.?|\\(?:displaystyle|limits|[lL]arge)(?![A-Za-z])", ""),
         (r"\\(?:(?:text)?color|tag)\s?\{[^{}]{0,30}\}|\\(?:bf|rm|it)(?![A-Za-z]|\s?\{)|\\text\{[\s.]*\}", ""),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:[dtcs]|nice)frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s?(\d)\s?(\d)", r"\\frac{\1}{\2}"),
         (r"(?<=\d)\\[,!](?=\d)|(?<=\d,)\\!(?=\d)", ""),
         (r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\\hspace\{[^{}]{0,20}\}", " "),
@@ -54,14 +54,19 @@ _DRESS = [
         (r"\^?\s?(\{)?\s?\\(?:circ|degree)(?![A-Za-z])\s?(?(1)\})", r"^\\circ "),
         (r"(?<!\\)\\[()\[\]]", ""),
         (r"\\%", "%"),
+        (r"\\(textdollar|pounds|euro)(?![A-Za-z])", lambda m: {"t": "$", "p": "£", "e": "€"}[m[1][0]]),
+        (r"(?<=\\mathbb\{R\})\s?(?:-|\\backslash)\s?(?=\\\{)", r"\\setminus "),
+        (r"\\mathbb\{R\}\s?\^\s?(?:\+|\{\+\})", r"(0,\\infty)"),
     )
 ]
 _PREFIX = re.compile(r"^(?:\\approx|\\sim|\\therefore|\\Rightarrow|\\implies|=)\s?")
 _SPOKEN = re.compile(
-    r"(?:so |thus |hence |therefore,? |and )?(?:the |my )?(?:final |correct )?"
-    r"(?:answer|option|choice|result|solution)s?(?: (?:is|are)\b|(?: is| are)?\s?[:=])[\s*]{0,9}",
+    r"(?:(?:so|thus|hence|therefore|and),? )?(?:the |my )?(?:final |correct )?"
+    r"(?:answer|option|choice|result|solution|total|sum)s?(?: (?:is|are)\b:?|(?: is| are)?\s?[:=])[\s*]{0,9}",
     re.IGNORECASE,
 )
+# What leads up to an answer in a sentence.
+LEADING = re.compile(r"^.*(?:\b(?:is|are|be|get|gives?|have|has|equals?)\b|(?<![\d\s]):\s)", re.DOTALL)
 
 
 @lru_cache(maxsize=1024)

@@ -63,7 +63,7 @@ def compare_words(mine: str, gold: str) -> tuple[str, str] | None:
         return "right", "same words"
     if _WORDS.fullmatch(one) and _turned(one) & _turned(other):
         return "right", "same words in another order"
-    if within(gold, mine) or (_WORDS.fullmatch(one) and within(mine, gold)):
+    if within(other, mine) or (_WORDS.fullmatch(one) and within(mine, gold)):
         parts = [_JOINED.split(text) for text in (one, other)]
         if len(parts[0]) != len(parts[1]) and " or " not in one:
             return "wrong", "other words"

@@ -72,6 +72,8 @@ BOXED: dict[str, list[tuple[str, str, str]]] = {
         (W, r"\text{all real numbers except } 1", r"x \neq -1"),
         (R, r"x \neq 0, 1", r"(-\infty,0)\cup(0,1)\cup(1,\infty)"),
         (W, r"x \neq 0, 2", r"(-\infty,0)\cup(0,1)\cup(1,\infty)"),
+        (R, r"\mathbb{R} - \{0\}", r"x \ne 0"),
+        (R, r"\mathbb{R}^+", r"(0,\infty)"),
     ],
     "matrix": [
         (R, r"\begin{bmatrix}1\\2\end{bmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
@@ -354,6 +356,8 @@ BOXED: dict[str, list[tuple[str, str, str]]] = {
         (W, r"5\ \mu\text{m}", "5 mm"),
         (R, "5 μm", "5000 nm"),
         (R, r"10\ \Omega", "10 ohms"),
+        (R, "2√3 cm", r"2\sqrt3"),
+        (W, "2√3 cm", r"2\sqrt3\text{ m}"),
     ],
     "angle": [
         (R, r"90^\circ", "90"),
@@ -419,6 +423,8 @@ BOXED: dict[str, list[tuple[str, str, str]]] = {
         (R, "-$5", "$-5"),
         (R, "5 bucks", "$5"),
         (R, "$5 USD", "5"),
+        (R, r"\pounds 25", "25"),
+        (W, r"\euro 25", r"\$25"),
     ],
     "percent": [
         (R, r"50\%", "0.5"),
@@ -655,6 +661,13 @@ BOXED: dict[str, list[tuple[str, str, str]]] = {
         (R, r"42 \tag{1}", "42"),
         (R, r"12 \text{ (twelve)}", "12"),
         (R, r"\text{Volume} = 12\pi \text{ cm}^3", r"12\pi"),
+        (R, r"\text{The answer is: 7}", "7"),
+        (R, r"\text{Thus, the answer is } 7", "7"),
+        (R, r"\text{There are 7 ways}", "7"),
+        (R, r"\text{She has 7 apples left.}", "7"),
+        (W, r"\text{There are at most 7 ways}", "7"),
+        (W, r"\text{x is not 7}", "7"),
+        (R, r"\text{Total: 12}", "12"),
     ],
     "unicode": [
         (R, "1٬234", "1234"),
@@ -926,6 +939,9 @@ BOXED: dict[str, list[tuple[str, str, str]]] = {
         (W, "3.14159", r"\pi"),
         (W, "0.67", "2/3"),
         (W, "0.6667", "2/3"),
+        (R, r"\nicefrac{1}{2}", "0.5"),
+        (R, r"\frac{1}{2}\text{ or }0.5", "1/2"),
+        (W, r"\frac{1}{2}\text{ or }0.6", "1/2"),
     ],
     "scientific": [
         (R, r"3 \times 10^8", "300000000"),
@@ -1030,6 +1046,7 @@ WHOLE: dict[str, list[tuple[str, str, str]]] = {
         (W, "#### 1. Compute\n 3+4 = 7\n#### 2. Multiply\n 7*2 = 14", "2"),
         (R, "#### 1\nWe start with 5.\n#### 2\nWe add 7 to get 12.", "12"),
         (W, "#### 1\nWe start with 5.\n#### 2\nWe add 7 to get 12.", "2"),
+        (R, "#### The total is 12 apples", "12"),
     ],
     "options": [
         (R, "A: 10\nB: 12\nC: 14\nSo the correct answer is B", "B"),
@@ -1044,6 +1061,10 @@ WHOLE: dict[str, list[tuple[str, str, str]]] = {
         (R, "Steps.\nA: 18", "18"),
         (R, "(A) 3 (B) 4 (C) 5\nSo we pick (C).", "C"),
         (W, "(A) 3 (B) 4 (C) 5\nSo we pick (C).", "B"),
+        (R, "A: 10\nB: 20\nC: 30\nD: 40\n\nTherefore, D is the correct choice.", "D"),
+        (R, "A: 10\nB: 20\nC: 30\nD: 40\n\nAnswer: D", "40"),
+        (W, "A: 10\nB: 20\nC: 30\nD: 40\n\nAnswer: D", "10"),
+        (R, "The answer is option C, 14.", "C"),
     ],
     "free": [
         (W, "The answer isn't 12", "12"),
@@ -1113,6 +1134,10 @@ WHOLE: dict[str, list[tuple[str, str, str]]] = {
         (R, "There's no solution.", r"\emptyset"),
         (R, r"So the length is 2\sqrt{3}.", r"2\sqrt{3}"),
         (W, "So the interval is not [1,3)", "[1,3)"),
+        (R, "Therefore, $x = 3$ or $x = 4$.", "3, 4"),
+        (W, "Therefore, $x = 3$ or $x = 4$.", "4"),
+        (R, "Therefore, $x = 3 + 4 = 7$.", "7"),
+        (R, "So the answer is 1/2, or 50%.", "1/2"),
     ],
     "letters": [
         (R, "The answer is C", "C"),
