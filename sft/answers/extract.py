@@ -68,7 +68,7 @@ def extract_answer(text: str) -> str | None:
     number alone, or a line 'A: ...' that opens no list of options.
     """
     text = visible(text)
-    boxed = next((_with_unit(text, end, content) for _, end, content in _boxes(text)), None) or _open_box(text)
+    boxed = last_boxed(text) or _open_box(text)
     return boxed if boxed is not None else _marked_line(text)
 
 
@@ -168,7 +168,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
         end = _closing(text, match.end())
         content = text[match.end() : end].strip() if end is not None else ""
         if end is not None and content:
-            found.append((match.start(), end + 1, content))
+            found.append((match.start(), end + 1, _with_unit(text, end + 1, content)))
     return found
 
 
