@@ -166,7 +166,19 @@ PIECES = r"""\[ \\[ \( \boxed{ \boxed $ $x$ { } ( [ ] A: # #### </think> <think>
 1,000 1 1. 1/ 1a = x x= x=1, % \frac{1}{2} \frac \ \, . _ _2 ^ ^{ ' ~ \pm < x< <x \le \cup & \\ \begin{pmatrix}
 \end{pmatrix} | \{ \} 0.( ... \overline{3} 12:30 3- a'b answer: 5'6" 2^""".split()
 PIECES += "answer is ,answer to ,option A ,1 000 ,1/2 ,a ,and ,or , ,\t,one ,half ,yes ,no real ".split(",")
-PIECES += ["a, ", "\n", "\nA: x", "\n#### 1", "½", "٣", "四", "3\u0305", "²"]
+PIECES += [
+    "is ",
+    "a: ",
+    r"\dot{1}",
+    r"\hat{i}",
+    "sqrt(",
+    r"30^\circ ",
+    "{}^5C_",
+    r",k \in \mathbb{Z}",
+    r"\ne 1,",
+    "$x=1$ or ",
+]
+PIECES += ["12 is the answer ", "1,000, ", "a, ", "\n", "\nA: x", "\n#### 1", "½", "٣", "四", "3\u0305", "²"]
 
 
 def no_math(mine: str, gold: str) -> Found:
