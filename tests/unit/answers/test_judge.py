@@ -202,16 +202,16 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 def test_time_is_linear_on_any_text(reader: str) -> None:
-    """Twice the text takes twice the time, not four times; of a few milliseconds nothing can be said."""
-
-    def seconds(text: str) -> float:
-        return min(cpu(READERS[reader], text) for _ in range(2))
+    """Eight times the text takes eight times the time, not 64; of a few milliseconds nothing can be said."""
 
     slow = []
     for piece in PIECES:
         for end in ("", "!"):
-            short, long = (piece * (size // len(piece)) + end for size in (15_000, 120_000))
-            before, after = seconds(short), seconds(long)
+            short, long = (piece * (size // len(piece)) + end for size in (10_000, 80_000))
+            before, after = cpu(READERS[reader], short), cpu(READERS[reader], long)
+            if after > 0.1 and after > 24 * max(before, 0.002):
+                # Whatever else the machine was at: the best of three.
+                before, after = (min(cpu(READERS[reader], text) for _ in range(3)) for text in (short, long))
             if after > 0.1 and after > 24 * max(before, 0.002):
                 slow.append((piece, end, before, after))
     assert slow == []
