@@ -139,7 +139,7 @@ def plain_words(tokens: Sequence[str]) -> list[str]:
 
 def _part(word: str, after: str, before: list[str]) -> list[str]:
     """A fraction's name as its numbers; of what `before` ends with, what belongs to it is taken away."""
-    last, of = before[-1] if before else "", after == "of"
+    last, of = before[-1] if before else "", after in ("of", "as")
     if (last == "1" or (last.isdecimal() and word.endswith("s"))) and (of or word != "quarters"):
         return ["/", str(_PARTS[word])]
     if word != "half" and not (of and last == "a"):

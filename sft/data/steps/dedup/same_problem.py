@@ -21,7 +21,7 @@ _FUNCTION_WORDS = """
     a an the this that these those there here it its he she they them his her their him you your we our us i my me
     is are was were be been being am do does did done have has had having will would can could shall should might
     must of in on at to for from by with into onto as and or but so if then than when while where which who whom
-    whose what how much also just very too well now such per about total altogether together overall s t
+    whose what how much also just very too well now such per about total altogether together overall find s t
 """
 _FUNCTION = frozenset(_FUNCTION_WORDS.split()) - TURNING
 
@@ -95,7 +95,9 @@ def _spelled_alike(one: Sequence[str], other: Sequence[str]) -> list[str]:
         words = sorted({missing[part] for part in _shortened(variant) if part in missing})
         slips = (word for word in words if _is_slip(word, variant) and not {word, variant} <= TURNING)
         meant[variant] = next(slips, variant)
-    parted = {first + second: (first, second) for first, second in pairwise(one) if first.isalpha() and second.isalpha()}
+    parted = {
+        first + second: (first, second) for first, second in pairwise(one) if first.isalpha() and second.isalpha()
+    }
     return list(chain.from_iterable(parted.get(word, (word,)) for word in (meant.get(word, word) for word in other)))
 
 
