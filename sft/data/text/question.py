@@ -61,9 +61,10 @@ _FORMULA = re.compile(r"\$\s*[^\W_]|\\[a-z(\[]")
 # Labels stand for themselves; a letter does only before a colon or a dot.
 _LABEL = re.compile(
     r"[\W_]*(?:textbf\W)?(?:(?:math(?:ematics)? |word |quick )*(?:problem|question|exercise|task|puzzle"
-    r"|riddle|challenge|example|text|instructions?|prompt|input|context|ex\.)(?: (?:no\.? ?|#)?\d{1,4}(?:\.\d+)?)?(?: statement)?"
-    r"|a(?=\W*[:.])|q\d{0,3}(?=\W*[:.])|math(?:ematics)?|step \d|(?:detailed )?thinking o(?:n|ff)|/?(?:no_)?think"
-    r"|user|human|student|teacher|system|assistant|model|completion|system prompt|\d{1,2} (?:points?|marks?|pts)"
+    r"|riddle|challenge|example|text|instructions?|prompt|input|context|ex\.)(?: (?:no\.? ?|#)?\d{1,4}(?:\.\d+)?)?"
+    r"(?: statement)?|a(?=\W*[:.])|q\d{0,3}(?=\W*[:.])|math(?:ematics)?|step \d|(?:detailed )?thinking o(?:n|ff)"
+    r"|/?(?:no_)?think|user|human|student|teacher|system|assistant|model|completion|system prompt"
+    r"|\d{1,2} (?:points?|marks?|pts)"
     r"|(?:final |correct |my |your |the )?(?:answer|solution|response|output|reasoning|explanation)"
     r"|(?:\d{4} )?(?:amc|aime|imo|hmmt|usamo|olympiad)\b[^.?!]{0,20}|(?:given|find)(?=\W*:))[\W_]*",
     re.IGNORECASE,
