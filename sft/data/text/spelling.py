@@ -28,7 +28,7 @@ _SINGULAR = """
 """
 # Each: how it is said here, then other ways.
 _VARIANTS = """
-    inch:inches foot:feet,ft mile:mi kilometer:km,kms,kilometre,kilometres meter:metre,metres
+    inch:inches foot:feet,ft yard:yd,yds quart:qt mile:mi kilometer:km,kms,kilometre,kilometres meter:metre,metres
     centimeter:cm,centimetre,centimetres millimeter:mm,millimetre,millimetres liter:litre,litres
     milliliter:ml,millilitre,millilitres kilogram:kg,kgs milligram:mg pound:lb,lbs ounce:oz gallon:gal hour:hr,hrs
     minute:mins seconds:secs year:yr,yrs week:wk,wks dollar:bucks,buck,usd rupee:rupees percent:pct ok:okay
@@ -50,9 +50,7 @@ _OTHERWISE: dict[str, tuple[str, ...]] = {
     "kph": ("kilometer", "per", "hour"),
 }  # fmt: skip
 # What a letter or two mean behind a number.
-_UNITS = {"h": "hour", "m": "meter", "g": "gram", "l": "liter", "min": "minute", "s": "seconds", "sec": "seconds"} | {
-    "yd": "yard", "yds": "yard", "qt": "quart", "wks": "week", "mins": "minute",
-}  # fmt: skip
+_UNITS = {"h": "hour", "m": "meter", "g": "gram", "l": "liter", "min": "minute", "s": "seconds", "sec": "seconds"}
 _PAIRS = {("per", "cent"): "percent", ("what", "is"): "find", ("what", "are"): "find", ("left", "over"): "left"}
 # Words on which a problem turns: with another of them in its place the answer is another. Of opposites one is enough
 # where the other has synonyms (sold, but not bought).
