@@ -24,9 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/sft run --config configs/tiny/recipe.yaml
 
-# A file's tests stay together, since many of them share what the first one makes.
+# A file's tests stay together, since many of them share what the first one makes; the folders with long ones come first.
 test: lint
-	$(BIN)/python -m pytest -m "not gpu and not slow" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # What takes minutes a test: a hundred killed preparations, ten thousand hostile answers.
 test-slow: $(STAMP)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
-TESTS = ("tests/unit/models", "tests/unit/generate", "tests/unit/train", "tests/kernels")
+TESTS: tuple[str, ...] = ("tests/unit/models", "tests/unit/generate", "tests/unit/train", "tests/kernels")
 TESTS += ("tests/unit/hub/test_export.py", "tests/unit/hub/test_round_trip.py")
 SHOWN = ("torch", "triton", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface-hub", "deepspeed")
 TOOLS = ("pytest", "hypothesis")

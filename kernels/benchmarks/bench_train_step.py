@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft.models.sambay import Phi4FlashConfig, Phi4FlashForCausalLM, modeling_phi4flash
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 256,
     "num_hidden_layers": 8,

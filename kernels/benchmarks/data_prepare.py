@@ -75,7 +75,8 @@ class Render:
     """The same work as a batch function, as transformers does it: the tokens, and which of them are the assistant's."""
 
     def __init__(self, tokenizer_path: str) -> None:
-        self.path, self.tokenizer = tokenizer_path, None
+        self.path = tokenizer_path
+        self.tokenizer: Any = None
 
     def __call__(self, batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         if self.tokenizer is None:

@@ -99,7 +99,7 @@ def with_step(cases: list[Case], workers: int) -> tuple[float, list[bool]]:
 def _work(cases: list[Case], together: Any) -> tuple[float, list[bool]]:
     config = VerifyStep(keep=["right", "wrong", "undecided"])
     with tempfile.TemporaryDirectory() as folder:
-        step = Verify(config, Context("", Templates(), 0, Path(folder)))
+        step = Verify(config, Context("", Templates(), 0, Path(folder), Path(folder)))
         list(step([_record(("", *WARM_UP, None))]))
         records = [_record(case) for case in cases]
         together.wait(600)

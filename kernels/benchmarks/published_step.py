@@ -22,7 +22,8 @@ def published(device: str) -> Phi4FlashForCausalLM:
     """The default configuration is the published one."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = Phi4FlashForCausalLM(Phi4FlashConfig()).to(torch.bfloat16)
+        model = Phi4FlashForCausalLM(Phi4FlashConfig())
+    torch.nn.Module.to(model, torch.bfloat16)
     for name, parameter in model.named_parameters():
         if name.endswith("A_log") or ".lambda_" in name:
             parameter.data = parameter.data.float()

@@ -6,27 +6,30 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft.answers.normal import bare
+from sft.answers.normal import STYLE, bare
 from sft.answers.numbers import parse_number, same_number
 
 LETTERS = "ABCDEFGHIJ"
 _LONGEST = 2000
 NO_CHOICE = "no choice"
-_STYLE = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|bf|rm)\b"
 # "(B)", "B.", "**B**", "\textbf{(B)}\ 12", "Option B: because", "B".
 # Repeats are bounded: two unbounded ones beside each other take quadratic time on hostile text.
-_SAID = r"(?i:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)(?:\s+is)?\b)"
+_SAID = r"(?i:(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)(?:\s+is)?|choose|pick|therefore|thus|hence|so)\b)"
 _LEADING = re.compile(
-    rf"\W{{0,20}}(?:{_STYLE}\s?\{{?)?\W{{0,20}}(?:{_SAID}\W{{0,20}}(?:{_STYLE}\s?\{{?)?\W{{0,20}})?"
-    r"([A-Ja-j])\s{0,3}(?:[).:}\]*]|$|(?<=\s)(?:is (?:the )?(?:correct|right|best|answer)|because|since)\b)",
+    rf"\W{{0,20}}(?:{STYLE}\s?\{{?)?\W{{0,20}}(?:{_SAID}\W{{0,20}}(?:{STYLE}\s?\{{?)?\W{{0,20}})?"
+    r"([A-Ja-j])\s{0,3}(?:[).:}\]*]|,(?!\s?[A-J]\b)|$"
+    r"|(?<=\s)(?:is (?:the )?(?:correct|right|best|answer)|only|because|since)\b)",
 )
 _MARKED = re.compile(r"\(\s{0,3}([A-J])\s{0,3}\)")
-_ALONE = re.compile(rf"[\s$({{\[*]{{0,20}}(?:{_STYLE}\s?\{{)?[\s({{\[*]{{0,20}}([A-J])[\s)}}\].:*$]*")
-_GOLD_MARK = re.compile(rf"[\s$*]{{0,20}}(?:{_STYLE}\s?\{{)?\s?(?:\(\s*([A-J])\s*\)|([A-J])[).:])(?:\}}|\s)")
+_ALONE = re.compile(rf"[\s$({{\[*]{{0,20}}(?:{STYLE}\s?\{{)?[\s({{\[*]{{0,20}}([A-J])[\s)}}\].:*$]*")
+_GOLD_MARK = re.compile(rf"[\s$*]{{0,20}}(?:{STYLE}\s?\{{)?\s?(?:\(\s*([A-J])\s*\)|([A-J])[).:])(?:\}}|\s)")
 # Where a problem lists its choices; the letters must follow each other.
-_OPTION = re.compile(rf"(?:{_STYLE}\s?\{{\s?|(?<![A-Za-z\\]))\(?([A-J])[).:](?:\s*\}})?(?=[\s\\~$])")
+_OPTION = re.compile(rf"(?:{STYLE}\s?\{{\s?|(?<![A-Za-z\\]))\(?([A-J])[).:](?:\s*\}})?(?=[\s\\~$])")
 # "A, C", "(A) and (C)", "AC".
-_SEVERAL = re.compile(r"\(?[A-J]\)?(?:(?:\s?[,;&/]\s?|\s?,?\s?and\s|\s)?\(?[A-J]\)?){1,9}")
+_SEVERAL = re.compile(
+    r"(?:\\\{|[Bb]oth )?\(?[A-J]\)?(?:(?:\s?(?:[,;/]|\\?&)\s?|\s?,?\s?and\s|\s)?\(?[A-J]\)?){1,9}"
+    r"(?:\\\}| are (?:correct|right|true)| only)?"
+)
 
 
 def gold_letter(gold: str, options: Mapping[str, str]) -> str | None:
@@ -44,7 +47,7 @@ def letters_of(text: str) -> frozenset[str]:
     """The letters that a text of nothing else names, two or more: `A, C`; none where there are other things."""
     text = bare(text[:_LONGEST])
     several = _SEVERAL.fullmatch(text)
-    letters = re.findall("[A-J]", text) if several else []
+    letters = re.findall(r"[A-J](?![a-z])", text) if several else []
     return frozenset(letters) if 1 < len(letters) == len(set(letters)) else frozenset()
 
 
@@ -68,7 +71,8 @@ def options_in(problem: str) -> dict[str, str]:
     for letter, mark, following in zip(LETTERS, run, [*run[1:], None], strict=False):
         if mark[1] != letter:
             break
-        options[letter] = problem[mark.end() : following.start() if following else len(problem)].strip()
+        text = problem[mark.end() : following.start() if following else len(problem)].strip()
+        options[letter] = text if following else text.partition("\n\n")[0]
     return options if len(options) > 1 else {}
 
 

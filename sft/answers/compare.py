@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal
 
-from sft.answers.normal import normal, unwrapped
+from sft.answers.normal import LEADING, normal, unwrapped
 from sft.answers.numbers import parse_number, same_number
 from sft.answers.parts import Parts, as_interval, assigned, parts_of, split
 from sft.answers.times import same_ratio, same_time
@@ -31,6 +31,14 @@ _TRAILING_UNIT = re.compile(
     r"(.*[\w})])(\s?(?:\^\\circ|\\[a-z]+\s?\{[^{}]+\}(?:\^\{?[23]\}?)?| [A-Za-z]{1,12}(?: [A-Za-z]{1,12})?))"
 )
 
+_INTEGER = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])")
+_FAMILY = re.compile(
+    r"(.{1,300}?)(?:,\s?|\s)\(?(?:(?:where|for)\s)?(?:(?:any |all |some )?integers? [kmn]"
+    r"|[kmn]\s?(?:\\in\s?\\mathbb\s?\{?Z\}?| is an integer))\)?"
+)
+_TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_TURN = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s?\^\\circ")
+
 
 def compare(mine: str, gold: str, math: Math, depth: int = 0) -> Found:
     """The verdict on two answers that stand alone, and how it was found."""
@@ -41,6 +49,11 @@ def compare(mine: str, gold: str, math: Math, depth: int = 0) -> Found:
         found = reader(one, other)
         if found is not None:
             return found  # type: ignore[return-value]
+    families = [_FAMILY.fullmatch(" ".join(unwrapped(text).split())) for text in (one, other)]
+    if any(families):
+        # The integer in `k\pi, k \in \mathbb{Z}` and in `n\pi` has one name here.
+        pairs = zip(families, (one, other), strict=True)
+        one, other = (_INTEGER.sub("n", family[1] if family else text) for family, text in pairs)
     found = _parts(one, other, math, depth) if depth < _DEEPEST else None
     return found or _measured(one, other, math)
 
@@ -53,7 +66,9 @@ def _unstacked(text: str) -> str:
 
 
 def _numbers(mine: str, gold: str) -> Found | None:
-    one, other = parse_number(mine) or parse_number(_ASIDE.sub("", mine)), parse_number(gold)
+    one, other = (
+        parse_number(text) or parse_number(_ASIDE.sub("", LEADING.sub("", unwrapped(text)))) for text in (mine, gold)
+    )
     # `3h` may be a product; beside a time it isn't.
     if one is None and other and other.unit:
         one = parse_number(_UNSPACED.sub(" ", mine))
@@ -113,7 +128,11 @@ def _plain(text: str) -> bool:
 
 def _alone(one: Parts, other: Parts, math: Math, depth: int) -> Found:
     if len(one.items) != len(other.items):
-        return "wrong", "another number of parts"
+        # `1/2 or 50%` is one number in two ways.
+        few, many = sorted((one.items, other.items), key=len)
+        alike = len(few) == 1 and len(many) < 4
+        alike = alike and all(compare(item, few[0], math, depth + 1)[0] == "right" for item in many)
+        return ("right", "the same in several ways") if alike else ("wrong", "another number of parts")
     return compare(one.items[0], other.items[0], math, depth + 1)
 
 
@@ -196,6 +215,8 @@ def _named(text: str) -> list[tuple[str, str]]:
     if "=" not in text:
         return []
     found: list[tuple[str, str]] = []
+    if text.startswith("\\text") and (whole := assigned(text)):
+        return [whole]
     whole = assigned(unwrapped(text).strip())
     if whole and whole[0].startswith("("):
         names, values = split(whole[0][1:-1]), parts_of(whole[1])
@@ -225,6 +246,7 @@ def _side(found: list[tuple[str, str]], text: str) -> str | None:
 
 def _measured(mine: str, gold: str, math: Math) -> Found:
     r"""As mathematics, where units that end both, like `2\pi cm`, are of one size; degrees are radians where pi is."""
+    mine, gold = (_TURN.sub(r"(\1 \\pi/180)", text) if _TRIG.search(text) else text for text in (mine, gold))
     (one, my_unit), (other, their_unit) = _without_unit(mine), _without_unit(gold)
     if not my_unit and not their_unit:
         return math(mine, gold)
@@ -254,6 +276,6 @@ def _without_unit(text: str) -> tuple[str, str]:
     if match is None:
         return text, ""
     unit = unit_of(match[2])
-    if not unit or (number is None and "\\" not in match[2] and unit not in ("degree", "radian", "rad")):
+    if not unit or (number is None and "\\" not in match[2] and len(match[2].strip()) == 1):
         return text, ""
     return match[1].strip(), unit

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sft.answers.choices import NO_CHOICE, gold_letter, judge_choice, letters_of
 from sft.answers.compare import Found, Math, compare
 from sft.answers.extract import last_formula, last_number
-from sft.answers.normal import normal, unwrapped
+from sft.answers.normal import LEADING, normal, unwrapped
 from sft.answers.numbers import parse_number
 from sft.answers.parts import parts_of
-from sft.answers.words import is_words, within
+from sft.answers.words import NOTHING, is_words, within
 
 Kind = Literal["math", "choice", "exact", "number", "words"]
-Search = Callable[[str, str], tuple[Found, str | None]]
 _LONGEST = 300
 
 
@@ -56,19 +54,18 @@ def kind_of(gold: str, options: dict[str, str]) -> Kind:
     return "words" if is_words(gold) else "math"
 
 
-def decide(question: Question, math: Math, search: Search) -> tuple[str, str, str | None]:
-    """(right | wrong | undecided, reason, answer). Time is linear in the question, but for `math` and `search`."""
+def decide(question: Question, math: Math) -> tuple[str, str, str | None]:
+    """(right | wrong | undecided, reason, answer). Time is linear in the question, but for `math`."""
     answer, gold, kind = question.answer, question.gold, question.kind
     if answer is None and question.text is not None:
         answer = _found(question.text, gold, kind)
-        if answer is None and kind == "math":
-            found, answer = search(question.text, gold)
-            return *found, answer
     if answer is None:
         if question.text is not None and kind == "words" and within(gold, question.text):
             return "undecided", "no marked answer, but the gold answer's words are in the text", None
         return "wrong", "no answer found", None
     found = _decide(answer, question, math)
+    if found[1] == NO_CHOICE and question.answer is None and within(gold, answer):
+        return "undecided", "no marked answer, but the gold answer's letter is in the text", answer
     # Several boxes are one answer where several things are asked for; else the last one counts.
     if found[0] != "right" and len(question.boxes) > 1 and parts_of(normal(gold)) is not None:
         joined = ", ".join(question.boxes)
@@ -79,13 +76,15 @@ def decide(question: Question, math: Math, search: Search) -> tuple[str, str, st
 
 
 def _found(text: str, gold: str, kind: Kind) -> str | None:
-    """The answer in a text that marks and states none: its last number or formula, or all of it where it is short."""
+    """The answer in a text that marks and states none: its last number or formula, or its last line if it is short."""
     number = parse_number(gold) if kind == "number" else None
     if number is not None:
         return last_number(text, number.unit)
     formula = last_formula(text) if kind != "choice" else None
-    whole = text if kind != "math" and 0 < len(text) <= _LONGEST and "\n" not in text else None
-    return formula or whole
+    line = text.rpartition("\n")[2] if kind in ("choice", "math") else text
+    if kind == "math" and not NOTHING.fullmatch(normal(gold)):
+        line = LEADING.sub("", line[-_LONGEST:])
+    return formula or (line if 0 < len(line) <= _LONGEST and "\n" not in line else None)
 
 
 def _decide(answer: str, question: Question, math: Math) -> Found:
@@ -106,7 +105,7 @@ def _choice(answer: str, gold: str, options: dict[str, str], math: Math) -> Foun
         mine = letters_of(answer) or frozenset(filter(None, [gold_letter(answer, {})]))
         if mine:
             return ("right", "same choices") if mine == several else ("wrong", "other choices")
-        return compare(answer, gold, math)
+        return ("undecided", "one choice or the other") if " or " in answer else ("wrong", NO_CHOICE)
     if letter is None:
         return "undecided", "the gold answer is no choice"
     text = gold.partition(")")[2].strip() if ")" in gold[:8] else gold.partition(".")[2].strip()

@@ -15,25 +15,36 @@ _TAIL, _LONGEST_STATED = 4000, 300
 # Boxes as near to each other as this give one answer in several parts.
 _NEAR = 80
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_OPEN_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]{0,9}(\{?)([^\n]*)")
+_OPEN_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t]{0,9}(\{(?!\s*\}))?([^\n]*)")
+_AFTER_BOX = re.compile(
+    r"(?:\s|\\[,;: ]|~){0,3}(?:\\%|\^\s?\{?\s?\\circ\s?\}?"
+    r"|\\(?:text|mathrm|mbox)\s?\{[^{}]{1,30}\}(?:\^\s?(?:\{-?[123]\}|[123]))?)"
+)
 _A_COLON = re.compile(r"^[ \t]*A:[ \t]*([^\n]+)", re.MULTILINE)
 _OPTION_B = re.compile(r"(?:^|\s)\(?B[:.)]")
+_NUMBER = r"-?[$€£]?(?:(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])|\d+(?:/\d+)?)(?:\.\d+)?(?:[eE][-+]?\d+)?\\?%?"
 _STATED = re.compile(
-    r"\b(?:answer|option|choice)\b(?: is\b| are\b| to [^.:\n]{1,80} is\b|[ \t*]{0,4}[:=])[ \t]{0,4}:?[ \t]{0,4}([^\n]+)"
-    r"|\b(?:option|choice|answer) \(?([A-J])\)?(?: is (?:the )?(?:correct|right|best|answer)\b|[.*]{0,3}$)",
+    r"\b(?:(?:answer|option|choice)s?\b(?: is\b| are\b| to [^.:\n]{1,80} is\b|[ \t*]{0,4}[:=])"
+    r"|(?:roots|solutions) are\b)"
+    r"(?! (?:in)?(?:correct|right|wrong|reasonable|valid|consistent|good)\b)[ \t]{0,4}:?[ \t]{0,4}(?=[^\n])"
+    r"|\b(?:option|choice|answer) \(?([A-J])\)?(?: is (?:the )?(?:correct|right|best|answer)\b|[.*]{0,3}$)"
+    rf"|(?<![\w.,])({_NUMBER}) is the (?:final |correct )?answer\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=[*\s]+[A-Z]|[*\s]*$)")
+_TAKEN_BACK = re.compile(r"\b(?:wait|oops|actually|mistake|no, |(?:but|so) (?:it|that) is)", re.IGNORECASE)
 _FILLER = re.compile(
-    r"^(?:(?:therefore|thus|then|simply|just|clearly|indeed|equal to|given by|about|approximately|now),?\s){1,3}",
+    r"^(?:(?:therefore|thus|then|actually|simply|just|clearly|indeed|equal to|given by|about|approximately|now),?\s)"
+    r"{1,3}",
     re.IGNORECASE,
 )
-_DENIED = re.compile(r"(?:\bnot|n't|\bnever) (?:equal to )?$")
+_DENIED = re.compile(r"(?:not|n't|\bnever) (?:be |equal (?:to )?)?$")
+_SUPPOSED = re.compile(r"\b(?:if|suppose|assum\w{1,4})(?: that)?(?: the)?(?: final| correct)? $", re.IGNORECASE)
 _BRACKETED = re.compile(r"\s\((?:out of|not|or|since|because|i\.e|that is|of which)\b[^()\n]{0,200}\)")
 _ASIDE = re.compile(
-    r"\s\((?=not |since |because |i\.e|or )|,?\s(?:because|since|as|which|where|so|rather than|and not|not) "
+    r"\s\((?=not |since |because |i\.e|or )|, (?:or about|i\.e\.|that is)\s"
+    r"|,?\s(?:because|since|as|which|where|so|rather than|and not|not) "
 )
-_NUMBER = r"-?[$€£]?(?:(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])|\d+(?:/\d+)?)(?:\.\d+)?(?:[eE][-+]?\d+)?\\?%?"
 # A formula between dollars by Pandoc's rule, so that `$5 and $6` is money; two numbers with words; a number.
 _PIECE = re.compile(
     r"\$\$?(?=\S)(?P<dollars>[^$\n]{1,300})(?<=\S)\$\$?(?!\d)|\\\((?P<round>[^\n]{1,300}?)\\\)|\\\[(?P<square>[^\[\]]{1,300})\\\]"
@@ -41,6 +52,7 @@ _PIECE = re.compile(
     rf"|{_NUMBER}",
     re.ASCII,
 )
+_JOINT = re.compile(r",?\s(?:or|and)\s")
 _UNIT_AFTER = re.compile(r" ?[A-Za-z/^\d]{1,12}(?: [A-Za-z/^\d]{1,12}){0,2}", re.ASCII)
 
 
@@ -79,11 +91,16 @@ def near_boxes(text: str) -> list[str]:
 
 def stated(text: str) -> str | None:
     """What the last `the answer is ...` of a text states, to the end of the sentence."""
-    found = list(_STATED.finditer(_BRACKETED.sub("", text[-_TAIL:])))
+    text = _BRACKETED.sub("", text[-_TAIL:])
+    found = [m for m in _STATED.finditer(text) if not _SUPPOSED.search(text, max(0, m.start() - 40), m.start())]
     if not found:
         return None
     last = found[-1]
-    answer = _SENTENCE_END.split(last[1] or last[2], maxsplit=1)[0]
+    answer = last[1] or last[2] or text[last.end() :].partition("\n")[0]
+    end = _SENTENCE_END.search(answer)
+    if end and (end[0] == "?" or _TAKEN_BACK.search(answer, end.end())):
+        return None
+    answer = answer[: end.start()] if end else answer
     answer = _FILLER.sub("", _ASIDE.split(answer, maxsplit=1)[0].strip(" *:\t,"), count=1)
     return answer if 0 < len(answer) <= _LONGEST_STATED else None
 
@@ -101,7 +118,9 @@ def last_number(text: str, unit: str) -> str | None:
         return None
     piece, formula, after = last
     if formula:
-        return piece.rpartition("=")[2].strip()
+        # `x = 3, x = 4` is two numbers, `x = 3 + 4 = 7` one.
+        named = [name.strip() for name in re.findall("([^,=]+)=", piece)]
+        return piece if len(named) > len(set(named)) else piece.rpartition("=")[2].strip()
     words = after.split(" ")
     for count in range(len(words), 0, -1) if unit else ():
         quantity = piece + " ".join(words[:count])
@@ -114,18 +133,21 @@ def last_number(text: str, unit: str) -> str | None:
 def _last_piece(text: str) -> tuple[str, bool, str] | None:
     """(the last number or formula in the end of a text, whether it is a formula, what follows it)."""
     last, text = None, _BRACKETED.sub("", text[-_TAIL:])
+    formulas: list[str] = []
     for match in _PIECE.finditer(text):
         formula = match["dollars"] or match["round"] or match["square"]
         if _DENIED.search(text, max(0, match.start() - 20), match.start()):
             continue
         # The letter of `the value of $x$` is no answer.
         if last is None or formula is None or len(formula.strip()) > 1 or formula.strip().isdigit():
+            # `$x = 3$ or $x = 4$` is one answer.
+            go_on = last is not None and formulas and _JOINT.fullmatch(text, last.end(), match.start())
+            formulas = [*(formulas if go_on else []), formula.strip()] if formula else []
             last = match
     if last is None:
         return None
-    formula = last["dollars"] or last["round"] or last["square"]
-    if formula:
-        return formula.strip(), True, text[last.end() :].strip(" .*\n")
+    if formulas:
+        return ", ".join(formulas), True, text[last.end() :].strip(" .*\n")
     if last["pair"] and parse_number(last["pair"]):
         return last["pair"], False, ""
     end = last.end("second") if last["pair"] else last.end()
@@ -146,7 +168,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
         end = _closing(text, match.end())
         content = text[match.end() : end].strip() if end is not None else ""
         if end is not None and content:
-            found.append((match.start(), end + 1, content))
+            found.append((match.start(), end + 1, _with_unit(text, end + 1, content)))
     return found
 
 
@@ -168,6 +190,14 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
+def _with_unit(text: str, end: int, content: str) -> str:
+    r"""What a box holds, with the unit that follows a number in it: `\boxed{3}\text{ cm}`, `\boxed{50}\%`."""
+    after = _AFTER_BOX.match(text, end)
+    number = parse_number(content) if after else None
+    whole = f"{content} {after[0].strip()}" if after else content
+    return whole if number and not number.unit and not number.percent and parse_number(whole) else content
+
+
 def _open_box(text: str) -> str | None:
     r"""`\boxed 7`, and `\boxed{7` with nothing after it."""
     found = list(_OPEN_BOX.finditer(text))
@@ -186,7 +216,9 @@ def _marked_line(text: str) -> str | None:
     place = text.rfind("####")
     if place >= 0:
         line, _, rest = text[place + 4 :].partition("\n")
-        if _final(line, rest):
+        # `#### 2` over the second step is a heading, too.
+        count = text.count("####")
+        if _final(line, rest) and not (line.strip() == str(count) != "1" and _last_piece(rest)):
             return line.strip()[:_LONGEST_ANSWER]
     found = list(_A_COLON.finditer(text))
     if not found or not found[-1][1].strip() or _OPTION_B.search(text[found[-1].end(1) - len(found[-1][1]) :]):

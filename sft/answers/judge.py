@@ -66,7 +66,7 @@ class Judge:
         verdict: Future[Verdict] = Future()
         question = _question(text, gold, dict(options or {}), kind, free_form)
         try:
-            status, reason, answer = decide(question, _elsewhere, _elsewhere)
+            status, reason, answer = decide(question, _elsewhere)
         except _NeedsMathError:
             asked = self.pool.submit({"question": asdict(question)})
             asked.add_done_callback(lambda done: _pass_on(done, verdict, question))

@@ -30,10 +30,10 @@ _VALUE = re.compile(
     rf"|(?:(?P<whole2>\d+)(?: and)? )?(?P<over2>\d[\d,]*)\s?/\s?(?P<under2>\d[\d,]*)"
     rf"|{_POWER}(?![\d.])"
     r"|(?P<before>\d*)\.(?P<once>\d*)"
-    r"(?:\\overline\s?\{?(?P<again>\d+)\}?|\((?P<again1>\d+)\)|\\dot\s?\{?(?P<again2>\d)\}?)"
-    r"|\d*\.(?P<shown>\d{2,40})(?:\.\.\.|\s?\\[lc]?dots)"
+    r"(?:\\overline\s?\{?(?P<again>\d+)\}?|\((?P<again1>\d+)\))"
+    r"|(?P<lead>\d*)\.(?P<shown>\d{2,40})(?:\.\.\.|\s?\\[lc]?dots)"
     r"|[({]?(?P<digits>[0-9][0-9A-Fa-f]{0,99}|[A-F][0-9A-F]{1,99}(?=[\s)}_{]{1,5}16))[)}]?"
-    r"(?:_\s?\{?\s?\(?(?:base ?)?|,? ?(?:in )?base[ -]?)(?P<base>\d\d?|[a-z]+)\s?\)?\}?(?![\d])"
+    r"(?:_\s?\{?\s?\(?(?:base ?)?|,? ?\(?(?:in )?base[ -]?)(?P<base>\d\d?|[a-z]+)\s?\)?\}?(?![\d])"
     rf"|(?P<decimal>{_DECIMAL})"
     rf"(?:{_TIMES}{_POWER.replace('power', 'times')}|[eE](?P<e>[-+]?\d+))?"
     r")(?![\d/!_]|[.,]\d|\^(?!\\circ))(?P<rest>.*)",
@@ -44,13 +44,14 @@ _GROUPED = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?|[1-9]\d?(?:,\d\d)+,\d{
 _EUROPEAN = re.compile(r"[1-9]\d{0,2}(?:(?:\.\d{3}){2,}|(?:\.\d{3})+,\d+)", re.ASCII)
 _UNSURE = re.compile(r"[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
 _ASSIGNED = re.compile(r"[A-Za-z]\s?=\s?(?!=)")
-_PERCENT = re.compile(r"\s?(?:%|(?:percent|per cent|percentage)\b)\.?", re.IGNORECASE)
+_PERCENT = re.compile(r"\s*(?:%|(?:percent|per cent|percentage)\b)\.?", re.IGNORECASE)
 _PAIR = re.compile(r"[$€£]\d[\d.,]*|\d[\d.,]*(?: \d+/\d+)? ?[A-Za-z]{1,20}\.?")
 _PAIRS = re.compile(rf"(?:{_PAIR.pattern})(?:,? (?:and )?(?:{_PAIR.pattern})){{1,4}}")
 _PREFIXES = {"0x": 16, "0b": 2, "0o": 8}
-_PREFIXED = re.compile(r"^(0[xbo])([0-9A-Fa-f]+)$")
+_PREFIXED = re.compile(r"\b(0[xbo])([0-9A-Fa-f]+)\b", re.ASCII)
 _ARTICLE = re.compile(r"^ (?:of )?an? ")
 _FEET = re.compile(r"(\d+)' ?(\d+)(?:\"|'')")
+_ARC = re.compile(r"(\d+)\s?\^\\circ ?(\d+)'(?: ?(\d+)(?:\"|''))?")
 
 _WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen"""
@@ -101,7 +102,9 @@ def parse_number(text: str) -> Number | None:
     """The number that `text` is, whole, or None. Time is linear in the text, and constant from 300 characters on."""
     if len(text) > _LONGEST:
         return None
-    text = _PREFIXED.sub(lambda m: f"{m[2].upper()}_{{{_PREFIXES[m[1]]}}}", _FEET.sub(r"\1 ft \2 in", normal(text)))
+    text = _PREFIXED.sub(lambda m: f"{m[2].upper()}_{_PREFIXES[m[1]]}", normal(text))
+    text = _ARC.sub(lambda m: f"{m[1]} degree {m[2]} arcminute" + (f" {m[3]} arcsecond" if m[3] else ""), text)
+    text = _FEET.sub(r"\1 ft \2 in", text)
     assigned = _ASSIGNED.match(text)
     text = text[assigned.end() :] if assigned else text
     plain = " ".join(unwrapped(text).split())
@@ -127,7 +130,7 @@ def _same(mine: Number, theirs: Number) -> bool | None:
         if converted is None:
             return None if _equal(mine, theirs) else False
         return _equal(Number(converted), theirs) if isinstance(converted, Fraction) else False
-    if (mine.percent and theirs.unit) or (theirs.percent and mine.unit):
+    if mine.percent != theirs.percent and (theirs.unit if mine.percent else mine.unit):
         return False
     if mine.percent == theirs.percent:
         return _equal(mine, theirs)
@@ -219,11 +222,11 @@ def _magnitude(part: dict[str, str | None]) -> Number | None:
             return None
         whole = int(part["whole"] or part["whole2"] or 0)
         return None if whole and Fraction(above, below) < 0 else Number(whole + Fraction(above, below))
-    again = part["again"] or part["again1"] or part["again2"]
+    again = part["again"] or part["again1"]
     if again:
         return Number(_repeating(part["before"] or "0", part["once"] or "", again))
     if part["shown"]:
-        return _shown(part["shown"])
+        return _shown(part["lead"] or "0", part["shown"])
     if part["base"]:
         return _based(part["digits"] or "", part["base"])
     exponent = next((int(part[name] or 0) for name in ("power", "power1", "times", "times1", "e") if part[name]), 0)
@@ -251,12 +254,12 @@ def _repeating(before: str, once: str, again: str) -> Fraction:
     return Fraction(int(before + once + again) - int(before + once), 10 ** len(once) * (10 ** len(again) - 1))
 
 
-def _shown(digits: str) -> Number | None:
+def _shown(before: str, digits: str) -> Number | None:
     """`0.1666...`: what ends in the same digits at least twice, three times of one."""
     for size in range(1, len(digits) // 2 + 1):
         times = 3 if size == 1 else 2
         if len(digits) >= times * size and digits.endswith(digits[-size:] * times):
-            return Number(_repeating("0", digits[: -times * size], digits[-size:]))
+            return Number(_repeating(before, digits[: -times * size], digits[-size:]))
     return None
 
 
@@ -285,6 +288,11 @@ def _worded(text: str) -> Fraction | None:
     if not text.isascii():
         return _chinese(text)
     words = words[negative:]
+    if words in (["first"], ["second"]):
+        return Fraction(["first", "second"].index(words[0]) + 1)
+    if "point" in words:
+        place = words.index("point")
+        return _with_decimals(_counted(words[:place]), [_SMALL.get(word) for word in words[place + 1 :]], negative)
     part = _PARTS.get(words[-1].removesuffix("s")) if words else None
     if not part:
         value = _counted(words)
@@ -318,16 +326,22 @@ def _counted(words: list[str]) -> Fraction | None:
 
 def _chinese(text: str) -> Fraction | None:
     """`四十二`, `三分之一`, `三点五`, `负三`."""
-    sign, text = (-1, text[1:]) if text[:1] in ("负", "負") else (1, text)
+    sign, text = (-1, text[1:]) if text[:1] in ("负", "負") else (1, text.replace("两", "二"))
     under, fraction, over = text.partition("分之")
     whole, point, decimals = text.replace("點", "点").partition("点")
     if fraction:
         above, below = _counted(list(over)), _counted(list(under))
         return sign * above / below if above is not None and below else None
-    value, digits = _counted(list(whole)), [_numeral(character) for character in decimals]
-    if value is None or (point and not digits) or any(digit is None or digit > 9 for digit in digits):
+    if not point:
+        return None if (value := _counted(list(whole))) is None else sign * value
+    return _with_decimals(_counted(list(whole)), [_numeral(character) for character in decimals], sign < 0)
+
+
+def _with_decimals(whole: Fraction | None, decimals: list[int | None], negative: bool) -> Fraction | None:
+    digits = [digit for digit in decimals if digit is not None and digit < 10]
+    if whole is None or not digits or len(digits) < len(decimals):
         return None
-    return sign * (value + sum(Fraction(digit or 0, 10**place) for place, digit in enumerate(digits, start=1)))
+    return (-1 if negative else 1) * (whole + sum(Fraction(d, 10**place) for place, d in enumerate(digits, start=1)))
 
 
 def _numeral(character: str) -> int | None:

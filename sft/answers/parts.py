@@ -15,17 +15,23 @@ _MATRIX = re.compile(
     r"[(\[]?\s?\\begin\{[pbB]?(?:small)?(?:matrix|array)\}(?:\{[lcr| ]*\})?(.*)"
     r"\\end\{[pbB]?(?:small)?(?:matrix|array)\}\s?[)\]]?"
 )
-_NAME = r"(?:\\?[A-Za-z]+|[A-Za-z]_\{?\w\}?|[A-Za-z]\([A-Za-z]\)|\([A-Za-z](?:,\s?[A-Za-z]){1,3}\))"
+_NAME = r"(?:\\text\s?\{[\w ]{1,40}\}|\\?[A-Za-z]+|[A-Za-z]_\{?\w\}?|[A-Za-z]\([A-Za-z]\)"
+_NAME += r"|\([A-Za-z](?:,\s?[A-Za-z]){1,3}\))"
 _ASSIGNED = re.compile(rf"({_NAME})\s?(?:=|\\in(?![A-Za-z]))\s?(?![=<>])(.+)", re.DOTALL)
 _BETWEEN = re.compile(r",?\s?\b(?:and|or)\b\s?|[,;]")
 _OR, _ORDER = (
     re.compile(r"(?:,?\s?(?:\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|\\cup(?![A-Za-z]))|,)\s?"),
-    re.compile(r"\\(le|ge|ne)(?![A-Za-z])|([<>])"),
+    re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|[<>]"),
 )
+_GROUPED, _SPACED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), re.compile(r", |(?:and|or)\b")
 _AND = re.compile(r",?\s?(?:\band\b|\\l?and(?![A-Za-z])|\\wedge(?![A-Za-z]))\s?")
 _TRANSPOSED = re.compile(r"(.+[)\]}])\s?\^\s?\{?(?:T|\\top|\\intercal|\\mathsf\{T\})\}?", re.DOTALL)
 _BUILDER = re.compile(r"\\\{\s?([A-Za-z])(?:\s?\\in\s?\\mathbb\{?R\}?)?\s?(?:\||:|\\mid|\\colon)\s?(.+)\\\}")
+_TURNED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 _VARIABLE = re.compile(r"[A-Za-z]|\\[a-z]+")
+# The point P(1, 2); the unit vectors of 2i - 3j, which are dressed as such.
+_POINT = re.compile(r"(?:[A-Z]\s?(?=\())?")
+_BASIS = re.compile(r"\\(?:hat|vec|math(?:bf|rm)|boldsymbol|bm)[\s{]{0,2}\\?([ijk])(?:math)?(?![A-Za-z])\s?\}?")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -53,16 +59,18 @@ def parts_of(text: str) -> Parts | None:
     matrix = _MATRIX.fullmatch(text)
     if matrix:
         return _matrix(matrix[1])
-    plain = unwrapped(text).strip()
+    plain = " ".join(unwrapped(text).split()).removesuffix(".")
     if NOTHING.fullmatch(plain):
         return Parts("set", ())
     inner = _inside(plain, r"\{", r"\}")
     if inner is not None:
         return None if re.search(r"\||:|\\mid", inner) else Parts("set", tuple(split(inner)))
-    if len(plain) > 2 and plain[0] in "([]" and plain[-1] in ")][":
-        found = _bracketed(plain)
-        if found:
-            return found
+    point = plain[_POINT.match(plain).end() :]  # type: ignore[union-attr]
+    if len(point) > 2 and point[0] in "([]" and point[-1] in ")][" and (found := _bracketed(point)):
+        return found
+    based = _BASIS.split(text)
+    if len(based) > 3 and not based[-1].strip():
+        return _combined(based)
     items = split(plain)
     if len(items) > 1:
         return Parts("list", tuple(items))
@@ -82,12 +90,15 @@ def as_interval(text: str) -> tuple[str, str] | None:
     text = unwrapped(text).strip()
     builder = _BUILDER.fullmatch(text)
     text = builder[2].strip() if builder else text
-    if REALS.fullmatch(text) and len(text) > 1:
-        return "", r"(-\infty,\infty)"
+    real, _, excluded = text.partition(" except ")
+    if REALS.fullmatch(real) and len(real) > 1:
+        return "", _without(excluded)
     if not _ORDER.search(text):
         return None
     both = _AND.split(text)
     pieces, joint = (both, r" \cap ") if len(both) > 1 else (_OR.split(text), r" \cup ")
+    if _ORDER.findall(text) == [r"\ne"]:
+        pieces = [text]
     found = [_one_interval(piece.strip()) for piece in pieces]
     names = {piece[0] for piece in found if piece}
     if None in found or len(names) != 1:
@@ -96,31 +107,34 @@ def as_interval(text: str) -> tuple[str, str] | None:
 
 
 def _one_interval(text: str) -> tuple[str, str] | None:
-    signs = [match[1] or match[2] for match in _ORDER.finditer(text)]
-    sides = [
-        side.strip()
-        for side in re.split(_ORDER.pattern.replace("(le|ge|ne)", "(?:le|ge|ne)").replace("([<>])", "[<>]"), text)
-    ]
+    signs, sides = _ORDER.findall(text), [side.strip() for side in _ORDER.split(text)]
     if len(signs) == 1 and _VARIABLE.fullmatch(sides[1]) and not _VARIABLE.fullmatch(sides[0]):
-        sides, signs = sides[::-1], [{"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne"}[signs[0]]]
+        sides, signs = sides[::-1], [_TURNED[signs[0]]]
     if len(signs) == 1 and _VARIABLE.fullmatch(sides[0]):
         name, value = sides
-        open_left = {"<": rf"(-\infty,{value})", "le": rf"(-\infty,{value}]", ">": rf"({value},\infty)"}
-        others = {"ge": rf"[{value},\infty)", "ne": rf"(-\infty,{value}) \cup ({value},\infty)"}
-        return name, (open_left | others)[signs[0]]
+        left = {"<": rf"(-\infty,{value})", r"\le": rf"(-\infty,{value}]", ">": rf"({value},\infty)"}
+        return name, (left | {r"\ge": rf"[{value},\infty)", r"\ne": _without(value)})[signs[0]]
     if len(signs) != 2 or not _VARIABLE.fullmatch(sides[1]):
         return None
-    if set(signs) <= {">", "ge"}:
-        sides, signs = sides[::-1], [{">": "<", "ge": "le"}[sign] for sign in signs[::-1]]
-    if not set(signs) <= {"<", "le"}:
+    if set(signs) <= {">", r"\ge"}:
+        sides, signs = sides[::-1], [_TURNED[sign] for sign in signs[::-1]]
+    if not set(signs) <= {"<", r"\le"}:
         return None
     return sides[1], f"{'(' if signs[0] == '<' else '['}{sides[0]},{sides[2]}{')' if signs[1] == '<' else ']'}"
+
+
+def _without(values: str) -> str:
+    """The real numbers but for these, if any."""
+    return r"(-\infty,\infty)" + (rf" \setminus \{{{','.join(split(values))}\}}" if values else "")
 
 
 def split(text: str, between: re.Pattern[str] = _BETWEEN) -> list[str]:
     """`text` at its commas, semicolons, `and` and `or` that stand in no bracket."""
     depth, start, found = 0, 0, []
     cuts = {match.start(): match.end() for match in between.finditer(text)}
+    # In `1,000, 2,000` and `1,000 or 2,000` a comma without a space is no cut.
+    for grouped in _GROUPED.finditer(text) if _SPACED.search(text) else ():
+        cuts.pop(grouped.start(), None)
     for place, character in enumerate(text):
         depth += (character in _OPEN) - (character in _CLOSE)
         if depth <= 0 and place >= start and place in cuts:
@@ -145,6 +159,15 @@ def _matrix(inner: str) -> Parts:
     if len(rows) == 1 or all(len(row) == 1 for row in rows):
         return Parts("vector", tuple(cell for row in rows for cell in row))
     return Parts("vector", tuple(f"[{','.join(row)}]" for row in rows))
+
+
+def _combined(based: list[str]) -> Parts:
+    """`2 i - 3 j` in its pieces: a factor, a unit vector, a factor, and so on."""
+    factors = {
+        name: factor.replace(" ", "").removeprefix("+") for factor, name in zip(based[::2], based[1::2], strict=False)
+    }
+    factors = {name: f"{factor}1" if factor in ("", "-") else factor for name, factor in factors.items()}
+    return Parts("vector", tuple(factors.get(name, "0") for name in ("ijk" if "k" in factors else "ij")))
 
 
 def _inside(text: str, left: str, right: str) -> str | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from sft.answers.compare import Found
 
-_LONGEST_ANSWER = 500
 # A decimal may be the rounding of what is no decimal from six digits on; fewer digits are meant as they stand.
 _ROUNDED, _EXACT = 6, 15
 _DECIMAL = re.compile(r"\d*\.\d+")
@@ -27,21 +26,6 @@ def equal(mine: str, gold: str) -> Found:
     return _compare(wanted, given, _EXACT if any(map(_short, (mine, gold))) else _ROUNDED)
 
 
-@lru_cache(maxsize=1024)
-def find_and_compare(text: str, gold: str) -> tuple[Found, str | None]:
-    """The verdict on the answer that math-verify finds in a text, and that answer."""
-    from math_verify import parse
-
-    wanted = _parse(gold)
-    if not wanted:
-        return ("undecided", "the gold answer can't be read"), None
-    given = parse(text, parsing_timeout=None)
-    if not given:
-        return ("wrong", "no answer found"), None
-    answer = next((part for part in given if isinstance(part, str)), None)
-    return _compare(wanted, given, _ROUNDED), answer[:_LONGEST_ANSWER] if answer else None
-
-
 def _short(text: str) -> bool:
     return any(len(decimal.replace(".", "").lstrip("0")) < _ROUNDED for decimal in _DECIMAL.findall(text))
 
@@ -54,8 +38,16 @@ def _parse(answer: str) -> list[Any]:
     # Units were seen to before; here `2t` is no 2, and `3c` is not `3d`.
     latex = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
     config = [LatexExtractionConfig(normalization_config=latex)]
-    found: list[Any] = parse(f"\\boxed{{{answer}}}", config, parsing_timeout=None)
-    return found
+    return [_evaluated(part) for part in parse(f"\\boxed{{{answer}}}", config, parsing_timeout=None)]
+
+
+def _evaluated(part: Any) -> Any:
+    """With `i` as the imaginary unit, and sets put together."""
+    import sympy
+
+    if isinstance(part, (sympy.Expr, sympy.FiniteSet)):
+        return part.subs({symbol: sympy.I for symbol in part.free_symbols if symbol.name == "i"})
+    return part.doit() if isinstance(part, (sympy.Union, sympy.Intersection, sympy.Complement)) else part
 
 
 def _compare(wanted: Iterable[Any], given: Iterable[Any], rounding: int) -> Found:

@@ -11,20 +11,22 @@ from sft.answers.normal import bare
 
 _LONGEST = 60
 _CLOCK = re.compile(
-    r"(?:at )?(?P<hour>\d{1,2})(?:[:.](?P<minute>[0-5]\d))?(?::(?P<second>[0-5]\d))?\s?"
-    r"(?P<half>[ap]\.? ?m\b\.?|o'clock|hours|hrs|h)?(?: (?:in the )?(?P<part>morning|afternoon|evening))?",
+    r"(?:at )?(?P<hour>\d{1,2})(?:[:.h](?P<minute>[0-5]\d))?(?::(?P<second>[0-5]\d))?\s?"
+    r"(?P<half>[ap]\.? ?m\b\.?|noon|midday|midnight|o'clock|hours|hrs|h)?"
+    r"(?: (?:in the )?(?P<part>morning|afternoon|evening))?",
     re.IGNORECASE,
 )
-_NAMES = {"noon": "12:00 pm", "midnight": "12:00 am", "midday": "12:00 pm"}
+_NAMES = re.compile(r"^(?=(?:noon|midday|midnight)$)", re.IGNORECASE)
+_DAY = re.compile(rf"\b({'|'.join(calendar.day_abbr)})", re.IGNORECASE)
 _RATIO = re.compile(r"(\d{1,12})\s?(?::| to )\s?(\d{1,12})", re.ASCII)
 _NAMED = re.compile(rf"\b(?:{'|'.join(filter(None, calendar.month_abbr))})", re.IGNORECASE)
 _NUMERIC = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{2,4}", re.ASCII)
-_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b|\b(?:the|of|on)\b", re.IGNORECASE)
+_AROUND = re.compile(r"\b(?:the|of|on)\b", re.IGNORECASE)
 
 
 def same_time(mine: str, theirs: str) -> bool | str | None:
     """Whether two times of day or two dates are one; None where either is none; a reason where nobody can know."""
-    mine, theirs = (_NAMES.get(text.casefold(), text) for text in (bare(mine), bare(theirs)))
+    mine, theirs = (_NAMES.sub("12 ", bare(text)) for text in (mine, theirs))
     times, others = _clock(mine), _clock(theirs)
     if times and others:
         # 3:30 beside 3:30 p.m. leaves out what the other says; beside 15:30 it may be another time.
@@ -33,6 +35,9 @@ def same_time(mine: str, theirs: str) -> bool | str | None:
     fits = [_fits(one, other) for one in _date(mine) for other in _date(theirs)]
     if not fits:
         return None
+    days = [set(map(str.casefold, _DAY.findall(text))) for text in (mine, theirs)]
+    if all(days) and days[0] != days[1]:
+        return False
     return fits[0] if len(set(fits)) == 1 and fits[0] is not None else "the dates can be read in two ways"
 
 
@@ -47,11 +52,10 @@ def same_ratio(mine: str, theirs: str) -> bool | None:
 def _clock(text: str) -> set[tuple[int, ...]]:
     """The times of day (hour, minute, second) that `text` may be."""
     match = _CLOCK.fullmatch(text) if len(text) <= _LONGEST else None
-    if match is None or not ((match["minute"] and ":" in text) or match["half"] or match["part"]):
+    if match is None or not ((match["minute"] and re.search("[:h]", text)) or match["half"] or match["part"]):
         return set()
-    half = (match["half"] or {"m": "am", "a": "pm", "e": "pm"}.get((match["part"] or "")[:1].casefold(), ""))[
-        :1
-    ].casefold()
+    word = (match["half"] or match["part"] or "").casefold()[:4]
+    half = "p" if word in ("afte", "even", "noon", "midd") else "a" if word in ("morn", "midn") else word[:1]
     hour, rest = int(match["hour"]), (int(match["minute"] or 0), int(match["second"] or 0))
     if hour > 24 or (half == "h" and not match["minute"]):
         return set()
@@ -64,7 +68,7 @@ def _date(text: str) -> set[tuple[int | None, ...]]:
     """The dates (year, month, day) that `text` may be; None for what it leaves out."""
     if len(text) > _LONGEST or not (_NAMED.search(text) or _NUMERIC.fullmatch(text)):
         return set()
-    text = " ".join(_ORDINAL.sub(" ", text).replace(",", " ").split())
+    text = " ".join(_AROUND.sub(" ", text).replace(",", " ").split())
     found = {_read_date(text, day_first) for day_first in ((False,) if text[:4].isdigit() else (False, True))}
     return {date for date in found if date is not None}
 

@@ -19,11 +19,13 @@ rupee = [money_rupee] = _ = INR = Rs; paisa = rupee / 100 = _ = paise; yen = [mo
 _WORD = r"[A-Za-z]{1,20}\.?(?:\^?\{?[23]\}?)?"
 _UNIT = re.compile(rf"{_WORD}(?:(?: |-|/| / |\*){_WORD}){{0,4}}")
 _DEGREES = re.compile(r"\^\\circ\s?([CF](?![A-Za-z]))?")
+_RAISED, _UNDER = re.compile(r"\^\{(-?\d)\}"), re.compile(r"[ *]{0,3}\b([A-Za-z]+)(\^-[123])")
+_MICRO = re.compile(r"(?:\\mu|\u03bc)\s?(\\(?:text|mathrm)\{)?(?=[A-Za-z])")
 _OLD = re.compile(r" old$|degrees? (?=[Cc]elsius|[Ff]ahrenheit)")
 _DEGREE = {None: " degree ", "C": " celsius ", "F": " fahrenheit "}
 # Short ones that stand for nothing else in plain text; `8m` may be a product, `8 m` is taken as a unit.
 _SHORT = set(
-    """km cm mm ft in yd mi kg mg lb lbs oz ml mL hr hrs min mins sec secs mph kph Hz kHz Pa kPa kJ kW kWh per of
+    """km cm mm um nm ft in yd mi kg mg lb lbs oz ml mL hr hrs min mins sec secs mph kph Hz kHz Pa kPa kJ kW kWh per of
     USD EUR GBP INR rad deg gal sq cu hp""".split()
 )
 _SPACED = _SHORT | set("m g l L s h J N W V A K".split())
@@ -31,6 +33,7 @@ _SYMBOLS = set("a b c d e i j k n t u v x y z pi".split())
 # Words after a number that make it another number, and names of functions and letters.
 _NO_UNITS = set(
     """hundred thousand million billion trillion dozen score tens hundreds thousands millions billions trillions dozens
+    lakh crore lakhs crores
     half halves third thirds quarter quarters times over plus minus and or to mod factorial squared cubed sqrt infty
     sin cos tan cot sinh cosh tanh arcsin arccos arctan log exp max alpha beta gamma delta epsilon zeta eta theta iota
     kappa lambda omicron rho sigma tau upsilon omega base not zero one two three four five six
@@ -43,9 +46,11 @@ _ALIASES |= {"secs": "second", "lbs": "lb", "feet": "foot", "inches": "inch", "p
 def unit_of(rest: str) -> str | None:
     """The unit that follows a number: '' for nothing, None for what may be more than a unit."""
     spaced = rest.startswith(" ")
-    rest = _DEGREES.sub(lambda m: _DEGREE[m[1]], rest, count=1)
-    wrapped = "\\" in rest and not re.sub(r"[\s^{}23/.]", "", WRAPPED.sub("", rest))
-    rest = " ".join(WRAPPED.sub(r" \1 ", rest).split()).replace(" ^", "^").replace("^{", "^").replace("}", "")
+    rest = _MICRO.sub(r"\1u", _DEGREES.sub(lambda m: _DEGREE[m[1]], rest, count=1).replace(r"\Omega", " ohm"))
+    rest = _RAISED.sub(r"^\1", rest).replace(r"\cdot", "*")
+    wrapped = "\\" in rest and not re.sub(r"[\s^123/.*-]", "", WRAPPED.sub("", rest))
+    rest = " ".join(WRAPPED.sub(r" \1 ", rest).split()).replace(" ^", "^")
+    rest = _UNDER.sub(lambda m: f"/{m[1]}{m[2].replace('^-1', '').replace('-', '')}", rest)
     rest = _OLD.sub("", rest)
     if not rest:
         return ""

@@ -21,7 +21,7 @@ def victim(repo_root: Path, folder: Path, *arguments: str, limit: float) -> str:
 
 def test_a_few_random_kills(repo_root: Path, tmp_path: Path) -> None:
     seed = os.environ.get("KILL_SEED", "1")
-    assert "5 runs ended early" in victim(repo_root, tmp_path, "5", seed, limit=800)
+    assert "3 runs ended early" in victim(repo_root, tmp_path, "3", seed, limit=800)
 
 
 @pytest.mark.slow

@@ -46,3 +46,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = sft.trian
+
+
+def test_the_former_name_of_the_models_still_registers_them() -> None:
+    import sft.model
+    import sft.models
+
+    for name in sft.model.__all__:
+        assert getattr(sft.model, name) is getattr(sft.models, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SMALLER = {
-    "stages.midtrain.data.sources.0.generate.rows": 900,
+    "stages.midtrain.data.sources.0.generate.rows": 500,
     "stages.midtrain.data.sources.1.generate.rows": 30,
     "stages.hard.data.sources.0.generate.rows": 90,
     "stages.hard.data.sources.1.generate.rows": 30,
@@ -62,7 +62,7 @@ def test_the_loss_falls_within_the_first_stage_and_from_stage_to_stage(run: Path
 
 
 def test_every_row_is_accounted_for(run: Path) -> None:
-    for stage, rows in zip(STAGES, (930, 126, 63), strict=True):
+    for stage, rows in zip(STAGES, (530, 126, 63), strict=True):
         data = json.loads((run / "stages" / stage / "manifest.json").read_text())["data"]
         assert data["funnel"]["rows"] == rows == data["funnel"]["kept"] + sum(data["funnel"]["dropped"].values())
     assert data["max_document_length"] > 1000

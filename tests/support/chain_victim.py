@@ -11,6 +11,7 @@ A child is a fork of this process, which has imported everything: it is killed w
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -292,6 +293,7 @@ def main() -> None:
     import sft.train.trainer
 
     assert all((datasets, peft, trl, sft.evaluate, sft.hub.export, sft.report, sft.run.chain, sft.train.trainer))
+    gc.freeze()  # or every run looks through all of it whenever it collects
     started = time.monotonic()
     if status_of(start(root / "straight")) != 0:
         sys.exit((root / "straight/said").read_text()[-3000:])

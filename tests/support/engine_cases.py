@@ -6,6 +6,7 @@ second always comes late.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -239,7 +240,12 @@ def patched_places() -> dict[str, Any]:
 
 
 def main() -> None:
+    import sft.hub.export
+    import sft.run.chain
     from sft.utils.distributed import rank, world_size
+
+    assert sft.run.chain and sft.hub.export
+    gc.freeze()  # or every stage looks through all that was imported, whenever it collects
 
     folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
     results: dict[str, Any] = {}

@@ -32,7 +32,7 @@ from sft.utils.files import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
-SHARD_ROWS = 2048  # large enough that a million rows are few files, small enough that processes end together
+SHARD_ROWS = 1024  # large enough that a million rows are few files, small enough that processes end together
 STEPS_FOLDER, JOURNAL = "steps", "journal"
 Progress = Callable[[str, int, int | None], None]
 """Called as progress(phase, done, total): shards of a pass by its title, then rows as "packs"."""

@@ -97,7 +97,9 @@ class Account:
         self.counts["kept"].add(record)
         if record.tokens is not None:
             self._lengths[length_bin(record.tokens)] += 1
-        self._sources.setdefault(record.source, Counter()).update(rows=1, tokens=record.tokens or 0)
+        source = self._sources.setdefault(record.source, Counter())
+        source["rows"] += 1
+        source["tokens"] += record.tokens or 0
         rate = pass_rate(record)
         if rate is not None:
             self._pass_rates[math.floor(10 * rate) / 10] += 1

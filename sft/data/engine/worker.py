@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,8 @@ def _through(asked: StepTask, act: Act, groups: Iterator[list[Record]], account:
         if count != len(batch):
             raise AssertionError(f"the step {asked.name} answered {count} times for {len(batch)} rows")
         account.seconds += time.monotonic() - started
-        yield from _regrouped(kept)
+        # Only a step that makes rows can make a group too large.
+        yield from [kept] if 0 < len(kept) <= len(batch) else _regrouped(kept)
 
 
 def _regrouped(records: list[Record]) -> Iterator[list[Record]]:
@@ -270,9 +271,5 @@ def _carried_out(name: str, record: Record, verdict: dict[str, Any] | None) -> O
         return Dropped(record, verdict["reason"] or name, verdict["detail"] or "")
     if verdict["copies"] == 1:
         return Kept(record)
-    return Replaced(record, [_copy(record, number) for number in range(1, verdict["copies"] + 1)])
-
-
-def _copy(record: Record, number: int) -> Record:
-    values = {name: getattr(record, name) for name in Record.__slots__}
-    return Record(**{**values, "id": record.id if number == 1 else f"{record.id}#{number}"})
+    ids = (f"{record.id}#{number}" for number in range(2, verdict["copies"] + 1))
+    return Replaced(record, [record, *(replace(record, id=name, facts=dict(record.facts)) for name in ids)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,10 @@ class Context:
     journal: Path
     workers: int = 1
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Context, (self.tokenizer_path, self.templates, self.seed, self.folder, self.journal, self.workers)
-
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
-        """The fast tokenizer, as the stage's was saved: loading it this way spares each process the import of torch."""
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(self.tokenizer_path)
+        """The fast tokenizer, as the stage's was saved; one for all steps that a process works on."""
+        return _loaded(self.tokenizer_path)
 
     def draw(self, name: str, record: Record, *what: str) -> float:
         """The same for a row: it depends on what the row says and on its source, not on its place or its id."""
@@ -51,3 +46,11 @@ class Context:
         """A number in [0, 1) that depends on the seed, on `name` (the purpose) and on `what` alone: the same in every
         process and in every order of the rows."""
         return text_hash("\0".join((str(self.seed), name, *what))) / (1 << 128)
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: str) -> Any:
+    """The saved tokenizer. Loaded this way, it spares a process the import of torch."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)

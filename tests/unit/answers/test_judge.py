@@ -166,7 +166,19 @@ PIECES = r"""\[ \\[ \( \boxed{ \boxed $ $x$ { } ( [ ] A: # #### </think> <think>
 1,000 1 1. 1/ 1a = x x= x=1, % \frac{1}{2} \frac \ \, . _ _2 ^ ^{ ' ~ \pm < x< <x \le \cup & \\ \begin{pmatrix}
 \end{pmatrix} | \{ \} 0.( ... \overline{3} 12:30 3- a'b answer: 5'6" 2^""".split()
 PIECES += "answer is ,answer to ,option A ,1 000 ,1/2 ,a ,and ,or , ,\t,one ,half ,yes ,no real ".split(",")
-PIECES += ["a, ", "\n", "\nA: x", "\n#### 1", "½", "٣", "四", "3\u0305", "²"]
+PIECES += [
+    "is ",
+    "a: ",
+    r"\dot{1}",
+    r"\hat{i}",
+    "sqrt(",
+    r"30^\circ ",
+    "{}^5C_",
+    r",k \in \mathbb{Z}",
+    r"\ne 1,",
+    "$x=1$ or ",
+]
+PIECES += ["12 is the answer ", "1,000, ", "a, ", "\n", "\nA: x", "\n#### 1", "½", "٣", "四", "3\u0305", "²"]
 
 
 def no_math(mine: str, gold: str) -> Found:
@@ -190,16 +202,16 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 def test_time_is_linear_on_any_text(reader: str) -> None:
-    """Twice the text takes twice the time, not four times; of a few milliseconds nothing can be said."""
-
-    def seconds(text: str) -> float:
-        return min(cpu(READERS[reader], text) for _ in range(2))
+    """Eight times the text takes eight times the time, not 64; of a few milliseconds nothing can be said."""
 
     slow = []
     for piece in PIECES:
         for end in ("", "!"):
-            short, long = (piece * (size // len(piece)) + end for size in (15_000, 120_000))
-            before, after = seconds(short), seconds(long)
+            short, long = (piece * (size // len(piece)) + end for size in (10_000, 80_000))
+            before, after = cpu(READERS[reader], short), cpu(READERS[reader], long)
+            if after > 0.1 and after > 24 * max(before, 0.002):
+                # Whatever else the machine was at: the best of three.
+                before, after = (min(cpu(READERS[reader], text) for _ in range(3)) for text in (short, long))
             if after > 0.1 and after > 24 * max(before, 0.002):
                 slow.append((piece, end, before, after))
     assert slow == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.read.record import Record, checksum, from_table, to_table
+from sft.data.engine.shards import Counts
+from sft.data.read.record import Record, fingerprint, from_table, to_table
 
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
 messages = st.lists(
@@ -40,6 +43,13 @@ def test_records_survive_the_table(rows: list[Record]) -> None:
     assert from_table(to_table(rows)) == rows
 
 
+def checksum(rows: list[Record]) -> int:
+    counts = Counts()
+    for row in rows:
+        counts.add(row)
+    return counts.checksum
+
+
 @given(st.lists(records, min_size=1, max_size=5), st.randoms())
 def test_checksum_sees_a_lost_row_and_no_order(rows: list[Record], chance) -> None:  # type: ignore[no-untyped-def]
     shuffled = list(rows)
@@ -52,3 +62,13 @@ def test_checksum_sees_a_lost_row_and_no_order(rows: list[Record], chance) -> No
 def test_half_surrogates_in_carried_columns_survive() -> None:
     (row,) = from_table(to_table([Record("a", "s", "p:1", carried={"raw": "half \ud83d"})]))
     assert row.carried == {"raw": "half \ud83d"}
+
+
+def test_a_row_that_gets_another_id_is_another_row() -> None:
+    """Its fingerprint is worked out once, and again when what it stands for has changed."""
+    row = Record("a", "s", "p:1")
+    first = fingerprint(row)
+    assert fingerprint(row) == first == fingerprint(Record("a", "other", "p:1"))
+    assert fingerprint(replace(row, id="a#2")) == fingerprint(Record("a#2", "s", "p:1")) != first
+    row.place = "p:2"
+    assert fingerprint(row) == fingerprint(Record("a", "s", "p:2")) != first

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers, pre_tokenizers
 
+import sft.data.tokenize.tokens as tokens_module
 from sft.data.read.row import BadRow
 from sft.data.tokenize.render import Rendered, Renderer
 from sft.data.tokenize.tokens import Tokens, tokenize, tokenizer_hash
@@ -91,6 +94,44 @@ def test_mask_of_the_real_tokenizer_equals_the_one_from_every_offset(phi: Any, a
     assert tokens.mask.tolist() == _by_offsets(phi, rendered)
 
 
+def test_masks_follow_from_lengths_alone_where_ids_spell_the_text(
+    phi: Any, gsm8k: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the library's offsets say, also where a character takes several tokens and where two share one."""
+    monkeypatch.setattr(tokens_module, "_by_offset", lambda *inputs: pytest.fail("the library was asked"))
+    answers = [row["answer"] for row in gsm8k[:40]]
+    for answer in [
+        *answers,
+        "\U0001f9ee\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2203x\u0338",
+        "a\u0301\ufb01",
+        "\u4e00\u9fa5",
+    ]:
+        turns = (("user", "2+2?"), ("assistant", answer), ("user", "Sure?"), ("assistant", f"{answer} again"))
+        rendered, tokens = _tokens(phi, [{"role": role, "content": content} for role, content in turns])
+        assert tokens.mask.tolist() == _by_offsets(phi, rendered)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_masks_follow_from_offsets_where_ids_spell_another_text(toy: Any, prefix: bool) -> None:
+    """A normalizer, or a space put in front that makes up for one that was swallowed."""
+    other = copy.deepcopy(toy)
+    backend = other.backend_tokenizer
+    if prefix:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    else:
+        backend.normalizer = normalizers.Lowercase()
+    rendered, tokens = _tokens(other, _conversation(" FOUR", "Then 5"))
+    assert tokens.mask.tolist() == _by_offsets(other, rendered)
+
+
+def test_tokens_added_later_have_lengths_too(toy: Any) -> None:
+    other = copy.deepcopy(toy)
+    _tokens(other, _conversation("4"))
+    other.add_tokens(["<new>"])
+    rendered, tokens = _tokens(other, _conversation("4<new>5"))
+    assert tokens.mask.tolist() == _by_offsets(other, rendered)
+
+
 @pytest.mark.parametrize("where", ["user", "assistant", "tools"])
 def test_spelled_out_special_tokens_are_refused(toy: Any, where: str) -> None:
     messages = [{"role": "system", "content": "s", "tools": "[]"}, *_conversation("4")]
@@ -115,8 +156,6 @@ def test_truncation_and_padding_left_on_the_tokenizer_change_nothing(toy: Any) -
 
 
 def test_hash_follows_template_and_vocabulary(toy: Any) -> None:
-    import copy
-
     before = tokenizer_hash(toy, "a")
     toy(["x", "yy"], padding=True, truncation=True, max_length=1)
     assert tokenizer_hash(toy, "a") == before
