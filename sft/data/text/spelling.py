@@ -28,7 +28,7 @@ _SINGULAR = """
 """
 # Each: how it is said here, then other ways.
 _VARIANTS = """
-    inch:inches foot:feet,ft mile:mi kilometer:km,kms,kilometre,kilometres meter:metre,metres
+    inch:inches foot:feet,ft yard:yd,yds quart:qt mile:mi kilometer:km,kms,kilometre,kilometres meter:metre,metres
     centimeter:cm,centimetre,centimetres millimeter:mm,millimetre,millimetres liter:litre,litres
     milliliter:ml,millilitre,millilitres kilogram:kg,kgs milligram:mg pound:lb,lbs ounce:oz gallon:gal hour:hr,hrs
     minute:mins seconds:secs year:yr,yrs week:wk,wks dollar:bucks,buck,usd rupee:rupees percent:pct ok:okay
@@ -44,10 +44,39 @@ _OTHERWISE: dict[str, tuple[str, ...]] = {
     "wont": ("will", "not"),
     "twice": ("2", "times"),
     "thrice": ("3", "times"),
+    **{word: ("2", "times") for word in ("double", "doubles", "doubled")},
+    **{word: ("3", "times") for word in ("triple", "triples", "tripled")},
     "mph": ("mile", "per", "hour"),
     "kph": ("kilometer", "per", "hour"),
 }  # fmt: skip
+# What a letter or two mean behind a number.
+_UNITS = {"h": "hour", "m": "meter", "g": "gram", "l": "liter", "min": "minute", "s": "seconds", "sec": "seconds"}
 _PAIRS = {("per", "cent"): "percent", ("what", "is"): "find", ("what", "are"): "find", ("left", "over"): "left"}
+# Words on which a problem turns: with another of them in its place the answer is another. Of opposites one is enough
+# where the other has synonyms (sold, but not bought).
+_TURNING_WORDS = """
+    not no none never without except neither nor only either most more higher lower taller shorter longer older
+    younger faster slower cheaper highest lowest tallest shortest longest oldest youngest third quarter fourth fifth
+    sixth quadruple dozen hundred thousand million billion first second last next previous before after until
+    since between above below over under up down right even odd prime composite positive negative nonnegative
+    increasing decreasing increase decrease increases decreases increased decreased sum difference product quotient
+    ratio median mode range remainder perimeter area volume circumference radius diameter height width
+    length base surface sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd floor ceil
+    lfloor rfloor lceil rceil sine cosine tangent seconds minute hour day week month year daily weekly monthly
+    yearly inch foot yard mile meter kilometer centimeter millimeter gram kilogram milligram pound ounce ton liter
+    milliliter gallon quart pint cup cent penny pennies nickel nickels dime dimes dollar euro yen rupee percent
+    degree radians monday tuesday wednesday thursday friday saturday sunday january february march april may june
+    july august september october november december morning afternoon evening night yesterday today tomorrow true
+    false add subtract multiply divide multiplied divided plus minus times north south east west lose loses lost
+    sell sells sold took save saves saved far other frac binom overline underline vec hat bar mod bmod pmod
+"""
+# Those that mean one and the same.
+_SAME_TURNS = """
+    larger bigger greater; largest biggest greatest maximum max; smallest least minimum min fewest; less fewer;
+    receive receives received get gets got; left remain remains remained remaining leftover; each every; mean average
+"""
+MEANS = {word: words.split()[0] for words in _SAME_TURNS.split(";") for word in words.split()}
+TURNING = frozenset(_TURNING_WORDS.split()) | frozenset(MEANS)
 # What a slip makes of a number's name: a letter doubled, left out, swapped with the next or (of longer names) replaced.
 _OTHER_WORDS = """
     for fur our tree there thee threw shree even seen sven sever hal fie ive zeo nie twine fifth sixth forth fort forts
@@ -66,12 +95,12 @@ def _slips(name: str) -> Iterator[str]:
 
 _MISSPELT = {
     slip: name
-    for name in (*_SMALL, *_SCALES, "half", "twice")
+    for name in (*_SMALL, *_SCALES, "half", "twice", "double")
     if len(name) > 3
     for slip in _slips(name)
     if slip not in _OTHER_WORDS.split() and slip not in _SMALL and slip not in _PARTS and len(slip) > 2
 }
-_SPELLED = frozenset().union(_SMALL, _SCALES, _PARTS, _OTHERWISE, _MISSPELT, (first for first, _ in _PAIRS))
+_SPELLED = frozenset().union(_UNITS, _SMALL, _SCALES, _PARTS, _OTHERWISE, _MISSPELT, (first for first, _ in _PAIRS))
 
 
 def plain_words(tokens: Sequence[str]) -> list[str]:
@@ -99,6 +128,8 @@ def plain_words(tokens: Sequence[str]) -> list[str]:
         elif (pair := _PAIRS.get((token, after))) is not None:
             result.append(pair)
             place += 1
+        elif token in _UNITS and result and result[-1].isdecimal():
+            result.append(_UNITS[token])
         else:
             result += _OTHERWISE.get(token, (token,))
     return result
@@ -106,7 +137,7 @@ def plain_words(tokens: Sequence[str]) -> list[str]:
 
 def _part(word: str, after: str, before: list[str]) -> list[str]:
     """A fraction's name as its numbers; of what `before` ends with, what belongs to it is taken away."""
-    last, of = before[-1] if before else "", after == "of"
+    last, of = before[-1] if before else "", after in ("of", "as")
     if (last == "1" or (last.isdecimal() and word.endswith("s"))) and (of or word != "quarters"):
         return ["/", str(_PARTS[word])]
     if word != "half" and not (of and last == "a"):

@@ -29,7 +29,7 @@ class Decontaminate(RowStep):
     Facts of dropped rows: benchmark, row (its id, else file:line), similarity, by (`words`, or n-grams), problem.
     """
 
-    version = 2
+    version = 3
     config: DecontaminateStep
     only_judges = True
 

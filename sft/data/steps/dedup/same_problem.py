@@ -9,46 +9,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
-from sft.data.text.spelling import ENDS, plain_words
+from sft.data.text.spelling import ENDS, MEANS, TURNING, plain_words
 
 # Of single letters these are variables; `a` and `i` are words more often.
 _VARIABLES = frozenset("bcdefghjklmnopqrstuvwxyz")
 
-# Words on which a problem turns: with another of them in its place the answer is another. Of opposites one is enough
-# where the other has synonyms (sold, but not bought).
-_TURNING_WORDS = """
-    not no none never without except neither nor only either most more higher lower taller shorter longer older
-    younger faster slower cheaper highest lowest tallest shortest longest oldest youngest third quarter fourth fifth
-    sixth triple quadruple dozen hundred thousand million billion first second last next previous before after until
-    since between above below over under up down right even odd prime composite positive negative nonnegative
-    increasing decreasing increase decrease increases decreases increased decreased sum difference product quotient
-    ratio mean median mode average range remainder perimeter area volume circumference radius diameter height width
-    length base surface sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lcm gcd floor ceil
-    lfloor rfloor lceil rceil sine cosine tangent seconds minute hour day week month year daily weekly monthly
-    yearly inch foot yard mile meter kilometer centimeter millimeter gram kilogram milligram pound ounce ton liter
-    milliliter gallon quart pint cup cent penny pennies nickel nickels dime dimes dollar euro yen rupee percent
-    degree radians monday tuesday wednesday thursday friday saturday sunday january february march april may june
-    july august september october november december morning afternoon evening night yesterday today tomorrow true
-    false add subtract multiply divide multiplied divided plus minus times north south east west lose loses lost
-    sell sells sold took far other frac binom overline underline vec hat bar mod bmod pmod
-"""
-# Those that mean one and the same.
-_SAME_TURNS = """
-    larger bigger greater; largest biggest greatest maximum max; smallest least minimum min fewest; less fewer;
-    receive receives received get gets got; left remain remains remained remaining; each every; double doubles doubled
-"""
-_MEANS = {word: words.split()[0] for words in _SAME_TURNS.split(";") for word in words.split()}
-_TURNING = frozenset(_TURNING_WORDS.split()) | frozenset(_MEANS)
 # Words that come and go with the style of a sentence, wherever they stand.
 _FUNCTION_WORDS = """
     a an the this that these those there here it its he she they them his her their him you your we our us i my me
     is are was were be been being am do does did done have has had having will would can could shall should might
     must of in on at to for from by with into onto as and or but so if then than when while where which who whom
-    whose what how much also just very too well now such per about total altogether together overall s t
+    whose what how much also just very too well now such per about total altogether together overall find s t
 """
-_FUNCTION = frozenset(_FUNCTION_WORDS.split()) - _TURNING
+_FUNCTION = frozenset(_FUNCTION_WORDS.split()) - TURNING
 
 
 def formulas(tokens: Sequence[str]) -> list[str]:
@@ -105,7 +80,7 @@ def _same_in_order(one: list[str], other: list[str]) -> bool:
 
 
 def _turning(tokens: Sequence[str]) -> list[str]:
-    return [_MEANS.get(token, token) for token in tokens if token in _TURNING]
+    return [MEANS.get(token, token) for token in tokens if token in TURNING]
 
 
 def _spelled_alike(one: Sequence[str], other: Sequence[str]) -> list[str]:
@@ -118,9 +93,12 @@ def _spelled_alike(one: Sequence[str], other: Sequence[str]) -> list[str]:
     meant = {}
     for variant in there.keys() - here.keys():
         words = sorted({missing[part] for part in _shortened(variant) if part in missing})
-        slips = (word for word in words if _is_slip(word, variant) and not {word, variant} <= _TURNING)
+        slips = (word for word in words if _is_slip(word, variant) and not {word, variant} <= TURNING)
         meant[variant] = next(slips, variant)
-    return [meant.get(word, word) for word in other]
+    parted = {
+        first + second: (first, second) for first, second in pairwise(one) if first.isalpha() and second.isalpha()
+    }
+    return list(chain.from_iterable(parted.get(word, (word,)) for word in (meant.get(word, word) for word in other)))
 
 
 def _shortened(word: str) -> Iterator[str]:

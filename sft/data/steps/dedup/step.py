@@ -31,7 +31,7 @@ class Dedup(TableStep):
     neither words nor signs, are not compared by it and stay.
     """
 
-    version = 2
+    version = 3
     config: DedupStep
     only_judges = True
 

@@ -36,6 +36,20 @@ from sft.data.text.normalize import tokens, words
         ("Compute 2 + 3", "What is 2 + 3?"),
         ("ten apples - 5 of them red", "ten apples, 5 of them red"),
         (r"$5{,}000{,}000$", "5000000"),
+        ("100 000 people", "100,000 people"),
+        ("It costs $ 5. A pen costs $ 7, and", "It costs $5. A pen costs $7, and"),
+        ("It costs 5$. A pen costs 7$, and", "It costs $5. A pen costs $7, and"),
+        ("It costs $0.25 or 0.50 dollars", "It costs 25 cents or 50 cents"),
+        ("double the pay, triple it", "twice the pay, three times it"),
+        ("5h at 30° and 20 m in 5 sec", "5 hours at 30 degrees and 20 meters in 5 seconds"),
+        ("from 9a.m. to 5 P.M.", "from 9 AM to 5pm"),
+        ("Bob&#x27;s 3 &lt; 5", "Bob's 3 < 5"),
+        ("f\u043eur r\u043eses and a caf\u00e9", "four roses and a cafe"),
+        (r"$\frac{137}{\sqrt{27}}$", "(137)/(sqrt(27))"),
+        (r"${1 \over 2} < {x \over 7}$", "1/2 < x/7"),
+        (r"$5^2 \cdot 3 \times (a + b)$", "5^2 * 3 * (a + b)"),
+        (r"$\overline{AB} \text{ and so on}$", r"$\bar{AB}$ and so on"),
+        ("*Find* the **sum**", "Find the sum"),
     ],
 )
 def test_the_same_in_other_words_has_the_same_tokens(one: str, other: str) -> None:
@@ -53,6 +67,11 @@ def test_the_same_in_other_words_has_the_same_tokens(one: str, other: str) -> No
         ("two hundred and five thousand", "205000 and 0"),
         ("the third of it", "1/3 of it"),
         ("there", "three"),
+        ("2.5 000", "2.5000"),
+        ("5 m", "5 min"),
+        ("\u043c\u043e\u0440\u0435 5", "mope 5"),
+        (r"$\sqrt{x + 1}$", r"$\sqrt{x} + 1$"),
+        (r"$\frac{13}{7}$", r"$\frac{1}{37}$"),
         ("10 - 5", "10 5"),
     ],
 )
@@ -69,7 +88,27 @@ def test_numbers_in_words_are_the_numbers() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["\\\\[", "$a ", "\\$5 ", "million ", "hundred and ", "half a ", "five ", "a half of ", "9", " ", "{ ", "-1 "],
+    [
+        "\\\\[",
+        "$a ",
+        "\\$5 ",
+        "million ",
+        "hundred and ",
+        "half a ",
+        "five ",
+        "a half of ",
+        "9",
+        " ",
+        "{ ",
+        "-1 ",
+        "1 000 ",
+        "$ 5 ",
+        "5 a",
+        "&a",
+        "*a ",
+        "\\frac{1",
+        "e\u0301",
+    ],
 )
 def test_no_text_takes_long(piece: str) -> None:
     text = (piece * 60_000)[:60_000]
