@@ -44,7 +44,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     substitute(document)
     forget_data_recipes(document)
     recipe = _validated(document)
-    recipe._given = Given(text, tuple(overrides))
+    recipe._given = Given(text, tuple(overrides), document)
     return recipe
 
 

@@ -15,6 +15,7 @@ from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.steps import StepEntry
 from sft.recipe.train_keys import TrainSection
 from sft.recipe.values import Name, PathText, Seed, SourceName
+from sft.recipe.yaml_marks import Document, Path, show_path
 from sft.utils.errors import UsageError
 
 # `sft` itself uses these words where a stage's or a suite's name could stand.
@@ -254,10 +255,12 @@ class ReportSection(Section):
 
 @dataclass(frozen=True)
 class Given:
-    """A recipe as its author gave it: the file's text, and the overrides of the command line in order."""
+    """A recipe as its author gave it: the file's text, the overrides of the command line in order, and where each of
+    its values was written."""
 
     text: str = field(default="", compare=False)
     overrides: tuple[str, ...] = field(default=(), compare=False)
+    document: Document | None = field(default=None, compare=False, repr=False)
 
 
 class Recipe(Section):
@@ -294,6 +297,11 @@ class Recipe(Section):
     def given(self) -> Given:
         """What `load_recipe` read; empty for a recipe that was made otherwise. Two recipes may differ in it."""
         return self._given
+
+    def place(self, path: Path) -> str:
+        """Where the value at `path` was written, and its path: `my.yaml:12: stages[0].name`, or the path alone."""
+        document = self.given.document
+        return show_path(path) if document is None else str(document.origin(path))
 
     def written(self) -> dict[str, Any]:
         """All but what the stages have been filled with; and their seed where it is the recipe's, so that another

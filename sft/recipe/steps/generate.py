@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.steps.settings import DataSet, Loc, StepSettings
 from sft.recipe.values import PathText
 
 # These change no answer: how fast and how patiently it is asked for, what it costs, and where the model is.
@@ -81,8 +82,10 @@ class Checkpoint(Section):
     batch_size: int = Field(default=32, gt=0, description="Answers that are decoded at once.")
 
 
-class GenerateStep(Section):
+class GenerateStep(StepSettings):
     """Ask a teacher for answers, or let it finish the student's (mixed policy, arXiv 2601.09088)."""
+
+    gives_answers = True
 
     mode: Literal["rollouts", "mixed"] = "rollouts"
     teacher: Endpoint
@@ -141,3 +144,12 @@ class GenerateStep(Section):
         """The settings that decide what is answered, without those that say how fast, how patiently and from where."""
         run_only: dict[str, Any] = {"max_failed": True, "teacher": _RUN_ONLY, "student": {*_RUN_ONLY, "batch_size"}}
         return self.model_dump(mode="json", exclude=run_only)
+
+    def places(self) -> dict[Loc, DataSet | str]:
+        """The student's checkpoint and the teacher's tokenizer."""
+        found: dict[Loc, DataSet | str] = {}
+        if isinstance(self.student, Checkpoint):
+            found["student", "checkpoint"] = self.student.checkpoint
+        if self.teacher.tokenizer is not None:
+            found["teacher", "tokenizer"] = self.teacher.tokenizer
+        return found
