@@ -1,7 +1,8 @@
-"""What is wrong with a stage's data section and its suites, as far as the recipe alone tells it."""
+"""What is wrong with stages' data sections and suites, as far as the recipe alone tells it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,15 @@ from sft.recipe.schema import DataSection, DataSource, Recipe, Templates
 from sft.recipe.source_names import source_name, source_names
 from sft.recipe.steps import StepEntry
 from sft.recipe.steps.settings import Loc, StepSettings
+from sft.recipe.values import HUB_ID
 
 
 def recipe_problems(recipe: Recipe) -> list[KeyProblem]:
     """What is wrong in any stage, by its place in the recipe."""
-    problems = []
+    problems, target = [], recipe.push.repo_id
+    if target is not None and not re.fullmatch(HUB_ID, target):
+        reason = f"is no Hub id, got {target!r}: my-name/my-model"
+        problems.append(KeyProblem(("push", "repo_id"), reason, target))
     for index, stage in enumerate(recipe.stages):
         inside = [_within(("data",), data_problems(stage.data))]
         for number, suite in enumerate(stage.evaluate.suites):
