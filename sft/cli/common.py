@@ -100,7 +100,7 @@ def dry_run(recipe: Recipe) -> int:
     from sft.utils.quiet import quiet_libraries
 
     quiet_libraries()
-    check_recipe(recipe)
+    check_recipe(recipe, rehearsal=True)
     for line in outlook(recipe):
         say(line)
     paths, text = RunPaths(recipe), resolved_yaml(recipe)

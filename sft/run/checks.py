@@ -15,8 +15,9 @@ from sft.models.identity import check_there
 from sft.models.load import scratch_config
 from sft.recipe.data_checks import recipe_problems
 from sft.recipe.problems import KeyProblem, refuse
-from sft.tokenizers.load import TINY_TOKENIZER, check_named, start_tokenizer
+from sft.tokenizers.load import TINY_TOKENIZER, UnreachableError, check_named, start_tokenizer
 from sft.utils.errors import UserError
+from sft.utils.say import say
 
 if TYPE_CHECKING:
     from sft.recipe.schema import DataSource, Recipe, Source, Stage
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 ALL = ("data", "training", "suites")
 
 
-def check_recipe(recipe: Recipe, parts: Sequence[str] = ALL, *, stage: str | None = None) -> None:
+def check_recipe(
+    recipe: Recipe, parts: Sequence[str] = ALL, *, stage: str | None = None, rehearsal: bool = False
+) -> None:
     """Raise UsageError with a line for all that is wrong.
 
     Args:
         parts: what of it will be done: `data` is read, `training` and `suites`; the recipe itself is always checked.
         stage: the only one whose files will be read.
+        rehearsal: nothing will be done here and now, so a Hub that can't be reached is no obstacle: a line says so.
     """
     problems = recipe_problems(recipe) + list(_folders(recipe))
     if "data" in parts or "training" in parts:
@@ -46,11 +50,15 @@ def check_recipe(recipe: Recipe, parts: Sequence[str] = ALL, *, stage: str | Non
         if "training" in parts:
             found += _training(one_stage)
         problems += [one._replace(loc=("stages", index, *one.loc)) for one in found]
-    refuse(problems, recipe.place)
+    unasked = [found for found in problems if isinstance(found.value, UnreachableError)] if rehearsal else []
+    for found in unasked:
+        say(f"{recipe.place(found.loc)}: not checked: {found.message}")
+    refuse((found for found in problems if found not in unasked), recipe.place)
     if "training" in parts:
         from sft.models.lora_targets import adapter_problems
 
-        refuse(adapter_problems(recipe), recipe.place)
+        if not any(found.loc == ("model", "model_name_or_path") for found in unasked):
+            refuse(adapter_problems(recipe), recipe.place)
 
 
 def _folders(recipe: Recipe) -> Iterator[KeyProblem]:
@@ -79,7 +87,7 @@ def _start(recipe: Recipe) -> Iterator[KeyProblem]:
             key = "config"
             scratch_config(section, tokenizer)
     except UserError as error:
-        yield KeyProblem(("model", key), str(error), None)
+        yield KeyProblem(("model", key), str(error).removeprefix("model.config: "), error)
 
 
 def _training(stage: Stage) -> Iterator[KeyProblem]:
@@ -113,7 +121,7 @@ def _place(place: DataSet | str, loc: Loc) -> Iterator[KeyProblem]:
         else:
             _find(place.path, place.split, None, place.config)
     except UserError as error:
-        yield KeyProblem(loc, str(error), place)
+        yield KeyProblem(loc, str(error), error)
 
 
 def _files(source: Source, loc: Loc) -> Iterator[KeyProblem]:

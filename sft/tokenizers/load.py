@@ -85,8 +85,8 @@ def names_folder(name: str) -> bool:
 def check_named(name: str, what: str, revision: str | None = None, *, hub: bool = True) -> None:
     """Look whether there is a `what` called `name`, without loading it: a folder, or, with `hub`, a repository.
 
-    The Hub is asked once, and only for what isn't in the cache. Raises UserError when the answer is no; whether it
-    can be reached at all is for the run to find out.
+    The Hub is asked once, and only for what isn't in the cache. Raises UserError when the answer is no, and
+    UnreachableError where the Hub can't be asked.
     """
     if Path(name).expanduser().exists():
         return
@@ -97,9 +97,10 @@ def check_named(name: str, what: str, revision: str | None = None, *, hub: bool 
     if not re.fullmatch(HUB_ID, name):
         raise UserError(f"{name!r} is no folder here, and no Hub id can be called so")
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+    names = ("config.json", "tokenizer_config.json", "tokenizer.json")
+    if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in names):
         return
     try:
         HfApi().model_info(name, revision=revision, timeout=ASK_SECONDS)
@@ -108,5 +109,12 @@ def check_named(name: str, what: str, revision: str | None = None, *, hub: bool 
     except RepositoryNotFoundError as error:
         reason = f"no {what} called {name}: no such folder here, and the Hub has none, or it is private: set HF_TOKEN"
         raise UserError(reason) from error
-    except Exception as error:  # huggingface_hub's, httpx's, by its version; a Hub that can't be asked says nothing
-        log.info("%s: the Hub couldn't be asked: %s", name, first_line(error))
+    except HfHubHTTPError as error:  # the Hub's own trouble, which may be over when the run asks again
+        log.info("%s: the Hub answers %s", name, first_line(error))
+    except Exception as error:  # httpx's and huggingface_hub's, by its version
+        reason = f"no {what} folder {name} here, nor in the cache, and the Hub can't be reached ({first_line(error)})"
+        raise UnreachableError(reason) from error
+
+
+class UnreachableError(UserError):
+    """The Hub would have to be asked, and can't be."""
