@@ -25,7 +25,7 @@ VERBS = {
     "export": "write the folder that goes to the Hub",
     "push": "upload the exported folder to the Hub, reload it and compare",
     "report": "write the run's HTML report",
-    "recipes": "list the packaged recipes, or copy one to edit",
+    "recipes": "list, show or copy packaged recipes; say what keys a recipe takes",
     "doctor": "show what is installed, which kernels are used, and what to do about it",
 }
 MODULES = {"eval": "evaluate"}

@@ -15,8 +15,8 @@ class Benchmark(Section):
     name: Name = Field(description="How reports call it.")
     path: PathText = Field(description="Hub id, or local files.")
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
-    split: str = "test"
-    revision: str | None = None
+    split: str = Field(default="test", description="Its split.")
+    revision: str | None = Field(default=None, description="Revision of a Hub data set.")
     column: str | None = Field(
         default=None, description="The column with the problem. Default: problem, question, Question or prompt."
     )

@@ -27,7 +27,7 @@ class Endpoint(Section):
     """An OpenAI-compatible server."""
 
     base_url: str = Field(description="e.g. http://localhost:8000/v1")
-    model: str
+    model: str = Field(description="What the server calls the model.")
     api_key_env: str = Field(
         default="OPENAI_API_KEY", description="Environment variable that holds the key, if it needs one."
     )
@@ -77,8 +77,8 @@ class Checkpoint(Section):
     """A student that answers in this process."""
 
     checkpoint: PathText = Field(description="Checkpoint folder or Hub id, with its tokenizer.")
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub checkpoint.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="What the weights are held in.")
     batch_size: int = Field(default=32, gt=0, description="Answers that are decoded at once.")
 
 
@@ -87,7 +87,9 @@ class GenerateStep(StepSettings):
 
     gives_answers = True
 
-    mode: Literal["rollouts", "mixed"] = "rollouts"
+    mode: Literal["rollouts", "mixed"] = Field(
+        default="rollouts", description="`rollouts`: the teacher answers; `mixed`: it finishes what the student began."
+    )
     teacher: Endpoint
     student: Endpoint | Checkpoint | None = Field(
         default=None, description="For `mixed`: who answers first, an endpoint or {checkpoint: FOLDER}."

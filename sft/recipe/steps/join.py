@@ -21,8 +21,8 @@ class JoinStep(StepSettings):
 
     path: PathText = Field(description="Hub id, or a local file, folder or glob of .jsonl/.parquet files.")
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
-    split: str = "train"
-    revision: str | None = None
+    split: str = Field(default="train", description="Its split.")
+    revision: str | None = Field(default=None, description="Revision of a Hub data set.")
     on: str = Field(default="sample_uuid", description="The other set's column that holds the row's id.")
     teacher_ids: str = Field(default="token_ids", description="Its column with the teacher's tokens.")
     teacher_logprobs: str = Field(default="logprobs", description="Its column with their natural log probabilities.")

@@ -44,7 +44,7 @@ class PassRate(Section):
 class Quotas(Section):
     """Most rows or tokens of each domain or source: `{rows: {code: 1000}, tokens: {math: 5000000}}`."""
 
-    by: Literal["domain", "source"] = "domain"
+    by: Literal["domain", "source"] = Field(default="domain", description="What rows and tokens name.")
     rows: dict[str, int] = Field(default_factory=dict, description="Name -> most rows.")
     tokens: dict[str, int] = Field(default_factory=dict, description="Name -> most tokens.")
     others: Literal["keep", "drop"] = Field(default="keep", description="Rows of domains or sources not named here.")
