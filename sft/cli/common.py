@@ -25,6 +25,7 @@ CONFIG_HELP = "recipe file, or a name from `sft recipes`; may stand without --co
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, *, stage: bool = True) -> None:
     """`--config`, `--stage` and `--dry_run`."""
+    parser.set_defaults(prog=parser.prog)
     parser.add_argument("--config", metavar="RECIPE", help=CONFIG_HELP)
     if stage:
         parser.add_argument("--stage", metavar="NAME", help="this stage alone")
@@ -67,7 +68,7 @@ def recipe_of(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
     """The recipe that the command line means; its --stage and --restart are checked too. Raises UsageError."""
     name, keys = recipe_and_keys(arguments.config, overrides)
     if name is None:
-        raise UsageError("say which recipe: a file, or a name that `sft recipes` lists")
+        raise UsageError(f"the following arguments are required: --config; see `{arguments.prog} --help`")
     recipe = load_recipe(name, keys)
     refuse(recipe_problems(recipe), recipe.place)
     for option in ("stage", "restart"):

@@ -76,7 +76,7 @@ def json_schema() -> dict[str, Any]:
 
 def _written(inside: dict[str, Any]) -> dict[str, Any]:
     """A key's schema with what a file may say instead: a variable, or nothing for an empty section."""
-    told = {key: inside.pop(key) for key in ("description", "default", "title") if key in inside}
+    told: dict[str, Any] = {key: inside.pop(key) for key in ("description", "default", "title") if key in inside}
     items = inside.get("items")
     if isinstance(items, dict):
         inside["items"] = {"anyOf": [items, VARIABLE]}

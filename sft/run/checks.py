@@ -51,8 +51,8 @@ def check_recipe(
             found += _training(one_stage)
         problems += [one._replace(loc=("stages", index, *one.loc)) for one in found]
     unasked = [found for found in problems if isinstance(found.value, UnreachableError)] if rehearsal else []
-    for found in unasked:
-        say(f"{recipe.place(found.loc)}: not checked: {found.message}")
+    for one in unasked:
+        say(f"{recipe.place(one.loc)}: not checked: {one.message}")
     refuse((found for found in problems if found not in unasked), recipe.place)
     if "training" in parts:
         from sft.models.lora_targets import adapter_problems

@@ -53,5 +53,7 @@ class ScoreStep(StepSettings):
 
     def places(self) -> dict[Loc, DataSet | str]:
         """The student's checkpoint and the teacher's tokenizer."""
-        tokenizer = {} if self.teacher_tokenizer is None else {("teacher_tokenizer",): self.teacher_tokenizer}
+        tokenizer: dict[Loc, DataSet | str] = (
+            {} if self.teacher_tokenizer is None else {("teacher_tokenizer",): self.teacher_tokenizer}
+        )
         return {("model",): self.model, **tokenizer}
