@@ -14,6 +14,7 @@ from sft.data.read import local
 from sft.models.identity import check_there
 from sft.models.load import scratch_config
 from sft.recipe.data_checks import recipe_problems
+from sft.recipe.paths import RunPaths
 from sft.recipe.problems import KeyProblem, refuse
 from sft.tokenizers.load import TINY_TOKENIZER, UnreachableError, check_named, start_tokenizer
 from sft.utils.errors import UserError
@@ -37,13 +38,14 @@ def check_recipe(
         stage: the only one whose files will be read.
         rehearsal: nothing will be done here and now, so a Hub that can't be reached is no obstacle: a line says so.
     """
-    problems = recipe_problems(recipe) + list(_folders(recipe))
+    paths, problems = RunPaths(recipe), [*recipe_problems(recipe), *_folders(recipe)]
     if "data" in parts or "training" in parts:
         problems += list(_start(recipe))
     for index, one_stage in enumerate(recipe.stages):
         found: list[KeyProblem] = []
         if "data" in parts and stage in (None, one_stage.name):
-            found += _sources(one_stage.data.sources, one_stage.data.steps, ("data",))
+            made = {paths.final_dir(before.name).absolute() for before in recipe.stages[:index]}
+            found += _sources(one_stage.data.sources, one_stage.data.steps, ("data",), made)
         if "suites" in parts and stage in (None, one_stage.name):
             for number, suite in enumerate(one_stage.evaluate.suites):
                 found += _files(suite.source, ("evaluate", "suites", number, "source"))
@@ -97,21 +99,26 @@ def _training(stage: Stage) -> Iterator[KeyProblem]:
         yield found._replace(loc=("train", *found.loc))
 
 
-def _sources(sources: Sequence[DataSource], steps: Sequence[StepEntry], loc: Loc) -> Iterator[KeyProblem]:
+def _sources(
+    sources: Sequence[DataSource], steps: Sequence[StepEntry], loc: Loc, made: set[Path]
+) -> Iterator[KeyProblem]:
+    """Files, models and tokenizers of sources and steps that aren't there; `made` are the models that stages before
+    this one will have made."""
     for index, source in enumerate(sources):
         here = (*loc, "sources", index)
         if source.sources is not None:
-            yield from _sources(source.sources, source.steps, here)
+            yield from _sources(source.sources, source.steps, here, made)
         else:
             yield from _files(source, here)
-            yield from _steps(source.steps, here)
-    yield from _steps(steps, loc)
+            yield from _steps(source.steps, here, made)
+    yield from _steps(steps, loc, made)
 
 
-def _steps(steps: Sequence[StepEntry], loc: Loc) -> Iterator[KeyProblem]:
+def _steps(steps: Sequence[StepEntry], loc: Loc, made: set[Path]) -> Iterator[KeyProblem]:
     for index, entry in enumerate(steps):
         for inside, place in entry.config.places().items():
-            yield from _place(place, (*loc, "steps", index, entry.name, *inside))
+            if not (isinstance(place, str) and Path(place).expanduser().absolute() in made):
+                yield from _place(place, (*loc, "steps", index, entry.name, *inside))
 
 
 def _place(place: DataSet | str, loc: Loc) -> Iterator[KeyProblem]:

@@ -23,7 +23,9 @@ def outlook(recipe: Recipe) -> Iterator[str]:
     yield f"{recipe.name}: {len(recipe.stages)} stage(s) in {paths.root}, from {start}"
     for number, stage in enumerate(recipe.stages, start=1):
         yield f"{number}. {stage.name}: {_state(paths, stage)}"
-        yield f"   sources: {', '.join(_sources(stage.data.sources))}{_steps(stage.data.steps)}"
+        yield f"   sources: {', '.join(_sources(stage.data.sources))}"
+        if stage.data.steps:
+            yield f"   then all: {' > '.join(entry.name for entry in stage.data.steps)}"
         yield f"   training: {_training(stage)}"
         points = (["start"] if number == 1 and stage.evaluate.before_first_stage else []) + [stage.name]
         for suite in stage.evaluate.suites:

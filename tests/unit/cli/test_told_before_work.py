@@ -203,7 +203,8 @@ def test_a_rehearsal_tells_what_will_be_done(folder: Path, capsys: pytest.Captur
         "small: 2 stage(s) in run, from random weights",
         "1. one: to do",
         "2. two: under way, saved at step 7",
-        "sources: rows > render",
+        "sources: rows",
+        "then all: render",
         "2 steps, effective batch 6 packs of up to 64 tokens (2 a process x 3 accumulated x 1 process(es))",
         "suite: held at two",
         "no push",
@@ -221,3 +222,13 @@ def test_a_recipe_needs_no_config(
     Path("r.yaml").write_text(GOOD)
     assert main([verb, *words, "--dry_run"]) == 0, capsys.readouterr().err
     assert ("seed: 3" in Path("run/resolved.yaml").read_text()) == any("3" in word for word in words)
+
+
+@pytest.mark.parametrize(("made_by", "status"), [("one", 0), ("two", 2), ("three", 2)])
+def test_a_model_that_an_earlier_stage_will_make_is_not_missed(
+    folder: Path, capsys: pytest.CaptureFixture[str], made_by: str, status: int
+) -> None:
+    student = f"student: {{checkpoint: run/stages/{made_by}/final}}"
+    step = f"steps: [{{generate: {{mode: mixed, teacher: {{base_url: 'http://x', model: m}}, {student}}}}}]"
+    Path("r.yaml").write_text(GOOD.replace(STEPS, step))
+    assert main(["run", "--config", "r.yaml", "--dry_run"]) == status, capsys.readouterr().err
