@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from sft.cli.common import positive, seed
-from sft.recipe import RunPaths, load_recipe
+from sft.cli.common import positive, recipe_and_keys, recipe_of, seed
+from sft.recipe import RunPaths
 from sft.train.interrupt import stop_signals
 from sft.utils.errors import UsageError
 from sft.utils.quiet import quiet_libraries
@@ -18,7 +18,9 @@ TAKES_OVERRIDES = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, one prompt or a conversation, and how to sample."""
-    parser.add_argument("--config", metavar="RECIPE", help="recipe whose trained model answers")
+    parser.add_argument(
+        "--config", metavar="RECIPE", help="recipe whose trained model answers; may stand without --config"
+    )
     parser.add_argument("--stage", metavar="NAME", help="the model after this stage (default: the last one trained)")
     parser.add_argument("--model", metavar="PATH", help="a model folder (an export, say) or Hub id instead of --config")
     parser.add_argument("--trust_remote_code", action="store_true", help="--model: run the code it comes with")
@@ -32,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Answer --prompt, or converse until end of input."""
+    if arguments.model is None:
+        arguments.config, overrides = recipe_and_keys(arguments.config, overrides)
     if (arguments.config is None) == (arguments.model is None):
         raise UsageError("say which model answers: --config RECIPE or --model PATH")
     if arguments.model is not None and overrides:
@@ -59,8 +63,8 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any
     from sft.run.publish import last_trained
     from sft.train.handover import load_stage_model
 
-    paths = RunPaths(load_recipe(arguments.config, overrides))
-    stage = paths.recipe.stage(arguments.stage).name if arguments.stage else last_trained(paths)
+    paths = RunPaths(recipe_of(arguments, overrides))
+    stage = arguments.stage or last_trained(paths)
     model, tokenizer = load_stage_model(paths, stage)
     return on_device(model), tokenizer
 

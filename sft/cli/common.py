@@ -7,9 +7,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sft.recipe import Recipe, RunPaths, Stage, load_recipe, resolved_yaml
+from sft.recipe.data_checks import recipe_problems
+from sft.recipe.problems import refuse
 from sft.recipe.values import LARGEST_SEED, path_problem
-from sft.utils.errors import shown
+from sft.utils.errors import UsageError, shown
 from sft.utils.files import write_text
+from sft.utils.say import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,12 +20,16 @@ if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
 
 
+CONFIG_HELP = "recipe file, or a name from `sft recipes`; may stand without --config"
+
+
 def add_recipe_arguments(parser: argparse.ArgumentParser, *, stage: bool = True) -> None:
     """`--config`, `--stage` and `--dry_run`."""
-    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe file, or a name from `sft recipes`")
+    parser.set_defaults(prog=parser.prog)
+    parser.add_argument("--config", metavar="RECIPE", help=CONFIG_HELP)
     if stage:
         parser.add_argument("--stage", metavar="NAME", help="this stage alone")
-    parser.add_argument("--dry_run", action="store_true", help="check the recipe, write it out resolved, and exit")
+    parser.add_argument("--dry_run", action="store_true", help="check the recipe, tell what would be done, and exit")
 
 
 def add_restart_argument(parser: argparse.ArgumentParser) -> None:
@@ -59,15 +66,44 @@ def file_path(text: str) -> str:
 
 def recipe_of(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
     """The recipe that the command line means; its --stage and --restart are checked too. Raises UsageError."""
-    recipe = load_recipe(arguments.config, overrides)
+    name, keys = recipe_and_keys(arguments.config, overrides)
+    if name is None:
+        raise UsageError(f"the following arguments are required: --config; see `{arguments.prog} --help`")
+    recipe = load_recipe(name, keys)
+    refuse(recipe_problems(recipe), recipe.place)
     for option in ("stage", "restart"):
         if getattr(arguments, option, None):
             recipe.stage(getattr(arguments, option))
     return recipe
 
 
+def recipe_and_keys(config: str | None, words: list[str]) -> tuple[str | None, list[str]]:
+    """The recipe that is named, by --config or by a word of its own, and the words that set keys of it."""
+    keys, alone, rest = [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--"):
+            takes_next = "=" not in word and rest and not rest[0].startswith("--")
+            keys += [word, rest.pop(0)] if takes_next else [word]
+        else:
+            alone.append(word)
+    if config is None and alone:
+        config = alone.pop(0)
+    # What is left over is told by those who read the keys.
+    return config, [*alone, *keys]
+
+
 def dry_run(recipe: Recipe) -> int:
-    """Write the resolved recipe and say where: in the record's place while there is none, else beside it."""
+    """Check all that can be checked here, tell what would be done, and write the resolved recipe: in the record's
+    place while there is none, else beside it."""
+    from sft.run.checks import check_recipe
+    from sft.run.outlook import outlook
+    from sft.utils.quiet import quiet_libraries
+
+    quiet_libraries()
+    check_recipe(recipe, rehearsal=True)
+    for line in outlook(recipe):
+        say(line)
     paths, text = RunPaths(recipe), resolved_yaml(recipe)
     path = paths.dry_run if paths.manifest.exists() or paths.resolved.exists() else paths.resolved
     write_text(path, text)

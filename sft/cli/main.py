@@ -25,7 +25,7 @@ VERBS = {
     "export": "write the folder that goes to the Hub",
     "push": "upload the exported folder to the Hub, reload it and compare",
     "report": "write the run's HTML report",
-    "recipes": "list the packaged recipes, or copy one to edit",
+    "recipes": "list, show or copy packaged recipes; say what keys a recipe takes",
     "doctor": "show what is installed, which kernels are used, and what to do about it",
 }
 MODULES = {"eval": "evaluate"}
@@ -80,6 +80,7 @@ def _run(words: list[str]) -> int:
     verb = cast(Verb, importlib.import_module(f"sft.cli.{MODULES.get(name, name)}"))
     verb_parser = Parser(
         prog=f"sft {name}",
+        usage=f"sft {name} RECIPE [options] [--key value ...]" if verb.TAKES_OVERRIDES else None,
         description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.",
         epilog=_OVERRIDES_HELP if verb.TAKES_OVERRIDES else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -104,7 +105,7 @@ def _top_parser() -> argparse.ArgumentParser:
     verbs = "\n".join(f"  {name:9}{text}" for name, text in VERBS.items())
     parser = Parser(
         prog="sft",
-        usage="sft VERB [--config RECIPE] [--stage NAME] [--key value ...]",
+        usage="sft VERB [RECIPE] [--stage NAME] [--key value ...]",
         description="Staged supervised fine-tuning of SambaY and other causal language models.",
         epilog=f"verbs:\n{verbs}\n\n`sft VERB --help` says more. Start with: sft recipes",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -46,8 +46,10 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return dry_run(recipe)
     quiet_libraries()
     from sft.data.look.preview import show_numbers
+    from sft.run.checks import check_recipe
     from sft.tokenizers.load import start_tokenizer
 
+    check_recipe(recipe, ("data",), stage=arguments.stage)
     tokenizer = start_tokenizer(recipe.model)
     told = False
     for stage in stages_of(recipe, arguments):

@@ -53,8 +53,10 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries()
+    from sft.run.checks import check_recipe
     from sft.tokenizers.load import start_tokenizer
 
+    check_recipe(recipe, ("data",), stage=arguments.stage)
     tokenizer = start_tokenizer(recipe.model)
     stages, shown = stages_of(recipe, arguments), False
     for stage in stages:

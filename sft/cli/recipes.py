@@ -13,22 +13,33 @@ TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`sft recipes`, `sft recipes show NAME`, `sft recipes copy NAME FILE [--force]`."""
-    parser.add_argument("action", nargs="?", choices=["list", "show", "copy"], default="list")
-    parser.add_argument("name", nargs="?", help="a recipe's name as listed")
+    """`sft recipes`, `show NAME`, `copy NAME FILE [--force]`, `keys [SECTION]`, `schema`."""
+    actions = ["list", "show", "copy", "keys", "schema"]
+    text = "list (default), show or copy a recipe; keys: what a section takes; schema: JSON Schema for editors"
+    parser.add_argument("action", nargs="?", choices=actions, default="list", help=text)
+    parser.add_argument("name", nargs="?", help="a recipe's or data recipe's name as listed; keys: a section, as train")
     parser.add_argument("file", nargs="?", type=file_path, help="copy: the file to write")
+    parser.add_argument("--data", action="store_true", help="show, copy: the data recipe, where a recipe is called so")
     parser.add_argument("--force", action="store_true", help="copy: overwrite the file")
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """List, print or copy."""
+    """List, print, copy or describe."""
     if arguments.action == "list":
         return _list()
+    if arguments.action == "keys":
+        return _keys(arguments.name or "")
+    if arguments.action == "schema":
+        import json
+
+        from sft.recipe.describe import json_schema
+
+        print(json.dumps(json_schema(), indent=1))
+        return 0
     if arguments.name is None:
         raise UsageError(f"say which recipe: sft recipes {arguments.action} NAME; `sft recipes` lists them")
-    from sft.recipe.packaged import find_recipe
-
-    text = find_recipe(arguments.name).read_text(encoding="utf-8")
+    path, is_data = _find(arguments.name, arguments.data)
+    text = path.read_text(encoding="utf-8")
     if arguments.action == "show":
         print(text, end="")
         return 0
@@ -38,7 +49,36 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if target.exists() and not arguments.force:
         raise UserError(f"{target} exists; give another name, or --force to overwrite it")
     write_text(target, text)
-    print(f"{target}: edit it, then `sft run --config {target}`")
+    use = f"name it in a stage: `data: {{recipe: {target}}}`" if is_data else f"`sft run --config {target}`"
+    print(f"{target}: edit it, then {use}")
+    return 0
+
+
+def _find(name: str, data: bool) -> tuple[Path, bool]:
+    """The file of a recipe, or of a data recipe, and whether it is one."""
+    from sft.recipe.packaged import find_data_recipe, find_recipe, list_data_recipes, list_recipes
+
+    recipes = {entry.name for entry in list_recipes()}
+    data = data or (name not in recipes and name in {entry.name for entry in list_data_recipes()})
+    return (find_data_recipe if data else find_recipe)(name), data
+
+
+def _keys(name: str) -> int:
+    from rich.table import Table
+
+    from sft.cli.common import console
+    from sft.recipe.describe import find_section, keys_of, sections
+
+    path, section = find_section(name)
+    table = Table(box=None, pad_edge=False, title=f"keys of {path or 'a recipe'}", title_justify="left")
+    for heading in ("key", "what it may be", "default", "meaning"):
+        table.add_column(heading, no_wrap=heading == "key", overflow="fold")
+    for key in keys_of(section):
+        table.add_row(*key)
+    console().print(table)
+    inside = [other for other in sections() if other.startswith(f"{path}.".lstrip(".")) and other != path]
+    if inside:
+        print(f"\nsections: {', '.join(inside)}\nsft recipes keys SECTION shows one.")
     return 0
 
 
@@ -56,5 +96,5 @@ def _list() -> int:
             table.add_row(entry.name, entry.title)
         console().print(table)
         print()
-    print("sft run --config NAME runs one; sft recipes copy NAME my.yaml hands one out to edit.")
+    print("sft run NAME runs one; sft recipes copy NAME my.yaml hands one out; sft recipes keys says what it may hold.")
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.models.checkpoint import check_checkpoint
+from sft.models.checkpoint import check_checkpoint, json_object
+from sft.tokenizers.load import check_named, names_folder
 from sft.utils.errors import UserError, first_line
 from sft.utils.hashes import folder_hashes
 
@@ -25,7 +26,7 @@ def checkpoint_identity(name_or_path: str, revision: str | None = None) -> dict[
     if folder.is_dir():
         check_checkpoint(folder)
         return {"files": folder_hashes(folder, _DECISIVE)}
-    if name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") > 1:
+    if names_folder(name_or_path):
         raise UserError(f"no model folder at {name_or_path}")
     return {"hub": name_or_path, "commit": resolved_commit(name_or_path, revision)}
 
@@ -58,3 +59,13 @@ def start_identity(recipe: Recipe) -> dict[str, Any]:
         return {"config": section.config, "seed": recipe.seed}
     found = checkpoint_identity(str(section.model_name_or_path), section.model_revision)
     return {**found, "dtype": section.dtype}
+
+
+def check_there(name: str, revision: str | None = None) -> None:
+    """Raise UserError unless there is a checkpoint of that name, whole as far as no weights tell it."""
+    if Path(name).is_dir():
+        check_checkpoint(name)
+        if not json_object((Path(name) / "config.json").read_bytes(), Path(name) / "config.json").get("model_type"):
+            raise UserError(f"{name}/config.json names no model_type, so no model can be made")
+    else:
+        check_named(name, "model", revision)

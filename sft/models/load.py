@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.models.checkpoint import check_checkpoint, json_object
 from sft.models.end_tokens import end_token_ids
+from sft.recipe.problems import nearest
 from sft.tokenizers.load import load_tokenizer, refuse_missing_folder
 from sft.utils.errors import UserError, first_line
 from sft.utils.say import say
@@ -150,29 +151,43 @@ def structure(
         raise UserError(f"the model {name_or_path or 'of model.config'} can't be built: {first_line(error)}") from error
 
 
-def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    import torch
+def scratch_config(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The configuration of a SambaY that is built from what a recipe says under `model.config`.
 
-    from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
+    Raises:
+        UserError: for a key or a value that no model has, and a vocabulary smaller than the tokenizer's.
+    """
+    from sft.models import Phi4FlashConfig
 
     # Rows for every id the tokenizer can give; a multiple of 64 keeps the head's matrix product aligned.
-    rows = (len(tokenizer) + 63) // 64 * 64
     options: dict[str, Any] = {
-        "vocab_size": rows,
+        "vocab_size": (len(tokenizer) + 63) // 64 * 64,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        **(section.config or {}),
     }
-    try:
-        config = Phi4FlashConfig(**options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model.config: {first_line(error)}") from error
-    if config.vocab_size < len(tokenizer):
+    known, given = set(Phi4FlashConfig().to_dict()), section.config or {}
+    for key in given:
+        if key not in known:
+            raise UserError(f"model.config: {key!r} is no key of a model's configuration{nearest(key, known)}")
+    vocabulary = given.get("vocab_size")
+    if isinstance(vocabulary, int) and vocabulary < len(tokenizer):
         raise UserError(
-            f"model.config.vocab_size is {config.vocab_size}, but the tokenizer gives ids up to {len(tokenizer) - 1}; "
+            f"model.config.vocab_size is {vocabulary}, but the tokenizer gives ids up to {len(tokenizer) - 1}; "
             "leave vocab_size out or raise it"
         )
+    try:
+        return Phi4FlashConfig(**{**options, **given})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.config: {first_line(error)}") from error
+
+
+def _from_scratch(section: ModelSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    import torch
+
+    from sft.models import Phi4FlashForCausalLM
+
+    config = scratch_config(section, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sft.models.load import LORA_TARGETS, structure
 from sft.models.lora import lora_settings
+from sft.recipe.problems import KeyProblem, refuse
 from sft.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,13 +22,25 @@ ADAPTABLE = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d", "Conv1D", "Mul
 
 def check_adapters(recipe: Recipe) -> None:
     """Raise UsageError for a stage whose adapters name something that the model the run starts from doesn't have."""
-    stages = [stage for stage in recipe.stages if stage.train.use_peft]
+    names = [stage.name for stage in recipe.stages]
+    refuse(adapter_problems(recipe), lambda loc: f"stages[{names[int(loc[1])]}].train.{loc[-1]}")
+
+
+def adapter_problems(recipe: Recipe) -> Iterator[KeyProblem]:
+    """What adapters name that the model the run starts from doesn't have, by its place in the recipe."""
     # Foreign code isn't run for its structure alone; attach_adapters checks the model itself.
-    if stages and not recipe.model.trust_remote_code:
-        section = recipe.model
-        model = structure(section.model_name_or_path, section.config, revision=section.model_revision)
-        for stage in stages:
-            check_targets(model, lora_settings(stage) or {}, f"stages[{stage.name}].train")
+    if recipe.model.trust_remote_code or not any(stage.train.use_peft for stage in recipe.stages):
+        return
+    section = recipe.model
+    model = structure(section.model_name_or_path, section.config, revision=section.model_revision)
+    for index, stage in enumerate(recipe.stages):
+        if stage.train.use_peft:
+            try:
+                check_targets(model, lora_settings(stage) or {})
+            except UsageError as error:
+                key, _, reason = str(error).partition(": ")
+                loc = ("stages", index, "train", key.removeprefix("train."))
+                yield KeyProblem(loc, reason, None)
 
 
 def check_targets(model: nn.Module, settings: dict[str, Any], where: str = "train") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sft.recipe.problems import nearest
+from sft.recipe.problems import in_file_order, nearest
 from sft.recipe.yaml_marks import Document, Path
 
 _WANTED = {
@@ -35,13 +35,7 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
         origin = document.origin(path)
         # A key that is missing has no line of its own: the line is its section's.
         lines.append(f"{origin}: {_sentence(group, path, model)}")
-    return sorted(dict.fromkeys(lines), key=_line_number)
-
-
-def _line_number(line: str) -> tuple[bool, int]:
-    parts = line.split(":", 2)
-    number = parts[1] if len(parts) > 1 else ""
-    return (line.startswith("--"), int(number) if number.isdigit() else 0)
+    return in_file_order(lines)
 
 
 def _path_in(value: Any, details: ErrorDetails) -> Path:

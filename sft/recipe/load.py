@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from sft.recipe.error_lines import explain
 from sft.recipe.merge import escaped, forget_data_recipes, include_data_recipes, merge_defaults, substitute
-from sft.recipe.overrides import apply_override, parse_overrides
+from sft.recipe.overrides import Override, apply_override, parse_overrides, tell_defaults
 from sft.recipe.packaged import find_data_recipe, find_recipe
-from sft.recipe.problems import Section
+from sft.recipe.problems import Section, in_file_order
 from sft.recipe.schema import Defaults, Given, Recipe
 from sft.recipe.yaml_marks import Document, RecipeDumper, parse_document
 from sft.utils.errors import UsageError
@@ -29,23 +29,52 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     file = find_recipe(os.fspath(path))
     text = _text(file)
+    parsed = parse_overrides(overrides)
+    try:
+        recipe, document = _filled(text, file, parsed)
+    except UsageError as error:
+        raise UsageError(_blamed(str(error), text, file, parsed)) from None
+    tell_defaults(document, parsed)
+    recipe._given = Given(text, tuple(overrides), document)
+    return recipe
+
+
+def _filled(text: str, file: Path, overrides: Sequence[Override]) -> tuple[Recipe, Document]:
     document = _parsed(text, file)
     find = functools.cache(_read_data_recipe)
-    parsed = parse_overrides(overrides)
-    for override in parsed:
+    for override in overrides:
         if not override.needs_stages:
             apply_override(document, override)
     merge_defaults(document)
     include_data_recipes(document, find)
-    for override in parsed:
+    for override in overrides:
         if override.needs_stages:
             apply_override(document, override)
     include_data_recipes(document, find)
     substitute(document)
     forget_data_recipes(document)
-    recipe = _validated(document)
-    recipe._given = Given(text, tuple(overrides))
-    return recipe
+    return _validated(document), document
+
+
+def _blamed(message: str, text: str, file: Path, overrides: Sequence[Override]) -> str:
+    """An error's lines; one that names a line of the file, though an override brought it about, names that too."""
+    blamed: dict[str, str] = {}
+    before = _problems(text, file, [])
+    for count, override in enumerate(overrides, start=1):
+        now = _problems(text, file, overrides[:count])
+        blamed |= dict.fromkeys(now - before, f"--{override.key}: ")
+        before = now
+    lines = (line if line.startswith("--") else f"{blamed.get(line, '')}{line}" for line in message.splitlines())
+    return "\n".join(in_file_order(lines))
+
+
+def _problems(text: str, file: Path, overrides: Sequence[Override]) -> set[str]:
+    """The lines of the error that the recipe gives with these overrides."""
+    try:
+        _filled(text, file, overrides)
+    except UsageError as error:
+        return set(str(error).splitlines())
+    return set()
 
 
 def resolved_yaml(recipe: Recipe) -> str:

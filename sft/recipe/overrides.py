@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from sft.recipe.key_types import kinds_at, takes_nothing, takes_text
 from sft.recipe.yaml_marks import Document, Origin, Path, parse_value, readable
 from sft.utils.errors import UsageError
 
 # What a line of the recipe is called when it came from the command line.
 MANY = 20
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,17 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
                 raise UsageError(f"--{key}: needs a value, e.g. --{key} true")
             text = rest.pop(0)
         readable(key, f"--{key!a}")
-        overrides.append(Override(key, parse_value(text, f"--{key}")))
+        overrides.append(Override(key, _value(key, text)))
     return overrides
+
+
+def _value(key: str, text: str) -> Any:
+    """What a word of the command line is for its key. A text is taken as the shell gives it."""
+    parts, place = tuple(key.split(".")), f"--{key}"
+    listed = text.lstrip().startswith(("{", "["))
+    if takes_text(parts) and not (listed and kinds_at(parts) & {list, dict}):
+        return None if text == "null" and takes_nothing(parts) else readable(text, place)
+    return parse_value(text, place)
 
 
 def apply_override(document: Document, override: Override) -> None:
@@ -91,6 +104,7 @@ def _set(document: Document, path: Path, override: Override) -> None:
         child: Any = target.get(part) if isinstance(target, dict) else target[part]
         if child is None:
             child = target[part] = {}
+            document.origins[path[: depth + 1]] = Origin(f"--{override.key}", ())
         if not isinstance(child, (dict, list)):
             where = ".".join(map(str, path[: depth + 1]))
             raise UsageError(f"--{override.key}: {where} is {child!r}, which has no keys")
@@ -100,4 +114,33 @@ def _set(document: Document, path: Path, override: Override) -> None:
     target[path[-1]] = override.value
     for known in [known for known in document.origins if known[: len(path)] == path]:
         del document.origins[known]
-    document.origins[path] = Origin(f"--{override.key}", ())
+    _note(document, path, override.value, Origin(f"--{override.key}", ()))
+
+
+def _note(document: Document, path: Path, value: Any, origin: Origin) -> None:
+    """Say that the value at `path`, and all in it, comes from the command line."""
+    document.origins[path] = origin
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        _note(document, (*path, key), child, replace(origin, path=(*origin.path, key)))
+
+
+def tell_defaults(document: Document, overrides: Sequence[Override]) -> None:
+    """Say where a value set under `defaults` doesn't reach, once all is filled in: a stage's own wins.
+
+    Raises UsageError for one that reaches no stage.
+    """
+    stages = document.value.get("stages")
+    count = len(stages) if isinstance(stages, list) else 0
+    last = {override.key: override for override in overrides if override.parts[0] == "defaults"}
+    for key, override in last.items():
+        origins = document.origins.items()
+        reached = {path[1] for path, origin in origins if path[:1] == ("stages",) and origin.place == f"--{key}"}
+        own = [str(document.origin(("stages", i, *override.parts[1:]))) for i in range(count) if i not in reached]
+        if own and not reached:
+            inside = ".".join(override.parts[1:])
+            raise UsageError(
+                f"--{key}: has no effect, since every stage has a value of its own ({'; '.join(own[:MANY])}): use "
+                f"--stages.all.{inside}"
+            )
+        if own:
+            log.warning("--%s: has no effect on %s, which wins", key, "; ".join(own[:MANY]))

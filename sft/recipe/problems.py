@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from sft.recipe.yaml_marks import Path, show_path
+from sft.utils.errors import UsageError
 
 
 class Section(BaseModel):
@@ -56,6 +59,27 @@ def raise_problems(title: str, problems: Iterable[KeyProblem], others: Validatio
             {"type": found["type"], "loc": found["loc"], "input": found["input"], "ctx": found.get("ctx", {})}
         )
     raise ValidationError.from_exception_data(title, details)
+
+
+def refuse(problems: Iterable[KeyProblem], place: Callable[[Path], object] = show_path) -> None:
+    """Raise UsageError with a line for each problem, in the order of the file; nothing where there are none.
+
+    `place`: what the line says of a problem's place, such as `my.yaml:12: stages[0].train.optim`.
+    """
+    lines = [f"{place(found.loc)}: {found.message}" for found in problems]
+    if lines:
+        raise UsageError("\n".join(in_file_order(lines)))
+
+
+def in_file_order(lines: Iterable[str]) -> list[str]:
+    """Lines that begin with `file:line:`, each once, by their number; those of the command line last."""
+    return sorted(dict.fromkeys(lines), key=_line_number)
+
+
+def _line_number(line: str) -> tuple[bool, int]:
+    parts = line.split(":", 2)
+    number = parts[1] if len(parts) > 1 else ""
+    return (line.startswith("--"), int(number) if number.isdigit() else 0)
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.steps import StepEntry
 from sft.recipe.train_keys import TrainSection
 from sft.recipe.values import Name, PathText, Seed, SourceName
+from sft.recipe.yaml_marks import Document, Path, show_path
 from sft.utils.errors import UsageError
 
 # `sft` itself uses these words where a stage's or a suite's name could stand.
@@ -187,21 +188,23 @@ class DataSection(Templates):
 class SuiteSection(Section):
     """Held-out problems to answer by generation, and how."""
 
-    name: Name
+    name: Name = Field(description="What the suite is called: a folder of results.")
     source: Source
     columns: dict[Literal["problem", "answer", "group", "steps", "id"], str] | None = Field(
         default=None,
         description="Which column is what. Default: found by name; a gold answer may end in '#### N' or be boxed.",
     )
     prompt_template: str | None = Field(default=None, description="Default: that of the stage's data.")
-    system_prompt: str | None = None
-    max_problems: int | None = Field(default=None, gt=0)
-    max_new_tokens: int = Field(default=512, gt=0)
+    system_prompt: str | None = Field(default=None, description="Default: that of the stage's data.")
+    max_problems: int | None = Field(default=None, gt=0, description="Ask only the first problems.")
+    max_new_tokens: int = Field(default=512, gt=0, description="Most tokens of an answer.")
     temperature: float = Field(default=0.0, ge=0, description="0: greedy.")
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    samples_per_problem: int = Field(default=1, gt=0)
-    batch_size: int = Field(default=64, gt=0)
-    seed: Seed = 0
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Sample from the likeliest tokens of this probability in all."
+    )
+    samples_per_problem: int = Field(default=1, gt=0, description="Answers to each problem.")
+    batch_size: int = Field(default=64, gt=0, description="Answers that are decoded at once.")
+    seed: Seed = Field(default=0, description="Of sampling.")
 
 
 class EvaluateSection(Section):
@@ -212,7 +215,7 @@ class EvaluateSection(Section):
     verify_timeout: float = Field(
         default=5.0, gt=0, description="Seconds one answer check may take before it is killed."
     )
-    verify_workers: int = Field(default=2, gt=0)
+    verify_workers: int = Field(default=2, gt=0, description="Processes that check answers.")
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateSection:
@@ -223,7 +226,7 @@ class EvaluateSection(Section):
 class Stage(Section):
     """One SFT stage: its own data, length and schedule; it starts from what the stage before it made."""
 
-    name: Name
+    name: Name = Field(description="What the stage is called: a folder of the run, and what --stage takes.")
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
@@ -241,23 +244,25 @@ class PushSection(Section):
     """Where the result goes on the Hugging Face Hub."""
 
     repo_id: str | None = Field(default=None, description="e.g. my-name/my-model. None: no push.")
-    private: bool = True
+    private: bool = Field(default=True, description="Whether a new repository is private.")
     merge_lora: bool = Field(default=True, description="Merge LoRA adapters into the exported weights.")
-    commit_message: str | None = None
+    commit_message: str | None = Field(default=None, description="Of the commit on the Hub.")
 
 
 class ReportSection(Section):
     """The run's report."""
 
-    title: str | None = None
+    title: str | None = Field(default=None, description="Heading of the page. Default: the recipe's name.")
 
 
 @dataclass(frozen=True)
 class Given:
-    """A recipe as its author gave it: the file's text, and the overrides of the command line in order."""
+    """A recipe as its author gave it: the file's text, the overrides of the command line in order, and where each of
+    its values was written."""
 
     text: str = field(default="", compare=False)
     overrides: tuple[str, ...] = field(default=(), compare=False)
+    document: Document | None = field(default=None, compare=False, repr=False)
 
 
 class Recipe(Section):
@@ -265,13 +270,13 @@ class Recipe(Section):
 
     _given: Given = PrivateAttr(default_factory=Given)
 
-    name: Name
-    description: str | None = None
+    name: Name = Field(description="What the run is called, in its report and model card.")
+    description: str | None = Field(default=None, description="What the run is for, for the model card.")
     output_dir: PathText = Field(description="Everything the run makes goes here.")
     prepared_dir: PathText | None = Field(
         default=None, description="Prepared data, keyed by content. Default: <output_dir>/prepared."
     )
-    seed: Seed = 42
+    seed: Seed = Field(default=42, description="Of random weights, and of every stage that says none of its own.")
     variables: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="Values written as ${name} elsewhere, to be overridden in one place."
     )
@@ -294,6 +299,11 @@ class Recipe(Section):
     def given(self) -> Given:
         """What `load_recipe` read; empty for a recipe that was made otherwise. Two recipes may differ in it."""
         return self._given
+
+    def place(self, path: Path) -> str:
+        """Where the value at `path` was written, and its path: `my.yaml:12: stages[0].name`, or the path alone."""
+        document = self.given.document
+        return show_path(path) if document is None else str(document.origin(path))
 
     def written(self) -> dict[str, Any]:
         """All but what the stages have been filled with; and their seed where it is the recipe's, so that another

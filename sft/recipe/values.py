@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+HUB_ID = r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?"
+"""What a repository on the Hub may be called."""
 LONGEST_NAME = 100
 LONGEST_PATH = 4000
 LARGEST_SEED = 2**32 - 1

@@ -117,12 +117,16 @@ def parse_value(text: str, name: str) -> Any:
 
     Raises UsageError for a value that no recipe can hold.
     """
+    stripped = text.strip()
+    # `Run: two` is a title, and `see #3` has no comment: what isn't in brackets or quotes is one word of YAML, or text.
+    one_word = stripped and not re.search(r"[\s#]", stripped)
+    if not one_word and not stripped.startswith(("{", "[", '"', "'")):
+        return readable(text, name) if stripped else None
     try:
         value = _Parser(name, lines=False).parse(text).value
     except NotYamlError:
         return readable(text, name)
-    # `Run: two` is a title; a mapping or list is written with its brackets.
-    plain = isinstance(value, dict | list) and not text.lstrip().startswith(("{", "["))
+    plain = isinstance(value, dict | list) and not stripped.startswith(("{", "["))
     return readable(text, name) if plain else value
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.models.lora_targets import check_adapters
 from sft.recipe.paths import RunPaths
+from sft.run.checks import ALL, check_recipe
 from sft.run.evaluation import evaluate_point
 from sft.run.identity import check_all_done, check_done, done_manifest, stage_parts
 from sft.run.lock import lock_for_all
@@ -42,12 +42,13 @@ def run(
     for name in (only_stage, restart):
         if name:
             recipe.stage(name)
-    decide(lambda: _check_settings(recipe))
+    parts = ALL if evaluate else ("data", "training")
+    decide(lambda: check_recipe(recipe, parts, stage=only_stage))
     busy = f"Another run is at work in {paths.root}: wait for it, or set another output_dir."
     with stop_signals() as signals, lock_for_all(paths.root / ".lock", busy):
         check_shared_folder(paths.root)
-        for stage in recipe.stages:
-            check_arguments(stage)
+        for stage in recipe.stages if not is_main() else ():
+            check_arguments(stage)  # another node may lack what the first one has
         if restart:
             _throw_away(paths, restart)
         decide(lambda: check_all_done(paths))
@@ -63,13 +64,6 @@ def run(
                     result["evaluations"][stage.name] = evaluate_point(paths, stage.name)
         write_record(paths)
     return result
-
-
-def _check_settings(recipe: Recipe) -> None:
-    """Refuse what a later stage would be refused for, before the first one is prepared."""
-    for stage in recipe.stages:
-        check_arguments(stage)
-    check_adapters(recipe)
 
 
 def train(recipe: Recipe, *, only_stage: str | None = None, restart: str | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.recipe.asked import asked_as
+from sft.run.checks import check_recipe
 from sft.run.identity import point_identity, trained_stages
 from sft.run.lock import lock
 from sft.train.handover import load_stage_model
@@ -99,6 +100,7 @@ def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None =
 
     Raises UserError when there is nothing to evaluate yet.
     """
+    check_recipe(paths.recipe, ("suites",), stage=stage)
     points: list[str | None] = [None] if start else [stage] if stage else list(trained_stages(paths))
     if not points:
         raise UserError(f"no stage is trained in {paths.root}; `sft run` trains, `--start` evaluates the start")
@@ -111,6 +113,7 @@ def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, d
     from sft.models.load import load_any_model
 
     owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
+    check_recipe(paths.recipe, ("suites",), stage=owner.name)
     model, tokenizer = load_any_model(name, paths.recipe.model.trust_remote_code)
     point = f"model-{Path(name).resolve().name if Path(name).exists() else name.replace('/', '--')}"
     folder = paths.eval_dir(point)

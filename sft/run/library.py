@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.recipe import Recipe, RunPaths
 from sft.run import chain
+from sft.run.checks import check_recipe
 from sft.run.evaluation import evaluate_points
 from sft.run.publish import export_stage
 
@@ -23,6 +24,7 @@ def prepare(recipe: Recipe, *, stage: str | None = None, engine: str = "local") 
     from sft.data.prepare import prepare_stage
     from sft.tokenizers.load import start_tokenizer
 
+    check_recipe(recipe, ("data",), stage=stage)
     tokenizer = start_tokenizer(recipe.model)
     stages = [recipe.stage(stage)] if stage else recipe.stages
     return {found.name: prepare_stage(recipe, found, tokenizer, engine=engine) for found in stages}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.recipe.values import HUB_ID
 from sft.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -13,6 +16,11 @@ if TYPE_CHECKING:
     from sft.recipe.schema import ModelSection
 
 TINY_TOKENIZER = "tiny"
+NO_OWNERS = ("models", "datasets", "spaces", "docs", "api")
+"""Pages of the Hub's own, which nobody can be called."""
+ASK_SECONDS = 10
+
+log = logging.getLogger(__name__)
 
 
 def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -62,6 +70,51 @@ def _as_the_file_says(name: str, revision: str | None) -> PreTrainedTokenizerBas
 
 def refuse_missing_folder(name_or_path: str, what: str, key: str) -> None:
     """A path that isn't there would otherwise be looked up on the Hub, with a confusing error."""
-    looks_local = name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") > 1
-    if looks_local and not Path(name_or_path).expanduser().exists():
+    if names_folder(name_or_path) and not Path(name_or_path).expanduser().exists():
         raise UserError(f"{key}: no {what} folder at {name_or_path}")
+
+
+def names_folder(name: str) -> bool:
+    """Whether `name` can only be a folder's: it is written like a path, or begins with a folder that is here, or with
+    a word that is no owner on the Hub."""
+    first = name.split("/")[0]
+    like_a_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+    return like_a_path or ("/" in name and (first in NO_OWNERS or Path(first).is_dir()))
+
+
+def check_named(name: str, what: str, revision: str | None = None, *, hub: bool = True) -> None:
+    """Look whether there is a `what` called `name`, without loading it: a folder, or, with `hub`, a repository.
+
+    The Hub is asked once, and only for what isn't in the cache. Raises UserError when the answer is no, and
+    UnreachableError where the Hub can't be asked.
+    """
+    if Path(name).expanduser().exists():
+        return
+    if names_folder(name):
+        raise UserError(f"no {what} at {name}: no such file or folder")
+    if not hub:
+        return
+    if not re.fullmatch(HUB_ID, name):
+        raise UserError(f"{name!r} is no folder here, and no Hub id can be called so")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    names = ("config.json", "tokenizer_config.json", "tokenizer.json")
+    if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in names):
+        return
+    try:
+        HfApi().model_info(name, revision=revision, timeout=ASK_SECONDS)
+    except RevisionNotFoundError as error:
+        raise UserError(f"the {what} {name} has no revision {revision} on the Hub") from error
+    except RepositoryNotFoundError as error:
+        reason = f"no {what} called {name}: no such folder here, and the Hub has none, or it is private: set HF_TOKEN"
+        raise UserError(reason) from error
+    except HfHubHTTPError as error:  # the Hub's own trouble, which may be over when the run asks again
+        log.info("%s: the Hub answers %s", name, first_line(error))
+    except Exception as error:  # httpx's and huggingface_hub's, by its version
+        reason = f"no {what} folder {name} here, nor in the cache, and the Hub can't be reached ({first_line(error)})"
+        raise UnreachableError(reason) from error
+
+
+class UnreachableError(UserError):
+    """The Hub would have to be asked, and can't be."""

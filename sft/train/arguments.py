@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sft.recipe.problems import KeyProblem, nearest, refuse
 from sft.train.engine import deepspeed_settings, launched_precision, start_engine
 from sft.utils.distributed import world_size
 from sft.utils.errors import UsageError, first_line
@@ -20,24 +22,44 @@ if TYPE_CHECKING:
 
 
 def check_arguments(stage: Stage) -> None:
-    """Refuse what this machine or the libraries can't do, before anything is prepared or loaded.
+    """Refuse what this machine or the libraries can't do. Raises UsageError naming the stage and the key."""
+    refuse(argument_problems(stage), lambda loc: f"stages[{stage.name}].train.{'.'.join(map(str, loc))}")
 
-    Raises UsageError naming the stage and the key.
-    """
-    train, where = stage.train, f"stages[{stage.name}].train"
-    if train.activation_offloading and not (_has_cuda() and not train.use_cpu):
-        raise UsageError(f"{where}.activation_offloading: needs a GPU; leave it out.")
+
+def argument_problems(stage: Stage) -> Iterator[KeyProblem]:
+    """What this machine or the libraries can't do, by key of the stage's `train` section."""
+    train, cuda = stage.train, _has_cuda()
+    if train.activation_offloading and not (cuda and not train.use_cpu):
+        yield KeyProblem(("activation_offloading",), "needs a GPU; leave it out", True)
     if any(part in train.optim for part in ("8bit", "paged", "lion")) and not importlib.util.find_spec("bitsandbytes"):
-        raise UsageError(f"{where}.optim: {train.optim} needs bitsandbytes; `pip install bitsandbytes` or use another.")
-    _precision_and_engine(train, train.arguments(cuda=_has_cuda()), where)
+        reason = f"{train.optim} needs bitsandbytes; `pip install bitsandbytes` or use another"
+        yield KeyProblem(("optim",), reason, train.optim)
+    if train.tf32 and not (cuda and not train.use_cpu):
+        yield KeyProblem(("tf32",), "needs a GPU; leave it out", True)
+    if train.deepspeed is not None and not importlib.util.find_spec("deepspeed"):
+        yield KeyProblem(("deepspeed",), "needs the package deepspeed; `pip install deepspeed`", train.deepspeed)
+    try:
+        _precision_and_engine(train, train.arguments(cuda=cuda), "")
+    except UsageError as error:
+        key, reason = _keyed(str(error))
+        yield KeyProblem((key,), reason, train.deepspeed)
     wanted = [name for name in _trackers(train.report_to) if name not in ("none", "all")]
     if wanted:
-        from transformers.integrations import get_available_reporting_integrations
+        from transformers.integrations import get_available_reporting_integrations, integration_utils
 
         available = get_available_reporting_integrations()
         for name in wanted:
             if name not in available:
-                raise UsageError(f"{where}.report_to: {name!r} isn't installed; here are {', '.join(available)}, none.")
+                known = integration_utils.INTEGRATION_TO_CALLBACK
+                what = "isn't installed" if name in known else f"is no tracker{nearest(name, known)}"
+                reason = f"{name!r} {what}; here are {', '.join([*available, 'none'])}"
+                yield KeyProblem(("report_to",), reason, name)
+
+
+def _keyed(sentence: str) -> tuple[str, str]:
+    """`.use_cpu: why` as key and reason; what names no key is about the engine."""
+    key, _, reason = sentence.partition(": ")
+    return (key[1:], reason) if key.startswith(".") else ("deepspeed", sentence.removeprefix(": "))
 
 
 def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
@@ -54,7 +76,6 @@ def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
     os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
     from trl import SFTConfig
 
-    check_arguments(stage)
     where = f"stages[{stage.name}].train"
     values = stage.train.arguments(cuda=cuda)
     values.update(_own_settings(stage, paths, values))

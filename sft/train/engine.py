@@ -163,6 +163,8 @@ def deepspeed_settings(asked: str | dict[str, Any] | None, *, bf16: bool, where:
     settings["torch_autocast"] = {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     settings["data_types"] = {**settings.get("data_types", {}), "grad_accum_dtype": "fp32"}
     zero = settings.setdefault("zero_optimization", {})
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise UsageError(f"{where}.deepspeed: zero_optimization.stage must be 0, 1, 2 or 3.")
     # Whole weights are handed on: a setting of `false` would be noticed after the last step.
     zero["stage3_gather_16bit_weights_on_model_save"] = True
     return settings

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.data.engine.shards import GROUP_CHARACTERS, GROUP_ROWS
-from sft.data.read.conversation import check_templates
 from sft.data.read.records import Reading, how_to_read
-from sft.data.read.sources import OpenSource, open_source, source_name, unique_names
+from sft.data.read.sources import OpenSource, open_source
 from sft.data.steps import FIT, TOKENIZE, TableStep, step_class
 from sft.data.steps.fit import FitSettings
 from sft.data.steps.tokenize import TokenizeSettings
-from sft.recipe.problems import nearest
+from sft.recipe.data_checks import data_problems
+from sft.recipe.problems import refuse
 from sft.recipe.schema import DataSection, DataSource, Templates
+from sft.recipe.source_names import source_names
 from sft.recipe.steps import StepEntry
-from sft.utils.errors import UsageError
 from sft.utils.files import sha256_json
 
 FORMAT_VERSION = 3  # raised when the same inputs would be stored as other bytes
@@ -74,14 +74,14 @@ class _Chain:
 def make_plan(data: DataSection, tokenizer_hash: str, max_length: int | None) -> list[Node]:
     """The chains of a section: the last node of each makes documents, in the order in which they are trained on.
 
-    Opens every source. Raises UsageError or UserError when a source isn't there, a step names a column that its source
-    doesn't carry, or rows would end without an answer.
+    Opens every source. Raises UsageError for what the section itself tells to be wrong (sft.recipe.data_checks), and
+    UserError when a source isn't there.
     """
+    refuse(data_problems(data))
     opened = {id(source): open_source(source) for source in _leaves(data.sources)}
     files = Counter(name for found in opened.values() for name in set(found.files))
     clashing = frozenset(name for name, count in files.items() if count > 1)
     planner = _Planner(tokenizer_hash, data.seed, TokenizeSettings(data.mask_history), opened, clashing)
-    _refuse_unanswered(data.sources, data.steps)
     chains = planner.group(data.sources, data.steps, _templates(data, Templates()), "")
     chains = planner.with_tokens(chains, "")
     fit = FitSettings(max_length, data.over_length)
@@ -103,7 +103,6 @@ def every_node(ends: Sequence[Node]) -> list[Node]:
 
 def _templates(section: Templates, around: Templates) -> Templates:
     """The section's own templates, else those of the section around it."""
-    check_templates(section)
     names = Templates.model_fields
     return Templates(**{name: getattr(section, name) or getattr(around, name) for name in names})
 
@@ -121,13 +120,12 @@ class _Planner:
         self, sources: list[DataSource], steps: list[StepEntry], templates: Templates, prefix: str
     ) -> list[_Chain]:
         """Sources, and the steps that all of them go through."""
-        names = unique_names(sources)
+        names = source_names(sources)
         chains: list[_Chain] = []
         for source, name in zip(sources, names, strict=True):
             found = self._source(source, name, templates, prefix)
             chains += [_Chain(chain.node, name, chain.tokenized) for chain in found]
-        carried = set.intersection(*(_carried(source) for source in sources))
-        return self._steps(chains, steps, templates, prefix, carried, names)
+        return self._steps(chains, steps, templates, prefix)
 
     def _source(self, source: DataSource, name: str, around: Templates, prefix: str) -> list[_Chain]:
         templates = _templates(source, around)
@@ -146,20 +144,11 @@ class _Planner:
         key = self._key({"read": decided_by, "group": [GROUP_ROWS, GROUP_CHARACTERS]})
         reading = how_to_read(opened, source, templates, name, before)
         node = Node(key, key, f"{prefix}{name}: {READ}", READ, opened=opened, reading=reading)
-        return self._steps([_Chain(node)], source.steps, templates, f"{prefix}{name}: ", set(source.carry), [name])
+        return self._steps([_Chain(node)], source.steps, templates, f"{prefix}{name}: ")
 
-    def _steps(
-        self,
-        chains: list[_Chain],
-        steps: list[StepEntry],
-        templates: Templates,
-        prefix: str,
-        carried: set[str],
-        names: list[str],
-    ) -> list[_Chain]:
+    def _steps(self, chains: list[_Chain], steps: list[StepEntry], templates: Templates, prefix: str) -> list[_Chain]:
         for entry in steps:
             kind = step_class(entry.name)
-            _check_names(entry, carried, names)
             if kind.reads_tokens:
                 chains = self.with_tokens(chains, prefix)
             chains = self.stepped(chains, entry.name, entry.config, templates, f"{prefix}{entry.name}")
@@ -199,37 +188,3 @@ class _Planner:
     @staticmethod
     def _key(decided_by: dict[str, Any]) -> str:
         return sha256_json({"format": FORMAT_VERSION, **decided_by})[:32]
-
-
-def _check_names(entry: StepEntry, carried: set[str], names: list[str]) -> None:
-    unknown = sorted(step_class(entry.name).sources(entry.config) - set(names))
-    if unknown:
-        hint = nearest(unknown[0], names) or f"; the sources here: {', '.join(names)}"
-        raise UsageError(f"the step {entry.name} speaks of a source {unknown[0]!r} that it doesn't get{hint}")
-    missing = sorted(step_class(entry.name).carried(entry.config) - carried)
-    if missing:
-        raise UsageError(
-            f"the step {entry.name} uses the column {missing[0]!r}, which {' and '.join(names)} "
-            f"must name under `carry`, so that it is read"
-        )
-
-
-def _carried(source: DataSource) -> set[str]:
-    """Columns that every row of a source carries."""
-    if source.sources is not None:
-        return set.intersection(*(_carried(inner) for inner in source.sources))
-    return set(source.carry)
-
-
-def _refuse_unanswered(sources: list[DataSource], steps: list[StepEntry]) -> None:
-    answering = {"explode_rollouts", "generate"}
-    for source in sources:
-        if any(entry.name in answering for entry in (*source.steps, *steps)):
-            continue
-        if source.sources is not None:
-            _refuse_unanswered(source.sources, [*source.steps, *steps])
-        elif source.rows == "problems":
-            raise UsageError(
-                f"the source {source_name(source)} has problems without answers, and no step gives them one: add "
-                f"{' or '.join(sorted(answering))}"
-            )

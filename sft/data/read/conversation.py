@@ -10,7 +10,6 @@ from typing import Any
 from sft.data.read.columns import ColumnMap
 from sft.data.read.row import BadRow
 from sft.recipe.schema import Templates
-from sft.utils.errors import UsageError
 
 Message = dict[str, str]
 
@@ -26,14 +25,6 @@ class _UnusableError(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.bad = BadRow(reason, detail)
-
-
-def check_templates(data: Templates) -> None:
-    """Raise UsageError when `prompt_template` or `completion_template` has no place for the text."""
-    for key, place in (("prompt_template", "{prompt}"), ("completion_template", "{completion}")):
-        template = getattr(data, key)
-        if template is not None and place not in template:
-            raise UsageError(f"data.{key} must contain {place}, the place where the row's text goes.")
 
 
 def to_messages(value: Mapping[str, Any], mapping: ColumnMap, data: Templates) -> list[Message] | BadRow:

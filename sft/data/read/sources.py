@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -13,8 +12,7 @@ from typing import Any
 
 from sft.data.read import hub, local
 from sft.data.read.row import Part, Row
-from sft.recipe.merge import name_of
-from sft.recipe.schema import DataSource, GenerateSource, Source
+from sft.recipe.schema import GenerateSource, Source
 from sft.utils.errors import UsageError, UserError
 from sft.utils.files import sha256_file
 
@@ -35,42 +33,6 @@ class OpenSource:
     parts: Callable[[int, Path], list[Part]]
     files: tuple[str, ...]
     unchanged: Callable[[], None] = lambda: None
-
-
-def source_name(source: DataSource) -> str:
-    """What a source is called: its name, its recipe's or data set's, or its file's."""
-    if source.name:
-        return source.name
-    if source.generate is not None:
-        return f"generate:{source.generate.family}"
-    return name_of(source.recipe or source.path or "sources")
-
-
-def unique_names(sources: Sequence[DataSource]) -> list[str]:
-    """What the sources of a group are called, each by a name of its own: two files of one name go by their folders too.
-
-    Raises UsageError where the recipe calls two alike, or names one twice.
-    """
-    names = [source_name(source) for source in sources]
-    for source, name in zip(sources, names, strict=True):
-        if (times := sources.count(source)) > 1:
-            # A source counts once; to take its rows more often is what `mix` is for.
-            raise UsageError(
-                f"{name} is named as a source {times} times with the same settings; name it once, and use `mix` with "
-                "max_repeats to take its rows more often"
-            )
-    for depth in range(1, 8):
-        counts = Counter(names)
-        for place, source in enumerate(sources):
-            if counts[names[place]] > 1 and not source.name and source.generate is None:
-                parents = Path(source.path or source.recipe or "").expanduser().absolute().parts[1:-1][-depth:]
-                names[place] = "/".join([*parents, source_name(source)])
-    alike = [names[:place].count(name) for place, name in enumerate(names)]
-    names = [f"{n} {a + 1}" if a and not s.name else n for n, a, s in zip(names, alike, sources, strict=True)]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UsageError(f"Two sources are called {twice[0]}: give each a `name` of its own.")
-    return names
 
 
 def open_source(source: Source) -> OpenSource:

@@ -55,12 +55,7 @@ class Step:
     @classmethod
     def carried(cls, config: Any) -> set[str]:
         """Columns of the source that the step reads from `record.carried`: the source must carry them."""
-        return set()
-
-    @classmethod
-    def sources(cls, config: Any) -> set[str]:
-        """Names of sources that the settings speak of: each must be one that the step gets."""
-        return set()
+        return set(config.columns().values())
 
     def close(self) -> None:
         """Give back what the step holds (processes, connections)."""

@@ -9,9 +9,7 @@ from typing import Any
 from sft.data.read.outcomes import Dropped, Kept, Outcome
 from sft.data.read.record import Record
 from sft.data.steps.base import RowStep
-from sft.recipe.steps.filter import FilterStep
-
-FIELDS = ("domain", "source", "answer")  # of the record itself
+from sft.recipe.steps.filter import FIELDS, FilterStep
 
 
 class Filter(RowStep):
@@ -20,11 +18,6 @@ class Filter(RowStep):
     version = 2
     config: FilterStep
     only_judges = True
-
-    @classmethod
-    def carried(cls, config: FilterStep) -> set[str]:
-        """The column, unless the record has it itself."""
-        return {config.column} - set(FIELDS)
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         """Reasons: filter_missing, filter_value, filter_range."""

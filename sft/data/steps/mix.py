@@ -32,11 +32,6 @@ class Mix(TableStep):
     version = 2
     reads_tokens = True
 
-    @classmethod
-    def sources(cls, config: MixStep) -> set[str]:
-        """Those that have a weight."""
-        return set(config.weights)
-
     def sketch(self, batch: list[Record]) -> pa.Table:
         """The row's source, its tokens, and the number that it draws (`tie`: should two draw the same)."""
         import pyarrow as pa

@@ -32,11 +32,6 @@ class ExplodeRollouts(RowStep):
     version = 2
     changes_text = True
 
-    @classmethod
-    def carried(cls, config: ExplodeRolloutsStep) -> set[str]:
-        """The rollouts, their flags, and what else is aligned to them."""
-        return {config.column, *config.aligned_columns}
-
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         return map(self._explode, batch)
 

@@ -54,11 +54,6 @@ class Verify(RowStep):
         """The versions of what compares."""
         return {name: version(name) for name in _LIBRARIES}
 
-    @classmethod
-    def carried(cls, config: VerifyStep) -> set[str]:
-        """The columns with gold answers and choices."""
-        return {name for name in (config.gold, config.choices) if name not in (None, "answer")}
-
     def close(self) -> None:
         """End the judging process; comparisons under way are given up."""
         self._judge.close(at_once=True)

@@ -19,6 +19,7 @@ from sft.recipe.steps.quality import QualityStep
 from sft.recipe.steps.render import RenderStep
 from sft.recipe.steps.score import ScoreStep
 from sft.recipe.steps.select import SelectStep
+from sft.recipe.steps.settings import StepSettings
 from sft.recipe.steps.verify import VerifyStep
 
 __all__ = ["StepEntry"]
@@ -71,9 +72,9 @@ class StepEntry(Section):
         return next(iter(self.model_fields_set))
 
     @property
-    def config(self) -> Section:
+    def config(self) -> StepSettings:
         """The step's settings."""
-        settings: Section = getattr(self, self.name)
+        settings: StepSettings = getattr(self, self.name)
         return settings
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.steps.settings import DataSet, Loc, StepSettings
 from sft.recipe.values import Name, PathText
 
 
@@ -14,14 +15,14 @@ class Benchmark(Section):
     name: Name = Field(description="How reports call it.")
     path: PathText = Field(description="Hub id, or local files.")
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
-    split: str = "test"
-    revision: str | None = None
+    split: str = Field(default="test", description="Its split.")
+    revision: str | None = Field(default=None, description="Revision of a Hub data set.")
     column: str | None = Field(
         default=None, description="The column with the problem. Default: problem, question, Question or prompt."
     )
 
 
-class DecontaminateStep(Section):
+class DecontaminateStep(StepSettings):
     """Drop rows whose problem is one of a benchmark's, or nearly, or half of one: another number or name is still a
     match.
 
@@ -59,3 +60,7 @@ class DecontaminateStep(Section):
             reason = f"two benchmarks are called {repeated[0]!r}; give each its own name"
             raise_problems("decontaminate", [KeyProblem(("against",), reason, repeated[0])])
         return self
+
+    def places(self) -> dict[Loc, DataSet | str]:
+        """The benchmarks."""
+        return {("against", i, "path"): DataSet(b.path, b.split, b.config) for i, b in enumerate(self.against)}

@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.problems import KeyProblem, raise_problems
+from sft.recipe.steps.settings import Loc, StepSettings
 
 
-class DedupStep(Section):
+class DedupStep(StepSettings):
     """Drop copies and near-copies, within and across sources, however they are written (LaTeX, case, `$5` or 5 dollars)
     and whatever instructions stand around a problem.
 
@@ -58,3 +59,7 @@ class DedupStep(Section):
         if problems:
             raise_problems("dedup", problems)
         return self
+
+    def sources(self) -> dict[Loc, str]:
+        """Those that are preferred."""
+        return {("prefer", index): name for index, name in enumerate(self.prefer)}

@@ -6,11 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sft.recipe.problems import KeyProblem, Section, nearest, raise_problems
+from sft.recipe.problems import KeyProblem, nearest, raise_problems
+from sft.recipe.steps.settings import Loc, StepSettings
 
 
-class ExplodeRolloutsStep(Section):
+class ExplodeRolloutsStep(StepSettings):
     """One row a rollout, from a row that holds several."""
+
+    gives_answers = True
 
     column: str = Field(
         description="The carried column with the rollouts: a list of texts, of assistant messages, or of conversations."
@@ -61,3 +64,8 @@ class ExplodeRolloutsStep(Section):
     def aligned_columns(self) -> list[str]:
         """All carried columns that are lists aligned to the rollouts, each once."""
         return list(dict.fromkeys([*self.flag_columns.values(), *self.aligned]))
+
+    def columns(self) -> dict[Loc, str]:
+        """The rollouts, their flags, and what else is aligned to them."""
+        flags: dict[Loc, str] = {("flags", name): column for name, column in self.flag_columns.items()}
+        return {("column",): self.column, **flags, **{("aligned", i): at for i, at in enumerate(self.aligned)}}

@@ -6,10 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.problems import KeyProblem, raise_problems
+from sft.recipe.steps.settings import Loc, StepSettings
+
+FIELDS = ("domain", "source", "answer")
+"""Columns of the record itself."""
 
 
-class FilterStep(Section):
+class FilterStep(StepSettings):
     """Keep rows by what a column says: `{column: problem_is_valid, one_of: ["Yes"]}`, `{column: n, min: 2}`."""
 
     column: str = Field(min_length=1, description="`domain`, `source`, `answer`, or a carried column.")
@@ -35,3 +39,12 @@ class FilterStep(Section):
         if problems:
             raise_problems("filter", problems)
         return self
+
+    def columns(self) -> dict[Loc, str]:
+        """The column, unless the record has it itself."""
+        return {} if self.column in FIELDS else {("column",): self.column}
+
+    def roles(self) -> dict[Loc, str]:
+        """The column, where the source must say what it is."""
+        wanted = self.column in ("answer", "domain") and self.missing == "drop"
+        return {("column",): self.column} if wanted else {}

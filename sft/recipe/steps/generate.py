@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.steps.settings import DataSet, Loc, StepSettings
 from sft.recipe.values import PathText
 
 # These change no answer: how fast and how patiently it is asked for, what it costs, and where the model is.
@@ -26,7 +27,7 @@ class Endpoint(Section):
     """An OpenAI-compatible server."""
 
     base_url: str = Field(description="e.g. http://localhost:8000/v1")
-    model: str
+    model: str = Field(description="What the server calls the model.")
     api_key_env: str = Field(
         default="OPENAI_API_KEY", description="Environment variable that holds the key, if it needs one."
     )
@@ -76,15 +77,19 @@ class Checkpoint(Section):
     """A student that answers in this process."""
 
     checkpoint: PathText = Field(description="Checkpoint folder or Hub id, with its tokenizer.")
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub checkpoint.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="What the weights are held in.")
     batch_size: int = Field(default=32, gt=0, description="Answers that are decoded at once.")
 
 
-class GenerateStep(Section):
+class GenerateStep(StepSettings):
     """Ask a teacher for answers, or let it finish the student's (mixed policy, arXiv 2601.09088)."""
 
-    mode: Literal["rollouts", "mixed"] = "rollouts"
+    gives_answers = True
+
+    mode: Literal["rollouts", "mixed"] = Field(
+        default="rollouts", description="`rollouts`: the teacher answers; `mixed`: it finishes what the student began."
+    )
     teacher: Endpoint
     student: Endpoint | Checkpoint | None = Field(
         default=None, description="For `mixed`: who answers first, an endpoint or {checkpoint: FOLDER}."
@@ -141,3 +146,12 @@ class GenerateStep(Section):
         """The settings that decide what is answered, without those that say how fast, how patiently and from where."""
         run_only: dict[str, Any] = {"max_failed": True, "teacher": _RUN_ONLY, "student": {*_RUN_ONLY, "batch_size"}}
         return self.model_dump(mode="json", exclude=run_only)
+
+    def places(self) -> dict[Loc, DataSet | str]:
+        """The student's checkpoint and the teacher's tokenizer."""
+        found: dict[Loc, DataSet | str] = {}
+        if isinstance(self.student, Checkpoint):
+            found["student", "checkpoint"] = self.student.checkpoint
+        if self.teacher.tokenizer is not None:
+            found["teacher", "tokenizer"] = self.teacher.tokenizer
+        return found

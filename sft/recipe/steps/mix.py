@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.problems import KeyProblem, raise_problems
+from sft.recipe.steps.settings import Loc, StepSettings
 
 
-class MixStep(Section):
+class MixStep(StepSettings):
     """Take sources in given proportions of tokens, repeating the rows of small ones."""
+
+    names_all = True
 
     weights: dict[str, float] = Field(
         min_length=1,
@@ -45,3 +48,11 @@ class MixStep(Section):
     def repeats(self, source: str) -> int:
         """How often a row of `source` may be taken."""
         return self.max_repeats.get(source, 1) if isinstance(self.max_repeats, dict) else self.max_repeats
+
+    def needs_answers(self) -> bool:
+        """Rows without one are dropped."""
+        return True
+
+    def sources(self) -> dict[Loc, str]:
+        """Those that have a weight."""
+        return {("weights", name): name for name in self.weights}

@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.problems import KeyProblem, raise_problems
+from sft.recipe.steps.settings import Loc, StepSettings
 
 
-class QualityStep(Section):
+class QualityStep(StepSettings):
     """Drop traces that would teach bad habits: cut off, looping, in a mix of languages, without an answer."""
 
     think: Literal["required", "optional"] = Field(
@@ -43,3 +44,11 @@ class QualityStep(Section):
             reason = "needs `finish_reason`, the column whose values these are"
             raise_problems("quality", [KeyProblem(("finished",), reason, self.finished)])
         return self
+
+    def needs_answers(self) -> bool:
+        """Rows without one are dropped."""
+        return True
+
+    def columns(self) -> dict[Loc, str]:
+        """The column that says why a generation ended."""
+        return {} if self.finish_reason is None else {("finish_reason",): self.finish_reason}

@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.problems import KeyProblem, raise_problems
+from sft.recipe.steps.settings import StepSettings
 
 
-class RenderStep(Section):
+class RenderStep(StepSettings):
     """Bring conversations into the form that is trained: thinking blocks, system messages, the user's instruction."""
 
     think: Literal["keep", "normalize", "strip"] = Field(

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from sft.recipe.problems import Section
+from sft.recipe.steps.settings import DataSet, Loc, StepSettings
 from sft.recipe.values import PathText
 
 
-class ScoreStep(Section):
+class ScoreStep(StepSettings):
     """The student's probability of each sentence beside the teacher's (divergence-aware sampling, arXiv 2601.09088)."""
 
     model: PathText = Field(description="The student before training: a checkpoint folder or Hub id.")
@@ -42,3 +42,18 @@ class ScoreStep(Section):
     @classmethod
     def _at_home(cls, path: str | None) -> str | None:
         return os.path.expanduser(path) if path is not None else None
+
+    def needs_answers(self) -> bool:
+        """Rows without one are dropped."""
+        return True
+
+    def behind(self) -> dict[Loc, tuple[str, ...]]:
+        """What gives the teacher's log probabilities."""
+        return {("required",): ("join", "generate")} if self.required else {}
+
+    def places(self) -> dict[Loc, DataSet | str]:
+        """The student's checkpoint and the teacher's tokenizer."""
+        tokenizer: dict[Loc, DataSet | str] = (
+            {} if self.teacher_tokenizer is None else {("teacher_tokenizer",): self.teacher_tokenizer}
+        )
+        return {("model",): self.model, **tokenizer}

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sft.recipe.problems import KeyProblem, Section, raise_problems
+from sft.recipe.steps.settings import Loc, StepSettings
 
 Unit = Literal["rows", "tokens"]
 
@@ -43,7 +44,7 @@ class PassRate(Section):
 class Quotas(Section):
     """Most rows or tokens of each domain or source: `{rows: {code: 1000}, tokens: {math: 5000000}}`."""
 
-    by: Literal["domain", "source"] = "domain"
+    by: Literal["domain", "source"] = Field(default="domain", description="What rows and tokens name.")
     rows: dict[str, int] = Field(default_factory=dict, description="Name -> most rows.")
     tokens: dict[str, int] = Field(default_factory=dict, description="Name -> most tokens.")
     others: Literal["keep", "drop"] = Field(default="keep", description="Rows of domains or sources not named here.")
@@ -96,7 +97,7 @@ class Diversity(Section):
     clusters: int = Field(gt=1, le=4096, description="Number of k-means clusters over the words of the problems.")
 
 
-class SelectStep(Section):
+class SelectStep(StepSettings):
     """Choose rows, in this order: by difficulty, by problem, by quota, by length, in all.
 
     Whatever limit a row competes for, rows go by `prefer`, then at random by the seed. Two `select` steps serve where
@@ -146,3 +147,26 @@ class SelectStep(Section):
             return []
         reason = f"would undo the shares of lengths, which are of {self.lengths.of}: set `lengths.of: {other}`"
         return [KeyProblem((other,), reason, value)]
+
+    def needs_answers(self) -> bool:
+        """Rows without one have no length."""
+        by_tokens = self.tokens is not None or self.lengths is not None or (self.quotas and self.quotas.tokens)
+        return bool(by_tokens or {"shortest", "longest"} & set(self.prefer))
+
+    def columns(self) -> dict[Loc, str]:
+        """The column with the pass rate."""
+        column = self.pass_rate.column if self.pass_rate is not None else None
+        return {} if column is None else {("pass_rate", "column"): column}
+
+    def sources(self) -> dict[Loc, str]:
+        """Those with a quota."""
+        quotas = self.quotas if self.quotas is not None and self.quotas.by == "source" else None
+        units = {"rows": quotas.rows, "tokens": quotas.tokens} if quotas is not None else {}
+        return {("quotas", unit, name): name for unit, limits in units.items() for name in limits}
+
+    def behind(self) -> dict[Loc, tuple[str, ...]]:
+        """What notes the pass rates and the shares of teacher sentences."""
+        scored = [index for index, key in enumerate(self.prefer) if key in ("teacher", "teacher_tokens")]
+        found: dict[Loc, tuple[str, ...]] = {("prefer", index): ("score",) for index in scored}
+        rate = {"rollouts": "explode_rollouts", "verdicts": "verify"}.get(self.pass_rate.of if self.pass_rate else "")
+        return {**found, ("pass_rate",): (rate,)} if rate else found

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from sft.recipe.problems import Section
+from sft.recipe.steps.settings import Loc, StepSettings
 
 
-class VerifyStep(Section):
+class VerifyStep(StepSettings):
     """Check each row's final answer against the gold answer."""
 
     kind: Literal["auto", "math", "choice", "exact", "number"] = Field(
@@ -42,3 +42,16 @@ class VerifyStep(Section):
     timeout: float = Field(
         default=5.0, gt=0, le=600, description="Seconds of computing that one comparison may take before it is killed."
     )
+
+    def needs_answers(self) -> bool:
+        """Rows without one are dropped."""
+        return True
+
+    def columns(self) -> dict[Loc, str]:
+        """The columns with gold answers and choices."""
+        named: dict[Loc, str | None] = {("gold",): self.gold, ("choices",): self.choices}
+        return {loc: name for loc, name in named.items() if name is not None and (name != "answer" or loc != ("gold",))}
+
+    def roles(self) -> dict[Loc, str]:
+        """The gold answer, where it is the source's own."""
+        return {("gold",): "answer"} if self.gold == "answer" and self.missing_gold == "drop" else {}

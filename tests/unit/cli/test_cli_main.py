@@ -22,7 +22,7 @@ from sft.utils.errors import UsageError, UserError
 RECIPE = """\
 name: small
 output_dir: run
-model: {tokenizer: tiny, config: {hidden_size: 32}}
+model: {tokenizer: tiny, config: {hidden_size: 32, num_attention_heads: 4, num_key_value_heads: 2}}
 stages:
   - name: one
     data: {sources: [{generate: {rows: 5}}]}

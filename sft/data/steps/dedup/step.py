@@ -47,11 +47,6 @@ class Dedup(TableStep):
 
         return {"minhash": int(rensa.RMinHash.ALGORITHM_VERSION)} if config.method == "minhash" else {}
 
-    @classmethod
-    def sources(cls, config: DedupStep) -> set[str]:
-        """Those that are preferred."""
-        return set(config.prefer)
-
     def sketch(self, batch: list[Record]) -> pa.Table:
         """Columns as in `sketch_schema`; of rows with one text only one in the batch carries its shingles."""
         texts = [self._text(record) for record in batch]

@@ -31,11 +31,6 @@ class Quality(RowStep):
     config: QualityStep
     only_judges = True
 
-    @classmethod
-    def carried(cls, config: QualityStep) -> set[str]:
-        """The column that says why a generation ended."""
-        return {config.finish_reason} if config.finish_reason is not None else set()
-
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         """One outcome a record."""
         for record in batch:

@@ -31,12 +31,6 @@ class Select(TableStep):
     version = 2
     reads_tokens = True
 
-    @classmethod
-    def carried(cls, config: SelectStep) -> set[str]:
-        """The column with the pass rate."""
-        column = config.pass_rate.column if config.pass_rate is not None else None
-        return {column} if column is not None else set()
-
     def sketch(self, batch: list[Record]) -> pa.Table:
         """The row's groups, sizes and scores; with `diversity` the slots of its problem's words too.
 

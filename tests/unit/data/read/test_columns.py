@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.data.read.columns import ColumnMap, choose_columns
-from sft.data.read.conversation import check_templates, row_id, to_messages
+from sft.data.read.conversation import row_id, to_messages
 from sft.data.read.row import BadRow
 from sft.recipe.schema import DataSection
 from sft.utils.errors import UsageError, UserError
@@ -83,11 +83,6 @@ def test_own_system_message_and_column_win_over_the_prompt() -> None:
     assert to_messages({"m": [own, USER, ASSISTANT]}, ColumnMap(messages="m"), data) == [own, USER, ASSISTANT]
     by_column = to_messages({"m": [USER, ASSISTANT], "s": "theirs"}, ColumnMap(messages="m", system="s"), data)
     assert by_column == [{"role": "system", "content": "theirs"}, USER, ASSISTANT]
-
-
-def test_template_without_its_place_is_wrong_usage() -> None:
-    with pytest.raises(UsageError, match=r"prompt_template must contain \{prompt\}"):
-        check_templates(_data(prompt_template="no place"))
 
 
 def test_sharegpt_and_parts_and_reasoning() -> None:

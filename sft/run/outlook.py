@@ -1,0 +1,72 @@
+"""What a command would do with a recipe, and what of it is done already: told without reading data or a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from sft.recipe.paths import RunPaths
+from sft.recipe.source_names import source_name
+from sft.utils.distributed import world_size
+from sft.utils.files import read_sealed
+
+if TYPE_CHECKING:
+    from sft.recipe.schema import DataSource, Recipe, Stage
+    from sft.recipe.steps import StepEntry
+
+
+def outlook(recipe: Recipe) -> Iterator[str]:
+    """Lines for people: the start, each stage, and what comes after them."""
+    paths, model = RunPaths(recipe), recipe.model
+    start = model.model_name_or_path or "random weights"
+    yield f"{recipe.name}: {len(recipe.stages)} stage(s) in {paths.root}, from {start}"
+    for number, stage in enumerate(recipe.stages, start=1):
+        yield f"{number}. {stage.name}: {_state(paths, stage)}"
+        yield f"   sources: {', '.join(_sources(stage.data.sources))}"
+        if stage.data.steps:
+            yield f"   then all: {' > '.join(entry.name for entry in stage.data.steps)}"
+        yield f"   training: {_training(stage)}"
+        points = (["start"] if number == 1 and stage.evaluate.before_first_stage else []) + [stage.name]
+        for suite in stage.evaluate.suites:
+            done = [point for point in points if (paths.eval_dir(point, suite.name) / "metrics.json").is_file()]
+            told = f", done at {' and '.join(done)}" if done else ""
+            yield f"   suite: {suite.name} at {' and '.join(points)}{told}"
+    target = recipe.push.repo_id
+    seen = "private" if recipe.push.private else "public"
+    yield f"then: export to {paths.export}, {f'push to {target} ({seen})' if target else 'no push'}, report"
+
+
+def _state(paths: RunPaths, stage: Stage) -> str:
+    manifest = read_sealed(paths.stage_manifest(stage.name))
+    if manifest is not None:
+        return f"done already ({manifest.get('steps')} steps)"
+    names = [path.name for path in paths.stage_dir(stage.name).glob("checkpoint-*")]
+    steps = [int(name.removeprefix("checkpoint-")) for name in names if re.fullmatch(r"checkpoint-\d+", name)]
+    return f"under way, saved at step {max(steps)}" if steps else "to do"
+
+
+def _sources(sources: Sequence[DataSource]) -> list[str]:
+    return [f"{source_name(source)}{_rows(source)}{_steps(source.steps)}" for source in sources]
+
+
+def _rows(source: DataSource) -> str:
+    if source.sources is not None:
+        return f" ({', '.join(_sources(source.sources))})"
+    rows = source.generate.rows if source.generate is not None else source.max_rows
+    return f" ({rows:,} rows)" if rows is not None else ""
+
+
+def _steps(steps: Sequence[StepEntry]) -> str:
+    return "".join(f" > {entry.name}" for entry in steps)
+
+
+def _training(stage: Stage) -> str:
+    train = stage.train
+    batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size())
+    rows = "packs" if train.packing else "rows"
+    of = f" of up to {train.max_length:,} tokens" if train.max_length is not None else ""
+    long = f"{train.max_steps:,} steps" if train.max_steps > 0 else f"{train.num_train_epochs:g} epochs"
+    what = f"LoRA of rank {train.lora_r}" if train.use_peft else "all weights"
+    made_of = f"{batch[0]} a process x {batch[1]} accumulated x {batch[2]} process(es)"
+    return f"{what}, {long}, effective batch {batch[0] * batch[1] * batch[2]} {rows}{of} ({made_of})"
