@@ -86,10 +86,12 @@ def _summary(run: RunFacts) -> list[tuple[str, str, str]]:
     """(label, value, note) of the numbers at the top."""
     tiles = []
     for row in tables.result_rows(run):
-        reached = [cell for cell in row.cells if cell is not tables.NONE]
+        own = zip(run.points, row.cells, strict=True)
+        reached = [(point, cell) for point, cell in own if cell is not tables.NONE and point in run.own_points]
         if not row.group and reached:
-            gain = f", {row.total_gain:+.1f} since {run.points[row.cells.index(reached[0])]}" if row.total_gain else ""
-            tiles.append((f"{row.suite}, pass@1", reached[-1].value, f"95%: {reached[-1].interval}{gain}"))
+            (first, _), (_, last) = reached[0], reached[-1]
+            gain = f", {row.total_gain:+.1f} since {first}" if row.total_gain else ""
+            tiles.append((f"{row.suite}, pass@1", last.value, f"95%: {last.interval}{gain}"))
     if run.parameters:
         name = run.recipe.model.model_name_or_path or "from scratch"
         tiles.append(("parameters", _short(run.parameters), name))
@@ -111,8 +113,8 @@ def _short(value: float) -> str:
 
 
 def _examples(run: RunFacts, suite: str) -> dict[str, Any] | None:
-    """Completions of the suite at the last point that has it: some right ones, some wrong, some undecided."""
-    points = [point for point in run.points if (point, suite) in run.results]
+    """Completions of the suite at the run's last point that has it: some right ones, some wrong, some undecided."""
+    points = [point for point in run.own_points if (point, suite) in run.results]
     if not points:
         return None
     samples = read_samples(run.results[points[-1], suite].samples)
