@@ -75,7 +75,9 @@ def computing_in_float32(model: Any, *, merged: bool = False) -> AbstractContext
 
 def computing_as_stored(model: Any, dtype: str, *, merged: bool = False) -> AbstractContextManager[None]:
     """Inside, `model` computes with the weights that `save_model` writes with this `dtype`, a layer at a time."""
-    return _changed_while_running(model, partial(_as_stored, wide=wide_parts(base_of(model)), dtype=dtype, merged=merged))
+    return _changed_while_running(
+        model, partial(_as_stored, wide=wide_parts(base_of(model)), dtype=dtype, merged=merged)
+    )
 
 
 def wide_parts(base: Any) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ _USER_IN_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#'\"<>]+)@")
 _QUERY = re.compile(r"(?<=[?&;#])([\w.~-]+)=([^&;#\s'\"]+)")
 _SAID = re.compile(
     r"(?i)\b((?:api[ _-]?key|access[ _-]?key|secret[ _-]?key|(?:access|auth|api)[ _-]token|password|passwd|passphrase)"
-    r"['\"]?(?: is |\s*[:=])\s*['\"]?)([^\s'\",;]{4,})"
+    r"['\"]?(?: is |\s*[:=])\s*['\"]?)(?!REDACTED)([^\s'\",;&]{4,})"
 )
 _SHAPES = re.compile(
     r"\b(?:hf_(?:oauth_|jwt_|app_)?|api_org_)[A-Za-z0-9]{16,}[\w.-]*"
@@ -55,10 +55,10 @@ def is_secret_name(name: str, *, foreign: bool = False) -> bool:
 
 def scrub(text: str, *secrets: str | None) -> str:
     """`text` without `secrets`, passwords in addresses, and what looks like a key or token."""
-    for secret in sorted({secret for secret in secrets if secret}, key=len, reverse=True):
-        text = text.replace(secret, TOKEN)
     text = _USER_IN_URL.sub(rf"\1{SECRET}@", text)
     text = _QUERY.sub(lambda m: f"{m[1]}={SECRET if is_secret_name(m[1], foreign=True) else m[2]}", text)
+    for secret in sorted({secret for secret in secrets if secret}, key=len, reverse=True):
+        text = text.replace(secret, TOKEN)
     return _SHAPES.sub(TOKEN, _SCHEME.sub(rf"\1 {TOKEN}", _SAID.sub(rf"\1{SECRET}", text)))
 
 

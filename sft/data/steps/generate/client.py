@@ -132,7 +132,7 @@ class Client:
         self._give_up(f"refused the request ({status}): {said}", "check base_url and the account")
 
     def _give_up(self, what: str, remedy: str) -> NoReturn:
-        raise UserError(f"{self.where} {what.rstrip('.')}; {remedy}.")
+        raise UserError(self._shown(f"{self.where} {what.rstrip('.')}; {remedy}."))
 
     def _wait(self, error: _PassingError, retries: int) -> float:
         """Seconds until the next try: what the server asks for, else twice as long as before, less a random part.
