@@ -103,6 +103,7 @@ def _start(run: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     name = told["model_name_or_path"]
     first = next((stage.get("name") for stage in recipe.get("stages") or [] if isinstance(stage, dict)), "")
     found = (_json(run / "stages" / str(first) / "manifest.json").get("parts") or {}).get("start") or {}
+    told["model_name_or_path"] = name = found.get("hub") or name
     kinds = {"hub": "hub", "files": "folder", "config": "scratch"}
     kind = next((kind for key, kind in kinds.items() if key in found), None)
     if kind is None and name:

@@ -94,7 +94,8 @@ def secrets_in(value: Any, *, foreign: bool = False) -> Iterator[str]:
 
 def to_look_for(*values: Any) -> tuple[str, ...]:
     """The secrets of `values` and of the environment that can be looked for in any text."""
-    named = {name: value for name, value in os.environ.items() if not value.startswith("/")}  # PWD is none
+    # PWD is no password, and a short value may be any word.
+    named = {name: value for name, value in os.environ.items() if len(value) > 7 and not value.startswith("/")}
     found = {*secrets_in(list(values)), *secrets_in(named, foreign=True)}
     return tuple(secret for secret in found if len(secret) >= _SHORTEST and not secret.isdigit())
 
