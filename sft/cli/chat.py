@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=positive, default=1024, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
     parser.add_argument("--top_p", type=float, default=1.0, metavar="P")
+    parser.add_argument("--top_k", type=int, default=0, metavar="N", help="0 (default): all tokens")
+    parser.add_argument("--repetition_penalty", type=float, default=1.0, metavar="R", help="1 (default): none")
     parser.add_argument("--seed", type=seed, default=0)
 
 
@@ -42,6 +44,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError(f"unknown argument {overrides[0]!r}; keys of a recipe go with --config")
     if not 0 <= arguments.temperature < float("inf") or not 0 < arguments.top_p <= 1:
         raise UsageError("--temperature must be at least 0, and --top_p in (0, 1]")
+    if arguments.top_k < 0 or not 0 < arguments.repetition_penalty < float("inf"):
+        raise UsageError("--top_k must be at least 0, and --repetition_penalty above 0")
     quiet_libraries()
     model, tokenizer = _load(arguments, overrides)
     talk = Conversation(model, tokenizer, arguments)
@@ -67,6 +71,30 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any
     stage = arguments.stage or last_trained(paths)
     model, tokenizer = load_stage_model(paths, stage)
     return on_device(model), tokenizer
+
+
+def _only_as_asked(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> str:
+    """Let nothing but the options decide how `model` answers, and say what they are.
+
+    What a call to `generate` doesn't say, transformers takes from the model's generation configuration, and then from
+    defaults of its own, among them the 50 likeliest tokens.
+    """
+    from transformers import GenerationConfig
+
+    from sft.models.end_tokens import end_token_ids
+    from sft.models.merge import base_of
+
+    base = base_of(model)
+    settings = {"repetition_penalty": arguments.repetition_penalty}
+    if arguments.temperature:
+        names = ("temperature", "top_p", "top_k")
+        settings = {**{name: getattr(arguments, name) for name in names}, **settings}
+    ends, pad = end_token_ids(tokenizer, base), tokenizer.pad_token_id
+    base.generation_config = GenerationConfig(
+        do_sample=bool(arguments.temperature), **settings, eos_token_id=ends, pad_token_id=pad
+    )
+    how = "sampling" if arguments.temperature else "greedy"
+    return f"{how}: {', '.join(f'{name} {value:g}' for name, value in settings.items())}"
 
 
 def _converse(talk: Conversation) -> None:
@@ -98,6 +126,7 @@ class Conversation:
     def __init__(self, model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
         self.model, self.tokenizer, self.arguments = model, tokenizer, arguments
         self.messages: list[dict[str, str]] = []
+        print(_only_as_asked(model, tokenizer, arguments), file=sys.stderr)
         self.clear()
 
     def clear(self) -> None:
@@ -129,8 +158,6 @@ class Conversation:
         import torch
         from transformers import TextIteratorStreamer
 
-        from sft.models.end_tokens import end_token_ids
-
         rendered = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)
         inputs = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt").to(self.model.device)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -138,19 +165,14 @@ class Conversation:
         stop = _Stop()
         failed: list[BaseException] = []
         torch.manual_seed(options.seed)
-        sampling = {"temperature": options.temperature, "top_p": options.top_p} if options.temperature else {}
 
         def generate() -> None:
             try:
                 self.model.generate(
                     **inputs,
                     max_new_tokens=options.max_new_tokens,
-                    do_sample=bool(options.temperature),
-                    eos_token_id=end_token_ids(self.tokenizer, self.model),
-                    pad_token_id=self.tokenizer.pad_token_id,
                     streamer=streamer,
                     stopping_criteria=[stop],
-                    **sampling,
                 )
             except BaseException as error:
                 failed.append(error)

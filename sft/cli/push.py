@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo_id", metavar="NAME/MODEL", help="default: the recipe's push.repo_id")
     parser.add_argument("--public", action="store_true", help="publish it; without this the repository is private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default main)")
+    parser.add_argument(
+        "--replace_card", action="store_true", help="also a README.md or LICENSE edited on the Hub, which else stays"
+    )
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -47,6 +50,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         repo_id=arguments.repo_id,
         public=arguments.public,
         revision=arguments.revision,
+        replace_card=arguments.replace_card,
         progress=say,
     )
     show_push(result)

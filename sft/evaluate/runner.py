@@ -17,13 +17,13 @@ from sft.answers.judge import Judge, Verdict
 from sft.answers.pool import RESULT_LIMIT
 from sft.evaluate.metrics import Sample, summarize
 from sft.evaluate.progress import ProgressLine
-from sft.evaluate.suites import Problem, load_problems, render_prompt
+from sft.evaluate.suites import Problem, after_thinking, load_problems, render_prompt
 from sft.recipe.schema import EvaluateSection, SuiteSection, Templates
 from sft.utils.errors import UserError
 from sft.utils.files import atomic_open, read_sealed, remove_file, sha256_file, sha256_json, write_sealed
 
-# Changes when what is generated or how it is judged changes: results of another version are not looked up.
-_VERSION = 2
+VERSION = 3
+"""Changes when what is generated or how it is judged changes: results of another version are not looked up."""
 CHECK = "check"
 Progress = Callable[[str, int, int, int], None]
 
@@ -153,7 +153,7 @@ class _SuiteRun:
             [ids, problem.id, problem.gold, problem.group, problem.steps]
             for ids, problem in zip(self.ids, self.problems, strict=True)
         ]
-        return sha256_json([_VERSION, model_key, settings, ends, sha256_json(asked)])
+        return sha256_json([VERSION, model_key, settings, ends, sha256_json(asked)])
 
     def _generate(self, recorder: _Recorder, ends: list[int]) -> None:
         """Make the samples that aren't recorded yet."""
@@ -226,11 +226,12 @@ class _Recorder:
             "finished": finished,
         }
         self.tokens += len(ids)
-        # A number that happens to stand where a trace was cut off is not an answer.
-        options = options_in(problem.text)
-        verdict = self._judge.submit(completion, problem.gold, options=options, free_form=finished)
-        self._waiting.append((sample, verdict))
+        self._waiting.append((sample, self._verdict(sample, problem) if finished else _cut_off()))
         self._write(wait=False)
+
+    def _verdict(self, sample: Sample, problem: Problem) -> Future[Verdict]:
+        text = after_thinking(sample["prompt"], sample["completion"])
+        return self._judge.submit(text, problem.gold, options=options_in(problem.text))
 
     def _write(self, wait: bool) -> None:
         """Append what has its verdict; all of them with `wait`."""
@@ -248,6 +249,13 @@ class _Recorder:
     def _report(self) -> None:
         if self.progress is not None:
             self.progress(self.run.suite.name, len(self.samples), self.total, self.right)
+
+
+def _cut_off() -> Future[Verdict]:
+    """The verdict on an answer that didn't end: whatever stands in it, the model may not have been done."""
+    verdict: Future[Verdict] = Future()
+    verdict.set_result(Verdict("wrong", "cut off"))
+    return verdict
 
 
 def _open_samples(folder: Path, key: str) -> list[Sample]:

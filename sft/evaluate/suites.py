@@ -9,6 +9,7 @@ from typing import Any
 
 from sft.answers.extract import gold_answer
 from sft.data.read.sources import open_source
+from sft.data.text.thinking import MARKS, THINK_OPEN, Broken, Thought, canonical, find_thinking
 from sft.recipe.schema import SuiteSection, Templates
 from sft.utils.errors import UserError
 
@@ -118,3 +119,12 @@ def render_prompt(tokenizer: Any, problem: Problem, suite: SuiteSection, default
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("The tokenizer has no chat template; use a tokenizer that was made for chat.")
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def after_thinking(prompt: str, completion: str) -> str:
+    """A completion as the judge reads it: its thinking in the judge's marks, also where the prompt has opened it."""
+    opened = next((marks.open for marks in MARKS if prompt.rstrip().endswith(marks.open)), "")
+    thought = find_thinking(opened + completion)
+    if isinstance(thought, Thought):
+        return canonical(thought)
+    return THINK_OPEN if isinstance(thought, Broken) and not thought.closed else completion

@@ -60,9 +60,13 @@ def licence_text(record: dict[str, Any] | None, facts: dict[str, Any]) -> str:
     travelling = ("configuration", "contract", "layout", "modeling", "ops", "shared")
     code = travelling if facts["model_type"] == "phi4flash" else ()
     files = ", ".join(f"{name}_phi4flash.py" for name in code)
-    base = _base(record or {}, facts)
-    weights = f"The weights derive from {base}, whose licence applies to them." if base else ""
-    weights = weights or "The weights were trained from scratch; their owner decides on their licence."
+    base, kind = _base(record or {}, facts), _kind(record or {}, facts)
+    told = {
+        "hub": f"The weights derive from {base}, whose licence applies to them.",
+        "folder": "The weights derive from a model in a local folder, whose licence applies to them.",
+        "scratch": "The weights were trained from scratch; their owner decides on their licence.",
+    }
+    weights = told.get(kind or "", "What the weights derive from isn't recorded; their owner decides on their licence.")
     weights += " Licences of the training data, where known, stand in README.md."
     return f"{weights}\n\n" + (
         f"The code in this folder ({files}) is part of sambay-sft:\n\n{CODE_LICENCE}" if code else ""
@@ -71,7 +75,9 @@ def licence_text(record: dict[str, Any] | None, facts: dict[str, Any]) -> str:
 
 def _metadata(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     base = _base(record, facts)
-    datasets = sorted({s["name"] for stage in record.get("stages") or [] for s in stage["sources"] if s["hub"]})
+    datasets = sorted(
+        {s["name"] for stage in record.get("stages") or [] if stage["done"] for s in stage["sources"] if s["hub"]}
+    )
     tags = ["text-generation", "sft", "reasoning", "sambay-sft"]
     tags += ["sambay", "phi4flash", "custom_code"] if facts["model_type"] == "phi4flash" else []
     metadata: dict[str, Any] = {
@@ -81,26 +87,37 @@ def _metadata(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         "datasets": datasets or None,
         "library_name": "peft" if facts["adapter_base"] else "transformers",
         "pipeline_tag": "text-generation",
-        "language": ["en"],
         "tags": [*tags, "lora"] if facts["adapter_base"] else tags,
     }
     return {key: value for key, value in metadata.items() if value is not None}
 
 
+def _kind(record: dict[str, Any], facts: dict[str, Any]) -> str | None:
+    """Where the weights began: `hub`, `folder`, `scratch`; None: unknown. An adapter's base is its beginning."""
+    adapted = facts["adapter_base"]
+    if adapted:
+        return "folder" if adapted.startswith((".", "~", "/")) or adapted.count("/") > 1 else "hub"
+    return (record.get("start") or {}).get("kind")
+
+
 def _base(record: dict[str, Any], facts: dict[str, Any]) -> str | None:
     """The base model's Hub id; None for a model from scratch, or from a folder of a machine."""
-    name = facts["adapter_base"] or (record.get("start") or {}).get("model_name_or_path")
-    return name if name and name.count("/") == 1 and not name.startswith((".", "~", "/")) else None
+    if _kind(record, facts) != "hub":
+        return None
+    name: str = facts["adapter_base"] or record["start"]["model_name_or_path"]
+    return name
 
 
 def _what(record: dict[str, Any], facts: dict[str, Any]) -> str:
     kind = "SambaY (Mamba-1, sliding-window and shared differential attention, gated memory units; arXiv 2507.06607)"
     kind = kind if facts["model_type"] == "phi4flash" else f"{facts['model_type']} ({facts['architecture']})"
-    start = (record.get("start") or {}).get("model_name_or_path")
     base = _base(record, facts)
-    origin = f"fine-tuned from [{base}](https://huggingface.co/{base})" if base else None
-    origin = origin or ("fine-tuned from a local checkpoint" if start or facts["adapter_base"] else None)
-    origin = origin or ("trained from scratch" if record else "of an origin that this folder doesn't tell")
+    origins = {
+        "hub": f"fine-tuned from [{base}](https://huggingface.co/{base})",
+        "folder": "fine-tuned from a local checkpoint",
+        "scratch": "trained from scratch",
+    }
+    origin = origins.get(_kind(record, facts) or "", "of an origin that this folder doesn't tell")
     stages = len(record.get("stages") or [])
     how = f", by supervised fine-tuning in {stages} stage{'s' if stages != 1 else ''} (no reinforcement learning)"
     lines = [record.get("description") or "", f"A {kind} language model {origin}{how if stages else ''}."]
@@ -125,6 +142,7 @@ def _what(record: dict[str, Any], facts: dict[str, Any]) -> str:
 
 def _usage(facts: dict[str, Any]) -> str:
     trust = ", trust_remote_code=True" if facts["model_type"] == "phi4flash" and not facts["adapter_base"] else ""
+    no_code = trust.replace("True", "False")  # else it asks whether to run the model's code, which it doesn't need
     if facts["adapter_base"]:
         load = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
         load += "import sft.models  # pip install sambay-sft\n" if facts["model_type"] == "phi4flash" else ""
@@ -142,7 +160,7 @@ def _usage(facts: dict[str, Any]) -> str:
     code = (
         f"{load}\n"
         'name = "..."  # this repository, or a folder with its files\n'
-        f"tokenizer = AutoTokenizer.from_pretrained(name{trust})\nmodel = {call}\n{prompt}"
+        f"tokenizer = AutoTokenizer.from_pretrained(name{no_code})\nmodel = {call}\n{prompt}"
         "output = model.generate(**inputs, max_new_tokens=2048)\n"
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))'
     )
@@ -224,15 +242,16 @@ def _results(record: dict[str, Any]) -> str:
             ]
         )
     head = ["point", "suite", "pass@1 (%)", "95% interval", "problems", "samples", "decoding"]
-    note = "pass@1: share of answers that math-verify finds right; undecided and cut-off answers count as wrong."
+    note = "pass@1: share of answers whose final answer is found to be the right one; undecided and cut-off answers "
+    note += "count as wrong."
     return f"{_table(head, rows)}\n\n{note}"
 
 
 def _limits(record: dict[str, Any], facts: dict[str, Any]) -> str:
     lines = [
-        "- Trained to reason in the domain of the data above; other abilities and languages were not measured.",
+        "- What the evaluation above doesn't ask for, other languages among it, was not measured.",
         "- Its reasoning can be wrong while it sounds right: check answers that matter.",
-        "- No safety training was done here and none was measured.",
+        "- Its safety was not measured.",
     ]
     if not record.get("evaluations"):
         lines.append("- Nothing about its quality was measured.")

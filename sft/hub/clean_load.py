@@ -8,10 +8,12 @@ here works where they are not installed. The job file holds:
     inputs          list of token id lists
     new_tokens      how many tokens to generate after each input
     adapters        true: the folders hold adapters; `peft` and this project may be imported
-    out             where to write {folder: {"logits": [Tensor (T, V)], "generated": [list of ids], "dtypes": {...}}}
+    out             where to write {folder: {"logits": [Tensor (T, V)], "generated": [list of ids], "dtypes": {...},
+                    "sums": {name of a tensor: its type, shape and SHA-256}}}
 """
 
 import gc
+import hashlib
 import json
 import sys
 from typing import Any
@@ -94,8 +96,18 @@ def compute(model: Any, inputs: list[list[int]], new_tokens: int) -> dict[str, A
                     do_sample=False,
                 )
                 generated.append(output[0, len(ids) :].tolist())
-    dtypes = {name: str(tensor.dtype) for name, tensor in model.state_dict().items()}
-    return {"logits": logits, "generated": generated, "dtypes": dtypes}
+    tensors = model.state_dict()
+    dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+    sums = {name: tensor_sum(tensor) for name, tensor in tensors.items()}
+    return {"logits": logits, "generated": generated, "dtypes": dtypes, "sums": sums}
+
+
+def tensor_sum(tensor: Any) -> str:
+    """As `sft.models.save.tensor_sum`, which can't be imported here."""
+    import torch
+
+    values = hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    return f"{tensor.dtype} {list(tensor.shape)} {values}"
 
 
 def main() -> None:

@@ -18,13 +18,13 @@ from typing import Any
 from sft.hub.card import licence_text, model_card
 from sft.hub.flatten import ops_file
 from sft.hub.folder import KIND, MANIFEST, describe_files, is_export
-from sft.hub.merge import TOLERANCE, logits_of, merged_logits
+from sft.hub.merge import TOLERANCE, logits_of, merged_logits, stored_logits
 from sft.hub.provenance import run_record, write_recipe
 from sft.hub.reload import check_against, fixed_inputs
 from sft.hub.source import Source, open_source
 from sft.models.merge import base_of
 from sft.models.savable import check_savable
-from sft.models.save import save_model
+from sft.models.save import drop_absent_code, save_model
 from sft.utils.errors import UserError, disk_full
 from sft.utils.files import atomic_folder, read_json, recover_folder, write_json, write_text
 
@@ -82,7 +82,7 @@ def export(
     try:
         with atomic_folder(out) as temporary:
             facts = _write_checked(temporary, opened, max_shard_size, check, say)
-            _describe(temporary, opened.run, facts)
+            _describe(temporary, opened, facts)
     except BaseException as error:
         if disk_full(error):
             raise UserError(f"the disk of {out} is full; the export needs about {size:.1f} GB") from error
@@ -104,28 +104,33 @@ def _write_checked(
     if source.merges:
         say("merging the adapter into the weights")
         logits, merge = merged_logits(source.model, inputs)
-    elif check:
+    if check and source.is_adapter and not source.merges:
         logits = logits_of(source.model, inputs)
+    elif check and not (source.merges and source.dtype == "float32"):
+        # As it is written: rounding to the type of the file would hide what loading it changes.
+        logits = stored_logits(source.model, inputs, source.dtype, merged=source.merges)
     if logits is not None and not all(bool(rows.isfinite().all()) for rows in logits):
         raise UserError("the model's logits aren't finite: its weights are broken, and nothing was exported")
     say(f"writing the model in {source.dtype}")
-    facts = _facts(source, _write(folder, source, max_shard_size))
+    sums: dict[str, str] = {}
+    facts = _facts(source, _write(folder, source, max_shard_size, sums))
     source.model = None
     gc.collect()
     if check and logits is not None:
         say("loading it in a clean process")
-        reload = check_against(folder, logits, inputs, tolerance=TOLERANCE[source.dtype])
+        reload = check_against(folder, logits, inputs, tolerance=TOLERANCE[source.dtype], sums=sums)
     return {**facts, "merge": merge and asdict(merge), "reload": reload and asdict(reload)}
 
 
-def _write(folder: Path, source: Source, max_shard_size: str) -> int:
-    """Weights, configurations, code and tokenizer; the number of parameters."""
+def _write(folder: Path, source: Source, max_shard_size: str, sums: dict[str, str]) -> int:
+    """Weights, configurations, code and tokenizer; the number of parameters. `sums`: see `save_model`."""
     if source.is_adapter and not source.merges:
         parameters = _write_adapter(folder, source)
     else:
-        parameters = _write_model(folder, source, max_shard_size)
+        parameters = _write_model(folder, source, max_shard_size, sums)
     if source.tokenizer is not None:
         source.tokenizer.save_pretrained(folder)
+        drop_absent_code(folder / "tokenizer_config.json")
         _name_tokenizer_class(folder / "tokenizer_config.json")
     return parameters
 
@@ -149,10 +154,10 @@ def _write_adapter(folder: Path, source: Source) -> int:
     return sum(parameter.numel() for parameter in source.model.parameters())
 
 
-def _describe(folder: Path, run: Path | None, facts: dict[str, Any]) -> None:
+def _describe(folder: Path, source: Source, facts: dict[str, Any]) -> None:
     """Recipe, licence and card, then the manifest, which names every file."""
-    record = run_record(run)
-    write_recipe(run, folder)
+    record = run_record(source.run, source.stage)
+    write_recipe(source.run, folder)
     write_text(folder / "LICENSE", licence_text(record, facts))
     write_text(folder / "README.md", model_card(record, facts))
     write_json(folder / MANIFEST, {"kind": KIND, **facts, "run": record, "files": describe_files(folder)})
@@ -161,10 +166,11 @@ def _describe(folder: Path, run: Path | None, facts: dict[str, Any]) -> None:
             path.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
-def _write_model(folder: Path, source: Source, max_shard_size: str) -> int:
+def _write_model(folder: Path, source: Source, max_shard_size: str, sums: dict[str, str]) -> int:
     """Weights, configurations and, for SambaY, the code; the number of parameters."""
     _set_end_tokens(source)
-    parameters = save_model(folder, source.model, dtype=source.dtype, max_shard_size=max_shard_size)
+    options = {"dtype": source.dtype, "max_shard_size": max_shard_size}
+    parameters = save_model(folder, source.model, sums=sums, **options)
     config = read_json(folder / "config.json")
     config["dtype"] = source.dtype
     for key in ("_name_or_path", "_attn_implementation", "attn_implementation", "torch_dtype"):

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sft.utils.errors import UserError, first_line
+from sft.utils.secrets import scrub
 
 LOG_IN = (
     "no Hugging Face token: run `hf auth login`, or set the environment variable HF_TOKEN to a token with write access "
     "(https://huggingface.co/settings/tokens)"
 )
-
-
-def scrub(text: str, *tokens: str | None) -> str:
-    """`text` without `tokens` and without anything that looks like a Hugging Face token."""
-    for token in tokens:
-        if token:
-            text = text.replace(token, "<token>")
-    return re.sub(r"\b(hf_(oauth_|jwt_|app_)?|api_org_)[A-Za-z0-9]{16,}[\w.-]*", "<token>", text)
 
 
 @contextmanager

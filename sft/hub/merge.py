@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft.hub.reload import relative_error
-from sft.models.merge import computing_in_float32
+from sft.models.merge import computing_as_stored, computing_in_float32
 from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ def logits_of(model: Any, inputs: Sequence[Sequence[int]]) -> list[Tensor]:
             return [model(input_ids=row, use_cache=False).logits[0].cpu().clone() for row in rows]
     finally:
         model.train(training)
+
+
+def stored_logits(model: Any, inputs: Sequence[Sequence[int]], dtype: str, *, merged: bool = False) -> list[Tensor]:
+    """The (T, V) logits of the model as it is written in `dtype`, a layer at a time; it stays as it is."""
+    with computing_as_stored(model, dtype, merged=merged):
+        return logits_of(model, inputs)
 
 
 def merged_logits(model: Any, inputs: Sequence[Sequence[int]]) -> tuple[list[Tensor], MergeReport]:

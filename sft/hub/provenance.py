@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sft.hub.hub_errors import scrub
+from sft.data.read.local import looks_local
+from sft.recipe.published import published_recipe, secrets_of
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_file, write_text
+from sft.utils.secrets import published
 
 # Settings of a stage that the card shows, by their names in the recipe.
 TRAIN_KEYS = (
@@ -51,34 +52,65 @@ EVALUATION_KEYS = (
 )
 
 
-def run_record(run: Path | None) -> dict[str, Any] | None:
+def run_record(run: Path | None, stage: str | None = None) -> dict[str, Any] | None:
     """Recipe, stages, evaluations and environment of the run in folder `run`; None without a run.
 
-    Home directories and anything that looks like a token are taken out of the text: the record is published.
+    `stage`: of the model after this stage, which the later ones have nothing to do with. Secrets and the folders of
+    this machine are taken out: the record is published.
     """
     if run is None:
         return None
     recipe = _recipe(run)
-    names = [stage.get("name") for stage in recipe.get("stages") or [] if isinstance(stage, dict)]
-    stages = [_stage(run, recipe, name) for name in names if name]
-    environments = [stage.pop("environment", None) for stage in stages]
+    names = [
+        section["name"] for section in recipe.get("stages") or [] if isinstance(section, dict) and "name" in section
+    ]
+    names = names[: names.index(stage) + 1] if stage in names else names
+    stages = [_stage(run, recipe, name) for name in names]
+    environments = [told.pop("environment", None) for told in stages]
     record = {
         "name": recipe.get("name") or run.name,
         "description": recipe.get("description"),
         "seed": recipe.get("seed"),
-        "start": {key: (recipe.get("model") or {}).get(key) for key in ("model_name_or_path", "tokenizer", "dtype")},
+        "start": _start(run, recipe),
         "stages": stages,
-        "evaluations": _evaluations(run, ["start", *[name for name in names if name]]),
+        "evaluations": _evaluations(run, ["start", *names]),
         "environment": next((value for value in reversed(environments) if value), None),
     }
-    return json.loads(_portable(json.dumps(record)))
+    cleaned: dict[str, Any] = published(record, _secrets(run, recipe))
+    return cleaned
 
 
 def write_recipe(run: Path | None, folder: Path) -> None:
-    """Put the run's resolved recipe beside the weights as recipe.yaml."""
+    """Put the run's resolved recipe beside the weights as recipe.yaml, without secrets."""
     text = None if run is None else recorded_recipe(run)
-    if text is not None:
-        write_text(folder / "recipe.yaml", _portable(text))
+    if run is not None and text is not None:
+        write_text(folder / "recipe.yaml", published_recipe(text, _secrets(run, _recipe(run))))
+
+
+def _secrets(run: Path, recipe: dict[str, Any]) -> tuple[str, ...]:
+    given = run / "recipe.yaml"
+    overrides = _json(run / "manifest.json").get("overrides") or []
+    return secrets_of(recipe, given.read_text(encoding="utf-8") if given.is_file() else "", overrides)
+
+
+def _start(run: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The model that the run starts from. `kind`: `hub`, `folder` or `scratch`; None where nothing tells.
+
+    What was found when the first stage was trained decides: a folder may be called like a Hub model.
+    """
+    section = recipe.get("model") or {}
+    told = {key: section.get(key) for key in ("model_name_or_path", "tokenizer", "dtype")}
+    name = told["model_name_or_path"]
+    first = next((stage.get("name") for stage in recipe.get("stages") or [] if isinstance(stage, dict)), "")
+    found = (_json(run / "stages" / str(first) / "manifest.json").get("parts") or {}).get("start") or {}
+    told["model_name_or_path"] = name = found.get("hub") or name
+    kinds = {"hub": "hub", "files": "folder", "config": "scratch"}
+    kind = next((kind for key, kind in kinds.items() if key in found), None)
+    if kind is None and name:
+        kind = "folder" if looks_local(name) else "hub"
+    elif kind is None and section.get("config") is not None:
+        kind = "scratch"
+    return {**told, "kind": kind}
 
 
 def recorded_recipe(run: Path) -> str | None:
@@ -119,29 +151,39 @@ def _stage(run: Path, recipe: dict[str, Any], name: str) -> dict[str, Any]:
         "world_size": manifest.get("world_size"),
         "counters": manifest.get("counters"),
         "data": {key: data[key] for key in DATA_KEYS if key in data},
-        "sources": _sources(section.get("data") or {}),
+        "sources": _sources(
+            section.get("data") or {}, {str(told.get("source")): told for told in data.get("inputs") or ()}
+        ),
         "environment": manifest.get("environment"),
     }
 
 
-def _sources(section: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sources of a section, those of the data recipes that it names among them."""
+def _sources(section: dict[str, Any], read: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sources of a section, those of the data recipes that it names among them; `read`: what was read, by name."""
     return [
         leaf
         for source in section.get("sources") or []
-        for leaf in (_sources(source) if source.get("sources") else [_source(source)])
+        for leaf in (_sources(source, read) if source.get("sources") else [_source(source, read)])
     ]
 
 
-def _source(source: dict[str, Any]) -> dict[str, Any]:
-    """A data source as the card names it: a Hub id, a file's name, or the generator's family."""
-    path = source.get("path")
-    generated = source.get("generate")
-    local = path is not None and (Path(path).is_absolute() or path.startswith(".") or Path(path).suffix != "")
+def _read(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a stage's data was read from, by name."""
+    return {str(told.get("source")): told for told in data.get("inputs") or ()}
+
+
+def _source(source: dict[str, Any], read: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A data source as the card names it: a Hub id, a file's name, or the generator's family.
+
+    Where its rows were read from decides what it is, and where that isn't told, what lies under its path now.
+    """
+    path, generated = source.get("path"), source.get("generate")
+    found = read.get(f"{path}:{source.get('split') or 'train'}") or read.get(str(path)) or {}
+    hub = path is not None and ("hub" in found or not ("files" in found or looks_local(path)))
     name = f"generated: {generated.get('family', 'all')}" if generated else str(path)
     return {
-        "name": Path(name).name if local else name,
-        "hub": bool(path) and not local,
+        "name": name if hub or generated else Path(name).name,
+        "hub": hub,
         "license": source.get("license"),
     }
 
@@ -158,9 +200,3 @@ def _evaluations(run: Path, points: list[str]) -> list[dict[str, Any]]:
 
 def _json(path: Path) -> dict[str, Any]:
     return read_sealed(path) or {}
-
-
-def _portable(text: str) -> str:
-    """Text without this machine's home directory and without tokens."""
-    home = str(Path.home())
-    return scrub(text.replace(home + "/", "~/") if len(home) > 1 else text)

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.hub.folder import MANIFEST, LocalFile, is_export, list_files, read_manifest
-from sft.hub.hub_errors import LOG_IN, explained, scrub
+from sft.hub.folder import EDITABLE, MANIFEST, LocalFile, is_export, list_files, read_manifest
+from sft.hub.hub_errors import LOG_IN, explained
 from sft.utils.errors import UserError
+from sft.utils.files import read_json, sha256_file, write_json
+from sft.utils.secrets import scrub, to_look_for, without_paths
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -28,6 +30,9 @@ THE_HUB = "https://huggingface.co"
 # Files of this size, and all weights, are sent by themselves before the commit; the commit carries the small ones.
 LARGE = 1_000_000
 WEIGHTS = (".safetensors", ".bin")
+
+# In an export folder, beside what is pushed: the cards written by hand that were, by repository.
+PUSHED = ".pushed.json"
 
 # Files that decide what a repository loads as: a stale one beside a new model would be loaded with it.
 LOADED = (
@@ -56,6 +61,7 @@ class PushResult:
         url: of the repository's page.
         commit: the commit that holds the folder.
         uploaded: files that this call sent; unchanged: files that were there already; deleted: stale ones removed.
+        kept: the card or licence that was edited on the Hub, and left as it is there.
         public: whether everybody can see the repository.
         verified: whether it was downloaded again, compared and run.
     """
@@ -66,6 +72,7 @@ class PushResult:
     uploaded: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     public: bool = False
     verified: bool = False
 
@@ -78,6 +85,7 @@ def push(
     public: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
+    replace_card: bool = False,
     verify: bool = True,
     endpoint: str | None = None,
     token: str | None = None,
@@ -91,6 +99,7 @@ def push(
         private: keep the repository private; `public=True` (or `private=False`) publishes it once all is there.
         revision: branch to push to (made where it is missing); default "main".
         commit_message: of the one commit.
+        replace_card: also a card or licence that was edited on the Hub, which else stays.
         verify: download into an empty cache, compare every file, and compare logits in a clean process.
         endpoint, token: default: HF_ENDPOINT, and the token of HF_TOKEN or `hf auth login`.
         progress: called with one line of text per step.
@@ -105,23 +114,30 @@ def push(
     hub = _Hub(repo_id, endpoint=endpoint, token=token, revision=revision)
     publish = public or not private
     hub.prepare(publish=publish)
-    result = _transfer(hub, folder, files, commit_message or f"Upload {folder.name} with sft push", say)
+    message = scrub(without_paths(commit_message or f"Upload {folder.name} with sft push"), *to_look_for(), hub.token)
+    result = _transfer(hub, folder, files, message, replace_card, say)
     if verify:
         from sft.hub.verify_upload import verify_upload
 
         say(f"downloading {hub.repo_id} again to compare it")
-        verify_upload(folder, hub.repo_id, revision=result.commit, endpoint=hub.endpoint, token=hub.token)
+        verify_upload(
+            folder, hub.repo_id, revision=result.commit, endpoint=hub.endpoint, token=hub.token, but=result.kept
+        )
     if publish:
         hub.publish()
     return replace(result, public=publish, verified=verify)
 
 
 def _transfer(
-    hub: _Hub, folder: Path, files: Sequence[LocalFile], message: str, say: Callable[[str], None]
+    hub: _Hub, folder: Path, files: Sequence[LocalFile], message: str, replace_card: bool, say: Callable[[str], None]
 ) -> PushResult:
     """Send what the repository hasn't got, in one commit."""
     with hub.storage():
         remote = hub.tree()
+        kept = [] if replace_card else hub.edited(remote, folder, files)
+        for path in kept:
+            say(f"{path} of {hub.repo_id} was edited there and is kept; --replace_card puts the export's in its place")
+        files = [file for file in files if file.path not in kept]
         todo = [file for file in files if not _same(file, remote.get(file.path))]
         stale = hub.stale(remote, files)
         say(_plan_line(hub, files, todo))
@@ -129,6 +145,7 @@ def _transfer(
         if todo or stale:
             commit = _Upload(hub, folder, todo, stale, say).run(message)
             hub.check_tree(files, commit)
+    _note_own_cards(folder, hub.repo_id, files)
     return PushResult(
         repo_id=hub.repo_id,
         url=f"{hub.endpoint}/{hub.repo_id}",
@@ -136,7 +153,20 @@ def _transfer(
         uploaded=[file.path for file in todo],
         unchanged=[file.path for file in files if file not in todo],
         deleted=stale,
+        kept=kept,
     )
+
+
+def _note_own_cards(folder: Path, repo_id: str, files: Sequence[LocalFile]) -> None:
+    """Remember a card written by hand that was pushed, so that the next push doesn't take it for the Hub's own."""
+    promised = read_manifest(folder)["files"]
+    cards = {file.path: file.sha256 for file in files if file.path in EDITABLE}
+    if any(sha256 != promised.get(path, {}).get("sha256") for path, sha256 in cards.items()):
+        write_json(folder / PUSHED, {**_own_cards(folder), repo_id: cards})
+
+
+def _own_cards(folder: Path) -> dict[str, dict[str, str]]:
+    return read_json(folder / PUSHED) if (folder / PUSHED).is_file() else {}
 
 
 class _Hub:
@@ -200,7 +230,7 @@ class _Hub:
             UserError: when the repository holds a model that `sft` didn't push.
         """
         model_files = [path for path in remote if any(fnmatch.fnmatch(path, pattern) for pattern in LOADED)]
-        if model_files and not self._is_ours(remote):
+        if model_files and self._manifest(remote) is None:
             raise UserError(
                 f"{self.repo_id} already holds a model that sft didn't push ({', '.join(sorted(model_files)[:3])}); "
                 "choose another repository, or delete those files first"
@@ -208,12 +238,26 @@ class _Hub:
         local = {file.path for file in files}
         return sorted(path for path in model_files if path not in local)
 
-    def _is_ours(self, remote: dict[str, Any]) -> bool:
-        if MANIFEST not in remote:
-            return False
-        with tempfile.TemporaryDirectory() as cache, self.explained(f"{self.repo_id}/{MANIFEST} can't be read"):
-            path = self.api.hf_hub_download(self.repo_id, MANIFEST, revision=self.head, cache_dir=cache)
-            return is_export(Path(path).parent)
+    def edited(self, remote: dict[str, Any], folder: Path, files: Sequence[LocalFile]) -> list[str]:
+        """The card and licence, where the repository holds neither these nor those that were pushed before."""
+        cards = [file for file in files if file.path in EDITABLE and file.path in remote]
+        differ = [file for file in cards if not _same(file, remote[file.path])]
+        promised = (self._manifest(remote) or {}).get("files", {}) if differ else {}
+        own = _own_cards(folder).get(self.repo_id, {})
+        found = []
+        for file in differ:
+            sha256 = self._download(file.path, sha256_file)
+            if sha256 not in (promised.get(file.path, {}).get("sha256"), own.get(file.path)):
+                found.append(file.path)
+        return found
+
+    def _manifest(self, remote: dict[str, Any]) -> dict[str, Any] | None:
+        """The manifest of the export that the repository holds; None where it holds none of ours."""
+        return self._download(MANIFEST, _export_manifest) if MANIFEST in remote else None
+
+    def _download(self, name: str, read: Callable[[Path], Any]) -> Any:
+        with tempfile.TemporaryDirectory() as cache, self.explained(f"{self.repo_id}/{name} can't be read"):
+            return read(Path(self.api.hf_hub_download(self.repo_id, name, revision=self.head, cache_dir=cache)))
 
     def check_tree(self, files: Sequence[LocalFile], commit: str) -> None:
         """Demand that `commit` holds every file; the Hub drops files that the repository's .gitignore names.
@@ -311,6 +355,10 @@ class _Upload:
 
 def _is_large(file: LocalFile) -> bool:
     return file.path.endswith(WEIGHTS) or file.size >= LARGE
+
+
+def _export_manifest(path: Path) -> dict[str, Any] | None:
+    return read_manifest(path.parent) if is_export(path.parent) else None
 
 
 def _same(file: LocalFile, remote: Any) -> bool:

@@ -12,7 +12,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,20 +72,32 @@ def check_reload(
 
 
 def check_against(
-    folder: str | Path, logits: Sequence[Tensor], inputs: Sequence[Sequence[int]], *, tolerance: float
+    folder: str | Path,
+    logits: Sequence[Tensor],
+    inputs: Sequence[Sequence[int]],
+    *,
+    tolerance: float,
+    sums: Mapping[str, str] | None = None,
 ) -> ReloadReport:
-    """Load `folder` in a clean process and compare its logits with those that a model in memory gave.
+    """Load `folder` in a clean process; demand the very weights, and logits like those that a model in memory gave.
 
     Args:
         logits: one (T, V) tensor per input.
         inputs: the token ids that were given to the model in memory.
-        tolerance: largest relative difference that passes.
+        tolerance: largest relative difference of the logits that passes.
+        sums: the `tensor_sum` of each tensor by name; None: they aren't compared.
 
     Raises:
-        UserError: when the folder doesn't load in a clean process, or computes something else.
+        UserError: when the folder doesn't load in a clean process, holds other weights, or computes something else.
     """
-    results = clean_results([folder], inputs)
-    report = compare(results[str(folder)]["logits"], logits, None)
+    result = clean_results([folder], inputs)[str(folder)]
+    changed = sorted(name for name, wanted in (sums or {}).items() if result["sums"].get(name) != wanted)
+    if changed:
+        raise UserError(
+            f"{folder} doesn't load with the model's weights: {len(changed)} tensors aren't what was written, "
+            f"{changed[0]} among them"
+        )
+    report = compare(result["logits"], logits, None)
     demand(report, tolerance, f"{folder} doesn't compute what the model in memory does")
     return report
 

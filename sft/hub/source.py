@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,12 @@ class Source:
     def is_adapter(self) -> bool:
         """Whether the model is an adapter on a base model."""
         return hasattr(self.model, "peft_config")
+
+    @property
+    def stage(self) -> str | None:
+        """The stage of the run whose model it is; None where its place doesn't tell."""
+        inside = self.folder is not None and self.run is not None and find_run(self.folder) == self.run.resolve()
+        return self.folder.resolve().parent.name if inside and self.folder else None
 
 
 def open_source(source: str | Path | tuple[Any, Any], run: Path | None = None) -> Source:
@@ -123,7 +130,12 @@ def _open_base(folder: Path, tokenizer: Any, run: Path | None) -> tuple[Any, str
         raise UserError(f"{folder} is an adapter that doesn't say what its base model is")
     trust = recipe.model.trust_remote_code if recipe else False
     base = load_checkpoint(name, dtype="auto", trust_remote_code=trust)
-    return base, held_dtype(base), name
+    return base, held_dtype(base), _loadable(name)
+
+
+def _loadable(name: str | None) -> str | None:
+    """A base model's name that means the same from everywhere: of a folder the whole path."""
+    return os.path.abspath(os.path.expanduser(name)) if name and Path(name).expanduser().is_dir() else name
 
 
 def _tokenizer_of(folder: Path) -> Any:
@@ -153,4 +165,4 @@ def held_dtype(model: Any) -> str:
 def _base_name(model: Any) -> str | None:
     """The base model's name in a PeftModel's configuration."""
     configs = getattr(model, "peft_config", None) or {}
-    return next((config.base_model_name_or_path for config in configs.values()), None)
+    return _loadable(next((config.base_model_name_or_path for config in configs.values()), None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from sft.hub.folder import list_files
@@ -20,6 +21,7 @@ def verify_upload(
     revision: str | None = None,
     endpoint: str | None = None,
     token: str | None = None,
+    but: Sequence[str] = (),
 ) -> ReloadReport:
     """Download `repo_id` again; demand the same bytes as in `folder`, and the same logits in a clean process.
 
@@ -27,6 +29,7 @@ def verify_upload(
         folder: the export folder that was pushed.
         repo_id: with its namespace; revision: branch or commit (default: main).
         endpoint, token: default: HF_ENDPOINT, and the token of HF_TOKEN or `hf auth login`.
+        but: files that are the repository's own.
 
     Raises:
         UserError: when a file is missing or differs, or the model computes something else.
@@ -34,7 +37,7 @@ def verify_upload(
     from huggingface_hub import get_token, snapshot_download
     from huggingface_hub.constants import ENDPOINT
 
-    files = list_files(Path(folder))
+    files = [file for file in list_files(Path(folder)) if file.path not in but]
     endpoint, found = endpoint or ENDPOINT, token or get_token()
     if not found:
         raise UserError(LOG_IN)

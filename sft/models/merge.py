@@ -65,16 +65,42 @@ def final_tensors(model: Any) -> dict[str, FinalTensor]:
     return found
 
 
-@contextmanager
-def computing_in_float32(model: Any, *, merged: bool = False) -> Iterator[None]:
+def computing_in_float32(model: Any, *, merged: bool = False) -> AbstractContextManager[None]:
     """Inside, `model` computes in float32 whatever it is held in: each layer is widened while it runs.
 
     `merged`: with the adapters in the weights, as `final_tensors` gives them.
     """
+    return _changed_while_running(model, partial(widened, merged=merged))
+
+
+def computing_as_stored(model: Any, dtype: str, *, merged: bool = False) -> AbstractContextManager[None]:
+    """Inside, `model` computes with the weights that `save_model` writes with this `dtype`, a layer at a time."""
+    return _changed_while_running(
+        model, partial(_as_stored, wide=wide_parts(base_of(model)), dtype=dtype, merged=merged)
+    )
+
+
+def wide_parts(base: Any) -> tuple[str, ...]:
+    """The parts of names whose tensors the class of a model without adapters keeps in float32."""
+    return tuple(getattr(base, "_keep_in_fp32_modules_strict", None) or ())
+
+
+@contextmanager
+def _as_stored(module: nn.Module, *, wide: tuple[str, ...], dtype: str, merged: bool) -> Iterator[None]:
+    with widened(module, merged=merged):
+        for name, parameter in module.named_parameters():
+            if parameter.is_floating_point() and not any(part in wide for part in name.split(".")):
+                parameter.data = parameter.data.to(getattr(torch, dtype))
+        yield
+
+
+@contextmanager
+def _changed_while_running(model: Any, change: Callable[[nn.Module], AbstractContextManager[None]]) -> Iterator[None]:
+    """Inside, each layer of `model` runs within `change(layer)`."""
     opened: dict[nn.Module, AbstractContextManager[None]] = {}
 
     def enter(module: nn.Module, *_: Any) -> None:
-        opened[module] = widened(module, merged=merged)
+        opened[module] = change(module)
         opened[module].__enter__()
 
     def leave(module: nn.Module, *_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sft.models.merge import FinalTensor, base_of, final_tensors
+from sft.models.merge import FinalTensor, base_of, final_tensors, wide_parts
 from sft.utils.files import write_json
 from sft.utils.quiet import no_library_bars
 
@@ -40,6 +41,7 @@ def save_model(
     dtype: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
     max_shard_size: str = SHARD,
+    sums: dict[str, str] | None = None,
 ) -> int:
     """Write `model` to `folder`, its adapters merged, with the memory of its largest tensor; the number of parameters.
 
@@ -49,6 +51,7 @@ def save_model(
         dtype: "float32", "bfloat16" or "float16": what floating tensors are stored in, but for those that the model's
             class keeps in float32 (A_log and the lambdas of SambaY). Default: what they are held in.
         weights: the state dict to write where the model holds only a part of it (DeepSpeed).
+        sums: is filled with the `tensor_sum` of each tensor as it is written, by its name in the model.
     Raises:
         UserError: when an adapter can't be merged.
     """
@@ -61,24 +64,60 @@ def save_model(
     count = sum(tensor.shape.numel() for tensor in tensors.values() if tensor.is_parameter)
     with no_library_bars():
         base.save_pretrained(folder, state_dict={})
+    drop_absent_code(folder / "config.json")
     if any(name in tensors for name in tied):
         # Trained apart (modules_to_save): loading must not tie them again.
         _change_config(folder, tie_word_embeddings=False)
-    stored = {name: _stored(base, name, tensor, dtype) for name, tensor in tensors.items()}
+    stored = {name: _stored(base, name, tensor, dtype, sums) for name, tensor in tensors.items()}
     _write_shards(folder, _published(base, stored), max_shard_size, count)
     return count
+
+
+def drop_absent_code(path: Path) -> None:
+    """Take out of a configuration's `auto_map` the classes whose code isn't in its folder.
+
+    A model that transformers has a class for keeps the map of the checkpoint that it came from, whose files don't
+    travel: whoever trusts the folder's code then can't load it, and whoever doesn't is asked to for nothing.
+    """
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    mapped = config.pop("auto_map", None)
+    if not mapped:
+        return
+    # Tokenizers of old have a list of two classes in the map's place.
+    mapped = mapped if isinstance(mapped, dict) else {"AutoTokenizer": mapped}
+    here = {name: value for name, value in mapped.items() if _is_here(value, path.parent)}
+    write_json(path, {**config, "auto_map": here} if here else config)
+
+
+def _is_here(value: Any, folder: Path) -> bool:
+    """Whether the files of a class, or of a slow and a fast one, are in `folder`."""
+    names = [name for name in (value if isinstance(value, list) else [value]) if name]
+    return all((folder / f"{str(name).rpartition('.')[0]}.py").is_file() for name in names)
 
 
 def _held(tensor: Tensor) -> FinalTensor:
     return FinalTensor(tensor.shape, tensor.dtype, True, lambda: tensor.detach().cpu())
 
 
-def _stored(base: Any, name: str, tensor: FinalTensor, dtype: str | None) -> FinalTensor:
+def _stored(base: Any, name: str, tensor: FinalTensor, dtype: str | None, sums: dict[str, str] | None) -> FinalTensor:
     """The tensor in the type that it is stored in."""
-    wide, target = getattr(base, "_keep_in_fp32_modules_strict", None) or (), tensor.dtype
+    wide, target = wide_parts(base), tensor.dtype
     if dtype is not None and target.is_floating_point:
         target = torch.float32 if any(part in wide for part in name.split(".")) else getattr(torch, dtype)
-    return replace(tensor, dtype=target, read=lambda: tensor.read().to(target))
+
+    def read() -> Tensor:
+        value = tensor.read().to(target)
+        if sums is not None:
+            sums[name] = tensor_sum(value)
+        return value
+
+    return replace(tensor, dtype=target, read=read)
+
+
+def tensor_sum(tensor: Tensor) -> str:
+    """What a tensor's values are known by: type, shape and SHA-256."""
+    values = hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    return f"{tensor.dtype} {list(tensor.shape)} {values}"
 
 
 def _published(base: Any, tensors: dict[str, FinalTensor]) -> dict[str, FinalTensor]:

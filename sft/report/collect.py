@@ -46,7 +46,8 @@ class SuiteFacts:
 
 @dataclass
 class RunFacts:
-    """A run. `points` and `suites` are in the recipe's order; `missing` says in sentences what isn't there."""
+    """A run. `points` and `suites` are in the recipe's order, other models' behind the run's own; `missing` says in
+    sentences what isn't there."""
 
     recipe: Recipe
     root: Path
@@ -62,6 +63,15 @@ class RunFacts:
         """The metrics of a suite at a point, or None."""
         facts = self.results.get((point, suite))
         return facts.metrics if facts else None
+
+    @property
+    def own_points(self) -> list[str]:
+        """The points of the run itself: other models that were evaluated beside it are no part of its way."""
+        return [point for point in self.points if point == "start" or point in {stage.name for stage in self.stages}]
+
+    def heading(self, point: str) -> str:
+        """A point as a table's head."""
+        return point if point == "start" or point not in self.own_points else f"after {point}"
 
     def groups(self, suite: str) -> list[str]:
         """The groups of a suite's problems, over all points."""

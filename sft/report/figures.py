@@ -38,13 +38,19 @@ def draw_accuracy(run: RunFacts) -> Figure | None:
     figure, axes = panels(len(suites))
     for axis, suite in zip(axes, suites, strict=True):
         points = [point for point in run.points if run.metrics(point, suite)]
+        own = sum(point in run.own_points for point in points)
         entries: list[dict[str, Any]] = [run.metrics(point, suite) or {} for point in points]
         groups = run.groups(suite)
         for index, group in enumerate(groups if len(groups) > 1 else []):
             places = [i for i, entry in enumerate(entries) if group in entry.get("by_group", {})]
             values = [100 * entries[i]["by_group"][group]["pass_at_1"] for i in places]
-            axis.plot(places, values, "o-", color=COLORS[index % len(COLORS)], lw=1, ms=3, label=group)
-        _errorbar(axis, range(len(points)), entries, color="#222", label="all" if len(groups) > 1 else None, lw=2)
+            color, mine = COLORS[index % len(COLORS)], sum(place < own for place in places)
+            axis.plot(places[:mine], values[:mine], "o-", color=color, lw=1, ms=3, label=group)
+            axis.plot(places[mine:], values[mine:], "o", color=color, ms=3)
+        if entries[:own]:
+            _errorbar(axis, range(own), entries[:own], color="#222", label="all" if len(groups) > 1 else None, lw=2)
+        if entries[own:]:  # other models are no part of the way: nothing joins them to it
+            _errorbar(axis, range(own, len(points)), entries[own:], color="#222", lw=0)
         axis.set_xticks(range(len(points)), points, rotation=20 if len(points) > 3 else 0)
         axis.set_xlim(-0.4, len(points) - 0.6)
         _percent_axis(axis)

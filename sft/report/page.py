@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from sft.data.engine.accounts import has_steps
 from sft.evaluate.runner import read_samples
 from sft.recipe.paths import RunPaths
+from sft.recipe.published import published_recipe, secrets_of
 from sft.recipe.schema import Recipe
 from sft.report import tables
 from sft.report.collect import RunFacts, collect
@@ -17,6 +19,7 @@ from sft.report.drawing import unique_ids
 from sft.report.figures import draw_all
 from sft.report.funnel_figures import draw_data
 from sft.utils.files import atomic_open, write_text
+from sft.utils.secrets import published
 
 _SHOWN_SAMPLES = 3
 _LONGEST_TEXT = 6_000
@@ -35,10 +38,11 @@ def write_report(recipe: Recipe, paths: RunPaths) -> Path:
     for name, (_, png, _) in drawn.items():
         with atomic_open(folder / "figures" / f"{name}.png", "wb") as handle:
             handle.write(png)
-    content = _content(run, paths) | {"figures": figures, "data_figures": data_figures}
+    secrets = secrets_of(recipe.model_dump(), recipe.given.text, recipe.given.overrides)
+    content = _content(run, paths, secrets) | {"figures": figures, "data_figures": data_figures}
     page = folder / "index.html"
-    write_text(folder / "report.md", _environment(False).get_template("report.md.j2").render(content))
-    write_text(page, _environment(True).get_template("page.html.j2").render(content))
+    write_text(folder / "report.md", _environment(False, secrets).get_template("report.md.j2").render(content))
+    write_text(page, _environment(True, secrets).get_template("page.html.j2").render(content))
     return page
 
 
@@ -51,7 +55,13 @@ def _data_figures(run: RunFacts) -> dict[str, dict[str, tuple[str, bytes, str]]]
     }
 
 
-def _environment(escape: bool) -> jinja2.Environment:
+def _environment(escape: bool, secrets: tuple[str, ...]) -> jinja2.Environment:
+    """Templates; whatever text they put into the report, no secret of the run and no folder of this machine gets in."""
+
+    def shown(value: Any) -> Any:
+        plain = isinstance(value, str) and not isinstance(value, Markup)
+        return published(value, secrets) if plain else value
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=escape,
@@ -59,13 +69,14 @@ def _environment(escape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
+        finalize=shown,
     )
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     environment.filters["unique_ids"] = unique_ids
     return environment
 
 
-def _content(run: RunFacts, paths: RunPaths) -> dict[str, Any]:
+def _content(run: RunFacts, paths: RunPaths, secrets: tuple[str, ...]) -> dict[str, Any]:
     """What both templates are filled with."""
     from sft.recipe.load import resolved_yaml
 
@@ -77,7 +88,7 @@ def _content(run: RunFacts, paths: RunPaths) -> dict[str, Any]:
         "results": tables.result_rows(run),
         "summary": _summary(run),
         "examples": [example for suite in run.suites if (example := _examples(run, suite))],
-        "recipe_text": resolved_yaml(recipe),
+        "recipe_text": published_recipe(resolved_yaml(recipe), secrets),
         "root": paths.root.name,
     }
 
@@ -86,10 +97,12 @@ def _summary(run: RunFacts) -> list[tuple[str, str, str]]:
     """(label, value, note) of the numbers at the top."""
     tiles = []
     for row in tables.result_rows(run):
-        reached = [cell for cell in row.cells if cell is not tables.NONE]
+        own = zip(run.points, row.cells, strict=True)
+        reached = [(point, cell) for point, cell in own if cell is not tables.NONE and point in run.own_points]
         if not row.group and reached:
-            gain = f", {row.total_gain:+.1f} since {run.points[row.cells.index(reached[0])]}" if row.total_gain else ""
-            tiles.append((f"{row.suite}, pass@1", reached[-1].value, f"95%: {reached[-1].interval}{gain}"))
+            (first, _), (_, last) = reached[0], reached[-1]
+            gain = f", {row.total_gain:+.1f} since {first}" if row.total_gain else ""
+            tiles.append((f"{row.suite}, pass@1", last.value, f"95%: {last.interval}{gain}"))
     if run.parameters:
         name = run.recipe.model.model_name_or_path or "from scratch"
         tiles.append(("parameters", _short(run.parameters), name))
@@ -111,8 +124,8 @@ def _short(value: float) -> str:
 
 
 def _examples(run: RunFacts, suite: str) -> dict[str, Any] | None:
-    """Completions of the suite at the last point that has it: some right ones, some wrong, some undecided."""
-    points = [point for point in run.points if (point, suite) in run.results]
+    """Completions of the suite at the run's last point that has it: some right ones, some wrong, some undecided."""
+    points = [point for point in run.own_points if (point, suite) in run.results]
     if not points:
         return None
     samples = read_samples(run.results[points[-1], suite].samples)

@@ -60,9 +60,10 @@ def _row(run: RunFacts, suite: str, group: str) -> ResultRow:
             cells.append(NONE)
             continue
         value, (low, high) = 100 * entry["pass_at_1"], entry["interval"]
-        gain = value - values[-1] if values else None
+        own = point in run.own_points
+        gain = value - values[-1] if values and own else None
         cells.append(Cell(f"{value:.1f}%", f"{100 * low:.1f} to {100 * high:.1f}", gain))
-        values.append(value)
+        values += [value] if own else []
         problems.add(entry["problems"])
     total = values[-1] - values[0] if len(values) > 1 else None
     return ResultRow(suite, group, " / ".join(map(str, sorted(problems))), cells, total)

@@ -79,9 +79,11 @@ def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) 
 def _key(owner: Stage, identity: dict[str, Any]) -> str:
     """What an evaluation's numbers follow from: the model, the suites with their problems, the templates."""
     from sft.data.read.sources import open_source
+    from sft.evaluate.runner import VERSION
 
     return sha256_json(
         {
+            "version": VERSION,
             "model": identity,
             "suites": owner.evaluate.model_dump(),
             "problems": [open_source(suite.source).identity for suite in owner.evaluate.suites],
@@ -109,14 +111,26 @@ def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None =
 
 def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, dict[str, Any]]:
     """Suites of `stage` (default: the last one) on a model that isn't the run's; metrics by point and suite."""
-    from sft.evaluate.runner import evaluate
+    from sft.evaluate.runner import evaluate, model_fingerprint
     from sft.models.load import load_any_model
 
     owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
     check_recipe(paths.recipe, ("suites",), stage=owner.name)
     model, tokenizer = load_any_model(name, paths.recipe.model.trust_remote_code)
+    key = model_fingerprint(model)
+    point = _point_of(paths, name, key)
+    folder, asked = paths.eval_dir(point), asked_as(owner.data)
+    with lock(folder / ".lock", f"{point} is being evaluated by another command: wait for it."):
+        write_sealed(folder / "manifest.json", {"model": key})
+        metrics = evaluate(
+            model, tokenizer, owner.evaluate, prompt_defaults=asked, out_dir=folder, point=point, model_key=key
+        )
+    return {point: dict(metrics)}
+
+
+def _point_of(paths: RunPaths, name: str, key: str) -> str:
+    """Where another model's results go: by its name, and by its content too where that name is another model's."""
     point = f"model-{Path(name).resolve().name if Path(name).exists() else name.replace('/', '--')}"
     folder = paths.eval_dir(point)
-    asked = asked_as(owner.data)
-    metrics = evaluate(model, tokenizer, owner.evaluate, prompt_defaults=asked, out_dir=folder, point=point)
-    return {point: dict(metrics)}
+    mine = (read_sealed(folder / "manifest.json") or {}).get("model") == key
+    return point if mine or not folder.exists() else f"{point}-{key[:12]}"

@@ -98,6 +98,7 @@ def push_export(
     repo_id: str | None = None,
     public: bool = False,
     revision: str | None = None,
+    replace_card: bool = False,
     progress: Say | None = None,
 ) -> PushResult:
     """Push `folder` (default: the run's export). Raises UserError."""
@@ -110,5 +111,6 @@ def push_export(
         private=section.private and not public,
         revision=revision,
         commit_message=section.commit_message,
+        replace_card=replace_card,
         progress=progress,
     )

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -333,3 +333,42 @@ def test_undecided_counts_as_not_right_and_is_shown() -> None:
     assert metrics["pass_at_1"] == 0.5 and metrics["verdicts"]["undecided"] == 1
     assert metrics["undecided_reasons"] == {"timeout": 1}
     assert summarize(samples[::-1]) == metrics
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "finished", "verdict"),
+    [
+        ("2+2?", r"<think>so</think>\boxed{4}", True, "right"),
+        ("2+2?", r"<think>so \boxed{4}", False, "wrong"),
+        ("2+2?", r"<think>so</think>\boxed{4} and", False, "wrong"),
+        ("2+2?", r"\boxed{4}", False, "wrong"),
+        ("2+2?", r"[THINK]so \boxed{4}", True, "wrong"),
+        ("2+2?", r"<|channel|>analysis<|message|>\boxed{4}", True, "wrong"),
+        ("2+2?<think>\n", r"so \boxed{4}", False, "wrong"),
+        ("2+2?<think>\n", r"so \boxed{4}", True, "wrong"),
+        ("2+2?<think>\n", r"so \boxed{5}</think>\boxed{4}", True, "right"),
+        ("2+2?[THINK]", r"so \boxed{4}", True, "wrong"),
+        ("2+2?[THINK]", r"so \boxed{5}[/THINK]\boxed{4}", True, "right"),
+        ("2+2?<think>\n\n</think>\n\n", r"\boxed{4}", True, "right"),
+        ("2+2?", r"Sure. <think>so \boxed{4}", True, "wrong"),
+        ("2+2?", r"Sure. <think>so</think> \boxed{4}", True, "right"),
+    ],
+)
+def test_what_is_cut_off_or_stands_in_open_thinking_is_no_answer(
+    tmp_path: Path, prompt: str, completion: str, finished: bool, verdict: str
+) -> None:
+    from sft.evaluate.runner import _Recorder, _Task
+    from sft.evaluate.suites import Problem
+
+    run = SimpleNamespace(
+        problems=[Problem("1", "2+2?", "4", None, None)],
+        prompts=[prompt],
+        tokenizer=SimpleNamespace(decode=lambda ids, **_: completion),
+        suite=SimpleNamespace(samples_per_problem=1, name="toy"),
+        section=SimpleNamespace(verify_timeout=5.0, verify_workers=1),
+        folder=tmp_path,
+    )
+    with _Recorder(run, [], None) as recorder:  # type: ignore[arg-type]
+        recorder.add(_Task(0, 0, 0), [1], finished)
+    assert [sample["verdict"] for sample in recorder.samples] == [verdict]
+    assert summarize(recorder.samples)["pass_at_1"] == (verdict == "right")

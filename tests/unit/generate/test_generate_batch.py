@@ -181,6 +181,14 @@ def test_completions_end_at_the_end_tokens_of_model_tokenizer_and_chat_format(so
     assert generate_batch(model, tokenizer, [[8, 9]], max_new_tokens=10)[0].finished
 
 
+def test_the_models_own_sampling_settings_take_no_part() -> None:
+    model = qwen3()
+    settings: dict[str, Any] = {"max_new_tokens": 8, "eos_ids": ()}
+    before = [generate_batch(model, Vocabulary(), prompts(), temperature=t, **settings) for t in (0.0, 1.0)]
+    model.generation_config.update(do_sample=True, top_k=1, temperature=0.1, top_p=0.1, repetition_penalty=9.0)
+    assert [generate_batch(model, Vocabulary(), prompts(), temperature=t, **settings) for t in (0.0, 1.0)] == before
+
+
 def test_mode_and_global_randomness_are_left_alone() -> None:
     model = qwen3()
     model.train()

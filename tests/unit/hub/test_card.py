@@ -103,7 +103,6 @@ def test_the_card_tells_of_the_run(run: Path) -> None:
         "datasets": ["openai/gsm8k"],
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "language": ["en"],
         "tags": ["text-generation", "sft", "reasoning", "sambay-sft", "sambay", "phi4flash", "custom_code"],
     }
     assert "# my-run" in card and "Reasons about sums." in card and "in 2 stages (no reinforcement learning)" in card

@@ -16,7 +16,8 @@ from sft.evaluate.runner import read_samples, sample_line
 from sft.recipe import Recipe, RunPaths
 from sft.report import write_report
 from sft.report.collect import collect
-from sft.report.page import unique_ids
+from sft.report.figures import draw_accuracy
+from sft.report.page import _summary, unique_ids
 from sft.report.tables import count, data_rows, duration, result_rows, training_rows
 from sft.utils.files import read_sealed, write_sealed
 
@@ -236,6 +237,33 @@ def test_other_evaluated_models_and_suites_join(whole: Recipe) -> None:
     assert run.points == ["start", *STAGES, "model-peer"] and run.suites == ["held-out", "extra"]
     page, _ = report(whole)
     assert "model-peer" in page.text and "extra, pass@1" in page.text
+
+
+def test_another_model_is_not_the_runs_result(whole: Recipe) -> None:
+    """It stands in the table, and neither in a tile nor in the gain nor on the way that the figure draws."""
+    paths = RunPaths(whole)
+    before = collect(whole, paths)
+    tiles, rows = _summary(before), result_rows(before)
+    write_suite(paths, "model-peer")
+    after = collect(whole, paths)
+    assert after.points[-1] == "model-peer" and after.own_points == before.points
+    assert _summary(after) == tiles
+    for new, old in zip(result_rows(after), rows, strict=True):
+        assert new.cells[:-1] == old.cells and new.total_gain == old.total_gain
+        assert new.cells[-1].value != old.cells[-1].value and new.cells[-1].gain is None
+    figure = draw_accuracy(after)
+    assert figure is not None
+    assert all(len(line.get_xdata()) < 5 for line in figure.axes[0].lines), "no line joins it to the others"
+    page, _ = report(whole)
+    assert "after long" in page.text and "after model-peer" not in page.text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_without_results_of_its_own_has_no_headline(recipe: Recipe) -> None:
+    write_suite(RunPaths(recipe), "model-peer")
+    run = collect(recipe, RunPaths(recipe))
+    assert not any("pass@1" in label for label, _, _ in _summary(run)) and result_rows(run)[0].total_gain is None
+    assert draw_accuracy(run) is not None and report(recipe)[0].text.count("model-peer") == 2
 
 
 def test_parameters_are_counted_from_the_saved_weights(whole: Recipe) -> None:

@@ -69,7 +69,7 @@ class Desk:
         except RequestFailedError as error:
             self._failed[request.key] = error
             self._journal.add_failure(request, str(error), error.retries)
-            self._limit.failure(self._client.endpoint.base_url, str(error))
+            self._limit.failure(self._client.where, str(error))
             raise
         self._journal.add(request, answer, retries)
         self._limit.answered()

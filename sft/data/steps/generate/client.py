@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sft.data.steps.generate.answer import CHAT, Answer, BrokenAnswerError, Request, read_answer
 from sft.utils.errors import UserError, first_line
+from sft.utils.secrets import scrub, to_look_for
 
 if TYPE_CHECKING:
     from sft.recipe.steps.generate import Endpoint
@@ -58,6 +59,8 @@ class Client:
         self._client = self._openai.AsyncOpenAI(
             base_url=endpoint.base_url, api_key=self._key or "none", max_retries=0, timeout=endpoint.timeout
         )
+        self._secrets = tuple(filter(None, (self._key, *to_look_for(endpoint.model_dump()))))
+        self.where = self._shown(endpoint.base_url)
         self._slots = asyncio.Semaphore(endpoint.concurrency)
         self._not_before = 0.0
         self._last_warning = float("-inf")
@@ -75,7 +78,9 @@ class Client:
                     return await self._send(request, retries), retries
                 except _PassingError as error:
                     if retries == self.endpoint.max_retries:
-                        raise RequestFailedError(f"{error} (asked {retries + 1} times)", retries) from error
+                        raise RequestFailedError(
+                            f"{self._shown(error)} (asked {retries + 1} times)", retries
+                        ) from error
                     wait = self._wait(error, retries)
                     self._warn(error, wait)
                 retries += 1
@@ -106,7 +111,7 @@ class Client:
 
     def _judge(self, error: Any, retries: int) -> NoReturn:
         """Whether to send again, to give this request up, or to give all up."""
-        status, said = error.status_code, _said(error)
+        status, said = error.status_code, self._shown(_said(error))
         if error.code == "insufficient_quota":
             self._give_up(f"has no quota left ({status}): {said}", "pay, or wait until it is renewed, and run again")
         if status in _RETRIED or status >= 500:
@@ -127,7 +132,7 @@ class Client:
         self._give_up(f"refused the request ({status}): {said}", "check base_url and the account")
 
     def _give_up(self, what: str, remedy: str) -> NoReturn:
-        raise UserError(f"{self.endpoint.base_url} {what.rstrip('.')}; {remedy}.")
+        raise UserError(self._shown(f"{self.where} {what.rstrip('.')}; {remedy}."))
 
     def _wait(self, error: _PassingError, retries: int) -> float:
         """Seconds until the next try: what the server asks for, else twice as long as before, less a random part.
@@ -145,7 +150,11 @@ class Client:
         """Say once in a while why nothing comes."""
         if time.monotonic() - self._last_warning >= _SECONDS_BETWEEN_WARNINGS:
             self._last_warning = time.monotonic()
-            log.warning("%s: %s; asking again in %.1f s", self.endpoint.base_url, error, wait)
+            log.warning("%s: %s; asking again in %.1f s", self.where, self._shown(error), wait)
+
+    def _shown(self, text: object) -> str:
+        """`text` without the passwords and keys of the endpoint, which servers and libraries quote."""
+        return scrub(str(text), *self._secrets)
 
 
 def _said(error: Any) -> str:
