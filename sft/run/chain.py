@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.lora_targets import check_adapters
+from sft.models.vocabulary import check_vocabulary
 from sft.recipe.paths import RunPaths
 from sft.run.evaluation import evaluate_point
 from sft.run.identity import check_all_done, check_done, done_manifest, stage_parts
@@ -94,6 +95,7 @@ def _one_stage(paths: RunPaths, stage: Stage) -> dict[str, Any]:
         return plan.done
     check_shared_folder(plan.prepared.path)
     point = starting_point(paths, stage)
+    check_vocabulary(point.model, plan.prepared.largest_id)
     return train_stage(
         paths.recipe,
         stage,

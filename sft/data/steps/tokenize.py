@@ -24,10 +24,11 @@ class TokenizeSettings:
 class Tokenize(RowStep):
     """Sets the tokens of every conversation as the chat template renders it, and writes them to `sink`.
 
-    Dropped are conversations that can't be rendered: a message spells a control token out, or the template refuses the
-    roles. The plan puts it where somebody needs the tokens of a text.
+    Dropped are conversations that can't be rendered: a message spells a control token out, the template refuses the
+    roles or leaves out what a message says. The plan puts it where somebody needs the tokens of a text.
     """
 
+    version = 2
     uses_tokenizer = True
     config: TokenizeSettings
     only_judges = True
