@@ -139,7 +139,7 @@ class Conversation:
         from transformers import TextIteratorStreamer
 
         from sft.models.end_tokens import end_token_ids
-        from sft.models.vocabulary import check_vocabulary
+        from sft.tokenizers.vocabulary import check_vocabulary
 
         inputs = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
         check_vocabulary(self.model, int(inputs["input_ids"].max()))

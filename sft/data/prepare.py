@@ -24,9 +24,9 @@ from sft.data.pack.documents import Documents, documents_path
 from sft.data.pack.rows import plan_rows, write_all
 from sft.data.tokenize.template import training_template
 from sft.data.tokenize.tokens import check_tokenizer, tokenizer_hash
-from sft.models.vocabulary import refuse_beyond, vocabulary_size
 from sft.recipe.schema import DataSection, Recipe, Stage
 from sft.tokenizers.turns import largest_format_id
+from sft.tokenizers.vocabulary import refuse_beyond, vocabulary_size
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json, write_sealed
 

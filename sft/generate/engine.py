@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from sft.generate.cache import cache_keyword, can_join, join_rows, new_cache, select_rows, trim_left
 from sft.generate.sampling import Sampling, next_tokens, request_randoms
 from sft.models.end_tokens import end_token_ids
-from sft.models.vocabulary import check_vocabulary
+from sft.tokenizers.vocabulary import check_vocabulary
 from sft.utils.errors import UsageError
 
 # Rows leave the batch (and others join) when at least this fraction of it has finished: each change copies the cache.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.lora_targets import check_adapters
-from sft.models.vocabulary import check_vocabulary
 from sft.recipe.paths import RunPaths
 from sft.run.evaluation import evaluate_point
 from sft.run.identity import check_all_done, check_done, done_manifest, stage_parts
@@ -17,6 +16,7 @@ from sft.run.lock import lock_for_all
 from sft.run.record import write_record
 from sft.run.start import starting_point
 from sft.tokenizers.load import start_tokenizer
+from sft.tokenizers.vocabulary import check_vocabulary
 from sft.train.arguments import check_arguments
 from sft.train.interrupt import stop_signals
 from sft.train.stage import train_stage

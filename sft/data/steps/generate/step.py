@@ -75,8 +75,8 @@ class Generate(RowStep):
         self._asked_ahead = False
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
-        """Reasons: no_problem, tools, control_token, request_failed, truncated, no_answer; mixed: no_conversation, student_finished,
-        restarted.
+        """Reasons: no_problem, tools, control_token, request_failed, truncated, no_answer; mixed: no_conversation,
+        student_finished, restarted.
 
         First all answers are asked for, then the rows are made of what the journal holds, a few at a time: the answers
         to a batch may not fit into memory.
