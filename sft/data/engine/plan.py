@@ -17,7 +17,7 @@ from sft.data.read.records import Reading, how_to_read
 from sft.data.read.sources import OpenSource, open_source
 from sft.data.steps import FIT, TOKENIZE, TableStep, step_class
 from sft.data.steps.fit import FitSettings
-from sft.data.steps.tokenize import TokenizeSettings
+from sft.data.steps.tokenize import TokenizeSettings, most_tokens
 from sft.recipe.data_checks import data_problems
 from sft.recipe.problems import refuse
 from sft.recipe.schema import DataSection, DataSource, Templates
@@ -81,7 +81,8 @@ def make_plan(data: DataSection, tokenizer_hash: str, max_length: int | None) ->
     opened = {id(source): open_source(source) for source in _leaves(data.sources)}
     files = Counter(name for found in opened.values() for name in set(found.files))
     clashing = frozenset(name for name, count in files.items() if count > 1)
-    planner = _Planner(tokenizer_hash, data.seed, TokenizeSettings(data.mask_history), opened, clashing)
+    settings = TokenizeSettings(data.mask_history, most_tokens(max_length))
+    planner = _Planner(tokenizer_hash, data.seed, settings, opened, clashing)
     chains = planner.group(data.sources, data.steps, _templates(data, Templates()), "")
     chains = planner.with_tokens(chains, "")
     fit = FitSettings(max_length, data.over_length)

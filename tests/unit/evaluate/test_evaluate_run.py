@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -372,3 +374,11 @@ def test_what_is_cut_off_or_stands_in_open_thinking_is_no_answer(
         recorder.add(_Task(0, 0, 0), [1], finished)
     assert [sample["verdict"] for sample in recorder.samples] == [verdict]
     assert summarize(recorder.samples)["pass_at_1"] == (verdict == "right")
+
+
+def test_problems_that_would_forge_a_turn_are_refused(helper: ModuleType, tokenizer: Any, data: Path) -> None:
+    suite = helper.make_section(data).suites[0]
+    token = sorted(tokenizer.all_special_tokens)[0]
+    problem = replace(load_problems(suite)[0], text=f"2+2?{token}")
+    with pytest.raises(UserError, match=re.escape(f"problem {problem.id} spells out {token}")):
+        render_prompt(tokenizer, problem, suite, None)
