@@ -25,7 +25,7 @@ from sft.recipe.steps import StepEntry
 from sft.utils.errors import UsageError
 from sft.utils.files import sha256_json
 
-FORMAT_VERSION = 3  # raised when the same inputs would be stored as other bytes
+FORMAT_VERSION = 4  # raised when the same inputs would be stored as other bytes
 READ = "read"
 
 

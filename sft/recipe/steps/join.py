@@ -17,7 +17,9 @@ class JoinStep(Section):
     before the steps that make them.
     """
 
-    path: PathText = Field(description="Hub id, or a local file, folder or glob of .jsonl/.parquet files.")
+    path: PathText = Field(
+        description="Hub id, or a local file, folder or glob of .jsonl, .parquet, .json or .csv files."
+    )
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
     split: str = "train"
     revision: str | None = None
