@@ -48,7 +48,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type"), _QUANTISED),
     **dict.fromkeys(("use_bnb_nested_quant", "bnb_4bit_quant_storage"), _QUANTISED),
     "lora_task_type": "it is CAUSAL_LM",
-    "chat_template_path": "the tokenizer's own chat template is used",
+    "chat_template_path": "set model.chat_template (a known family, a file, or the template itself)",
     **dict.fromkeys(("dataset_text_field", "dataset_kwargs", "completion_only_loss"), _RENDER),
     "assistant_only_loss": "the loss is always on assistant tokens alone, end token included",
     "truncation_mode": "set `data.over_length` to drop, truncate or error",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from sft.recipe.chat_templates import template_asked_for
 from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.steps import StepEntry
 from sft.recipe.train_keys import TrainSection
@@ -36,6 +37,11 @@ class ModelSection(Section):
         default=None,
         description="Tokenizer folder or Hub id (default: the checkpoint's own); `tiny` is the built-in one.",
     )
+    chat_template: str | None = Field(
+        default=None,
+        description="Chat template: a known family (chatml, llama3, qwen3, phi4-mini, ...), a file, or its text "
+        "(default: the tokenizer's own). It is handed on with the tokenizer.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16",
         description="What exported weights are stored in, and weights that aren't trained are held in (LoRA, on a GPU "
@@ -48,6 +54,10 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _check(self) -> ModelSection:
         self.model_name_or_path, self.tokenizer = _at_home(self.model_name_or_path), _at_home(self.tokenizer)
+        if self.chat_template is not None:
+            self.chat_template, wrong = template_asked_for(self.chat_template)
+            if wrong:
+                raise_problems("model", [KeyProblem(("chat_template",), wrong, self.chat_template)])
         if (self.model_name_or_path is None) == (self.config is None):
             reason = "needs exactly one of model_name_or_path (a checkpoint) and config (a model built from scratch)"
             raise_problems("model", [KeyProblem((), reason, None)])

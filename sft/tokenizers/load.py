@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.recipe.chat_templates import families
+from sft.tokenizers.templates import known_template
 from sft.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -39,10 +41,15 @@ def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> PreTrai
 
 
 def start_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The tokenizer that a run starts with; its stages hand it on unchanged."""
-    if section.tokenizer:
-        return load_tokenizer(section.tokenizer)
-    return load_tokenizer(str(section.model_name_or_path), revision=section.model_revision)
+    """The tokenizer that a run starts with, with the recipe's chat template; its stages hand it on unchanged."""
+    name, revision = section.tokenizer, None
+    if not name:
+        name, revision = str(section.model_name_or_path), section.model_revision
+    tokenizer = load_tokenizer(name, revision=revision)
+    if section.chat_template is not None:
+        known = section.chat_template in families()
+        tokenizer.chat_template = known_template(section.chat_template) if known else section.chat_template
+    return tokenizer
 
 
 def _as_the_file_says(name: str, revision: str | None) -> PreTrainedTokenizerBase:

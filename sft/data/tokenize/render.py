@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Sequence
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sft.data.read.conversation import Message
 from sft.data.read.row import BadRow
-from sft.data.tokenize.template import training_template
+from sft.data.tokenize.marks import NONCHARACTER, Marked, Plain, Span, marked, said_in, thinking_apart, unmarked
+from sft.data.tokenize.template import TRAINING_TEMPLATE, has_marks, training_template
+from sft.tokenizers.control import ControlTokens
+from sft.tokenizers.turns import RENDER_ERRORS, Turn, find_turn
 from sft.utils.errors import UserError
 
-Span = tuple[int, int]
+LOST = "lost_text"
+_TWICE = re.compile(r"<think>\s*</think>\s*<think>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,53 +29,111 @@ class Rendered:
     spans: list[Span]
 
 
+class _RefusedError(Exception):
+    """Carries the reason out of the checks below."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.bad = BadRow(reason, detail)
+
+
 class Renderer:
-    """Renders conversations with a tokenizer's training template."""
+    """Renders conversations with a tokenizer's training template, and proves of each that nothing of it was lost."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.template = training_template(tokenizer)
         self._special = dict(tokenizer.special_tokens_map)
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        special |= {token for token in tokenizer.all_special_tokens if token}
-        ordered = sorted(special, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._control = ControlTokens(tokenizer)
+        self._turn = cast(Turn, find_turn(tokenizer, self.template))
+        self._has_marks = has_marks(self.template)
         self._check_marks()
 
-    def render(self, messages: Sequence[Message], untrained: Collection[int] = ()) -> Rendered | BadRow:
+    def render(self, messages: Sequence[Mapping[str, Any]], untrained: Collection[int] = ()) -> Rendered | BadRow:
         """The conversation's text and trained spans, or why it can't be rendered.
 
         `untrained`: numbers of the assistant's messages that are context only.
 
-        A message that spells a special token out (such as `<|end|>`) is refused: it would be read as the real one, and
-        end a turn or forge another's.
+        Refused are a message that spells a control token out (such as `<|end|>`: it would be read as the real one, and
+        end a turn or forge another's), and one whose words the template leaves out or changes.
         """
-        from jinja2.exceptions import TemplateError
+        try:
+            _check_texts(messages, self._control)
+            try:
+                return self._rendered(messages, untrained)
+            except _RefusedError as error:
+                apart = thinking_apart(messages)
+                if error.bad.reason != LOST or apart == messages:
+                    raise
+                return self._rendered(apart, untrained)
+        except _RefusedError as error:
+            return error.bad
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], untrained: Collection[int]) -> Rendered:
+        made = marked(messages)
+        text, marks = self._text(made.messages)
+        plain = unmarked(text)
+        # Our own template says every message as it is, whatever it says.
+        if self.template != TRAINING_TEMPLATE and self._text(messages)[0] != plain.text:
+            raise _RefusedError("template", "the chat template changes with a message's words: they can't be found")
+        _check_lost(messages, untrained, made, plain)
+        if self._has_marks:
+            owned = self._own_marks(made, plain, [(plain.place(start), plain.place(end)) for start, end in marks])
+        else:
+            owned = self._found(messages, made, plain)
+        spans = [span for number, span in owned if number not in untrained]
+        _check_covered(untrained, made, plain, spans)
+        return Rendered(plain.text, _merged(spans))
+
+    def _text(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        for i, message in enumerate(messages):
-            if not _encodable(message["content"]):
-                return BadRow("invalid_unicode", f"message {i} ({message['role']}) holds half of a surrogate pair")
-            found = self._control and self._control.search(message["content"] + message.get("tools", ""))
-            if found:
-                return BadRow("control_token", f"message {i} ({message['role']}) spells out {found.group()}")
         try:
             texts, spans = cast(Any, render_jinja_template)(
                 conversations=[list(messages)],
                 chat_template=self.template,
-                return_assistant_tokens_mask=True,
-                **self._special,
+                return_assistant_tokens_mask=self._has_marks,
+                **{**self._special, **_options(messages)},
             )
-        except (TemplateError, TypeError) as error:
-            return BadRow("template", f"the chat template refused it: {error}")
-        trained = spans[0]
-        if untrained:
-            said = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-            # What follows the last message's own span, such as the end of the text, is marked apart.
-            if len(trained) not in (len(said), len(said) + 1):
-                return BadRow("template", f"the chat template marks {len(trained)} parts of {len(said)} answers")
-            owners = [*said, *said[-1:]]
-            trained = [span for span, owner in zip(trained, owners, strict=False) if owner not in untrained]
-        return Rendered(texts[0], _merged(trained))
+        except RENDER_ERRORS as error:
+            raise _RefusedError("template", f"the chat template refused it: {error}") from error
+        return texts[0], spans[0] if spans else []
+
+    def _own_marks(self, made: Marked, plain: Plain, marks: list[Span]) -> list[tuple[int, Span]]:
+        """(message, span) of what the template marks; what follows an answer, such as the end of the text, is its."""
+        owned: list[tuple[int, Span]] = []
+        words = deque(plain.found)
+        owner = made.words[words[0][0]][0] if words else -1
+        for start, end in marks:
+            first = words[0][1][0] if words else end
+            while words and words[0][1][0] < end:
+                owner = made.words[words.popleft()[0]][0]
+            # Some marks take in what stands before an answer, which the prompt ends with.
+            head = plain.text.rfind(self._turn.header, 0, min(first, end)) if self._turn.header else -1
+            after = head + len(self._turn.header)
+            if head >= 0 and start < after and plain.text[start:after].strip():
+                start = after
+            owned.append((owner, (start, end)))
+        return owned
+
+    def _found(self, messages: Sequence[Mapping[str, Any]], made: Marked, plain: Plain) -> list[tuple[int, Span]]:
+        """(message, span) of every answer, from where the prompt ends to the token that ends the turn."""
+        text, turn = plain.text, self._turn
+        around: dict[int, Span] = {}
+        for word, (start, end) in plain.found:
+            number = made.words[word][0]
+            around[number] = (min(start, around.get(number, (start, end))[0]), end)
+        owned, before = [], 0
+        for number, (start, end) in around.items():
+            head = text.rfind(turn.header, before, start)
+            begin = head + len(turn.header) if turn.header and head >= 0 else _own_start(messages[number], text, start)
+            stop = text.find(turn.end, end)
+            if stop < 0 or (text[end:stop].strip() and not messages[number].get("tool_calls")):
+                raise _RefusedError("template", f"message {number} (assistant) isn't followed by {turn.end!r}")
+            before = stop + len(turn.end)
+            if turn.last and number == len(messages) - 1 and text[before:].strip() == turn.last:
+                before = len(text.rstrip())
+            owned.append((number, (begin, before)))
+        return owned
 
     def _check_marks(self) -> None:
         """Raise UserError unless the marks cover an answer and something after it: the token that ends the turn."""
@@ -83,6 +147,91 @@ class Renderer:
                 "The tokenizer's chat template marks the wrong part as trained: put the assistant's content and its "
                 f"end token, and nothing of the user's, inside {{% generation %}}; now it marks {marked!r}."
             )
+
+
+def _check_texts(messages: Sequence[Mapping[str, Any]], control: ControlTokens) -> None:
+    """Refuse texts that can't be written, or spell a control token out."""
+    for number, message in enumerate(messages):
+        where = f"message {number} ({message['role']})"
+        text = f"{message['content']}{message.get('tools') or ''}"
+        text += json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else ""
+        if not _encodable(text):
+            raise _RefusedError("invalid_unicode", f"{where} holds half of a surrogate pair")
+        if not text.isascii() and NONCHARACTER.search(text):
+            raise _RefusedError("invalid_unicode", f"{where} holds a noncharacter of Unicode")
+        found = control.find(text)
+        if found:
+            raise _RefusedError("control_token", f"{where} spells out {found}")
+
+
+def _check_lost(messages: Sequence[Mapping[str, Any]], untrained: Collection[int], made: Marked, plain: Plain) -> None:
+    """Refuse a conversation of which the rendered text leaves something out that is trained, or that it answers."""
+    places = dict(plain.found)
+    for number, (owner, words) in enumerate(made.words):
+        start, end = places.get(number, (0, 0))
+        if owner not in untrained and plain.text[start:end] != words:
+            raise _RefusedError(
+                LOST, f"the chat template leaves out what message {owner} (assistant) says: {words[:60]!r}"
+            )
+    twice = _TWICE.search(plain.text)
+    if twice and not any(_TWICE.search(message["content"] or "") for message in messages):
+        raise _RefusedError(LOST, "the chat template puts an empty thought before a message's own")
+    for number, message in enumerate(messages):
+        said: list[Any] = [message["content"]] if message["role"] != "assistant" else []
+        said += [call for call in message.get("tool_calls") or [] if number not in untrained]
+        tools = _json(message.get("tools"))
+        said += tools if isinstance(tools, list) else [tools]
+        for call in said:
+            for lost in said_in(plain.text, _arguments(call)):
+                where = f"message {number} ({message['role']})"
+                raise _RefusedError(LOST, f"the chat template leaves out what {where} says: {lost[:60]!r}")
+
+
+def _check_covered(untrained: Collection[int], made: Marked, plain: Plain, spans: Sequence[Span]) -> None:
+    """Refuse a conversation of which the template's marks leave an answer's words out."""
+    ends = [end for _, end in spans]
+    for number, (start, end) in plain.found:
+        owner = made.words[number][0]
+        at = bisect_left(ends, end)
+        if owner not in untrained and not (at < len(spans) and spans[at][0] <= start):
+            raise _RefusedError("template", f"the chat template's marks leave out message {owner} (assistant)")
+
+
+def _arguments(call: Any) -> Any:
+    """The name and arguments of a tool or of a call; a text as it is."""
+    if not isinstance(call, Mapping):
+        return call
+    call = call.get("function", call)
+    return [call.get("name"), _json(call.get("arguments"))] if isinstance(call, Mapping) else call
+
+
+def _options(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What templates take beside the messages: tools, and a row's own settings."""
+    options: dict[str, Any] = {}
+    for message in messages:
+        options |= message.get("chat_template_kwargs") or {}
+        tools = _json(message.get("tools"))
+        if isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools):
+            options["tools"] = tools
+    return options
+
+
+def _json(text: Any) -> Any:
+    """What a text says in JSON; itself where it is none."""
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return text
+
+
+def _own_start(message: Mapping[str, Any], text: str, start: int) -> int:
+    """Where the message begins: its first words stand at `start`, and what it says before them may stand before it."""
+    content = message["content"]
+    before = content[: len(content) - len(content.lstrip())]
+    for opened in (f"{before}<think>\n", "<think>\n", "<think>"):
+        if content.startswith(opened) and text.endswith(opened, 0, start):
+            return start - len(opened)
+    return start
 
 
 def _encodable(text: str) -> bool:

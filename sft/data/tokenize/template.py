@@ -14,7 +14,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sft.tokenizers.templates import PUBLISHED_TEMPLATE
+from sft.tokenizers.control import template_of
+from sft.tokenizers.templates import PUBLISHED_TEMPLATE, trained_twin
+from sft.tokenizers.turns import find_turn
 from sft.utils.errors import UserError
 
 TRAINING_TEMPLATE = (
@@ -36,35 +38,33 @@ TRAINING_TEMPLATE = (
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
+def has_marks(template: str) -> bool:
+    """Whether a template says itself what is trained on."""
+    return _MARK.search(template) is not None
+
+
 def training_template(tokenizer: Any) -> str:
-    """The tokenizer's chat template with generation marks.
+    """The template that conversations are rendered with for training.
 
     The published Phi-4-mini template gets ours; one that has marks is taken as it is; one that TRL knows gets TRL's
-    training twin. Raises UserError for a tokenizer without a template and for any other template.
+    training twin. Any other stays: `Renderer` finds the answers in what it renders. Raises UserError for a tokenizer
+    without a template, and for one whose answers can't be found.
     """
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    if not template:
-        raise UserError("The tokenizer has no chat template; set `model.tokenizer` to one that has.")
+    template = template_of(tokenizer)
+    if template is None:
+        raise UserError(
+            "The tokenizer has no chat template; set `model.chat_template` to a known one (chatml, llama3, ...), "
+            "a file or its text, or `model.tokenizer` to a tokenizer that has one."
+        )
     if template.removesuffix("\n") == PUBLISHED_TEMPLATE:  # jinja renders nothing for a last newline
         return TRAINING_TEMPLATE
-    if _MARK.search(template):
-        return str(template)
-    twin = _trl_twin(tokenizer)
-    if twin is not None and _MARK.search(twin):
-        return twin
-    raise UserError(
-        "The tokenizer's chat template doesn't mark what is trained on and isn't one that is known; put "
-        "{% generation %} ... {% endgeneration %} around the assistant's content and its end token in "
-        "the tokenizer's chat_template.jinja."
-    )
-
-
-def _trl_twin(tokenizer: Any) -> str | None:
-    from trl.chat_template_utils import get_training_chat_template  # imported late: it takes seconds
-
-    try:
-        return get_training_chat_template(tokenizer)
-    except ValueError:
-        return None
+    template = template if has_marks(template) else trained_twin(template) or template
+    turn = find_turn(tokenizer, template)
+    why = turn if isinstance(turn, str) else "nothing ends its answers" if not (turn.end or has_marks(template)) else ""
+    if why:
+        raise UserError(
+            f"What is trained on can't be found in what the tokenizer's chat template renders: {why}. Set "
+            "`model.chat_template` to another one, or put {% generation %} ... {% endgeneration %} around the "
+            "assistant's content and its end token in it."
+        )
+    return template

@@ -144,8 +144,25 @@ def test_spelled_out_special_tokens_are_refused(toy: Any, where: str) -> None:
     assert isinstance(found, BadRow) and found.reason == "control_token"
 
 
-def test_tool_tokens_are_ordinary_content(toy: Any) -> None:
-    assert isinstance(Renderer(toy).render(_conversation("<|tool|>")), Rendered)
+TOOL_TOKENS = ("<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>", "<|tool_response|>", "<|tag|>")
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tools"])
+@pytest.mark.parametrize("token", TOOL_TOKENS)
+def test_tool_tokens_are_control_tokens_too(phi: Any, token: str, role: str) -> None:
+    """They aren't special, but the template and the format speak by them; in a text they would be forged."""
+    messages = [{"role": "system", "content": "s", "tools": "[]"}, *_conversation("4")]
+    for message in messages:
+        message["content"] += f" {token}" if message["role"] == role else ""
+    messages[0]["tools"] += token if role == "tools" else ""
+    found = Renderer(phi).render(messages)
+    assert isinstance(found, BadRow) and found.reason == "control_token" and token in found.detail
+
+
+def test_what_only_looks_like_a_token_is_text(toy: Any, phi: Any) -> None:
+    """Nothing is refused that the tokenizer reads as text: a token of another model, or the marks of thinking."""
+    for tokenizer, text in ((toy, "<|tool_call|>"), (phi, "<|im_end|>"), (phi, "<think>\n2+2\n</think>\n4 < |end|>")):
+        assert isinstance(Renderer(tokenizer).render(_conversation(text)), Rendered)
 
 
 def test_truncation_and_padding_left_on_the_tokenizer_change_nothing(toy: Any) -> None:

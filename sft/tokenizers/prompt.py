@@ -1,0 +1,34 @@
+"""What a model is asked, as the text that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft.tokenizers.control import ControlTokens, template_of
+from sft.tokenizers.turns import RENDER_ERRORS
+from sft.utils.errors import UserError
+
+
+def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str = "The prompt") -> str:
+    """The text that asks a model for the next message; `what` is what a refusal calls the messages.
+
+    Raises:
+        UserError: for a message that spells a control token out, a template that refuses the messages, or none at all.
+    """
+    if template_of(tokenizer) is None:
+        raise UserError(
+            "The tokenizer has no chat template: set model.chat_template, or use one that was made for chat."
+        )
+    control = ControlTokens(tokenizer)
+    for message in messages:
+        token = control.find(f"{message['content']}{message.get('tools') or ''}")
+        if token is not None:
+            raise UserError(
+                f"{what} spells out {token} (in the {message['role']} message), which the model would read as the real "
+                "token: take it out or write it differently."
+            )
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+    except RENDER_ERRORS as error:
+        raise UserError(f"{what}: the chat template refused it: {error}") from error
