@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from sft.data.read.arrow_rows import parquet_batches, to_rows
 from sft.data.read.csv_rows import csv_columns, csv_parts, read_csv
 from sft.data.read.json_rows import holds_list, list_lines
-from sft.data.read.row import PEEK_ROWS, BadRow, Part, Row, first_columns
+from sft.data.read.row import MOST_NESTED, PEEK_ROWS, BadRow, Part, Row, deeper, first_columns
 from sft.utils.errors import UserError, first_line
 from sft.utils.files import sha256_file
 
@@ -280,6 +280,8 @@ def parse_line(source: str, line: int, raw: bytes) -> Row:
     if not isinstance(value, dict):
         detail = f"expected a JSON object, found {type(value).__name__}"
         return Row(source, line, None, BadRow("not_an_object", detail), _show(raw))
+    if raw.count(b"[") + raw.count(b"{") > MOST_NESTED and deeper(value, MOST_NESTED):
+        return Row(source, line, None, BadRow("broken_json", f"nested more than {MOST_NESTED} deep"), _show(raw))
     return Row(source, line, value)
 
 

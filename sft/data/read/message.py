@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sft.data.read.row import BadRow
+from sft.data.read.row import MOST_NESTED, BadRow, deeper
 from sft.data.text.thinking import Broken, find_thinking
 
 Message = dict[str, Any]
@@ -80,15 +80,17 @@ def to_text(found: Any, what: str) -> str:
         try:
             found.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UnusableError("invalid_unicode", f"{what} holds half of a surrogate pair") from error
+            raise UnusableError("invalid_unicode", f"{what} holds half of a surrogate pair, or isn't UTF-8") from error
     return found
 
 
 def to_json(found: Any, what: str) -> str:
-    """A value as JSON. Raises UnusableError for one that JSON can't say."""
+    """A value as JSON. Raises UnusableError for one that JSON can't say, or no template: it is nested too deeply."""
+    if deeper(found, MOST_NESTED):
+        raise UnusableError("wrong_type", f"{what} is nested more than {MOST_NESTED} deep")
     try:
         return to_text(json.dumps(found, ensure_ascii=False, allow_nan=False), what)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise UnusableError("wrong_type", f"{what} can't be written as JSON: {error}") from error
 
 

@@ -74,12 +74,14 @@ class Renderer:
                 raise _RefusedError("tools", "the row declares tools, and its system message declares others")
         except _RefusedError as error:
             return error.bad
+        refused = BadRow("tools", "")
         for form in forms(messages, tools, arguments):
             try:
                 return self._rendered(form, [number + form.added for number in untrained])
             except _RefusedError as error:
-                refused = error.bad
-                if refused.reason not in (LOST, "template", "tools"):
+                # That one form has no place for tools says nothing of the others.
+                refused = error.bad if refused.reason == "tools" else refused
+                if error.bad.reason not in (LOST, "template", "tools"):
                     break
         return refused
 
