@@ -107,10 +107,12 @@ def from_json(found: Any) -> Any:
 def with_thinking(reasoning: str, content: str, where: str) -> str:
     """An answer with the thinking in front of it, as its only `<think>` block: `content` may hold it too, or a blank
     one. Raises UnusableError where it thinks something else."""
-    reasoning = reasoning.strip()
+    thought, found = find_thinking(reasoning), find_thinking(content)
+    if isinstance(thought, Broken) or (thought is not None and thought.answer.strip()):
+        raise UnusableError("broken_thinking", f"{where} has reasoning with marks of thinking in it")
+    reasoning = (reasoning if thought is None else thought.text).strip()
     if not reasoning:
         return content
-    found = find_thinking(content)
     if isinstance(found, Broken):
         raise UnusableError("broken_thinking", f"{where} has reasoning beside content in which {found.detail}")
     if found is not None:
