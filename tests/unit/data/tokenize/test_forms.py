@@ -23,9 +23,9 @@ FUNCTION = {
     "parameters": {"type": "object", "properties": {"a": {"type": "integer", "description": "the first"}}},
 }
 TOOLS = [{"type": "function", "function": FUNCTION}]
-CALL = {"id": "call00001", "type": "function", "function": {"name": "add_up", "arguments": {"a": 2}}}
+CALL: dict[str, Any] = {"id": "call00001", "type": "function", "function": {"name": "add_up", "arguments": {"a": 2}}}
 ASKED, SAID = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is four."}
-CALLED = [
+CALLED: list[dict[str, Any]] = [
     ASKED,
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "tool", "content": "4", "name": "add_up", "tool_call_id": "call00001"},
