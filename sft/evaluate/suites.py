@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,21 +44,20 @@ def load_problems(suite: SuiteSection) -> list[Problem]:
     """
     opened = open_source(suite.source)
     problems: list[Problem] = []
-    columns: dict[str, str] | None = None
-    for row in opened.read():
+    names = opened.columns()
+    columns = find_columns(suite, sorted(names)) if names is not None else {}
+    for row in opened.read(set(columns.values()) or None):
         if len(problems) == suite.max_problems:
             break
         if row.value is None:
             raise UserError(f"{row.source}:{row.line}: {row.bad.detail if row.bad else 'unreadable row'}")
-        if columns is None:
-            columns = find_columns(suite, row.value)
         problems.append(_problem(row.value, columns, f"{row.source}:{row.line}", f"{Path(row.source).name}:{row.line}"))
     if not problems:
         raise UserError(f"Suite {suite.name}: {opened.name} has no rows; name a source with problems.")
     return problems
 
 
-def find_columns(suite: SuiteSection, row: Mapping[str, Any]) -> dict[str, str]:
+def find_columns(suite: SuiteSection, row: Collection[str]) -> dict[str, str]:
     """Which column is what, from the suite's `columns`, its source's, and the names columns usually have."""
     chosen: dict[str, str] = dict((suite.columns or {}).items())
     mapped: dict[str, str] = dict((suite.source.columns or {}).items())

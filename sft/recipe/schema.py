@@ -22,7 +22,8 @@ from sft.utils.errors import UsageError
 # `sft` itself uses these words where a stage's or a suite's name could stand.
 RESERVED_STAGE_NAMES = ("all", "start")
 RESERVED_SUITE_NAMES = ("all", "manifest.json")
-TrainColumn = Literal["messages", "prompt", "completion", "id", "system", "answer", "domain", "reasoning"]
+PlainColumn = Literal["messages", "prompt", "completion", "id", "system"]
+TrainColumn = PlainColumn | Literal["answer", "domain", "reasoning", "tools", "chat_template_kwargs"]
 
 
 class ModelSection(Section):
@@ -86,10 +87,10 @@ class GenerateSource(Section):
 
 
 class Source(Section):
-    """One data set: a Hub id or local jsonl/parquet (`path`), or generated problems (`generate`)."""
+    """One data set: a Hub id or local files (`path`), or generated problems (`generate`)."""
 
     path: PathText | None = Field(
-        default=None, description="Hub id, or a local file, folder or glob of .jsonl/.parquet files."
+        default=None, description="Hub id, or a local file, folder or glob of .jsonl, .parquet, .json or .csv files."
     )
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
     split: str = Field(default="train", description="Split of a Hub data set.")
@@ -97,7 +98,7 @@ class Source(Section):
         default=None, description="Files of a Hub data set, by name or glob, where it has no configurations for them."
     )
     revision: str | None = Field(default=None, description="Revision of a Hub data set.")
-    columns: dict[Literal["messages", "prompt", "completion", "id", "system"], str] | None = Field(
+    columns: dict[PlainColumn, str] | None = Field(
         default=None,
         description="Which column is what, e.g. {prompt: question, completion: answer}. Default: found by name.",
     )
@@ -127,14 +128,14 @@ class Templates(Section):
         default=None, description="System message put in front of conversations without one."
     )
 
-    def turns(self, problem: str, completion: str) -> list[dict[str, str]]:
+    def turns(self, problem: str, completion: str) -> list[dict[str, Any]]:
         """The messages of a problem and its answer, without a system message."""
         # Not str.format: prompts and templates are full of LaTeX braces.
         user = (self.prompt_template or "{prompt}").replace("{prompt}", problem)
         assistant = (self.completion_template or "{completion}").replace("{completion}", completion)
         return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
-    def conversation(self, problem: str, completion: str) -> list[dict[str, str]]:
+    def conversation(self, problem: str, completion: str) -> list[dict[str, Any]]:
         """The same, with the section's system message where it has one."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, *self.turns(problem, completion)]
@@ -154,9 +155,10 @@ class DataSource(Source, Templates):
         default=None, description="A data recipe (packaged name or file): its sources and steps are this source."
     )
     sources: list[DataSource] | None = Field(default=None, min_length=1, description="Filled in from `recipe`.")
-    columns: dict[TrainColumn, str] | None = Field(  # type: ignore[assignment]
+    columns: dict[TrainColumn, str | None] | None = Field(  # type: ignore[assignment]
         default=None,
-        description="Which column is what, e.g. {prompt: problem, answer: answer}. Default: found by name.",
+        description="Which column is what, e.g. {prompt: problem, answer: answer}. Default: found by name; null leaves "
+        "system, tools or chat_template_kwargs out.",
     )
     rows: Literal["conversations", "problems"] = Field(
         default="conversations",

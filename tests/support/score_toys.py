@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tiny_sambay import tiny_model
 
-from sft.data.read.conversation import Message
+from sft.data.read.message import Message
 from sft.tokenizers.load import load_tokenizer
 
 

@@ -140,7 +140,8 @@ class Builder:
             pairs = zip(first.inputs, first.rename, strict=True)
             return [found for node, name in pairs for found in self.built[node.key].inputs(name)]
         assert first.opened is not None and first.reading is not None
-        parts = first.opened.parts(SHARD_ROWS, folder / "work" / "spool") or [Part(_nothing, 0)]
+        spool, columns = folder / "work" / "spool", first.reading.columns
+        parts = first.opened.parts(SHARD_ROWS, spool, columns) or [Part(_nothing, 0)]
         if len(parts) > 1 and made.parallel:
             self.engine.warm_up()
         return [worker.Input(part=part, reading=first.reading, title=first.title) for part in parts]

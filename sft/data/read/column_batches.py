@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.data.read import hub, local
+from sft.data.read.arrow_rows import parquet_batches
 from sft.recipe.schema import Source
 from sft.utils.errors import UserError, first_line
 
@@ -48,10 +49,10 @@ def _parquet(name: str, path: Path, columns: Sequence[str]) -> Iterator[tuple[st
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             _check(str(path), columns, file.schema_arrow.names)
             line = 1
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
+            for batch in parquet_batches(file, BATCH_ROWS, columns):
                 yield f"{name}:{line}", batch.select(list(columns))
                 line += batch.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file: {first_line(error)}") from error
 
 

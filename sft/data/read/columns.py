@@ -23,12 +23,14 @@ PAIR_COLUMNS = (
     ("question", "response"),
     ("query", "response"),
 )
+# Looked for in every row: of a JSON Lines file the first rows needn't have them.
+OPTIONAL_COLUMNS = ("system", "tools", "chat_template_kwargs")
 ID_COLUMNS = ("id", "uuid", "unique_id", "problem_id")
 
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Which column of a source is what."""
+    """Which column of a source is what. Of `OPTIONAL_COLUMNS`, "" is one that the recipe leaves out."""
 
     messages: str | None = None
     prompt: str | None = None
@@ -38,16 +40,28 @@ class ColumnMap:
     answer: str | None = None
     domain: str | None = None
     reasoning: str | None = None
+    tools: str | None = None
+    chat_template_kwargs: str | None = None
+
+    def optional(self, role: str) -> str:
+        """The column of one of `OPTIONAL_COLUMNS`, which a row may lack; "" where it is left out."""
+        found: str | None = getattr(self, role)
+        return role if found is None else found
+
+    def needed(self) -> set[str]:
+        """Every column that a row may be made of."""
+        return {*self.described().values(), *filter(None, map(self.optional, OPTIONAL_COLUMNS))}
 
     def described(self) -> dict[str, str]:
         """The roles that have a column, for the manifest."""
-        return {role: column for role, column in vars(self).items() if column is not None}
+        return {role: column for role, column in vars(self).items() if column}
 
 
 def choose_columns(
-    name: str, present: Iterable[str], given: Mapping[str, str] | None, *, problems: bool = False
+    name: str, present: Iterable[str], asked: Mapping[str, str | None] | None, *, problems: bool = False
 ) -> ColumnMap:
-    """Decide which of the columns `present` in source `name` is what; `given` is the recipe's own choice.
+    """Decide which of the columns `present` in source `name` is what; `asked` is the recipe's own choice, in
+    which null leaves an optional column out.
 
     With `problems` the rows are problems alone, and only the prompt's column is looked for.
 
@@ -55,7 +69,13 @@ def choose_columns(
     `id` column alone is no error, since a recipe's data may be replaced by local files: rows are then named by place.
     """
     columns = sorted(set(present))
-    given = dict(given or {})
+    given = {role: column for role, column in (asked or {}).items() if column is not None}
+    left_out = set(asked or {}) - set(given)
+    if left_out - set(OPTIONAL_COLUMNS):
+        listed = ", ".join(OPTIONAL_COLUMNS)
+        raise UsageError(
+            f"{name}: columns.{min(left_out - set(OPTIONAL_COLUMNS))} is null, which only {listed} can be."
+        )
     if "id" in given and given["id"] not in columns:
         log.warning("%s: there is no column '%s' for ids; rows are named by their place", name, given.pop("id"))
     for role, column in given.items():
@@ -72,7 +92,8 @@ def choose_columns(
         chosen[role] = given.get(role)
     if chosen["reasoning"] and not chosen.get("completion"):
         raise UsageError(f"{name}: `columns.reasoning` stands in front of a completion's column: name that too.")
-    chosen["system"] = given.get("system") or ("system" if "system" in columns else None)
+    for role in OPTIONAL_COLUMNS:
+        chosen[role] = "" if role in left_out else given.get(role, role if role in columns else None)
     chosen["id"] = given.get("id") or next((column for column in ID_COLUMNS if column in columns), None)
     return ColumnMap(**chosen)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.data.read.arrow_rows import to_rows
 from sft.data.read.row import Part, Row
 from sft.recipe.schema import Source
 from sft.utils.errors import UserError, first_line
@@ -77,18 +78,24 @@ def identity(source: Source, data: datasets.Dataset) -> dict[str, Any]:
     }
 
 
-def parts_of(name: str, data: datasets.Dataset, rows: int, _scratch: Path) -> list[Part]:
+def parts_of(
+    name: str, data: datasets.Dataset, rows: int, _scratch: Path, columns: Collection[str] | None = None
+) -> list[Part]:
     """The rows of a split in parts of `rows`."""
     ranges = [(start, min(start + rows, len(data))) for start in range(0, len(data), rows)]
-    return [Part(partial(read_range, name, data, start, end), end - start) for start, end in ranges]
+    return [Part(partial(read_range, name, data, start, end, columns), end - start) for start, end in ranges]
 
 
-def read_range(name: str, data: datasets.Dataset, start: int, end: int) -> Iterator[Row]:
-    """Rows of the split called `name`, in order, read in batches from the memory-mapped table."""
-    line = start
+def read_range(
+    name: str, data: datasets.Dataset, start: int, end: int, columns: Collection[str] | None = None
+) -> Iterator[Row]:
+    """Rows of the split called `name`, in order, read in batches from the memory-mapped table (columns: None, all)."""
+    line = start + 1
     part = data.select(range(start, end))
+    if columns is not None:
+        part = part.select_columns([column for column in data.column_names if column in columns])
     # The arrow format skips decoding: images or audio beside the text would need packages that we don't have.
-    for batch in part.with_format("arrow").iter(batch_size=BATCH_ROWS):
-        for value in batch.to_pylist():
-            line += 1
-            yield Row(name, line, value)
+    for table in part.with_format("arrow").iter(batch_size=BATCH_ROWS):
+        for batch in table.to_batches():
+            yield from to_rows(name, line, batch)
+            line += batch.num_rows

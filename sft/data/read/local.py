@@ -1,4 +1,4 @@
-"""Rows of local .jsonl and .parquet files: one file, a folder, or a glob."""
+"""Rows of local .jsonl, .parquet, .json and .csv files: one file, a folder, or a glob."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import gzip
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
-from sft.data.read.row import BadRow, Part, Row
+from sft.data.read.arrow_rows import parquet_batches, to_rows
+from sft.data.read.csv_rows import csv_columns, csv_parts, read_csv
+from sft.data.read.json_rows import holds_list, list_lines
+from sft.data.read.row import MOST_NESTED, PEEK_ROWS, BadRow, Part, Row, deeper, first_columns
 from sft.utils.errors import UserError, first_line
 from sft.utils.files import sha256_file
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".json", ".csv")
+# Where a folder has other data, these are what is said about it (dataset_info.json, results.csv).
+SIDE_SUFFIXES = (".json", ".csv")
 # The words that Hub data sets use for splits in file names; the key is what a recipe's `split` says.
 SPLIT_WORDS = {
     "train": {"train", "training"},
@@ -36,7 +41,7 @@ def looks_local(path: str) -> bool:
     return (
         Path(path).expanduser().exists()
         or glob.has_magic(path)
-        or path.endswith((*SUFFIXES, ".json", ".csv", ".arrow"))
+        or path.endswith((*SUFFIXES, ".arrow"))
         or path.startswith((".", "/", "~"))
         or path.count("/") > 1
     )
@@ -47,7 +52,8 @@ def find_files(
 ) -> list[tuple[str, Path]]:
     """The (short name, path) of every data file that `path` means, sorted by name.
 
-    Of a folder, `data_files` (names or globs in it) says which; a `config` is the folder of that name in it.
+    Of a folder, `data_files` (names or globs in it) says which; a `config` is the folder of that name in it. Files of
+    .json and .csv are taken where they are named, and where there are no others.
 
     A single file is taken as it is. Of a folder or glob, files named after a split are told apart as on the Hub: where
     some are named after `split` only these are taken, else those named after no split (so that `train.jsonl` and
@@ -55,7 +61,7 @@ def find_files(
 
     Raises UserError when nothing is found or a single file is of an unknown kind.
     """
-    expanded = str(Path(path).expanduser())
+    expanded, patterns = str(Path(path).expanduser()), list[str]()
     if Path(expanded).is_file():
         if not expanded.endswith(SUFFIXES):
             raise UserError(f"{path}: unknown kind of data file; expected one of {', '.join(SUFFIXES)}.")
@@ -69,7 +75,7 @@ def find_files(
             found = sorted({file for pattern in patterns for file in root.glob(pattern)})
     elif glob.has_magic(expanded):
         found = sorted(Path(name) for name in glob.glob(expanded, recursive=True))
-        root = _fixed_part(expanded)
+        root, patterns = _fixed_part(expanded), [expanded]
     else:
         raise UserError(f"{path}: no such file or folder.")
     files = [
@@ -80,6 +86,8 @@ def find_files(
     if not files:
         named = f" that data_files ({data_files}) means" if data_files is not None else ""
         raise UserError(f"{path}: no {' or '.join(SUFFIXES)} file there{named}.")
+    side = tuple(suffix for suffix in SIDE_SUFFIXES if not any(pattern.endswith(suffix) for pattern in patterns))
+    files = [file for file in files if not file[0].endswith(side)] or files
     return files if data_files is not None else _of_split(path, files, split)
 
 
@@ -118,14 +126,49 @@ def identity(files: list[tuple[str, Path]]) -> list[dict[str, Any]]:
     return [{"name": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for name, path in files]
 
 
-def read_files(files: list[tuple[str, Path]]) -> Iterator[Row]:
+def columns_of(files: list[tuple[str, Path]]) -> set[str] | None:
+    """The columns that the first readable rows have; None: no row can be read.
+
+    Raises UserError when a file can't be read at all.
+    """
+    names, rows = set[str](), 0
+    for name, path in files:
+        with _readable(path):
+            if path.suffix == ".parquet":
+                count, found = _parquet_columns(path)
+            elif path.suffix == ".csv":
+                count, found = PEEK_ROWS, csv_columns(path)
+            else:
+                readable = (row for row in _read_lines_of(name, path) if row.value is not None)
+                peeked = list(islice(readable, PEEK_ROWS - rows))
+                count, found = len(peeked), list(first_columns(peeked) or ())
+        names |= set(found if count else ())
+        rows += count
+        if rows >= PEEK_ROWS:
+            break
+    return names or None
+
+
+def _parquet_columns(path: Path) -> tuple[int, list[str]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        return file.metadata.num_rows, file.schema_arrow.names
+
+
+def read_files(files: list[tuple[str, Path]], columns: Collection[str] | None = None) -> Iterator[Row]:
     """Every row of `files`, in order. A line that isn't a JSON object becomes a bad row.
+
+    Of parquet files only `columns` are read (None: all), so that nothing else can make a row bad.
 
     Raises UserError when a file can't be read at all (missing, no permission, not a parquet file).
     """
     for name, path in files:
         with _readable(path):
-            yield from _read_parquet(name, path) if path.suffix == ".parquet" else _read_jsonl(name, path)
+            if path.suffix == ".parquet":
+                yield from _read_parquet(name, path, columns)
+            else:
+                yield from read_csv(name, path) if path.suffix == ".csv" else _read_lines_of(name, path)
 
 
 @contextmanager
@@ -137,14 +180,17 @@ def _readable(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"{path}: not a readable parquet file: {first_line(error)}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: can't be read: {error}; copy or download it again.") from error
 
 
-def parts_of(files: list[tuple[str, Path]], rows: int, scratch: Path) -> list[Part]:
-    """The rows of `files` in parts of about `rows`. What is compressed is copied to `scratch` first.
+def parts_of(
+    files: list[tuple[str, Path]], rows: int, scratch: Path, columns: Collection[str] | None = None
+) -> list[Part]:
+    """The rows of `files` in parts of about `rows`, as `read_files` reads them. What can't be read from the middle is
+    copied to `scratch` first.
 
     Raises UserError when a file can't be read at all.
     """
@@ -152,10 +198,14 @@ def parts_of(files: list[tuple[str, Path]], rows: int, scratch: Path) -> list[Pa
     for name, path in files:
         with _readable(path):
             if path.suffix == ".parquet":
-                parts += _parquet_parts(name, path, rows)
+                parts += _parquet_parts(name, path, rows, columns)
+            elif path.suffix == ".csv":
+                parts += csv_parts(name, path, rows)
             elif path.name.endswith(".gz"):
                 with _open_bytes(path) as handle:
                     parts += spooled(name, handle, rows, scratch / f"file-{len(parts)}")
+            elif path.suffix == ".json" and holds_list(path):
+                parts += spooled(name, list_lines(path), rows, scratch / f"file-{len(parts)}")
             else:
                 parts += _jsonl_parts(name, path, rows)
     return parts
@@ -203,7 +253,10 @@ def _read_lines(name: str, path: Path, start: int, end: int, first_line: int) ->
                 yield parse_line(name, line, raw)
 
 
-def _read_jsonl(name: str, path: Path) -> Iterator[Row]:
+def _read_lines_of(name: str, path: Path) -> Iterator[Row]:
+    if path.suffix == ".json" and holds_list(path):
+        yield from (parse_line(name, number, raw) for number, raw in enumerate(list_lines(path), start=1))
+        return
     with _open_bytes(path) as handle:
         for line, raw in enumerate(handle, start=1):
             if line == 1:
@@ -227,6 +280,8 @@ def parse_line(source: str, line: int, raw: bytes) -> Row:
     if not isinstance(value, dict):
         detail = f"expected a JSON object, found {type(value).__name__}"
         return Row(source, line, None, BadRow("not_an_object", detail), _show(raw))
+    if raw.count(b"[") + raw.count(b"{") > MOST_NESTED and deeper(value, MOST_NESTED):
+        return Row(source, line, None, BadRow("broken_json", f"nested more than {MOST_NESTED} deep"), _show(raw))
     return Row(source, line, value)
 
 
@@ -234,7 +289,7 @@ def _show(raw: bytes) -> str:
     return raw.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
 
 
-def _parquet_parts(name: str, path: Path, rows: int) -> list[Part]:
+def _parquet_parts(name: str, path: Path, rows: int, columns: Collection[str] | None) -> list[Part]:
     """Parts of whole row groups: a group can only be read from its beginning."""
     import pyarrow.parquet as pq
 
@@ -245,19 +300,20 @@ def _parquet_parts(name: str, path: Path, rows: int) -> list[Part]:
         groups.append(number)
         count += size
         if count >= rows or number + 1 == len(sizes):
-            parts.append(Part(partial(_read_parquet, name, path, tuple(groups), line), count))
+            parts.append(Part(partial(_read_parquet, name, path, columns, tuple(groups), line), count))
             groups, count, line = [], 0, line + count
     return parts
 
 
-def _read_parquet(name: str, path: Path, groups: Sequence[int] | None = None, first_line: int = 1) -> Iterator[Row]:
+def _read_parquet(
+    name: str, path: Path, columns: Collection[str] | None, groups: Sequence[int] | None = None, first_line: int = 1
+) -> Iterator[Row]:
     """Every row, or those of some row groups, of which the first has the number `first_line`."""
     import pyarrow.parquet as pq
 
     # Without pre_buffer, which would hold all of a row group's bytes while its rows are read.
     with _readable(path), pq.ParquetFile(path, pre_buffer=False) as file:
         line = first_line
-        for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, row_groups=groups):
-            for value in batch.to_pylist():
-                yield Row(name, line, value)
-                line += 1
+        for batch in parquet_batches(file, PARQUET_BATCH_ROWS, columns, groups):
+            yield from to_rows(name, line, batch)
+            line += batch.num_rows

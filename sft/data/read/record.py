@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sft.data.read.conversation import Message
+from sft.data.read.message import Message, spelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,8 @@ class Record:
         problem_id: the same for all rows that answer one problem of one source.
         messages: the conversation, or None for a problem without an answer.
         untrained: numbers of the assistant's messages that are context only.
+        tools: JSON text of the functions that the row declares beside its messages.
+        chat_template_kwargs: the chat template's own arguments.
         answer: the gold answer.
         domain: such as math, code, science.
         tokens: length under the chat template, None while it isn't known; `trained`: those that are learned.
@@ -66,6 +68,8 @@ class Record:
     trained: int | None = None
     tokens_at: str | None = None
     untrained: list[int] = field(default_factory=list)
+    tools: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     carried: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     teacher_ids: list[int] | None = None
@@ -83,7 +87,8 @@ class Record:
         """The last assistant message, or None."""
         for message in reversed(self.messages or []):
             if message["role"] == "assistant":
-                return message["content"]
+                content: str = message["content"]
+                return content
         return None
 
     @property
@@ -91,7 +96,7 @@ class Record:
         """All that is said in the row, for looking at or comparing whole rows."""
         if self.messages is None:
             return self.problem or ""
-        return "\n".join(message["content"] for message in self.messages)
+        return "\n".join([*map(spelled, self.messages), *([self.tools] if self.tools else [])])
 
 
 def fingerprint(record: Record) -> int:
@@ -112,7 +117,7 @@ def schema() -> pa.Schema:
     """Columns of a shard."""
     import pyarrow as pa
 
-    message = pa.struct([("role", pa.string()), ("content", pa.large_string()), ("tools", pa.large_string())])
+    message = pa.struct([("role", pa.string()), ("content", pa.large_string()), ("more", pa.large_string())])
     return pa.schema(
         [
             ("id", pa.string()),
@@ -127,6 +132,8 @@ def schema() -> pa.Schema:
             ("trained", pa.int64()),
             ("tokens_at", pa.string()),
             ("untrained", pa.list_(pa.int32())),
+            ("tools", pa.large_string()),
+            ("chat_template_kwargs", pa.large_string()),
             ("carried", pa.large_string()),
             ("facts", pa.large_string()),
             ("teacher_ids", pa.large_list(pa.int32())),
@@ -164,8 +171,16 @@ def _plain(record: Record, names: Sequence[str]) -> dict[str, Any]:
     # ASCII, so that half surrogates survive.
     if "carried" in value:
         value["carried"] = json.dumps(record.carried, default=str)
+        value["chat_template_kwargs"] = json.dumps(record.chat_template_kwargs)
+        value["messages"] = None if record.messages is None else list(map(_stored, record.messages))
     value["facts"] = json.dumps(record.facts)
     return value
+
+
+def _stored(message: Message) -> Message:
+    """Role, content, and JSON of what else there is."""
+    more = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return {**message, "more": json.dumps(more) if more else None}
 
 
 def from_table(table: pa.Table | pa.RecordBatch) -> list[Record]:
@@ -179,9 +194,8 @@ def renewed(record: Record, new: dict[str, Any]) -> Record:
 
 
 def _record(value: dict[str, Any]) -> Record:
-    value["carried"], value["facts"] = json.loads(value["carried"]), json.loads(value["facts"])
-    if value["messages"] is not None:
-        value["messages"] = [
-            {key: text for key, text in message.items() if text is not None} for message in value["messages"]
-        ]
+    for name in ("carried", "facts", "chat_template_kwargs"):
+        value[name] = json.loads(value[name])
+    for message in value["messages"] or ():
+        message |= json.loads(message.pop("more") or "{}")
     return Record(**value)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.data.read.columns import ColumnMap, choose_columns
-from sft.data.read.conversation import row_id, to_messages, to_problem
+from sft.data.read.conversation import row_id, to_extras, to_messages, to_problem
+from sft.data.read.message import context_only
 from sft.data.read.outcomes import Dropped, Kept
 from sft.data.read.record import Record, text_hash
-from sft.data.read.row import BadRow, Row, first_columns
+from sft.data.read.row import BadRow, Row
 from sft.data.read.sources import OpenSource
 from sft.recipe.schema import DataSource, Templates
 from sft.utils.errors import UserError
@@ -31,6 +32,11 @@ class Reading:
     name: str
     before: str = ""
 
+    @property
+    def columns(self) -> set[str] | None:
+        """Every column that is needed; None where it isn't known which are."""
+        return None if self.mapping is None else self.mapping.needed() | set(self.source.carry)
+
     def outcome(self, row: Row) -> Kept | Dropped:
         """The row as a record; one that can't be used is dropped for a reason that begins with `BAD`."""
         return _outcome(row, self)
@@ -41,7 +47,7 @@ def how_to_read(opened: OpenSource, source: DataSource, templates: Templates, na
 
     Raises UserError when the source has no known columns, or lacks one that it should carry.
     """
-    names = first_columns(opened.read())
+    names = opened.columns()
     mapping = None if names is None else _mapping(names, opened.name, source)
     return Reading(source, templates, mapping, name, before)
 
@@ -71,18 +77,18 @@ def _outcome(row: Row, reading: Reading) -> Kept | Dropped:
         domain=_plain(row.value, mapping.domain),
         carried={column: row.value.get(column) for column in source.carry},
     )
-    filled = (
-        to_problem(row.value, mapping)
-        if source.rows == "problems"
-        else to_messages(row.value, mapping, reading.templates)
-    )
-    if isinstance(filled, BadRow):
+    problems = source.rows == "problems"
+    filled = to_problem(row.value, mapping) if problems else to_messages(row.value, mapping, reading.templates)
+    extras = to_extras(row.value, mapping)
+    if isinstance(filled, BadRow) or isinstance(extras, BadRow):
+        bad = next(found for found in (filled, extras) if isinstance(found, BadRow))
         record.carried = {"raw": {key: value for key, value in row.value.items() if value is not None}}
-        return Dropped(record, BAD + filled.reason, filled.detail)
+        return Dropped(record, BAD + bad.reason, bad.detail)
+    record.tools, record.chat_template_kwargs = extras
     if isinstance(filled, str):
         record.problem = filled
     else:
-        record.messages = filled
+        record.messages, record.untrained = filled, context_only(filled)
         record.problem = _problem(row.value, mapping, record)
     record.problem_id = f"{text_hash(f'{name} {(record.problem or record.id).strip()}'):032x}"
     return Kept(record)
@@ -97,6 +103,6 @@ def _plain(value: Mapping[str, Any], column: str | None) -> str | None:
 
 def _problem(value: Mapping[str, Any], mapping: ColumnMap, record: Record) -> str | None:
     """The question without templates: the prompt's column, or what the user says first."""
-    if mapping.messages is None and mapping.prompt is not None:
+    if mapping.messages is None and mapping.prompt is not None and isinstance(value[mapping.prompt], str):
         return str(value[mapping.prompt])
     return next((message["content"] for message in record.messages or [] if message["role"] == "user"), None)

@@ -9,6 +9,8 @@ from itertools import islice
 from typing import Any
 
 PEEK_ROWS = 100
+MOST_NESTED = 100
+"""Python gives up at about a thousand, wherever the stack happens to end; templates take several for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,12 @@ class Part:
 
 def _first(read: Callable[[], Iterator[Row]], limit: int) -> Iterator[Row]:
     return islice(read(), limit)
+
+
+def deeper(found: Any, levels: int) -> bool:
+    """Whether lists and mappings are nested more than so many levels deep."""
+    inner = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    return levels < 0 or any(deeper(value, levels - 1) for value in inner if isinstance(value, (dict, list)))
 
 
 def first_columns(rows: Iterable[Row]) -> set[str] | None:

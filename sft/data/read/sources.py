@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sft.data.read import hub, local
-from sft.data.read.row import Part, Row
+from sft.data.read.row import Part, Row, first_columns
 from sft.recipe.schema import GenerateSource, Source
 from sft.utils.errors import UsageError, UserError
 from sft.utils.files import sha256_file
+
+
+class _Read(Protocol):
+    def __call__(self, columns: Collection[str] | None = None) -> Iterator[Row]: ...
+
+
+class _Parts(Protocol):
+    def __call__(self, rows: int, scratch: Path, columns: Collection[str] | None = None) -> list[Part]: ...
 
 
 @dataclass(frozen=True)
@@ -22,15 +30,17 @@ class OpenSource:
     """A source that was found to exist.
 
     `name` is for messages, `files` are what its rows say they come from; `identity` is JSON that changes when the
-    content does; `read()` starts from the first row. `parts(rows, scratch)` are the same rows in parts of about so
-    many, which other processes can read at once (`scratch` is a folder for a copy of what can't be read from the
-    middle); `unchanged()` raises UserError when the content has changed since.
+    content does; `columns()` are those of its first readable rows, None where it has none. `read(columns)` starts from
+    the first row; what isn't asked for needn't be read (None: all). `parts(rows, scratch, columns)` are the same rows
+    in parts of about so many, which other processes can read at once (`scratch` is a folder for a copy of what can't be
+    read from the middle); `unchanged()` raises UserError when the content has changed since.
     """
 
     name: str
     identity: dict[str, Any]
-    read: Callable[[], Iterator[Row]]
-    parts: Callable[[int, Path], list[Part]]
+    columns: Callable[[], set[str] | None]
+    read: _Read
+    parts: _Parts
     files: tuple[str, ...]
     unchanged: Callable[[], None] = lambda: None
 
@@ -54,8 +64,8 @@ def open_source(source: Source) -> OpenSource:
     return replace(
         opened,
         identity={**opened.identity, "max_rows": limit},
-        read=lambda: islice(opened.read(), limit),
-        parts=lambda rows, scratch: _first_rows(opened.parts(rows, scratch), limit),
+        read=lambda columns=None: islice(opened.read(columns), limit),
+        parts=lambda rows, scratch, columns=None: _first_rows(opened.parts(rows, scratch, columns), limit),
     )
 
 
@@ -78,12 +88,12 @@ def _open_files(source: Source) -> OpenSource:
             if _stamp(path) != stamp:
                 raise UserError(f"{path}: changed while it was read; run again when it is complete.")
 
-    def read() -> Iterator[Row]:
-        yield from local.read_files(files)
+    def read(columns: Collection[str] | None = None) -> Iterator[Row]:
+        yield from local.read_files(files, columns)
         unchanged()
 
-    parts = partial(local.parts_of, files)
-    return OpenSource(str(source.path), identity, read, parts, tuple(name for name, _ in files), unchanged)
+    columns, parts = partial(local.columns_of, files), partial(local.parts_of, files)
+    return OpenSource(str(source.path), identity, columns, read, parts, tuple(name for name, _ in files), unchanged)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -95,7 +105,10 @@ def _open_hub(source: Source) -> OpenSource:
     data = hub.load_split(source)
     name = f"{source.path}:{source.split}"
     identity, parts = hub.identity(source, data), partial(hub.parts_of, name, data)
-    return OpenSource(name, identity, lambda: hub.read_range(name, data, 0, len(data)), parts, (name,))
+    columns = set(data.column_names) if len(data) else None
+    return OpenSource(
+        name, identity, lambda: columns, partial(hub.read_range, name, data, 0, len(data)), parts, (name,)
+    )
 
 
 def _open_generator(section: GenerateSource) -> OpenSource:
@@ -103,7 +116,7 @@ def _open_generator(section: GenerateSource) -> OpenSource:
 
     name = f"generate:{section.family}:{section.split}"
 
-    def read() -> Iterator[Row]:
+    def read(columns: Collection[str] | None = None) -> Iterator[Row]:
         for line, value in enumerate(generated.generate_rows(section), start=1):
             yield Row(name, line, value)
 
@@ -111,10 +124,10 @@ def _open_generator(section: GenerateSource) -> OpenSource:
     code = [sha256_file(file) for file in sorted(Path(generated.__file__).parent.glob("*.py"))]
     identity = {"generate": section.model_dump(), "code": code}
 
-    def parts(rows: int, scratch: Path) -> list[Part]:
+    def parts(rows: int, scratch: Path, columns: Collection[str] | None = None) -> list[Part]:
         return local.spooled(name, map(_as_line, read()), rows, scratch)
 
-    return OpenSource(name, identity, read, parts, (name,))
+    return OpenSource(name, identity, lambda: first_columns(read()), read, parts, (name,))
 
 
 def _as_line(row: Row) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sft.data.read.conversation import Message
+from sft.data.read.message import Message
 from sft.data.read.outcomes import Dropped, Kept, Outcome
 from sft.data.read.record import Record
 from sft.data.steps.base import RowStep
@@ -66,7 +66,7 @@ class Render(RowStep):
             message["content"] = self._content(message["content"], in_history, notes)
             if notes.get("history_stripped", 0) > before:
                 context.append(message)
-            if not message["content"].strip():
+            if not message["content"].strip() and "tool_calls" not in message:
                 return f"message {number} has thinking and nothing else"
         return None
 

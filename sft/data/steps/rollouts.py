@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from sft.data.read.conversation import Message, to_conversation
+from sft.data.read.conversation import to_conversation
+from sft.data.read.message import Message, context_only
 from sft.data.read.outcomes import Dropped, Outcome, Replaced
 from sft.data.read.record import Record
 from sft.data.read.row import BadRow
@@ -119,7 +120,7 @@ class ExplodeRollouts(RowStep):
         messages = self._messages(child, rollout)
         if isinstance(messages, BadRow):
             return Dropped(child, messages.reason, messages.detail)
-        child.messages = messages
+        child.messages, child.untrained = messages, context_only(messages)
         if not (self.config.require or self.config.require_all):
             return None
         passed = self._passed(flags)
@@ -159,8 +160,9 @@ class ExplodeRollouts(RowStep):
         *before, answer = messages
         if before != own_system:
             return BadRow("wrong_type", "a conversation without a user's message that is more than one answer")
-        asked = templates.conversation(child.problem, answer["content"])
-        return [*own_system, *(message for message in asked if not own_system or message["role"] != "system")]
+        *asked, said = templates.conversation(child.problem, answer["content"])
+        asked = [message for message in asked if not own_system or message["role"] != "system"]
+        return [*own_system, *asked, {**answer, **said}]
 
     def _limit(self, outcome: Replaced) -> None:
         """Drop what is over `max_rollouts`: those with the highest numbers drawn from the seed and their own name."""

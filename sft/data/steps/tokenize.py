@@ -55,6 +55,10 @@ class Tokenize(RowStep):
 
         return Renderer(self.context.tokenizer)
 
+    def _render(self, record: Record) -> Any:
+        untrained = self._untrained(record)
+        return self._renderer.render(record.messages, untrained, record.tools, record.chat_template_kwargs)
+
     def _untrained(self, record: Record) -> set[int]:
         """Numbers of the assistant's messages that are context only."""
         said = [number for number, message in enumerate(record.messages or ()) if message["role"] == "assistant"]
@@ -64,7 +68,7 @@ class Tokenize(RowStep):
         from sft.data.tokenize.tokens import tokenize
 
         new = [record for record in batch if record.messages is not None and record.tokens_at is None]
-        rendered = {id(record): self._renderer.render(record.messages, self._untrained(record)) for record in new}
+        rendered = {id(record): self._render(record) for record in new}
         texts = [found for found in rendered.values() if not isinstance(found, BadRow)]
         tokens = tokenize(self.context.tokenizer, texts, self.config.most)
         for record in batch:

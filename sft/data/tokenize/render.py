@@ -6,12 +6,14 @@ import json
 import re
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from sft.data.read.message import Message, from_json, spelled
 from sft.data.read.row import BadRow
-from sft.data.tokenize.marks import NONCHARACTER, Marked, Plain, Span, marked, said_in, thinking_apart, unmarked
+from sft.data.tokenize.forms import Form, forms, unread
+from sft.data.tokenize.marks import NONCHARACTER, Marked, Plain, Span, marked, said_in, unmarked
 from sft.data.tokenize.template import TRAINING_TEMPLATE, has_marks, training_template
 from sft.tokenizers.control import ControlTokens
 from sft.tokenizers.turns import RENDER_ERRORS, Turn, find_turn
@@ -48,34 +50,51 @@ class Renderer:
         self._has_marks = has_marks(self.template)
         self._check_marks()
 
-    def render(self, messages: Sequence[Mapping[str, Any]], untrained: Collection[int] = ()) -> Rendered | BadRow:
+    def render(
+        self,
+        messages: Sequence[Message],
+        untrained: Collection[int] = (),
+        tools: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Rendered | BadRow:
         """The conversation's text and trained spans, or why it can't be rendered.
 
-        `untrained`: numbers of the assistant's messages that are context only.
+        `untrained`: numbers of the assistant's messages that are context only. `tools` (JSON text of a list) and
+        `chat_template_kwargs`: what the row tells the template beside the messages.
 
         Refused are a message that spells a control token out (such as `<|end|>`: it would be read as the real one, and
         end a turn or forge another's), and one whose words the template leaves out or changes.
         """
+        arguments = chat_template_kwargs or {}
         try:
-            _check_texts(messages, self._control)
-            try:
-                return self._rendered(messages, untrained)
-            except _RefusedError as error:
-                apart = thinking_apart(messages)
-                if error.bad.reason != LOST or apart == messages:
-                    raise
-                return self._rendered(apart, untrained)
+            _check_texts(messages, [tools or "", json.dumps(arguments, ensure_ascii=False)], self._control)
+            if (name := unread(self.template, arguments)) is not None:
+                raise _RefusedError("chat_template_kwargs", f"the chat template doesn't read {name}")
+            if tools and any(from_json(message.get("tools", tools)) != from_json(tools) for message in messages):
+                raise _RefusedError("tools", "the row declares tools, and its system message declares others")
         except _RefusedError as error:
             return error.bad
+        refused = BadRow("tools", "")
+        for form in forms(messages, tools, arguments):
+            try:
+                return self._rendered(form, [number + form.added for number in untrained])
+            except _RefusedError as error:
+                # That one form has no place for tools says nothing of the others.
+                refused = error.bad if refused.reason == "tools" else refused
+                if error.bad.reason not in (LOST, "template", "tools"):
+                    break
+        return refused
 
-    def _rendered(self, messages: Sequence[Mapping[str, Any]], untrained: Collection[int]) -> Rendered:
+    def _rendered(self, form: Form, untrained: Collection[int]) -> Rendered:
+        messages = form.messages
         made = marked(messages)
-        text, marks = self._text(made.messages)
+        text, marks = self._text(made.messages, form.options)
         plain = unmarked(text)
         # Our own template says every message as it is, whatever it says.
-        if self.template != TRAINING_TEMPLATE and self._text(messages)[0] != plain.text:
+        if self.template != TRAINING_TEMPLATE and self._text(messages, form.options)[0] != plain.text:
             raise _RefusedError("template", "the chat template changes with a message's words: they can't be found")
-        _check_lost(messages, untrained, made, plain)
+        self._check_placed(form, plain.text)
+        _check_lost(form, untrained, made, plain)
         if self._has_marks:
             owned = self._own_marks(made, plain, [(plain.place(start), plain.place(end)) for start, end in marks])
         else:
@@ -84,7 +103,7 @@ class Renderer:
         _check_covered(untrained, made, plain, spans)
         return Rendered(plain.text, _merged(spans))
 
-    def _text(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Span]]:
+    def _text(self, messages: Sequence[Message], options: Mapping[str, Any]) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -92,11 +111,24 @@ class Renderer:
                 conversations=[list(messages)],
                 chat_template=self.template,
                 return_assistant_tokens_mask=self._has_marks,
-                **{**self._special, **_options(messages)},
+                **{**self._special, **options},
             )
         except RENDER_ERRORS as error:
             raise _RefusedError("template", f"the chat template refused it: {error}") from error
         return texts[0], spans[0] if spans else []
+
+    def _check_placed(self, form: Form, text: str) -> None:
+        """Refuse tools and calls of which the template says nothing at all."""
+        for key in ("tool_calls", "tools"):
+            if not form.has(key):
+                continue
+            bare = form.without(key)
+            try:
+                said = self._text(bare.messages, bare.options)[0] != text
+            except _RefusedError:  # it can't say the rest without them
+                continue
+            if not said:
+                raise _RefusedError(key, f"the chat template has no place for {key}")
 
     def _own_marks(self, made: Marked, plain: Plain, marks: list[Span]) -> list[tuple[int, Span]]:
         """(message, span) of what the template marks; what follows an answer, such as the end of the text, is its."""
@@ -151,12 +183,10 @@ class Renderer:
             )
 
 
-def _check_texts(messages: Sequence[Mapping[str, Any]], control: ControlTokens) -> None:
-    """Refuse texts that can't be written, or spell a control token out."""
-    for number, message in enumerate(messages):
-        where = f"message {number} ({message['role']})"
-        text = f"{message['content']}{message.get('tools') or ''}"
-        text += json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else ""
+def _check_texts(messages: Sequence[Message], beside: Sequence[str], control: ControlTokens) -> None:
+    """Refuse texts that can't be written, or spell a control token out; `beside`: the row's tools and arguments."""
+    texts = [(f"message {number} ({message['role']})", spelled(message)) for number, message in enumerate(messages)]
+    for where, text in (*texts, *(("what the chat template is told", text) for text in beside)):
         if not _encodable(text):
             raise _RefusedError("invalid_unicode", f"{where} holds half of a surrogate pair")
         if not text.isascii() and NONCHARACTER.search(text):
@@ -166,8 +196,9 @@ def _check_texts(messages: Sequence[Mapping[str, Any]], control: ControlTokens) 
             raise _RefusedError("control_token", f"{where} spells out {found}")
 
 
-def _check_lost(messages: Sequence[Mapping[str, Any]], untrained: Collection[int], made: Marked, plain: Plain) -> None:
+def _check_lost(form: Form, untrained: Collection[int], made: Marked, plain: Plain) -> None:
     """Refuse a conversation of which the rendered text leaves something out that is trained, or that it answers."""
+    messages = form.messages
     places = dict(plain.found)
     for number, (owner, words) in enumerate(made.words):
         start, end = places.get(number, (0, 0))
@@ -181,12 +212,15 @@ def _check_lost(messages: Sequence[Mapping[str, Any]], untrained: Collection[int
     for number, message in enumerate(messages):
         said: list[Any] = [message["content"]] if message["role"] != "assistant" else []
         said += [call for call in message.get("tool_calls") or [] if number not in untrained]
-        tools = _json(message.get("tools"))
+        tools = from_json(message.get("tools"))
         said += tools if isinstance(tools, list) else [tools]
         for call in said:
-            for lost in said_in(plain.text, _arguments(call)):
+            for lost in _lost(plain.text, call):
                 where = f"message {number} ({message['role']})"
                 raise _RefusedError(LOST, f"the chat template leaves out what {where} says: {lost[:60]!r}")
+    for tool in form.options.get("tools", ()):
+        for lost in _lost(plain.text, tool):
+            raise _RefusedError("tools", f"the chat template leaves the tool {lost[:60]!r} out")
 
 
 def _check_covered(untrained: Collection[int], made: Marked, plain: Plain, spans: Sequence[Span]) -> None:
@@ -199,31 +233,16 @@ def _check_covered(untrained: Collection[int], made: Marked, plain: Plain, spans
             raise _RefusedError("template", f"it marks the wrong part as trained, not what message {owner} says")
 
 
-def _arguments(call: Any) -> Any:
-    """The name and arguments of a tool or of a call; a text as it is."""
-    if not isinstance(call, Mapping):
-        return call
-    call = call.get("function", call)
-    return [call.get("name"), _json(call.get("arguments"))] if isinstance(call, Mapping) else call
-
-
-def _options(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What templates take beside the messages: tools, and a row's own settings."""
-    options: dict[str, Any] = {}
-    for message in messages:
-        options |= message.get("chat_template_kwargs") or {}
-        tools = _json(message.get("tools"))
-        if isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools):
-            options["tools"] = tools
-    return options
-
-
-def _json(text: Any) -> Any:
-    """What a text says in JSON; itself where it is none."""
-    try:
-        return json.loads(text) if isinstance(text, str) else text
-    except ValueError:
-        return text
+def _lost(text: str, call: Any) -> Iterator[str]:
+    """What `text` leaves out of the name and arguments of a tool or of a call; or of a text."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        yield from said_in(text, call)
+        return
+    arguments = function.get("arguments")
+    yield from said_in(text, [function.get("name"), from_json(arguments)])
+    if isinstance(arguments, str) and arguments.strip() not in text:
+        yield arguments  # JSON in quotes, as some templates write what they take for a mapping
 
 
 def _own_start(message: Mapping[str, Any], text: str, start: int) -> int:

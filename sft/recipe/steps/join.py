@@ -19,7 +19,9 @@ class JoinStep(StepSettings):
 
     not_behind = ("explode_rollouts", "generate")
 
-    path: PathText = Field(description="Hub id, or a local file, folder or glob of .jsonl/.parquet files.")
+    path: PathText = Field(
+        description="Hub id, or a local file, folder or glob of .jsonl, .parquet, .json or .csv files."
+    )
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub data set.")
     split: str = Field(default="train", description="Its split.")
     revision: str | None = Field(default=None, description="Revision of a Hub data set.")

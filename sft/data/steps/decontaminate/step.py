@@ -76,7 +76,9 @@ class Decontaminate(RowStep):
 def read_benchmark(benchmark: Benchmark) -> list[BenchmarkProblem]:
     """All problems of a benchmark. Raises UserError where one can't be read: a gap would let its copies through."""
     opened = _open(benchmark)
-    problems = [_problem(benchmark, row) for row in opened.read()]
+    wanted, names = {benchmark.column} if benchmark.column else set(PROBLEM_COLUMNS), opened.columns() or set()
+    needed = (wanted | set(ID_COLUMNS)) & names if wanted & names else None
+    problems = [_problem(benchmark, row) for row in opened.read(needed)]
     if not problems:
         raise UserError(f"decontaminate: benchmark {benchmark.name}: {opened.name} has no rows.")
     return problems

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sft.data.read.conversation import REASONING_KEYS
+from sft.data.read.message import REASONING_KEYS
 from sft.utils.files import sha256_json
 
 Who = Literal["teacher", "student"]

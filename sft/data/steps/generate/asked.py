@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-from sft.data.read.conversation import Message
+from sft.data.read.message import Message
 from sft.data.read.record import Record
 from sft.data.steps.context import Context
 from sft.data.steps.generate.answer import CHAT, COMPLETIONS, Answer, Request, Who
@@ -59,10 +59,12 @@ def _body(endpoint: Endpoint, config: GenerateStep, seed: int) -> dict[str, Any]
 
 def child(record: Record, number: int) -> Record:
     """The row of a record's `number`th answer, still without one."""
+    said = [n for n, message in enumerate(record.messages or ()) if message["role"] == "assistant"]
     made = replace(
         record,
         id=f"{record.id}#g{number}",
         messages=None,
+        untrained=[n for n in record.untrained if n != said[-1]],  # another answer stands there
         carried=copy.deepcopy(record.carried),
         facts=copy.deepcopy(record.facts),
         teacher_ids=None,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sft.data.read.conversation import Message
+from sft.data.read.message import Message
 from sft.data.read.outcomes import Dropped, Kept
 from sft.data.read.record import Record
 from sft.data.steps.context import Context

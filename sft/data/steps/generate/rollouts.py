@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sft.data.read.conversation import Message
+from sft.data.read.message import Message
 from sft.data.read.outcomes import Dropped, Kept
 from sft.data.read.record import Record
 from sft.data.steps.context import Context

@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from sft.data.read.conversation import Message
+from sft.data.read.message import Message
 from sft.data.read.outcomes import Dropped, Kept, Outcome, Replaced
 from sft.data.read.record import Record
 from sft.data.steps.base import RowStep
@@ -109,8 +109,8 @@ class Generate(RowStep):
         messages = question(record, self.context)
         if messages is None:
             return Dropped(record, "no_problem", "there is no question to answer")
-        if any("tools" in message for message in messages):
-            return Dropped(record, "tools", "tools can't be sent to an endpoint as text")
+        if record.tools or any("tools" in message or "tool_calls" in message for message in messages):
+            return Dropped(record, "tools", "an endpoint isn't told of tools or their calls")
         text = "\n".join(message["content"] for message in messages)
         found = next(filter(None, (control.find(text) for control in self._control)), None)
         if found is not None:

@@ -62,7 +62,7 @@ class AnswerReader:
     def _rendered(self, record: Record) -> Rendered | Dropped:
         if record.messages is None or record.completion is None:
             return Dropped(record, "no_conversation", "a problem without an answer has no probability")
-        rendered = self._renderer.render(record.messages)
+        rendered = self._renderer.render(record.messages, (), record.tools, record.chat_template_kwargs)
         return Dropped(record, rendered.reason, rendered.detail) if isinstance(rendered, BadRow) else rendered
 
     def _encoded(self, texts: list[str]) -> list[tuple[NDArray[np.int32], NDArray[np.int64]]]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data.engine.shards import Counts
 from sft.data.read.record import Record, fingerprint, from_table, to_table
 
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3))
 messages = st.lists(
     st.one_of(
         st.fixed_dictionaries({"role": texts, "content": texts}),
         st.fixed_dictionaries({"role": texts, "content": texts, "tools": texts}),
+        st.fixed_dictionaries({"role": texts, "content": texts, "tool_calls": st.lists(json_values, min_size=1)}),
     ),
     max_size=3,
 )
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3))
 records = st.builds(
     Record,
     id=texts,
@@ -31,6 +32,9 @@ records = st.builds(
     domain=st.none() | texts,
     tokens=st.none() | st.integers(0, 2**40),
     trained=st.none() | st.integers(0, 2**40),
+    untrained=st.lists(st.integers(0, 9), max_size=2),
+    tools=st.none() | texts,
+    chat_template_kwargs=st.dictionaries(texts, json_values, max_size=2),
     carried=st.dictionaries(texts, json_values, max_size=2),
     facts=st.dictionaries(texts, json_values, max_size=2),
     teacher_ids=st.none() | st.lists(st.integers(0, 200_063), max_size=4),
@@ -38,6 +42,7 @@ records = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(records, max_size=4))
 def test_records_survive_the_table(rows: list[Record]) -> None:
     assert from_table(to_table(rows)) == rows

@@ -81,10 +81,10 @@ def test_splits_of_a_folder_are_never_mixed(write_rows: Callable[..., Path], tmp
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("missing.jsonl", "no such file"), ("no/*.jsonl", "no .jsonl"), ("x.csv", "unknown kind"), ("empty", "no .jsonl")],
+    [("missing.jsonl", "no such file"), ("no/*.jsonl", "no .jsonl"), ("x.txt", "unknown kind"), ("empty", "no .jsonl")],
 )
 def test_what_is_not_there_is_said(tmp_path: Path, name: str, said: str) -> None:
-    (tmp_path / "x.csv").write_text("a,b\n")
+    (tmp_path / "x.txt").write_text("a,b\n")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=said):
         open_source(_source(tmp_path / name))

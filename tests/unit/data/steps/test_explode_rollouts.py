@@ -128,6 +128,24 @@ def test_rollouts_may_be_mappings_messages_or_conversations(place: Context) -> N
     assert [drop.reason for drop in outcome.dropped] == ["flag_false", "empty_rollout"]
 
 
+def test_rollouts_keep_their_calls_and_what_is_context_only(tmp_path: Path) -> None:
+    place = context(tmp_path, templates=TEMPLATES)
+    asked, call = {"role": "user", "content": "2+2?"}, {"name": "add", "arguments": {"a": 2}}
+    conversation = [
+        asked,
+        {"role": "assistant", "content": "5", "weight": 0},
+        asked,
+        {"role": "assistant", "content": "4"},
+    ]
+    item = parent([conversation, {"content": None, "tool_calls": [call]}])
+    item.tools = '[{"name": "add"}]'
+    first, second = explode(place, item).kept
+    assert (first.untrained, second.untrained) == ([2], []) and first.tools == second.tools == item.tools
+    assert [message["role"] for message in first.messages or []] == ["system", *["user", "assistant"] * 2]
+    said = (second.messages or [])[-1]
+    assert said["content"] == "" and said["tool_calls"] == [{"type": "function", "function": call}]
+
+
 @pytest.mark.parametrize(
     ("rollout", "reason"),
     [

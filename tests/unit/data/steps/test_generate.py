@@ -199,9 +199,19 @@ def test_rows_without_a_question_are_not_asked(server: TeacherServer, place: Con
     tools = record(completion=None)
     tools.messages = [{"role": "system", "content": "", "tools": "[]"}, {"role": "user", "content": "?"}]
     tools.messages.append({"role": "assistant", "content": "!"})
-    outcomes = ask(server, place, [Record("x", "toy", "toy:1"), tools])
-    assert [outcome.reason for outcome in outcomes if isinstance(outcome, Dropped)] == ["no_problem", "tools"]
+    declared = Record("y", "toy", "toy:2", problem="?", tools='[{"name": "f"}]')
+    outcomes = ask(server, place, [Record("x", "toy", "toy:1"), tools, declared])
+    assert [outcome.reason for outcome in outcomes if isinstance(outcome, Dropped)] == ["no_problem", "tools", "tools"]
     assert not server.seen
+
+
+def test_a_new_answer_is_trained_where_the_old_one_was_context(server: TeacherServer, place: Context) -> None:
+    server.reply = lambda seen: {"content": "It is four."}
+    item = record(completion=None)
+    turn = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "5"}]
+    item.messages, item.untrained = [*turn, *turn], [1, 3]
+    made = only(ask(server, place, [item]))
+    assert isinstance(made, Record) and made.completion == "It is four." and made.untrained == [1]
 
 
 def test_cost_and_tokens_are_counted(server: TeacherServer, place: Context) -> None:
