@@ -13,8 +13,8 @@ from sft.utils.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Largest relative difference of logits that rounding of the weights, or another order of sums, explains.
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.1}
+# Largest relative difference of the same weights' logits that another order of sums explains.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 # In fp32 a merge that loses a part of what the adapter does is told apart from rounding by this share of it.
 EFFECT_SHARE = 0.01

@@ -42,7 +42,8 @@ def _override(word: str, following: str) -> dict[str, Any]:
     name, equals, value = word[2:].partition("=")
     text = value if equals else following
     read = _tree(text)
-    tree: Any = read if isinstance(read, dict | list) else text
-    for part in reversed(name.split(".")):
+    *outer, last = name.split(".")
+    tree: dict[str, Any] = {last: read if isinstance(read, dict | list) else text}
+    for part in reversed(outer):
         tree = {part: tree}
-    return dict(tree)
+    return tree

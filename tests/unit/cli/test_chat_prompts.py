@@ -22,6 +22,7 @@ def talk(monkeypatch: pytest.MonkeyPatch, *answers: str, system: str | None = No
         yield next(said)
 
     monkeypatch.setattr(chat.Conversation, "_stream", stream)
+    monkeypatch.setattr(chat, "_only_as_asked", lambda *asked: "greedy")
     return chat.Conversation(None, build_tokenizer(), argparse.Namespace(system=system)), asked
 
 

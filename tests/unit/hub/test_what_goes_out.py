@@ -238,7 +238,7 @@ def test_a_secret_of_the_environment_stays_there(monkeypatch: pytest.MonkeyPatch
 
 def test_retry_lines_and_refusals_hold_no_secret(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
     monkeypatch.setenv("TEACHER", "Zq8plainkey")
-    settings = {"api_key_env": "TEACHER", "max_retries": 1, "retry_delay": 0.01, "timeout": 5.0}
+    settings: dict[str, Any] = {"api_key_env": "TEACHER", "max_retries": 1, "retry_delay": 0.01, "timeout": 5.0}
     url = "http://me:hunter2secret@127.0.0.1:9/v1?token=Zq8plainkey"
     client = Client(Endpoint(base_url=url, model="m", extra_body={"api_key": "other8key"}, **settings))
 
@@ -265,8 +265,8 @@ def test_a_foreign_map_of_classes_does_not_go_along(sambay: tuple[Any, Any], tmp
     """As of Phi-3: transformers has its class, and the files that its configuration names don't travel."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
-    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 0}
+    sizes: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 0}
     start = tmp_path / "phi3"
     Phi3ForCausalLM(Phi3Config(**sizes, **heads)).save_pretrained(start)
     sambay[1].save_pretrained(start)
@@ -321,7 +321,13 @@ def test_an_adapters_local_base_is_named_by_its_whole_path(
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 8}
+    sizes: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+    }
     Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(
         tmp_path / "models" / "llama"
     )
