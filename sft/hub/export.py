@@ -169,12 +169,7 @@ def _describe(folder: Path, source: Source, facts: dict[str, Any]) -> None:
 def _write_model(folder: Path, source: Source, max_shard_size: str, sums: dict[str, str]) -> int:
     """Weights, configurations and, for SambaY, the code; the number of parameters."""
     _set_end_tokens(source)
-<<<<<<< HEAD
     parameters = save_model(folder, source.model, sums=sums, dtype=source.dtype, max_shard_size=max_shard_size)
-=======
-    options: dict[str, Any] = {"dtype": source.dtype, "max_shard_size": max_shard_size}
-    parameters = save_model(folder, source.model, sums=sums, **options)
->>>>>>> goesout
     config = read_json(folder / "config.json")
     config["dtype"] = source.dtype
     for key in ("_name_or_path", "_attn_implementation", "attn_implementation", "torch_dtype"):

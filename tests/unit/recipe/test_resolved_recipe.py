@@ -93,7 +93,9 @@ WHOLE: dict[str, Any] = {
     ],
 }
 """A recipe with every section of the schema in it."""
-WHOLES = [WHOLE, {**WHOLE, "model": {"model_name_or_path": "org/model"}}]
+# A template is text with marks in it, of `$` and quotes too; hardly any text drawn at random is one.
+TEMPLATE = """{% for m in messages %}{{ '$' + m['content'] }}#{% endfor %}"""
+WHOLES = [WHOLE, {**WHOLE, "model": {"model_name_or_path": "org/model", "chat_template": TEMPLATE}}]
 
 FILLED_IN = {("Recipe", "variables"), ("DataSection", "recipe"), ("DataSource", "recipe")}
 """Keys whose meaning stands elsewhere once a recipe is loaded."""
