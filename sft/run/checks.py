@@ -40,7 +40,7 @@ def check_recipe(
     """
     paths, problems = RunPaths(recipe), [*recipe_problems(recipe), *_folders(recipe)]
     if "data" in parts or "training" in parts:
-        problems += list(_start(recipe))
+        problems += list(_start(recipe, loaded="training" in parts))
     for index, one_stage in enumerate(recipe.stages):
         found: list[KeyProblem] = []
         if "data" in parts and stage in (None, one_stage.name):
@@ -72,11 +72,14 @@ def _folders(recipe: Recipe) -> Iterator[KeyProblem]:
             yield KeyProblem((key,), f"{there} is no folder: set another one", name)
 
 
-def _start(recipe: Recipe) -> Iterator[KeyProblem]:
-    """What is wrong with the model that the run starts from, or else with its tokenizer."""
+def _start(recipe: Recipe, *, loaded: bool) -> Iterator[KeyProblem]:
+    """What is wrong with the model that the run starts from, which rows alone don't need `loaded`, or else with its
+    tokenizer."""
     section, key = recipe.model, "model_name_or_path"
     try:
-        if section.model_name_or_path is not None:
+        if section.model_name_or_path is not None and not loaded:
+            check_named(section.model_name_or_path, "model", section.model_revision, hub=section.tokenizer is None)
+        elif section.model_name_or_path is not None:
             check_there(section.model_name_or_path, section.model_revision)
         key = "tokenizer" if section.tokenizer else key
         name = section.tokenizer or str(section.model_name_or_path)
@@ -85,7 +88,7 @@ def _start(recipe: Recipe) -> Iterator[KeyProblem]:
             check_named(name, "tokenizer", None if section.tokenizer else section.model_revision)
             return
         tokenizer = start_tokenizer(section)
-        if section.config is not None:
+        if section.config is not None and loaded:
             key = "config"
             scratch_config(section, tokenizer)
     except UserError as error:
