@@ -10,7 +10,7 @@ from typing import Any
 from sft.cli.common import positive, seed
 from sft.recipe import RunPaths, load_recipe
 from sft.train.interrupt import stop_signals
-from sft.utils.errors import UsageError
+from sft.utils.errors import RefusedPromptError, UsageError
 from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
@@ -79,6 +79,9 @@ def _converse(talk: Conversation) -> None:
         elif text:
             try:
                 talk.answer(text)
+            except RefusedPromptError as error:
+                talk.forget_last()
+                print(error, file=sys.stderr)
             except KeyboardInterrupt as error:
                 if getattr(error, "exit_code", 130) != 130:
                     raise
@@ -108,27 +111,39 @@ class Conversation:
 
     def answer(self, text: str) -> str:
         """Print the answer as it comes, and return it."""
+        from sft.tokenizers.control import ControlTokens
+        from sft.tokenizers.prompt import prompt_text
+
         self.messages.append({"role": "user", "content": text})
         pieces = []
-        for piece in self._stream():
+        for piece in self._stream(prompt_text(self.tokenizer, self.messages)):
             print(piece, end="", flush=True)
             pieces.append(piece)
         print()
         answer = "".join(pieces)
-        self.messages.append({"role": "assistant", "content": answer})
+        spelled = ControlTokens(self.tokenizer).find(answer)
+        if spelled is None:
+            self.messages.append({"role": "assistant", "content": answer})
+        else:
+            self.forget_last()
+            print(
+                f"[forgotten: the answer spells out {spelled}, which would be read as the real token]", file=sys.stderr
+            )
         return answer
 
-    def _stream(self) -> Iterator[str]:
-        """The answer's text, word by word."""
+    def _stream(self, rendered: str) -> Iterator[str]:
+        """The answer's text to what is `rendered`, word by word."""
         from threading import Thread
 
         import torch
         from transformers import TextIteratorStreamer
 
         from sft.models.end_tokens import end_token_ids
+        from sft.tokenizers.vocabulary import check_vocabulary
 
-        rendered = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)
-        inputs = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt").to(self.model.device)
+        inputs = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
+        check_vocabulary(self.model, int(inputs["input_ids"].max()))
+        inputs = inputs.to(self.model.device)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         options = self.arguments
         stop = _Stop()

@@ -25,13 +25,15 @@ from sft.data.pack.rows import plan_rows, write_all
 from sft.data.tokenize.template import training_template
 from sft.data.tokenize.tokens import check_tokenizer, tokenizer_hash
 from sft.recipe.schema import DataSection, Recipe, Stage
+from sft.tokenizers.turns import largest_format_id
+from sft.tokenizers.vocabulary import refuse_beyond, vocabulary_size
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json, write_sealed
 
 if TYPE_CHECKING:
     import datasets
 
-FORMAT_VERSION = 3  # raise it whenever the same inputs would give other files
+FORMAT_VERSION = 4  # raise it whenever the same inputs would give other files
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class PreparedStage:
     def dataset(self) -> datasets.Dataset:
         """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids."""
         return open_dataset(self.path, self.manifest)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id in the rows; -1 where there are none."""
+        return max((shard["largest_id"] for shard in self.manifest["shards"]), default=-1)
 
     @property
     def passes(self) -> list[Path]:
@@ -83,6 +90,9 @@ def prepare_stage(
     used: nothing there, no known columns, too many bad rows, no row short enough, a full disk.
     """
     job = _plan(stage, tokenizer, prepared_root(recipe))
+    known = vocabulary_size(recipe.model)
+    if known is not None:
+        refuse_beyond(known, largest_format_id(tokenizer, training_template(tokenizer)))
     manifest = store.find(job.root, job.key)
     if manifest is None:
         with store.locked(job.root, job.key):
@@ -91,6 +101,8 @@ def prepare_stage(
                 with make_engine(engine, job.workers) as workers:
                     manifest = _make(job, workers, progress or (lambda *_: None))
     prepared = PreparedStage(job.root / job.key, manifest)
+    if known is not None:
+        refuse_beyond(known, prepared.largest_id)
     check_outcome(manifest, prepared.passes, stage.data.max_bad_fraction)
     return prepared
 

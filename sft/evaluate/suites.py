@@ -10,6 +10,7 @@ from typing import Any
 from sft.answers.extract import gold_answer
 from sft.data.read.sources import open_source
 from sft.recipe.schema import SuiteSection, Templates
+from sft.tokenizers.prompt import prompt_text
 from sft.utils.errors import UserError
 
 # Columns by the names they have in common data sets, the most specific first.
@@ -105,7 +106,8 @@ def _problem(row: Mapping[str, Any], columns: Mapping[str, str], place: str, def
 def render_prompt(tokenizer: Any, problem: Problem, suite: SuiteSection, defaults: Templates | None) -> str:
     """The text that asks the model: chat template around the prompt template, up to where the answer begins.
 
-    Template and system prompt are the suite's, or else those that the stage's data was trained with.
+    Template and system prompt are the suite's, or else those that the stage's data was trained with. Raises UserError
+    for a problem that spells a control token out: it would forge a turn.
     """
     template = suite.prompt_template or (defaults.prompt_template if defaults else None) or "{prompt}"
     if "{prompt}" not in template:
@@ -114,6 +116,4 @@ def render_prompt(tokenizer: Any, problem: Problem, suite: SuiteSection, default
     messages = [{"role": "system", "content": system}] if system else []
     # Not str.format: templates speak of \boxed{}.
     messages.append({"role": "user", "content": template.replace("{prompt}", problem.text)})
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("The tokenizer has no chat template; use a tokenizer that was made for chat.")
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return prompt_text(tokenizer, messages, f"Suite {suite.name}: problem {problem.id}")

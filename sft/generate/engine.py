@@ -15,7 +15,8 @@ from torch.nn.functional import pad
 from sft.generate.cache import cache_keyword, can_join, join_rows, new_cache, select_rows, trim_left
 from sft.generate.sampling import Sampling, next_tokens, request_randoms
 from sft.models.end_tokens import end_token_ids
-from sft.utils.errors import UsageError, UserError
+from sft.tokenizers.vocabulary import check_vocabulary
+from sft.utils.errors import UsageError
 
 # Rows leave the batch (and others join) when at least this fraction of it has finished: each change copies the cache.
 _RENEW_FRACTION = 0.125
@@ -77,7 +78,7 @@ def generate_batch(
         raise ValueError(f"{len(numbers)} request numbers for {len(prompts)} prompts")
     ends = frozenset(end_token_ids(tokenizer, model) if eos_ids is None else eos_ids)
     queue = _queue(prompts, numbers, sampling, seed, max_new_tokens)
-    _check_vocabulary(model, prompts)
+    check_vocabulary(model, max((max(prompt) for prompt in prompts), default=0))
     results: list[Generation | None] = [None] * len(prompts)
     with _evaluating(model):
         batch = _Batch(model, sampling, max_new_tokens, ends, prefill_chunk)
@@ -102,16 +103,6 @@ def _queue(
         randoms = request_randoms(seed, numbers[index], max_new_tokens) if sampling.temperature else None
         queue.append(_Request(index, list(prompts[index]), randoms, []))
     return queue
-
-
-def _check_vocabulary(model: Any, prompts: Sequence[Sequence[int]]) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
-    largest = max((max(prompt) for prompt in prompts), default=0)
-    if largest >= rows:
-        raise UserError(
-            f"The tokenizer makes token {largest}, but the model's vocabulary ends at {rows - 1}: they don't belong "
-            "together; check model.tokenizer, or model.config.vocab_size of a model from scratch."
-        )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from sft.run.lock import lock_for_all
 from sft.run.record import write_record
 from sft.run.start import starting_point
 from sft.tokenizers.load import start_tokenizer
+from sft.tokenizers.vocabulary import check_vocabulary
 from sft.train.arguments import check_arguments
 from sft.train.interrupt import stop_signals
 from sft.train.stage import train_stage
@@ -94,6 +95,7 @@ def _one_stage(paths: RunPaths, stage: Stage) -> dict[str, Any]:
         return plan.done
     check_shared_folder(plan.prepared.path)
     point = starting_point(paths, stage)
+    check_vocabulary(point.model, plan.prepared.largest_id)
     return train_stage(
         paths.recipe,
         stage,

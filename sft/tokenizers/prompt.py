@@ -7,14 +7,15 @@ from typing import Any
 
 from sft.tokenizers.control import ControlTokens, template_of
 from sft.tokenizers.turns import RENDER_ERRORS
-from sft.utils.errors import UserError
+from sft.utils.errors import RefusedPromptError, UserError
 
 
 def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str = "The prompt") -> str:
     """The text that asks a model for the next message; `what` is what a refusal calls the messages.
 
     Raises:
-        UserError: for a message that spells a control token out, a template that refuses the messages, or none at all.
+        RefusedPromptError: for a message that spells a control token out, or messages that the template refuses.
+        UserError: for a tokenizer without a template.
     """
     if template_of(tokenizer) is None:
         raise UserError(
@@ -24,11 +25,11 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str
     for message in messages:
         token = control.find(f"{message['content']}{message.get('tools') or ''}")
         if token is not None:
-            raise UserError(
+            raise RefusedPromptError(
                 f"{what} spells out {token} (in the {message['role']} message), which the model would read as the real "
                 "token: take it out or write it differently."
             )
     try:
         return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
     except RENDER_ERRORS as error:
-        raise UserError(f"{what}: the chat template refused it: {error}") from error
+        raise RefusedPromptError(f"{what}: the chat template refused it: {error}") from error

@@ -69,6 +69,12 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return int(ids[0]) if len(ids) == 1 else None
 
 
+def largest_format_id(tokenizer: Any, template: str) -> int:
+    """The largest id in questions and answers as the template writes them. Control tokens are a vocabulary's last."""
+    text = render(template, _messages(4), tokenizer.special_tokens_map)
+    return max(tokenizer(text, add_special_tokens=False)["input_ids"], default=-1)
+
+
 def render(template: str, messages: Sequence[Mapping[str, Any]], special: Mapping[str, Any], **options: Any) -> str:
     """The text of a conversation. Raises what the template raises."""
     from transformers.utils.chat_template_utils import render_jinja_template

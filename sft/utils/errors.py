@@ -20,6 +20,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class RefusedPromptError(UserError):
+    """What was asked can't be asked: another question may."""
+
+
 def shown(text: str) -> str:
     """`text` on one line, with what a terminal doesn't show, or would obey, written as an escape."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

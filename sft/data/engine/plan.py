@@ -18,7 +18,7 @@ from sft.data.read.records import Reading, how_to_read
 from sft.data.read.sources import OpenSource, open_source, source_name, unique_names
 from sft.data.steps import FIT, TOKENIZE, TableStep, step_class
 from sft.data.steps.fit import FitSettings
-from sft.data.steps.tokenize import TokenizeSettings
+from sft.data.steps.tokenize import TokenizeSettings, most_tokens
 from sft.recipe.problems import nearest
 from sft.recipe.schema import DataSection, DataSource, Templates
 from sft.recipe.steps import StepEntry
@@ -80,7 +80,9 @@ def make_plan(data: DataSection, tokenizer_hash: str, max_length: int | None) ->
     opened = {id(source): open_source(source) for source in _leaves(data.sources)}
     files = Counter(name for found in opened.values() for name in set(found.files))
     clashing = frozenset(name for name, count in files.items() if count > 1)
-    planner = _Planner(tokenizer_hash, data.seed, TokenizeSettings(data.mask_history), opened, clashing)
+    planner = _Planner(
+        tokenizer_hash, data.seed, TokenizeSettings(data.mask_history, most_tokens(max_length)), opened, clashing
+    )
     _refuse_unanswered(data.sources, data.steps)
     chains = planner.group(data.sources, data.steps, _templates(data, Templates()), "")
     chains = planner.with_tokens(chains, "")

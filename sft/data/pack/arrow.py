@@ -37,18 +37,20 @@ def row_schema() -> pa.Schema:
 
 
 def write_rows(path: Path, rows: Iterable[PackedRow]) -> dict[str, Any]:
-    """Write a file of rows, in batches; its name, rows, bytes and hash."""
+    """Write a file of rows, in batches; its name, rows, largest token id (-1: no tokens), bytes and hash."""
     import pyarrow as pa
 
-    count = 0
+    count, largest = 0, -1
     with open(path, "wb") as sink:
         with pa.ipc.new_stream(sink, row_schema()) as stream:
             for batch in _batches(rows):
                 stream.write_batch(_record_batch(batch))
                 count += len(batch)
+                largest = max([largest, *(int(document.ids.max(initial=-1)) for row in batch for _, document in row)])
         sink.flush()
         os.fsync(sink.fileno())
-    return {"name": path.name, "rows": count, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    told = {"name": path.name, "rows": count, "largest_id": largest}
+    return {**told, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _batches(rows: Iterable[PackedRow]) -> Iterator[list[PackedRow]]:

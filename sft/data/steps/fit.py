@@ -12,6 +12,7 @@ from sft.data.pack.tokens import TokenFiles
 from sft.data.read.outcomes import Dropped, Kept, Outcome
 from sft.data.read.record import Record
 from sft.data.steps.base import RowStep
+from sft.data.steps.tokenize import most_tokens
 from sft.utils.errors import UserError
 
 
@@ -51,15 +52,17 @@ class Fit(RowStep):
             return Dropped(record, "no_conversation", "a problem without an answer")
         cut = None
         if limit is not None and tokens > limit:
+            # A text beyond that needn't have been read to its end.
+            told = f"{'at least ' if tokens > (most_tokens(limit) or tokens) else ''}{tokens} tokens"
             if self.config.over_length == "error":
                 raise UserError(
-                    f"{record.place}: {tokens} tokens are more than train.max_length {limit}; raise it, or set "
+                    f"{record.place}: {told} are more than train.max_length {limit}; raise it, or set "
                     "data.over_length to drop or truncate."
                 )
             if self.config.over_length == "drop":
-                return Dropped(record, "over_length", f"{tokens} tokens")
+                return Dropped(record, "over_length", told)
             whole = record.encoded or self._tokens[record.tokens_at]
-            record.tokens, record.trained, cut = limit, int(whole.mask[:limit].sum()), f"{tokens} tokens"
+            record.tokens, record.trained, cut = limit, int(whole.mask[:limit].sum()), told
         if not record.trained:
             return Dropped(record, "no_supervised_token", f"{tokens} tokens, none of them trained")
         return Kept(record, cut)

@@ -16,18 +16,29 @@ from sft.data.steps.base import RowStep
 
 @dataclass(frozen=True)
 class TokenizeSettings:
-    """`mask_history`: of a conversation the last answer alone is trained."""
+    """`mask_history`: of a conversation the last answer alone is trained. `most`: see `tokenize`."""
 
     mask_history: bool = False
+    most: int | None = None
+
+
+LEAST = 1 << 15
+"""Tokens up to which every text is read to its end: some seconds' work at most."""
+
+
+def most_tokens(max_length: int | None) -> int | None:
+    """How many tokens a text needn't be read beyond. Powers of two: most changes of the limit find the same tokens."""
+    return None if max_length is None else max(LEAST, 1 << max_length.bit_length())
 
 
 class Tokenize(RowStep):
     """Sets the tokens of every conversation as the chat template renders it, and writes them to `sink`.
 
-    Dropped are conversations that can't be rendered: a message spells a control token out, or the template refuses the
-    roles. The plan puts it where somebody needs the tokens of a text.
+    Dropped are conversations that can't be rendered: a message spells a control token out, the template refuses the
+    roles or leaves out what a message says. The plan puts it where somebody needs the tokens of a text.
     """
 
+    version = 2
     uses_tokenizer = True
     config: TokenizeSettings
     only_judges = True
@@ -59,7 +70,7 @@ class Tokenize(RowStep):
         new = [record for record in batch if record.messages is not None and record.tokens_at is None]
         rendered = {id(record): self._render(record) for record in new}
         texts = [found for found in rendered.values() if not isinstance(found, BadRow)]
-        tokens = tokenize(self.context.tokenizer, texts)
+        tokens = tokenize(self.context.tokenizer, texts, self.config.most)
         for record in batch:
             found = rendered.get(id(record))
             if isinstance(found, BadRow):

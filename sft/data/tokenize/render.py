@@ -171,7 +171,9 @@ class Renderer:
         """Raise UserError unless the marks cover an answer and something after it: the token that ends the turn."""
         rendered = self.render([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "four"}])
         if isinstance(rendered, BadRow):
-            raise UserError(f"The tokenizer's chat template can't render a question and its answer: {rendered.detail}.")
+            raise UserError(
+                f"The tokenizer's chat template can't be trained with (a question and its answer): {rendered.detail}."
+            )
         marked = "".join(rendered.text[start:end] for start, end in rendered.spans)
         answer, found, end = marked.partition("four")
         if not found or not end.strip() or "2+2?" in answer:
@@ -228,7 +230,7 @@ def _check_covered(untrained: Collection[int], made: Marked, plain: Plain, spans
         owner = made.words[number][0]
         at = bisect_left(ends, end)
         if owner not in untrained and not (at < len(spans) and spans[at][0] <= start):
-            raise _RefusedError("template", f"the chat template's marks leave out message {owner} (assistant)")
+            raise _RefusedError("template", f"it marks the wrong part as trained, not what message {owner} says")
 
 
 def _lost(text: str, call: Any) -> Iterator[str]:

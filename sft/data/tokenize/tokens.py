@@ -27,17 +27,29 @@ from sft.utils.files import sha256_json
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
-def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> Iterator[Tokens]:
+def tokenize(tokenizer: Any, rendered: Sequence[Rendered], most: int | None = None) -> Iterator[Tokens]:
     """Tokens of each rendered conversation, in order; the whole batch goes to the fast tokenizer at once.
 
     The first token of a document is never trained: nothing comes before it to predict it from.
+
+    Args:
+        most: a text that has more tokens than this by its length alone isn't read to its end: it gets more than `most`
+            of its first tokens. So no row is too long to be told that it is. None: there is no limit.
     """
     if not rendered:
         return
     backend, lengths = _as_it_is(tokenizer), _byte_lengths(tokenizer, len(tokenizer))
+    longest = None if most is None else (most + 1) * _longest_token(tokenizer, len(tokenizer))
+    heads = [item.text[:longest] for item in rendered]
     with _one_thread():
-        encodings = backend.encode_batch_fast([item.text for item in rendered], add_special_tokens=False)
-    for item, encoding in zip(rendered, encodings, strict=True):
+        encodings = backend.encode_batch_fast(heads, add_special_tokens=False)
+    for item, head, encoding in zip(rendered, heads, encodings, strict=True):
+        if most is not None and len(head) < len(item.text):
+            if len(encoding.ids) <= most:  # of whitespace, say, that a token swallows
+                with _one_thread():
+                    encoding = backend.encode_batch_fast([item.text], add_special_tokens=False)[0]
+            else:
+                item = Rendered(head, [(start, min(end, len(head))) for start, end in item.spans if start < len(head)])
         ids = np.array(encoding.ids, dtype=np.int32)
         first_from = _by_length(item.text, ids, lengths) or _by_offset(item.text, backend)
         mask = np.zeros(len(ids), dtype=np.uint8)
@@ -85,6 +97,12 @@ def _byte_lengths(tokenizer: Any, size: int) -> NDArray[np.int64] | None:
     for number, token in added.items():
         lengths[number] = len(token.content.encode())
     return lengths
+
+
+@lru_cache(maxsize=1)
+def _longest_token(tokenizer: Any, size: int) -> int:
+    """Characters of the longest token; `size`: of its vocabulary, which tokens may be added to."""
+    return max(map(len, tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
 
 def _bytes_in(text: str, characters: int) -> int:

@@ -269,3 +269,37 @@ def test_every_row_is_in_exactly_one_place(toy: Any, rows: list[Any], packing: b
         aside = [int(place.split(":")[1]) for place, _, reason in _aside(prepared) if reason != CUT]
         assert sorted(kept + aside) == [i for i, line in enumerate(lines, start=1) if line.strip()]
         assert all(sum(row["assistant_masks"]) and len(row["input_ids"]) <= 50 for row in prepared.dataset)
+
+
+@pytest.mark.parametrize("policy", ["drop", "truncate", "error"])
+def test_a_row_of_a_million_characters_is_too_long(
+    prepare: Callable[..., PreparedStage], write_rows: Callable[..., Path], policy: str
+) -> None:
+    """It isn't tokenised to its end, and is what the recipe says of rows that are too long."""
+    path = write_rows([{"prompt": "2+2?", "completion": "4"}, {"prompt": "2+2?", "completion": "4 " * 500_000}])
+    options: dict[str, Any] = {"train": {"max_length": 64}, "over_length": policy}
+    if policy == "error":
+        with pytest.raises(UserError, match=r"at least [0-9]+ tokens are more than train\.max_length 64"):
+            prepare(path, **options)
+        return
+    funnel = prepare(path, **options).manifest["funnel"]
+    assert funnel["bad"] == {} and funnel["kept"] == (1 if policy == "drop" else 2)
+    assert funnel["dropped"].get("over_length", 0) == (policy == "drop") and funnel["truncated"] == (policy != "drop")
+
+
+@pytest.mark.parametrize(("size", "beyond"), [(258, 259), (260, 260), (261, None)])
+def test_ids_beyond_the_vocabulary_are_told(
+    tmp_path: Path, toy: Any, write_rows: Callable[..., Path], size: int, beyond: int | None
+) -> None:
+    """Before anything is prepared where the template's own tokens are among them, else when the rows are known."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"vocab_size": size}))
+    rows = write_rows([{"prompt": "2+2?", "completion": "4", "system": "Add."}])
+    recipe = stage_of([{"path": str(rows)}], tmp_path / "out", {"dataset_num_proc": 1}, {})
+    recipe.model.model_name_or_path, recipe.model.config = str(tmp_path / "model"), None
+    if beyond is None:
+        assert prepare_stage(recipe, recipe.stages[0], toy).largest_id == 260
+        return
+    with pytest.raises(UserError, match=f"makes token {beyond}, but the model's vocabulary ends at {size - 1}"):
+        prepare_stage(recipe, recipe.stages[0], toy)
+    assert (tmp_path / "out").exists() == (beyond == 260)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -333,3 +335,11 @@ def test_undecided_counts_as_not_right_and_is_shown() -> None:
     assert metrics["pass_at_1"] == 0.5 and metrics["verdicts"]["undecided"] == 1
     assert metrics["undecided_reasons"] == {"timeout": 1}
     assert summarize(samples[::-1]) == metrics
+
+
+def test_problems_that_would_forge_a_turn_are_refused(helper: ModuleType, tokenizer: Any, data: Path) -> None:
+    suite = helper.make_section(data).suites[0]
+    token = sorted(tokenizer.all_special_tokens)[0]
+    problem = replace(load_problems(suite)[0], text=f"2+2?{token}")
+    with pytest.raises(UserError, match=re.escape(f"problem {problem.id} spells out {token}")):
+        render_prompt(tokenizer, problem, suite, None)

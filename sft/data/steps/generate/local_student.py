@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sft.data.read.record import text_hash
 from sft.data.steps.generate.answer import Answer, Request
 from sft.data.steps.generate.journal import Journal
+from sft.tokenizers.prompt import prompt_text
 
 if TYPE_CHECKING:
     from sft.recipe.steps.generate import Checkpoint
@@ -81,5 +82,5 @@ class LocalStudent:
 
 
 def _ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = prompt_text(tokenizer, messages, "The student's question")
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -20,6 +20,7 @@ from sft.data.steps.generate.asked import STEP, chat_request, child, completion_
 from sft.data.steps.generate.asking import Answerer
 from sft.data.steps.generate.client import RequestFailedError
 from sft.data.steps.generate.usage import Price
+from sft.tokenizers.prompt import prompt_text
 
 if TYPE_CHECKING:
     from sft.recipe.steps.generate import GenerateStep
@@ -108,7 +109,7 @@ class Mixed:
     def _prompt(self, messages: Sequence[Message], prefix: str) -> str:
         """The question as the teacher's template renders it, and the answer so far, in the teacher's spelling."""
         tokenizer, marks = self._teacher_tokenizer, self._config.teacher.marks
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = prompt_text(tokenizer, messages, "The teacher's question")
         if tokenizer.bos_token and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
             text = text.removeprefix(tokenizer.bos_token)  # the server puts it there
         if text.rstrip().endswith("<think>") and prefix.lstrip().startswith("<think>"):

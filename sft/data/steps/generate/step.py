@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from sft.data.steps.generate.mixed import Mixed
 from sft.data.steps.generate.rollouts import Rollouts
 from sft.data.steps.generate.usage import Price, Usage
 from sft.recipe.steps.generate import Checkpoint, Endpoint, GenerateStep
+from sft.tokenizers.control import ControlTokens
+from sft.tokenizers.load import load_tokenizer
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_file, sha256_json, write_sealed
 
@@ -73,8 +75,8 @@ class Generate(RowStep):
         self._asked_ahead = False
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
-        """Reasons: no_problem, tools, request_failed, truncated, no_answer; mixed: no_conversation, student_finished,
-        restarted.
+        """Reasons: no_problem, tools, control_token, request_failed, truncated, no_answer; mixed: no_conversation,
+        student_finished, restarted.
 
         First all answers are asked for, then the rows are made of what the journal holds, a few at a time: the answers
         to a batch may not fit into memory.
@@ -109,6 +111,10 @@ class Generate(RowStep):
             return Dropped(record, "no_problem", "there is no question to answer")
         if record.tools or any("tools" in message or "tool_calls" in message for message in messages):
             return Dropped(record, "tools", "an endpoint isn't told of tools or their calls")
+        text = "\n".join(message["content"] for message in messages)
+        found = next(filter(None, (control.find(text) for control in self._control)), None)
+        if found is not None:
+            return Dropped(record, "control_token", f"the question spells out {found}")
         return [(record, messages, number) for number in range(self.config.n)]
 
     def _ask(self, batches: Iterable[list[Record]]) -> None:
@@ -127,6 +133,16 @@ class Generate(RowStep):
             items = self._items(batch)
             self._student.prepare([self._mode.student_request(*item) for item in items if item[0].completion])
             self._loop.run(flowing(ask, items, window))
+
+    @cached_property
+    def _control(self) -> list[ControlTokens]:
+        """What no question may spell out: neither in the tokenizer that is trained with nor where one is rendered."""
+        tokenizers = [self.context.tokenizer]
+        if self.config.teacher.tokenizer is not None:
+            tokenizers.append(load_tokenizer(self.config.teacher.tokenizer))
+        if isinstance(student := self.config.student, Checkpoint):
+            tokenizers.append(load_tokenizer(student.checkpoint, revision=student.revision))
+        return [ControlTokens(tokenizer) for tokenizer in tokenizers]
 
     def _items(self, batch: list[Record]) -> list[_Asked]:
         questions = [self._question(record) for record in batch]

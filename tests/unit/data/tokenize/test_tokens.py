@@ -165,6 +165,23 @@ def test_what_only_looks_like_a_token_is_text(toy: Any, phi: Any) -> None:
         assert isinstance(Renderer(tokenizer).render(_conversation(text)), Rendered)
 
 
+@pytest.mark.parametrize("name", ["toy", "phi"])
+def test_a_text_too_long_by_its_length_is_not_read_to_its_end(name: str, request: pytest.FixtureRequest) -> None:
+    """It gets more than `most` of its first tokens, the same as if it were, and its mask."""
+    tokenizer = request.getfixturevalue(name)
+    rendered, whole = _tokens(tokenizer, _conversation("one two " * 9000, "then 5"))
+    short, _ = _tokens(tokenizer, _conversation("4"))
+    head, other = tokenize(tokenizer, [rendered, short], 50)
+    assert 50 < len(head.ids) < len(whole.ids) and other.ids.tolist() == next(tokenize(tokenizer, [short])).ids.tolist()
+    assert head.ids[:51].tolist() == whole.ids[:51].tolist() and head.mask[:51].tolist() == whole.mask[:51].tolist()
+
+
+def test_a_long_text_of_few_tokens_is_read(phi: Any) -> None:
+    """The chat tokens swallow the whitespace after them: the text is long, the row is not."""
+    rendered, whole = _tokens(phi, _conversation(" " * 50_000 + "four"))
+    assert next(tokenize(phi, [rendered], 20)).ids.tolist() == whole.ids.tolist() and len(whole.ids) < 20
+
+
 def test_truncation_and_padding_left_on_the_tokenizer_change_nothing(toy: Any) -> None:
     rendered, before = _tokens(toy, _conversation("a long answer"))
     toy(["x", "yy"], padding=True, truncation=True, max_length=1)
