@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sft.evaluate.metrics import summarize
@@ -253,7 +254,7 @@ def test_another_model_is_not_the_runs_result(whole: Recipe) -> None:
         assert new.cells[-1].value != old.cells[-1].value and new.cells[-1].gain is None
     figure = draw_accuracy(after)
     assert figure is not None
-    assert all(len(line.get_xdata()) < 5 for line in figure.axes[0].lines), "no line joins it to the others"
+    assert all(len(np.asarray(line.get_xdata())) < 5 for line in figure.axes[0].lines), "no line joins it to the others"
     page, _ = report(whole)
     assert "after long" in page.text and "after model-peer" not in page.text
 
