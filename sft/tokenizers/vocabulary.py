@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.recipe.values import HUB_ID
 from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def vocabulary_size(section: ModelSection) -> int | None:
         return _size(section.config)
     path: Any = Path(section.model_name_or_path) / "config.json"
     if not Path(section.model_name_or_path).is_dir():
+        if not re.fullmatch(HUB_ID, section.model_name_or_path):
+            return None
         from transformers.utils import cached_file
 
         revision = section.model_revision
