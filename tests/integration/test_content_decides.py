@@ -76,8 +76,8 @@ def test_a_hub_model_whose_commit_moved_is_another_start(again: Recipe, monkeypa
         monkeypatch.setattr("sft.run.start.load_start", lambda paths, dtype: _loaded(local, dtype))
         monkeypatch.setattr("sft.run.chain.start_tokenizer", lambda section: _loaded(local, "float32")[1])
         # The Hub isn't asked whether it is there, nor for its tokenizer.
-        monkeypatch.setattr("sft.run.checks.check_named", lambda *names, **options: None)
-        monkeypatch.setattr("sft.run.checks.start_tokenizer", lambda section: _loaded(local, "float32")[1])
+        for name in ("check_there", "check_named"):
+            monkeypatch.setattr(f"sft.run.checks.{name}", lambda *names, **options: None)
 
     as_at(next(commits))
     run(again)
