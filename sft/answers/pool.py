@@ -54,10 +54,10 @@ class _Worker:
         told = self._write(task)
         while told and (line := self._read_line(deadline)) is not None:
             reply = json.loads(line)
-            # One that died after its answer has two replies; the second belongs to no task.
+            # What was asked again may be answered twice; the second reply belongs to no task.
             if reply["task"] == self._task:
                 return reply["status"], reply["reason"], reply["answer"]
-            if reply["task"] == 0:  # a fork died before it noted what it had read
+            if reply["task"] == 0:  # a fork died that had noted none: before, or with its reply unsent
                 told = self._write(task)
         return None
 

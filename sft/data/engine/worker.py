@@ -271,5 +271,5 @@ def _carried_out(name: str, record: Record, verdict: dict[str, Any] | None) -> O
         return Dropped(record, verdict["reason"] or name, verdict["detail"] or "")
     if verdict["copies"] == 1:
         return Kept(record)
-    ids = (f"{record.id}#{number}" for number in range(2, verdict["copies"] + 1))
-    return Replaced(record, [record, *(replace(record, id=name, facts=dict(record.facts)) for name in ids)])
+    ids = [f"{record.id}#{number}" for number in range(2, verdict["copies"] + 1)]
+    return Replaced(record, [record, *(replace(record, id=copy, facts=dict(record.facts)) for copy in ids)])

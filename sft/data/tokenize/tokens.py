@@ -65,10 +65,12 @@ _FirstFrom = Callable[[int], int]
 
 def _by_length(text: str, ids: NDArray[np.int32], lengths: NDArray[np.int64] | None) -> _FirstFrom | None:
     """From the tokens' lengths; None where the ids spell another text (some swallow the whitespace after them)."""
-    if lengths is None or lengths[ids].sum() != _bytes_in(text, len(text)):
+    if lengths is None:
         return None
-    ends = np.cumsum(lengths[ids])
-    starts = ends - lengths[ids]
+    sizes = lengths[ids]
+    if sizes.sum() != _bytes_in(text, len(text)):
+        return None
+    starts = np.cumsum(sizes) - sizes
     return lambda at: int(np.searchsorted(starts, _bytes_in(text, at)))
 
 
