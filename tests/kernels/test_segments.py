@@ -32,6 +32,6 @@ def test_without_borders_the_row_is_one_document() -> None:
 
 
 def test_segments_are_as_long_as_keeps_a_gpu_busy() -> None:
-    assert segment_length(32768, 5120, 32) == LONGEST
-    assert segment_length(8192, 5120, 32) == 1024
+    assert segment_length(2**20, 5120, 32) == LONGEST
+    assert segment_length(32768, 5120, 32) == 512
     assert segment_length(100, 64, 32) == SHORTEST

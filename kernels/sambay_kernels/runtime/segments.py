@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .packing import document_count
 
-ENOUGH_PROGRAMS = 1024  # fill the largest of today's GPUs (132 multiprocessors of 8 warps) once
+ENOUGH_PROGRAMS = 8192  # several times what a GPU holds at once: uneven documents leave no multiprocessor idle for long
 LONGEST, SHORTEST = 4096, 256  # tokens in a segment
 
 

@@ -93,11 +93,11 @@ def _assemble(ptx: str, arch: int) -> tuple[str, int]:
     return said, len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", listing.stdout, re.M))
 
 
-def launches() -> dict[str, Launch]:
-    """Every kernel's launch for the published model, by the kernel's name."""
+def launches(arch: int) -> dict[str, Launch]:
+    """Every kernel's launch for the published model on an architecture, by the kernel's name."""
     from .aot_cases import run_cases
 
-    with recording() as record:
+    with recording(arch // 10) as record:
         run_cases()
     return {launch.kernel.__name__: launch for launch in record}
 
@@ -108,7 +108,7 @@ def compile_all(backends: list[str], architectures: list[int]) -> list[Compiled]
 
     found: list[Compiled] = []
     if "triton" in backends:
-        found += [compile_launch(launch, arch) for launch in launches().values() for arch in architectures]
+        found += [compile_launch(launch, arch) for arch in architectures for launch in launches(arch).values()]
     if "cuda" in backends:
         try:
             found += [kernel for arch in architectures for kernel in compile_kernels(arch)]

@@ -46,9 +46,9 @@ def _conv() -> None:
 def _swiglu() -> None:
     from ..ops.swiglu.triton import swiglu_triton, swiglu_triton_backward
 
-    gate, value = _tensor(TOKENS, INNER), _tensor(TOKENS, INNER)
-    swiglu_triton(gate, value)
-    swiglu_triton_backward(_tensor(TOKENS, INNER), gate, value)
+    fused, gradient = _tensor(TOKENS, 2 * INNER), _tensor(TOKENS, 2 * INNER)  # as fc1 makes it
+    swiglu_triton(*fused.chunk(2, 1))
+    swiglu_triton_backward(_tensor(TOKENS, INNER), *fused.chunk(2, 1), *gradient.chunk(2, 1))
 
 
 def _attention() -> None:
@@ -75,7 +75,7 @@ def _loss() -> None:
     running = [_tensor(tokens, dtype=torch.float32) for _ in range(4)]
     take_block(logits, targets, tuple(running), 2 * block, 0.1)
     inputs = LceInputs(_tensor(tokens, HIDDEN), _tensor(vocabulary, HIDDEN), targets, -100, 0.1, 1e-4)
-    gradient_of_block(logits, targets, running[0], running[1], 2 * block, inputs, True)
+    gradient_of_block(logits, targets, running[0], running[1], 2 * block, inputs, torch.bfloat16)
 
 
 def _steps() -> None:
