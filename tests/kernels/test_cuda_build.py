@@ -109,7 +109,9 @@ def test_without_a_gpu_the_request_is_an_error_that_says_why(op: str, monkeypatc
     assert why("causal_conv1d", "cpu").reason.startswith("SAMBAY_KERNELS=cuda, which causal_conv1d doesn't have")
 
 
-@pytest.mark.parametrize(("op", "first", "second"), [("selective_scan", "cuda", "triton"), ("swiglu", "triton", "cuda")])
+@pytest.mark.parametrize(
+    ("op", "first", "second"), [("selective_scan", "cuda", "triton"), ("swiglu", "triton", "cuda")]
+)
 def test_the_default_is_what_was_measured_to_be_faster(op: str, first: str, second: str) -> None:
     names = [backend.name for backend in registry._registry[op]]
     assert names.index(first) < names.index(second) < names.index("torch")
