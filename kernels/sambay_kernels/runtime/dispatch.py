@@ -4,7 +4,7 @@ Every op registers its backends here, best first. `SAMBAY_KERNELS` chooses one f
 
     auto       the best one that is available for the tensor's device (the default)
     triton     Triton kernels (CUDA)
-    cuda       CUDA C++ (scan and SwiGLU), built by nvcc on first use; behind Triton until measured
+    cuda       CUDA C++ (scan and SwiGLU), built by nvcc on first use
     cpp        C++ (CPU), built on first use
     torch      plain torch, any device
     reference  plain loops in time, for tests and benchmarks only

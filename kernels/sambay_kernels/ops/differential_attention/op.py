@@ -6,6 +6,7 @@ In plain torch that rest is no op, for a compiler fuses it with its neighbours.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ OP, COMBINE = "differential_attention", "differential_combine"
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
+@functools.cache
 def _is_hopper() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 

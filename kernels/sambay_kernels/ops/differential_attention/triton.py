@@ -20,17 +20,18 @@ class Blocks(NamedTuple):
     backward_kv: tuple[int, int]
 
 
-# By major compute capability. 9: as measured on an H100 (the results lie beside the benchmarks). 8: what spills no
-# registers there; not measured yet.
+# By major compute capability. 9: as measured on an H100. 8: what spills no registers there; not measured.
 BLOCKS = {8: Blocks((64, 64), (64, 64), (64, 32)), 9: Blocks((128, 32), (128, 32), (32, 64))}
+# Exact float32 products take no tensor cores but registers for all their factors: larger blocks spill kilobytes.
+SINGLE_BLOCKS = {8: Blocks((32, 32), (32, 32), (32, 16)), 9: Blocks((32, 32), (32, 32), (32, 32))}
 COMBINE_ROWS, COMBINE_STEPS = 16, 16  # pairs of heads at once, and how many times in the backward
 LOG2E = 1.4426950408889634
 
 
-def _blocks_on(device: torch.device) -> Blocks:
+def _blocks_for(q: Tensor) -> Blocks:
     """Those of the newest generation that is not newer than the device's."""
-    major = compute_capability(device)
-    return BLOCKS[max((known for known in BLOCKS if known <= major), default=min(BLOCKS))]
+    blocks, major = SINGLE_BLOCKS if q.dtype == torch.float32 else BLOCKS, compute_capability(q.device)
+    return blocks[max((known for known in blocks if known <= major), default=min(blocks))]
 
 
 def _heads(value: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def diff_maps_triton(inputs: DiffInputs) -> tuple[Tensor, Tensor]:
     (q, k, v), (cu_seqlens_q, cu_seqlens_k, window, scale) = map(_heads, inputs[:3]), inputs[3:]
     (tokens, heads, d), pairs = q.shape, k.shape[1] // 2
     maps, lse = q.new_empty(tokens, heads, 2 * d), q.new_empty(tokens, heads, dtype=torch.float32)
-    blocks = _blocks_on(q.device).forward
+    blocks = _blocks_for(q).forward
     cut = segments(cu_seqlens_q, tokens, blocks[0], q.device)
     launch(
         maps_forward_kernel, (cut.start.shape[0], heads), q, k, v, maps, lse,
@@ -84,7 +85,7 @@ def diff_maps_triton_backward(
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     inner = torch.empty_like(lse)
     strides = (q.stride(0), k.stride(0), v.stride(0))
-    group, blocks = heads // (2 * pairs), _blocks_on(q.device)
+    group, blocks = heads // (2 * pairs), _blocks_for(q)
     cut = segments(cu_seqlens_q, tokens, blocks.backward_q[0], q.device)
     launch(
         maps_backward_q_kernel, (cut.start.shape[0], heads), grad, q, k, v, maps, lse, inner, grad_q,
