@@ -70,7 +70,8 @@ test-gpu: gpu
 bench-gpu: gpu
 	$(BIN)/python $(BENCH)/bench_ops.py --device cuda --out $(BENCH)/results
 	$(BIN)/python $(BENCH)/published_step.py --device cuda --out $(BENCH)/results/published-step.json
-	@for name in $(MODEL_BENCHMARKS); do echo "== $$name"; $(BIN)/python $(BENCH)/$$name.py --device cuda || exit 1; done
+	@for name in $(MODEL_BENCHMARKS); do echo "== $$name"; \
+	$(BIN)/python $(BENCH)/$$name.py --device cuda --out $(BENCH)/results/$$name-gpu.json || exit 1; done
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
+import inspect
 import json
 import math
 import os
@@ -225,13 +226,15 @@ def attention_case(sizes: Shapes, device: str, cu_seqlens: Tensor, window: int |
         from torch.nn.attention.varlen import varlen_attn
 
         limits = (window - 1 if window else -1, 0)
+        # torch 2.11 takes grouped heads without being told.
+        grouped: Any = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
         maps = []
         for stripe in (0, 1):
             queries, key = q[:, stripe::2].contiguous(), k[:, stripe::2].contiguous()
             halves = [
                 varlen_attn(
                     queries, key, v[:, half::2].contiguous(), cu_seqlens, cu_seqlens, longest, longest,
-                    window_size=limits, enable_gqa=True,
+                    window_size=limits, **grouped,
                 )
                 for half in (0, 1)
             ]  # fmt: skip
@@ -287,6 +290,9 @@ def cases(sizes: Shapes, device: str, wanted: str | None) -> Iterator[Case]:
             yield make()
 
 
+RECURRENCES = ("selective_scan", "causal_conv1d")
+
+
 def _importable(module: str) -> bool:
     try:
         importlib.import_module(module)
@@ -309,10 +315,11 @@ def _backend(name: str) -> Iterator[None]:
 
 
 def backends(op: str, device: str) -> list[str]:
-    """Backends of an op that run on this device, best first; the reference, a loop in time, on CPU only."""
-    found = []
+    """Backends of an op that run on this device, best first; on a GPU without the recurrences in plain torch, which
+    take minutes at its size."""
+    found, slow = [], {"reference", "torch"} if op in RECURRENCES else {"reference"}
     for name in dispatch.CHOICES[1:]:
-        if name == "reference" and device != "cpu":
+        if name in slow and device != "cpu":
             continue
         with _backend(name):
             try:

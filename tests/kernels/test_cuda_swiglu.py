@@ -48,6 +48,12 @@ def test_halves_of_one_projection(width: int, skip: int, dtype: torch.dtype) -> 
     gate, value = fused[:, :width], fused[:, width + skip :]
     gate.copy_(torch.randn(3, width)), value.copy_(torch.randn(3, width))
     check(gate, value, BOUNDS[dtype])
+    if skip == 0:
+        leaf = fused.clone().requires_grad_()
+        wide = fused.double().requires_grad_()
+        out, exact = swiglu(leaf), torch.nn.functional.silu(wide[:, :width]) * wide[:, width:]
+        (found,), (want,) = (torch.autograd.grad(y.sum(), x) for y, x in ((out, leaf), (exact, wide)))
+        assert torch.equal(out, swiglu(gate, value)) and ops.rms_error(found, want) <= BOUNDS[dtype]
 
 
 def test_mixed_types() -> None:

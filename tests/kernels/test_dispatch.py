@@ -14,6 +14,7 @@ import torch
 from sambay_kernels import BackendError, backend_for, causal_conv1d, selective_scan, swiglu, why
 from sambay_kernels.native import build as native_build
 from sambay_kernels.native import cpp_build
+from sambay_kernels.native.cuda_call import problem as cuda_problem
 from sambay_kernels.runtime import dispatch as registry
 from sambay_kernels.runtime.checks import FLOAT_TYPES
 from sambay_kernels.runtime.packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
@@ -41,8 +42,9 @@ def test_auto_takes_the_best(value: str, monkeypatch: pytest.MonkeyPatch) -> Non
     for op in OPS:
         assert why(op, "cpu").backend == "cpp" and why(op, "cpu").remedy == ""
         best = why(op, "cuda")
+        lacking = {"cuda": cuda_problem() if op == "selective_scan" else None, "triton": triton_problem()}
         assert best.backend == ("torch" if triton_problem() else "triton")
-        assert best.remedy == (f"triton: {triton_problem()}" if triton_problem() else "")
+        assert best.remedy == "; ".join(f"{name}: {problem}" for name, problem in lacking.items() if problem)
 
 
 def test_kernels_in_single_precision_leave_float64_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import packed_ops as ops
 import pytest
 import torch
 from sambay_kernels import swiglu
-from sambay_kernels.ops.swiglu.op import swiglu_bwd, swiglu_fwd
+from sambay_kernels.ops.swiglu.op import swiglu_bwd, swiglu_fused_bwd, swiglu_fused_fwd, swiglu_fwd
 from sambay_kernels.ops.swiglu.reference import swiglu_reference
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -73,6 +73,24 @@ def test_strided_inputs_and_rows_by_themselves(name: str) -> None:
     assert ops.rms_error(y, want["y"]) <= 1e-7 and ops.rms_error(rows, want["y"]) <= 1e-7
 
 
+@backends
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2,), (3, 0), (33, 70), (2, 3, 10), (300, 200)])
+def test_halves_of_one_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """As two tensors give, with one gradient; also from rows that stand apart."""
+    fused, _, up = inputs(*shape[:-1], shape[-1] + 6, dtype=dtype)
+    with ops.backend(name):
+        for leaf in (fused[..., :-6].clone().requires_grad_(), fused.requires_grad_()):
+            both = leaf if leaf.shape == shape else leaf[..., :-6]
+            gate, value = (half.detach().clone().requires_grad_() for half in both.chunk(2, -1))
+            want = swiglu(gate, value)
+            y, grad = swiglu(both), up[..., : shape[-1] // 2]
+            assert y.is_contiguous() and ops.rms_error(y, want) <= 1e-7
+            (found,) = torch.autograd.grad(y, leaf, grad)
+            halves = torch.autograd.grad(want, (gate, value), grad)
+            assert found.dtype == dtype and ops.rms_error(found[..., : shape[-1]], torch.cat(halves, -1)) <= 1e-7
+
+
 def test_gradcheck_of_the_reference() -> None:
     gate, value, _ = inputs(3, 4, dtype=torch.float64)
     assert torch.autograd.gradcheck(swiglu_reference, [gate.requires_grad_(), value.requires_grad_()])
@@ -85,6 +103,10 @@ def test_opcheck(name: str) -> None:
         torch.library.opcheck(swiglu_fwd, (gate.requires_grad_(), value.requires_grad_(), name))
         args = (grad, gate.detach(), value.detach(), name)
         torch.library.opcheck(swiglu_bwd, args, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(swiglu_fused_fwd, (gate, name))
+        torch.library.opcheck(
+            swiglu_fused_bwd, (grad[:, :2], gate.detach(), name), test_utils=("test_schema", "test_faketensor")
+        )
 
 
 @backends
@@ -120,6 +142,8 @@ def test_bad_input_is_named(name: str) -> None:
     with ops.backend(name):
         with pytest.raises(ValueError, match="value must have shape \\(2, 3\\), got \\(3,\\)"):
             swiglu(gate, torch.zeros(3))
+        with pytest.raises(ValueError, match="gate's last dimension must be even, got shape \\(2, 3\\)"):
+            swiglu(gate)
         with pytest.raises(ValueError, match="gate must be float32"):
             swiglu(gate.int(), gate)
         with pytest.raises(ValueError, match="value is on meta"):

@@ -69,6 +69,22 @@ class ConvBackward(Structure):
     )
 
 
+class SwigluForward(Structure):
+    """Inputs and output of the gate's forward pass."""
+
+    _fields_ = (("count", c_int64), ("width", c_int64), ("gate", Rows), ("value", Rows), ("out", c_void_p))
+
+
+class SwigluBackward(Structure):
+    """Inputs and outputs of the gate's backward pass."""
+
+    _fields_ = (
+        ("count", c_int64),
+        ("width", c_int64),
+        *((name, Rows) for name in ("grad", "gate", "value", "of_gate", "of_value")),
+    )
+
+
 def borders_of(cu_seqlens: Tensor | None, total: int) -> Tensor:
     """Document borders as contiguous int32."""
     if cu_seqlens is None:
@@ -95,10 +111,3 @@ def call(name: str, dtype: torch.dtype, args: Structure) -> None:
     function = getattr(library(), f"sambay_{name}_{'f64' if dtype == torch.float64 else 'f32'}")
     function.restype, function.argtypes = None, (POINTER(type(args)), c_int)
     function(byref(args), torch.get_num_threads())
-
-
-def call_elementwise(name: str, dtype: torch.dtype, tensors: tuple[Tensor, ...]) -> None:
-    """Call a function of contiguous tensors of the same size."""
-    function = getattr(library(), f"sambay_{name}_{'f64' if dtype == torch.float64 else 'f32'}")
-    function.restype, function.argtypes = None, (*[c_void_p] * len(tensors), c_int64, c_int)
-    function(*[tensor.data_ptr() for tensor in tensors], tensors[0].numel(), torch.get_num_threads())

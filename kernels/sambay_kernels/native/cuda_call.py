@@ -69,8 +69,7 @@ class SwigluBackward(Structure):
     _fields_ = (
         ("count", c_int64),
         ("width", c_int64),
-        *((name, Rows) for name in ("grad", "gate", "value")),
-        *((name, c_void_p) for name in ("grad_gate", "grad_value")),
+        *((name, Rows) for name in ("grad", "gate", "value", "of_gate", "of_value")),
     )
 
 

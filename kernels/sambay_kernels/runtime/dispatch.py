@@ -4,7 +4,7 @@ Every op registers its backends here, best first. `SAMBAY_KERNELS` chooses one f
 
     auto       the best one that is available for the tensor's device (the default)
     triton     Triton kernels (CUDA)
-    cuda       CUDA C++ (scan and SwiGLU), built by nvcc on first use; behind Triton until measured
+    cuda       CUDA C++ (scan and SwiGLU), built by nvcc on first use
     cpp        C++ (CPU), built on first use
     torch      plain torch, any device
     reference  plain loops in time, for tests and benchmarks only
@@ -39,12 +39,14 @@ class Backend:
         devices: device types it can run on; empty = any.
         missing: returns None when it can run on this machine, else the reason why not, with the remedy.
         dtypes: types of tensors it is for; empty = any.
+        where: whether this machine is one where it is the better choice; elsewhere it runs when asked for by name.
     """
 
     name: str
     devices: tuple[str, ...]
     missing: Callable[[], str | None]
     dtypes: tuple[torch.dtype, ...]
+    where: Callable[[], bool]
 
     def is_for(self, dtype: torch.dtype) -> bool:
         """Whether it is registered for tensors of this type."""
@@ -74,12 +76,18 @@ def never_missing() -> str | None:
     return None
 
 
+def everywhere() -> bool:
+    """For a backend that is chosen by its place in the order alone."""
+    return True
+
+
 def register(
     op_name: str,
     backend: str,
     devices: tuple[str, ...] = (),
     missing: Callable[[], str | None] = never_missing,
     dtypes: tuple[torch.dtype, ...] | None = None,
+    where: Callable[[], bool] = everywhere,
 ) -> None:
     """Register an implementation of `op_name`.
 
@@ -87,12 +95,13 @@ def register(
     the rest further down.
 
     Args:
-        devices, missing, dtypes: as in `Backend`; `dtypes` None: all types that this kind of backend calculates in.
+        devices, missing, dtypes, where: as in `Backend`; `dtypes` None: all types that this kind of backend calculates
+            in.
     """
     if backend not in CHOICES[1:]:
         raise BackendError(f"{op_name}: unknown backend {backend!r}, choose from {', '.join(CHOICES[1:])}")
     dtypes = _DTYPES.get(backend, ()) if dtypes is None else dtypes
-    _registry.setdefault(op_name, []).append(Backend(backend, devices, missing, dtypes))
+    _registry.setdefault(op_name, []).append(Backend(backend, devices, missing, dtypes, where))
 
 
 def ops() -> list[str]:
@@ -118,7 +127,7 @@ def _best(op_name: str, device: str, dtype: torch.dtype) -> tuple[Backend, list[
     for backend in _registry[op_name]:
         if backend.name == "reference" or (backend.devices and device not in backend.devices):
             continue
-        if not backend.is_for(dtype):
+        if not backend.is_for(dtype) or not backend.where():
             continue
         problem = backend.missing()
         if problem is None:

@@ -7,6 +7,7 @@ from its true state. A segment lies in one document, so nothing inside the loops
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .packing import document_count
 
-ENOUGH_PROGRAMS = 1024  # fill the largest of today's GPUs (132 multiprocessors of 8 warps) once
+ENOUGH_PROGRAMS = 8192  # several times what a GPU holds at once: uneven documents leave no multiprocessor idle for long
 LONGEST, SHORTEST = 4096, 256  # tokens in a segment
 
 
@@ -57,12 +58,19 @@ def segment_length(total: int, channels: int, block: int) -> int:
 def segments(cu_seqlens: Tensor | None, total: int, length: int, device: torch.device) -> Segments:
     """Cut the documents of a packed row into segments of `length` tokens (the last of a document may be shorter).
 
-    The number of entries depends on shapes alone, total // length + S, so the host never waits for the device.
+    The number of entries depends on shapes alone, total // length + S, so the host never waits for the device. Every
+    layer asks for the same few plans: on a GPU they are kept (:class:`Plans`).
 
     Args:
         cu_seqlens: int32 (S+1,) document borders; None = one document.
         total: tokens in the packed row.
     """
+    if cu_seqlens is None or not Plans.may_keep(cu_seqlens):
+        return _cut(cu_seqlens, total, length, device)
+    return _plans.find(cu_seqlens, total, length)
+
+
+def _cut(cu_seqlens: Tensor | None, total: int, length: int, device: torch.device) -> Segments:
     count = document_count(cu_seqlens)
     borders = torch.arange(2, dtype=torch.int32, device=device) * total if cu_seqlens is None else cu_seqlens
     pieces = ((borders.diff() + (length - 1)) // length).clamp_min(1)
@@ -80,3 +88,35 @@ def segments(cu_seqlens: Tensor | None, total: int, length: int, device: torch.d
         first,
         borders,
     )
+
+
+class Plans:
+    """The plans that were made last, by the borders' place in memory, which stays theirs while a plan is kept.
+
+    Borders that were changed in place since, by the version that torch counts, are cut anew.
+    """
+
+    MOST = 16
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], tuple[Tensor, int, Segments]] = OrderedDict()
+
+    @staticmethod
+    def may_keep(cu_seqlens: Tensor) -> bool:
+        """On a GPU, where a plan takes a dozen launches; not while a graph is captured, which has to hold them all."""
+        return cu_seqlens.is_cuda and not cu_seqlens.is_inference() and not torch.cuda.is_current_stream_capturing()
+
+    def find(self, cu_seqlens: Tensor, total: int, length: int) -> Segments:
+        """The plan for these borders, made on the current stream."""
+        stream = torch.cuda.current_stream(cu_seqlens.device).cuda_stream if cu_seqlens.is_cuda else 0
+        key = (cu_seqlens.data_ptr(), cu_seqlens.numel(), cu_seqlens.stride(0), total, length, stream)
+        kept = self._kept.get(key)
+        if kept is None or kept[1] != cu_seqlens._version:
+            kept = cu_seqlens, cu_seqlens._version, _cut(cu_seqlens, total, length, cu_seqlens.device)
+            self._kept[key] = kept
+            while len(self._kept) > self.MOST:
+                self._kept.popitem(last=False)
+        return kept[2]
+
+
+_plans = Plans()

@@ -59,7 +59,7 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tupl
     return types, constants, aligned
 
 
-def compile_launch(launch: Launch, arch: int) -> Compiled:
+def compile_launch(name: str, launch: Launch, arch: int) -> Compiled:
     """Compile one launch for an architecture (80 for sm_80) and read what the assembler says of it."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -68,7 +68,6 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     types, constants, aligned = signature(launch)
     source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
-    name = launch.kernel.__name__
     said, instructions = _assemble(made.asm["ptx"], arch)
     found = [re.search(pattern, said) for pattern in REPORTED]
     registers, spills, stack = (int(match[1]) if match else None for match in found)
@@ -93,13 +92,17 @@ def _assemble(ptx: str, arch: int) -> tuple[str, int]:
     return said, len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", listing.stdout, re.M))
 
 
-def launches() -> dict[str, Launch]:
-    """Every kernel's launch for the published model, by the kernel's name."""
+def launches(arch: int) -> dict[str, Launch]:
+    """Every kernel's launch for the published model on an architecture, by name; attention's in float32 too."""
     from .aot_cases import run_cases
 
-    with recording() as record:
+    with recording(arch // 10) as record:
         run_cases()
-    return {launch.kernel.__name__: launch for launch in record}
+    found: dict[str, Launch] = {}
+    for launch in record:
+        name = launch.kernel.__name__
+        found[f"{name}<fp32>" if name in found else name] = launch
+    return found
 
 
 def compile_all(backends: list[str], architectures: list[int]) -> list[Compiled]:
@@ -108,7 +111,7 @@ def compile_all(backends: list[str], architectures: list[int]) -> list[Compiled]
 
     found: list[Compiled] = []
     if "triton" in backends:
-        found += [compile_launch(launch, arch) for launch in launches().values() for arch in architectures]
+        found += [compile_launch(*named, arch) for arch in architectures for named in launches(arch).items()]
     if "cuda" in backends:
         try:
             found += [kernel for arch in architectures for kernel in compile_kernels(arch)]

@@ -46,24 +46,24 @@ def _conv() -> None:
 def _swiglu() -> None:
     from ..ops.swiglu.triton import swiglu_triton, swiglu_triton_backward
 
-    gate, value = _tensor(TOKENS, INNER), _tensor(TOKENS, INNER)
-    swiglu_triton(gate, value)
-    swiglu_triton_backward(_tensor(TOKENS, INNER), gate, value)
+    fused, gradient = _tensor(TOKENS, 2 * INNER), _tensor(TOKENS, 2 * INNER)  # as fc1 makes it
+    swiglu_triton(*fused.chunk(2, 1))
+    swiglu_triton_backward(_tensor(TOKENS, INNER), *fused.chunk(2, 1), *gradient.chunk(2, 1))
 
 
-def _attention() -> None:
+def _attention(dtype: torch.dtype) -> None:
     from ..ops.differential_attention import triton as backend
     from ..ops.differential_attention.inputs import DiffInputs
 
-    fused = _tensor(TOKENS, (HEADS + 2 * KEY_HEADS) * WIDTH)  # as Wqkv makes it
+    fused = _tensor(TOKENS, (HEADS + 2 * KEY_HEADS) * WIDTH, dtype=dtype)  # as Wqkv makes it
     q, k, v = (x.unflatten(1, (-1, WIDTH)) for x in fused.split([HEADS * WIDTH, *[KEY_HEADS * WIDTH] * 2], 1))
     borders, scale = _cu_seqlens(), WIDTH**-0.5
     inputs = DiffInputs(q, k, v, borders, borders, WINDOW, scale)
     maps, lse = backend.diff_maps_triton(inputs)
-    backend.diff_maps_triton_backward(_tensor(*maps.shape), inputs, maps, lse)
+    backend.diff_maps_triton_backward(_tensor(*maps.shape, dtype=dtype), inputs, maps, lse)
     small = (_tensor(dtype=torch.float32), _tensor(2 * WIDTH, dtype=torch.float32), 0.5, 1e-5)
     out = backend.diff_combine_triton(maps, *small)
-    backend.diff_combine_triton_backward(_tensor(*out.shape), maps, *small)
+    backend.diff_combine_triton_backward(_tensor(*out.shape, dtype=dtype), maps, *small)
 
 
 def _loss() -> None:
@@ -75,7 +75,7 @@ def _loss() -> None:
     running = [_tensor(tokens, dtype=torch.float32) for _ in range(4)]
     take_block(logits, targets, tuple(running), 2 * block, 0.1)
     inputs = LceInputs(_tensor(tokens, HIDDEN), _tensor(vocabulary, HIDDEN), targets, -100, 0.1, 1e-4)
-    gradient_of_block(logits, targets, running[0], running[1], 2 * block, inputs, True)
+    gradient_of_block(logits, targets, running[0], running[1], 2 * block, inputs, torch.bfloat16)
 
 
 def _steps() -> None:
@@ -97,6 +97,7 @@ def run_cases() -> None:
     _scan()
     _conv()
     _swiglu()
-    _attention()
+    _attention(torch.bfloat16)
+    _attention(torch.float32)
     _loss()
     _steps()

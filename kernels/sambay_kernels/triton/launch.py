@@ -45,17 +45,25 @@ class Launch:
 
 
 _record: list[Launch] | None = None
+_recorded_for = 0  # major compute capability
 
 
 @contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Collect launches instead of making them; with tensors on `meta`, of any size."""
-    global _record
-    before, _record = _record, []
+def recording(major: int) -> Iterator[list[Launch]]:
+    """Collect launches for GPUs of a major compute capability instead of making them; with tensors on `meta`."""
+    global _record, _recorded_for
+    before, _record, _recorded_for = (_record, _recorded_for), [], major
     try:
         yield _record
     finally:
-        _record = before
+        _record, _recorded_for = before
+
+
+def compute_capability(device: torch.device) -> int:
+    """Major compute capability of the GPU that kernels are launched on, 0 under the interpreter: 8 A100, 9 H100."""
+    if _record is not None:
+        return _recorded_for
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, warps: int = 4, stages: int = 3, **constants: Any) -> None:

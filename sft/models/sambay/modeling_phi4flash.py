@@ -70,8 +70,7 @@ class Phi4FlashMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        gate, value = self.fc1(hidden).chunk(2, dim=-1)
-        return self.fc2(swiglu(gate, value))
+        return self.fc2(swiglu(self.fc1(hidden)))
 
 
 class CausalConv1d(nn.Conv1d):

@@ -24,8 +24,9 @@ WHOLE = ([0, 1, 2, 33, 0, 37],) * 2
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "BLOCKS", (16, 16))
-    monkeypatch.setattr(triton_backend, "KEY_BLOCKS", (16, 16))
+    blocks = {0: triton_backend.Blocks(*[(16, 16)] * 3)}
+    monkeypatch.setattr(triton_backend, "BLOCKS", blocks)
+    monkeypatch.setattr(triton_backend, "SINGLE_BLOCKS", blocks)
 
 
 def borders(lengths: list[int]) -> Tensor:

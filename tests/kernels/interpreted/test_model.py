@@ -11,8 +11,9 @@ from tiny_sambay import tiny_model
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "BLOCKS", (16, 16))
-    monkeypatch.setattr(triton_backend, "KEY_BLOCKS", (16, 16))
+    blocks = {0: triton_backend.Blocks(*[(16, 16)] * 3)}
+    monkeypatch.setattr(triton_backend, "BLOCKS", blocks)
+    monkeypatch.setattr(triton_backend, "SINGLE_BLOCKS", blocks)
 
 
 def loss_and_gradients(name: str) -> dict[str, torch.Tensor]:

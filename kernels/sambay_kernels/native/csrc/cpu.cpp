@@ -103,6 +103,27 @@ struct Rows {  // (tokens, width), rows `stride` apart; data may be null
 };
 
 template <typename T>
+struct WritableRows {  // (tokens, width), rows `stride` apart
+  T* data;
+  int64_t stride;
+  T* at(int64_t row) const { return data + row * stride; }
+};
+
+template <typename T>
+struct SwigluForward {
+  int64_t count, width;  // rows, elements of a row
+  Rows<T> gate, value;
+  T* out;  // (count, width)
+};
+
+template <typename T>
+struct SwigluBackward {
+  int64_t count, width;
+  Rows<T> grad, gate, value;
+  WritableRows<T> of_gate, of_value;
+};
+
+template <typename T>
 struct ScanArgs {
   int64_t tokens, channels, states, documents;
   const int32_t* borders;
@@ -588,23 +609,38 @@ void run_pieces(int64_t count, int threads, const Task& task) {
   }
 }
 
+// Runs of elements side by side in a row of a matrix (count, width), in pieces over threads: `task(row, first, last)`.
+template <typename Task>
+void run_rows(int64_t count, int64_t width, int threads, const Task& task) {
+  run_pieces(count * width, threads, [&](int64_t first, int64_t last) {
+    while (first < last) {
+      const int64_t row = first / width, column = first % width, stop = std::min(width, column + last - first);
+      task(row, column, stop);
+      first += stop - column;
+    }
+  });
+}
+
 template <typename T>
-void swiglu_forward(const T* gate, const T* value, T* out, int64_t count, int threads) {
-  run_pieces(count, threads, [=](int64_t first, int64_t last) {
+void swiglu_forward(const SwigluForward<T>& args, int threads) {
+  run_rows(args.count, args.width, threads, [&](int64_t row, int64_t first, int64_t last) {
+    const T *gate = args.gate.at(row), *value = args.value.at(row);
+    T* out = args.out + row * args.width;
     SAMBAY_SIMD
     for (int64_t i = first; i < last; ++i) out[i] = swiglu_value(gate[i], value[i]);
   });
 }
 
 template <typename T>
-void swiglu_backward(const T* grad, const T* gate, const T* value, T* grad_gate, T* grad_value, int64_t count,
-                     int threads) {
-  run_pieces(count, threads, [=](int64_t first, int64_t last) {
+void swiglu_backward(const SwigluBackward<T>& args, int threads) {
+  run_rows(args.count, args.width, threads, [&](int64_t row, int64_t first, int64_t last) {
+    const T *grad = args.grad.at(row), *gate = args.gate.at(row), *value = args.value.at(row);
+    T *of_gate = args.of_gate.at(row), *of_value = args.of_value.at(row);
     SAMBAY_SIMD
     for (int64_t i = first; i < last; ++i) {
       const SwigluGrads<T> out = swiglu_backward_value(grad[i], gate[i], value[i]);
-      grad_gate[i] = out.gate;
-      grad_value[i] = out.value;
+      of_gate[i] = out.gate;
+      of_value[i] = out.value;
     }
   });
 }
@@ -625,12 +661,11 @@ void swiglu_backward(const T* grad, const T* gate, const T* value, T* grad_gate,
   extern "C" void sambay_conv_backward_##suffix(const sambay::ConvBackward<T>* args, int threads) {                   \
     sambay::conv_backward(*args, threads);                                                                            \
   }                                                                                                                   \
-  extern "C" void sambay_swiglu_forward_##suffix(const T* gate, const T* value, T* out, int64_t count, int threads) { \
-    sambay::swiglu_forward(gate, value, out, count, threads);                                                         \
+  extern "C" void sambay_swiglu_forward_##suffix(const sambay::SwigluForward<T>* args, int threads) {                 \
+    sambay::swiglu_forward(*args, threads);                                                                           \
   }                                                                                                                   \
-  extern "C" void sambay_swiglu_backward_##suffix(const T* grad, const T* gate, const T* value, T* grad_gate,         \
-                                                  T* grad_value, int64_t count, int threads) {                        \
-    sambay::swiglu_backward(grad, gate, value, grad_gate, grad_value, count, threads);                                \
+  extern "C" void sambay_swiglu_backward_##suffix(const sambay::SwigluBackward<T>* args, int threads) {               \
+    sambay::swiglu_backward(*args, threads);                                                                          \
   }
 
 SAMBAY_EXPORT(float, f32)

@@ -43,6 +43,13 @@ struct Rows {  // (rows, width), rows `stride` elements apart; data may be null
   __device__ __forceinline__ const T* at(int64_t row) const { return data + row * stride; }
 };
 
+template <typename T>
+struct WritableRows {  // the same, to be written
+  T* data;
+  int64_t stride;
+  __device__ __forceinline__ T* at(int64_t row) const { return data + row * stride; }
+};
+
 constexpr size_t kStaticShared = 48 * 1024;  // more has to be asked for
 
 // Launch a kernel on a grid; a grid without blocks is no launch.

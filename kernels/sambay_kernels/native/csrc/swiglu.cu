@@ -15,7 +15,7 @@ template <typename T>
 struct SwigluBackward {
   int64_t count, width;
   Rows<T> grad, gate, value;
-  T *grad_gate, *grad_value;  // (count, width)
+  WritableRows<T> of_gate, of_value;
 };
 
 namespace {
@@ -54,8 +54,8 @@ struct Piece {
     return out;
   }
 
-  __device__ __forceinline__ void store(T* to, int64_t width, const Vector<T>& values) const {
-    to += row * width + column;
+  __device__ __forceinline__ void store(T* to, const Vector<T>& values) const {
+    to += column;
     if (whole) {
       *reinterpret_cast<Vector<T>*>(to) = values;
       return;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) swiglu_forward_kernel(Aligned<Swiglu
 #pragma unroll
   for (int i = 0; i < Vector<T>::kSize; ++i)
     out.value[i] = from_float<T>(swiglu_value(to_float(gate.value[i]), to_float(value.value[i])));
-  piece.store(args.out, args.width, out);
+  piece.store(args.out + piece.row * args.width, out);
 }
 
 template <typename T>
@@ -97,17 +97,17 @@ __global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(Aligned<Swigl
     of_gate.value[i] = from_float<T>(out.gate);
     of_value.value[i] = from_float<T>(out.value);
   }
-  piece.store(args.grad_gate, args.width, of_gate);
-  piece.store(args.grad_value, args.width, of_value);
+  piece.store(args.of_gate.at(piece.row), of_gate);
+  piece.store(args.of_value.at(piece.row), of_value);
 }
 
 bool starts_aligned(const void* data, int64_t stride, int64_t size) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size % 16 == 0;
 }
 
-template <typename T>
-bool starts_aligned(const Rows<T>& rows) {
-  return starts_aligned(rows.data, rows.stride, sizeof(T));
+template <typename Matrix>
+bool starts_aligned(const Matrix& rows) {
+  return starts_aligned(rows.data, rows.stride, sizeof(*rows.data));
 }
 
 template <typename T>
@@ -126,8 +126,7 @@ cudaError_t swiglu_forward(const SwigluForward<T>& args, void* stream) {
 template <typename T>
 cudaError_t swiglu_backward(const SwigluBackward<T>& args, void* stream) {
   const bool vectors = starts_aligned(args.grad) && starts_aligned(args.gate) && starts_aligned(args.value) &&
-                       starts_aligned(args.grad_gate, args.width, sizeof(T)) &&
-                       starts_aligned(args.grad_value, args.width, sizeof(T));
+                       starts_aligned(args.of_gate) && starts_aligned(args.of_value);
   const Aligned<SwigluBackward<T>> all{args, vectors};
   return launch(swiglu_backward_kernel<T>, blocks_of<T>(args.count, args.width), 1, kThreads, 0, all, stream);
 }

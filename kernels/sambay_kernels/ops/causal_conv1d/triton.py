@@ -9,8 +9,8 @@ from ...runtime.segments import segments
 from ...triton.launch import channel_block, launch, rows
 from .inputs import ConvInputs
 
-TIME = 64  # tokens of a program: the WIDTH - 1 before them are read twice
-BLOCK = 256  # channels of a program: 16 bytes of bfloat16 for each lane of a warp
+TIME = 128  # tokens of a program: the WIDTH - 1 before them are read twice
+BLOCK = 128  # channels of a program: 8 bytes of bfloat16 for each lane of a warp
 
 
 def causal_conv1d_triton(inputs: ConvInputs) -> tuple[Tensor, Tensor]:

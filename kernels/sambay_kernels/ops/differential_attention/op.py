@@ -6,6 +6,7 @@ In plain torch that rest is no op, for a compiler fuses it with its neighbours.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -27,10 +28,18 @@ from .triton import (
 )
 
 OP, COMBINE = "differential_attention", "differential_combine"
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 
-# On CUDA `torch` is FlashAttention in half precision, which stays the default until Triton's maps have been measured to
-# be faster; FlashAttention knows no float32.
-register(OP, "torch", dtypes=(torch.bfloat16, torch.float16))
+
+@functools.cache
+def _is_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
+# On CUDA `torch` is FlashAttention in half precision, which knows no float32. Triton's maps take half its time on an
+# H100; on other GPUs FlashAttention stays the default until they have been measured.
+register(OP, "triton", TRITON_DEVICES, triton_problem, HALF_PRECISION, where=_is_hopper)
+register(OP, "torch", dtypes=HALF_PRECISION)
 register(OP, "triton", TRITON_DEVICES, triton_problem)
 register(OP, "torch")
 register(OP, "reference")

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...runtime.segments import Segments, power_of_two, segments
-from ...triton.launch import launch
+from ...triton.launch import compute_capability, launch
 from .inputs import DiffInputs
 
-BLOCKS = (64, 64)  # queries and keys at once
-KEY_BLOCKS = (64, 32)  # in the keys' gradient, which holds more (64, 64 would spill registers on sm_80)
-COMBINE_ROWS, COMBINE_STEPS = 4, 16  # pairs of heads at once, and how many times in the backward
+
+class Blocks(NamedTuple):
+    """Queries and keys at once in each kernel of the maps."""
+
+    forward: tuple[int, int]
+    backward_q: tuple[int, int]
+    backward_kv: tuple[int, int]
+
+
+# By major compute capability. 9: as measured on an H100. 8: what spills no registers there; not measured.
+BLOCKS = {8: Blocks((64, 64), (64, 64), (64, 32)), 9: Blocks((128, 32), (128, 32), (32, 64))}
+# Exact float32 products take no tensor cores but registers for all their factors: larger blocks spill kilobytes.
+SINGLE_BLOCKS = {8: Blocks((32, 32), (32, 32), (32, 16)), 9: Blocks((32, 32), (32, 32), (32, 32))}
+COMBINE_ROWS, COMBINE_STEPS = 16, 16  # pairs of heads at once, and how many times in the backward
 LOG2E = 1.4426950408889634
+
+
+def _blocks_for(q: Tensor) -> Blocks:
+    """Those of the newest generation that is not newer than the device's."""
+    blocks, major = SINGLE_BLOCKS if q.dtype == torch.float32 else BLOCKS, compute_capability(q.device)
+    return blocks[max((known for known in blocks if known <= major), default=min(blocks))]
 
 
 def _heads(value: Tensor) -> Tensor:
@@ -46,11 +63,12 @@ def diff_maps_triton(inputs: DiffInputs) -> tuple[Tensor, Tensor]:
     (q, k, v), (cu_seqlens_q, cu_seqlens_k, window, scale) = map(_heads, inputs[:3]), inputs[3:]
     (tokens, heads, d), pairs = q.shape, k.shape[1] // 2
     maps, lse = q.new_empty(tokens, heads, 2 * d), q.new_empty(tokens, heads, dtype=torch.float32)
-    cut = segments(cu_seqlens_q, tokens, BLOCKS[0], q.device)
+    blocks = _blocks_for(q).forward
+    cut = segments(cu_seqlens_q, tokens, blocks[0], q.device)
     launch(
         maps_forward_kernel, (cut.start.shape[0], heads), q, k, v, maps, lse,
         *_blocks(cut, cu_seqlens_q, cu_seqlens_k), heads, heads // (2 * pairs), q.stride(0), k.stride(0), v.stride(0),
-        window, scale * LOG2E, **_options(q, BLOCKS),
+        window, scale * LOG2E, **_options(q, blocks),
     )  # fmt: skip
     return maps, lse
 
@@ -67,17 +85,18 @@ def diff_maps_triton_backward(
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     inner = torch.empty_like(lse)
     strides = (q.stride(0), k.stride(0), v.stride(0))
-    group = heads // (2 * pairs)
-    cut = segments(cu_seqlens_q, tokens, BLOCKS[0], q.device)
+    group, blocks = heads // (2 * pairs), _blocks_for(q)
+    cut = segments(cu_seqlens_q, tokens, blocks.backward_q[0], q.device)
     launch(
         maps_backward_q_kernel, (cut.start.shape[0], heads), grad, q, k, v, maps, lse, inner, grad_q,
-        *_blocks(cut, cu_seqlens_q, cu_seqlens_k), heads, group, *strides, window, scale, **_options(q, BLOCKS),
+        *_blocks(cut, cu_seqlens_q, cu_seqlens_k), heads, group, *strides, window, scale,
+        **_options(q, blocks.backward_q),
     )  # fmt: skip
-    cut = segments(cu_seqlens_k, keys, KEY_BLOCKS[1], q.device)
+    cut = segments(cu_seqlens_k, keys, blocks.backward_kv[1], q.device)
     launch(
         maps_backward_kv_kernel, (cut.start.shape[0], pairs), grad, q, k, v, lse, inner, grad_k, grad_v,
         *_blocks(cut, cu_seqlens_q, cu_seqlens_k), heads, pairs, group, *strides, window, scale, stages=2,
-        **_options(q, KEY_BLOCKS),
+        **_options(q, blocks.backward_kv),
     )  # fmt: skip
     return grad_q, grad_k, grad_v
 

@@ -37,13 +37,9 @@ def lce_forward_kernel(
 
 @triton.jit
 def lce_backward_kernel(
-    logits, targets, lse, factor, out, rest, first, width, smoothing, z_loss, share, logits_row, BLOCK: tl.constexpr
+    logits, targets, lse, factor, out, first, width, smoothing, z_loss, share, logits_row, BLOCK: tl.constexpr
 ):
-    """The gradient of sum(factor * losses) to a block of logits, (n, width) in `out`'s type.
-
-    What `out` rounds off goes to `rest` if that is given: together they hold a bfloat16 gradient to 16 bits. `share` is
-    label_smoothing / vocabulary.
-    """
+    """The gradient of sum(factor * losses) to a block of logits, (n, width); `share`: label_smoothing / vocabulary."""
     row = tl.cast(tl.program_id(0), tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -51,8 +47,4 @@ def lce_backward_kernel(
     values = tl.load(logits + row * logits_row + column, mask=inside, other=float("-inf"))
     grad = tl.exp(values - norm) * (1.0 + 2.0 * z_loss * norm) - share
     grad = scale * (grad - tl.where(column == target, 1.0 - smoothing, 0.0))
-    rounded = grad.to(out.dtype.element_ty)
-    tl.store(out + row * width + column, rounded, mask=inside)
-    if rest is not None:
-        left = grad - rounded.to(tl.float32)
-        tl.store(rest + row * width + column, left.to(rest.dtype.element_ty), mask=inside)
+    tl.store(out + row * width + column, grad.to(out.dtype.element_ty), mask=inside)

@@ -6,13 +6,8 @@ import torch
 from torch import Tensor
 
 from ...native.cuda_call import SwigluBackward, SwigluForward, call, common_type
-from ...native.tensors import pointer, rows, rows_of
-
-
-def _as_rows(values: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
-    """Each as (rows, width) with contiguous rows, all in one row if they are contiguous; copied only where needed."""
-    shape = (1, -1) if all(value.is_contiguous() for value in values) else (-1, values[0].shape[-1])
-    return [made for value in values if (made := rows(value.reshape(shape), dtype)) is not None]
+from ...native.tensors import pointer, rows_of
+from .rows import as_rows
 
 
 def swiglu_cuda(gate: Tensor, value: Tensor) -> Tensor:
@@ -24,21 +19,22 @@ def swiglu_cuda(gate: Tensor, value: Tensor) -> Tensor:
     dtype = common_type(gate, value)
     out = gate.new_empty(gate.shape, dtype=dtype)
     if out.numel():
-        inputs = _as_rows((gate, value), dtype)
+        inputs = as_rows(gate.to(dtype), value.to(dtype))
         call("swiglu_forward", SwigluForward(*inputs[0].shape, *map(rows_of, inputs), pointer(out)), dtype, gate.device)
     return out.to(gate.dtype)
 
 
-def swiglu_cuda_backward(grad: Tensor, gate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and value, in float32 if the inputs' types differ.
+def swiglu_cuda_backward(grad: Tensor, gate: Tensor, value: Tensor, of_gate: Tensor, of_value: Tensor) -> None:
+    """Write the gradients of gate and value.
 
     Raises:
         KernelError: the launch failed.
     """
-    dtype = common_type(grad, gate, value)
-    grads = tuple(gate.new_empty(gate.shape, dtype=dtype) for _ in range(2))
+    dtype = common_type(grad, gate, value, of_gate, of_value)
+    outputs = [out if out.dtype == dtype else torch.empty_like(out, dtype=dtype) for out in (of_gate, of_value)]
     if gate.numel():
-        inputs = _as_rows((grad, gate, value), dtype)
-        args = SwigluBackward(*inputs[0].shape, *map(rows_of, inputs), *map(pointer, grads))
-        call("swiglu_backward", args, dtype, gate.device)
-    return grads[0], grads[1]
+        tensors = as_rows(*(x.to(dtype) for x in (grad, gate, value)), *outputs)
+        call("swiglu_backward", SwigluBackward(*tensors[0].shape, *map(rows_of, tensors)), dtype, gate.device)
+    for out, made in zip((of_gate, of_value), outputs, strict=True):
+        if made is not out:
+            out.copy_(made)

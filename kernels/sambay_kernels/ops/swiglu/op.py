@@ -1,4 +1,7 @@
-"""SwiGLU as two torch.library ops, forward and backward: fakes, autograd, FLOP formulas."""
+"""SwiGLU as torch.library ops, forward and backward: fakes, autograd, FLOP formulas.
+
+Twice, for two tensors and for one that holds both: the second kind's gradient is one tensor, written in place.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ BACKWARD = {
 
 register(OP, "cpp", ("cpu",), problem)
 register(OP, "triton", TRITON_DEVICES, triton_problem)
-# After Triton until a measurement on a GPU says otherwise.
+# Both reach the bandwidth of the memory; Triton needs no compiler.
 register(OP, "cuda", ("cuda",), cuda_problem)
 register(OP, "torch")
 register(OP, "reference")
@@ -61,8 +64,9 @@ def _fwd_fake(gate: Tensor, value: Tensor, backend: str) -> Tensor:
 @in_own_types
 def swiglu_bwd(grad: Tensor, gate: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Gradients of gate and value, each in its input's type."""
-    grad_gate, grad_value = BACKWARD[backend](grad, gate, value)
-    return grad_gate.to(gate.dtype).contiguous(), grad_value.to(value.dtype).contiguous()
+    found = gate.new_empty(gate.shape), value.new_empty(value.shape)
+    BACKWARD[backend](grad, gate, value, *found)
+    return found
 
 
 @swiglu_bwd.register_fake
@@ -71,9 +75,8 @@ def _bwd_fake(grad: Tensor, gate: Tensor, value: Tensor, backend: str) -> tuple[
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    gate, value, backend = inputs
-    ctx.save_for_backward(gate, value)
-    ctx.backend = backend
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -84,13 +87,52 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 swiglu_fwd.register_autograd(_backward, setup_context=_setup_context)
 
 
-@register_flop_formula(torch.ops.sambay_kernels.swiglu_fwd)
-def swiglu_flops(gate: Any, *args: Any, **kwargs: Any) -> int:
+@torch.library.custom_op(
+    "sambay_kernels::swiglu_fused_fwd", mutates_args=(), schema="(Tensor fused, str backend) -> Tensor"
+)
+@in_own_types
+def swiglu_fused_fwd(fused: Tensor, backend: str) -> Tensor:
+    """silu(first half) * second half of the last dimension, contiguous."""
+    return FORWARD[backend](*fused.chunk(2, -1)).contiguous()
+
+
+@swiglu_fused_fwd.register_fake
+def _fused_fwd_fake(fused: Tensor, backend: str) -> Tensor:
+    return fused.new_empty(*fused.shape[:-1], fused.shape[-1] // 2)
+
+
+@torch.library.custom_op(
+    "sambay_kernels::swiglu_fused_bwd",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor fused, str backend) -> Tensor",
+)
+@in_own_types
+def swiglu_fused_bwd(grad: Tensor, fused: Tensor, backend: str) -> Tensor:
+    """Gradient of both halves, in one tensor."""
+    found = fused.new_empty(fused.shape)
+    BACKWARD[backend](grad, *fused.chunk(2, -1), *found.chunk(2, -1))
+    return found
+
+
+@swiglu_fused_bwd.register_fake
+def _fused_bwd_fake(grad: Tensor, fused: Tensor, backend: str) -> Tensor:
+    return fused.new_empty(fused.shape)
+
+
+def _fused_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return swiglu_fused_bwd(grad, *ctx.saved_tensors, ctx.backend), None
+
+
+swiglu_fused_fwd.register_autograd(_fused_backward, setup_context=_setup_context)
+
+
+@register_flop_formula([torch.ops.sambay_kernels.swiglu_fwd, torch.ops.sambay_kernels.swiglu_fused_fwd])
+def swiglu_flops(*args: Any, out_shape: Any, **kwargs: Any) -> int:
     """2 an element: gate * sigmoid * value. The sigmoid isn't counted."""
-    return 2 * math.prod(gate)
+    return 2 * math.prod(out_shape)
 
 
-@register_flop_formula(torch.ops.sambay_kernels.swiglu_bwd)
-def swiglu_bwd_flops(grad: Any, gate: Any, *args: Any, **kwargs: Any) -> int:
+@register_flop_formula([torch.ops.sambay_kernels.swiglu_bwd, torch.ops.sambay_kernels.swiglu_fused_bwd])
+def swiglu_bwd_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
     """7 an element: silu, its derivative, two products. Recomputation of the sigmoid isn't counted."""
-    return 7 * math.prod(gate)
+    return 7 * math.prod(grad)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def swiglu_torch(gate: Tensor, value: Tensor) -> Tensor:
+def swiglu_torch(gate: Tensor, value: Tensor | None = None) -> Tensor:
     """silu(gate) * value, as in `sambay_kernels.swiglu`."""
     work = torch.float64 if gate.dtype == torch.float64 else torch.float32
-    return (F.silu(gate.to(work)) * value.to(work)).to(gate.dtype)
+    g, m = gate.to(work).chunk(2, -1) if value is None else (gate.to(work), value.to(work))
+    return (F.silu(g) * m).to(gate.dtype)

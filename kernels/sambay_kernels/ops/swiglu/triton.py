@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ...triton.launch import channel_block, launch, rows
+from ...triton.launch import channel_block, launch
+from .rows import as_rows
 
 BLOCK = 1024  # elements of a program: 16 bytes of bfloat16 for each lane of four warps
-
-
-def _as_rows(value: Tensor) -> Tensor:
-    """(rows, width) with contiguous rows; a copy only where the strides allow no view."""
-    return rows(value.reshape(-1, value.shape[-1] if value.dim() else 1))
 
 
 def swiglu_triton(gate: Tensor, value: Tensor) -> Tensor:
@@ -20,24 +18,19 @@ def swiglu_triton(gate: Tensor, value: Tensor) -> Tensor:
 
     out = gate.new_empty(gate.shape)
     if out.numel():
-        g, m = _as_rows(gate), _as_rows(value)
-        (count, width), block = g.shape, channel_block(g.shape[1], BLOCK)
-        grid = (count, -(-width // block))
-        launch(swiglu_forward_kernel, grid, g, m, out, width, g.stride(0), m.stride(0), BLOCK=block)
+        _launch(swiglu_forward_kernel, *as_rows(gate, value, out))
     return out
 
 
-def swiglu_triton_backward(grad: Tensor, gate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and value, each in its input's type."""
+def swiglu_triton_backward(grad: Tensor, gate: Tensor, value: Tensor, of_gate: Tensor, of_value: Tensor) -> None:
+    """Write the gradients of gate and value."""
     from .triton_kernels import swiglu_backward_kernel
 
-    grad_gate, grad_value = gate.new_empty(gate.shape), value.new_empty(value.shape)
     if gate.numel():
-        up, g, m = (_as_rows(x) for x in (grad, gate, value))
-        (count, width), block = g.shape, channel_block(g.shape[1], BLOCK)
-        grid = (count, -(-width // block))
-        launch(
-            swiglu_backward_kernel, grid, up, g, m, grad_gate, grad_value, width, up.stride(0), g.stride(0),
-            m.stride(0), BLOCK=block,
-        )  # fmt: skip
-    return grad_gate, grad_value
+        _launch(swiglu_backward_kernel, *as_rows(grad, gate, value, of_gate, of_value))
+
+
+def _launch(kernel: Any, *tensors: Tensor) -> None:
+    (count, width), strides = tensors[0].shape, (value.stride(0) for value in tensors)
+    block = channel_block(width, BLOCK)
+    launch(kernel, (count * -(-width // block),), *tensors, width, *strides, BLOCK=block)
