@@ -16,6 +16,7 @@ from sft.cli.common import (
     recipe_of,
     stages_of,
 )
+from sft.recipe import RunPaths
 from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 
@@ -52,7 +53,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
         return dry_run(recipe)
-    quiet_libraries()
+    quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.checks import check_recipe
     from sft.tokenizers.load import start_tokenizer
 
