@@ -51,6 +51,30 @@ def _line(step: int, logs: dict[str, Any]) -> str:
     return json.dumps({"step": step, **logs}, allow_nan=False) + "\n"
 
 
+class EventsFile(TrainerCallback):
+    """Append to `path` a JSON line for each checkpoint written, and for each start that goes on from one: a report
+    tells with them why steps took longer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A run that goes on."""
+        if state.global_step:
+            self._append("restart", state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A checkpoint."""
+        self._append("checkpoint", state)
+
+    def _append(self, event: str, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            with open(self.path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": state.global_step, "event": event}) + "\n")
+
+
 class StopOnSignal(TrainerCallback):
     """At the end of the step in which a signal came: save a checkpoint and stop, on all processes together."""
 
