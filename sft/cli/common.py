@@ -153,10 +153,8 @@ def show_results(recipe: Recipe, result: dict[str, Any]) -> None:
             ]
         )
     head = ("stage", "steps", "last loss", "trained tokens", "model")
-    optional = ("trained tokens", "last loss")
-    out = console()
-    table = numbers_table(head, rows, text=("stage", "model"), optional=optional, title=recipe.name, width=out.width)
-    out.print(table)
+    text, optional, out = {"stage": 12, "model": 36}, ("trained tokens", "last loss"), console()
+    out.print(numbers_table(head, rows, text=text, optional=optional, title=recipe.name, width=out.width))
     show_evaluations(result.get("evaluations") or {})
 
 
@@ -169,7 +167,7 @@ def show_evaluations(results: dict[str, dict[str, Any]]) -> None:
     ]
     if rows:
         head, out = ("after", "suite", "pass@1", "95% interval", "problems"), console()
-        out.print(numbers_table(head, rows, text=("after", "suite"), optional=("problems",), width=out.width))
+        out.print(numbers_table(head, rows, text={"after": 12, "suite": 12}, optional=("problems",), width=out.width))
 
 
 def _numbers(metrics: dict[str, Any]) -> tuple[str, str, str]:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_GAP, _LEAST = 2, 12
+_GAP = 2
 
 
 def numbers_table(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
-    text: Collection[str],
+    text: Mapping[str, int],
     optional: Sequence[str] = (),
     title: str | None = None,
     width: int | None = None,
 ) -> Table:
     """A table whose columns named in `text` are folded where there is little room, and whose numbers never are.
 
-    `optional`: columns that go, the first first, where `width` characters can't hold the numbers of all.
+    `text`: with the characters that each should have. `optional`: columns that go, the first first, where `width`
+    characters can't hold all.
     """
     from rich.table import Table
 
     widths = [max(len(cells[place]) for cells in (head, *rows)) for place in range(len(head))]
-    needed = [min(wide, _LEAST) if name in text else wide for name, wide in zip(head, widths, strict=True)]
+    needed = [min(wide, text.get(name, wide)) for name, wide in zip(head, widths, strict=True)]
     shown = list(range(len(head)))
     for name in optional:
         if width is not None and sum(needed[place] + _GAP for place in shown) - _GAP > width:

@@ -143,7 +143,7 @@ def funnel_table(lines: Sequence[FunnelLine], width: int | None = None) -> Table
     """The funnel for a terminal `width` characters wide; where that is little, what each step took goes first."""
     rows = [line.cells for line in lines]
     optional, title = ("tokens in", "seconds", "tokens out", "rows in"), "what became of the rows"
-    return numbers_table(HEAD, rows, text=("step", "dropped"), optional=optional, title=title, width=width)
+    return numbers_table(HEAD, rows, text={"step": 12, "dropped": 12}, optional=optional, title=title, width=width)
 
 
 def _most_first(reasons: dict[str, int]) -> list[tuple[str, int]]:
