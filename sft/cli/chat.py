@@ -46,7 +46,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--temperature must be at least 0, and --top_p in (0, 1]")
     if arguments.top_k < 0 or not 0 < arguments.repetition_penalty < float("inf"):
         raise UsageError("--top_k must be at least 0, and --repetition_penalty above 0")
-    quiet_libraries()
+    quiet_libraries(debug=arguments.debug)
     model, tokenizer = _load(arguments, overrides)
     talk = Conversation(model, tokenizer, arguments)
     if arguments.prompt is not None:

@@ -100,7 +100,7 @@ def dry_run(recipe: Recipe) -> int:
     from sft.run.outlook import outlook
     from sft.utils.quiet import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(RunPaths(recipe).root)
     check_recipe(recipe, rehearsal=True)
     for line in outlook(recipe):
         say(line)
@@ -117,21 +117,11 @@ def stages_of(recipe: Recipe, arguments: argparse.Namespace) -> list[Stage]:
 
 
 def prepare_with_progress(recipe: Recipe, stage: Stage, tokenizer: Any, engine: str = "local") -> PreparedStage:
-    """The stage's prepared data; a bar on the terminal counts rows, shards and packs while they are made."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    """The stage's prepared data; a line on the terminal counts shards and packs while they are made."""
     from sft.data.prepare import prepare_stage
+    from sft.utils.progress import PhaseLines
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(phase: str, done: int, total: int | None) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(f"{stage.name}: {phase}", total=total)
-            bars.update(tasks[phase], completed=done, total=total)
-
-        return prepare_stage(recipe, stage, tokenizer, progress=progress, engine=engine)
+    return prepare_stage(recipe, stage, tokenizer, progress=PhaseLines(stage.name), engine=engine)
 
 
 # ---- the terminal ----
@@ -146,38 +136,38 @@ def console() -> Console:
 
 
 def show_results(recipe: Recipe, result: dict[str, Any]) -> None:
-    """The stages of `sft run` or `sft train`, and the evaluations."""
-    from rich.table import Table
+    """The stages of `sft run` or `sft train`, and the evaluations, if there are any."""
+    from sft.utils.tables import numbers_table
 
-    table = Table(box=None, pad_edge=False, title=recipe.name, title_justify="left")
-    for heading in ("stage", "steps", "last loss", "supervised tokens", "model"):
-        table.add_column(heading, justify="right" if heading not in ("stage", "model") else "left")
+    rows = []
     for name, manifest in result["stages"].items():
         loss = manifest.get("final_loss")
         tokens = manifest.get("counters", {}).get("supervised_tokens")
-        table.add_row(
-            name,
-            str(manifest.get("steps", "")),
-            f"{loss:.4f}" if isinstance(loss, int | float) else "",
-            f"{tokens:,.0f}" if isinstance(tokens, int | float) else "",
-            str(RunPaths(recipe).final_dir(name)),
+        rows.append(
+            [
+                name,
+                str(manifest.get("steps", "")),
+                f"{loss:.4f}" if isinstance(loss, int | float) else "",
+                f"{tokens:,.0f}" if isinstance(tokens, int | float) else "",
+                str(RunPaths(recipe).final_dir(name)),
+            ]
         )
-    console().print(table)
-    if result.get("evaluations"):
-        show_evaluations(result["evaluations"])
+    head = ("stage", "steps", "last loss", "trained tokens", "model")
+    text, optional, out = {"stage": 12, "model": 36}, ("trained tokens", "last loss"), console()
+    out.print(numbers_table(head, rows, text=text, optional=optional, title=recipe.name, width=out.width))
+    show_evaluations(result.get("evaluations") or {})
 
 
 def show_evaluations(results: dict[str, dict[str, Any]]) -> None:
-    """pass@1 with its 95% interval, by point and suite."""
-    from rich.table import Table
+    """pass@1 with its 95% interval, by point and suite; nothing where no suite was asked."""
+    from sft.utils.tables import numbers_table
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("after", "suite", "pass@1", "95% interval", "problems"):
-        table.add_column(heading, justify="right" if heading in ("pass@1", "problems") else "left")
-    for point, suites in results.items():
-        for suite, metrics in suites.items():
-            table.add_row(point, suite, *_numbers(metrics))
-    console().print(table)
+    rows = [
+        [point, suite, *_numbers(metrics)] for point, suites in results.items() for suite, metrics in suites.items()
+    ]
+    if rows:
+        head, out = ("after", "suite", "pass@1", "95% interval", "problems"), console()
+        out.print(numbers_table(head, rows, text={"after": 12, "suite": 12}, optional=("problems",), width=out.width))
 
 
 def _numbers(metrics: dict[str, Any]) -> tuple[str, str, str]:

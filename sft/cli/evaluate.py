@@ -25,7 +25,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
         return dry_run(recipe)
-    quiet_libraries()
+    quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.evaluation import evaluate_other, evaluate_points
 
     paths = RunPaths(recipe)

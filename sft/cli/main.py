@@ -13,6 +13,8 @@ from typing import Protocol, cast
 from sft.train.interrupt import stop_signals
 from sft.utils.distributed import rank
 from sft.utils.errors import UsageError, UserError, causes, disk_full, shown
+from sft.utils.progress import end_line
+from sft.utils.quiet import tell_our_warnings
 
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGTERM, 138 for SIGUSR1.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    tell_our_warnings()
     with stop_signals():
         try:
             return _run(words)
@@ -147,5 +150,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def _say(text: str) -> None:
+    end_line()
     for line in text.splitlines():
         print(f"sft: {shown(line)}", file=sys.stderr)

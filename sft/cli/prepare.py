@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft.cli.common import (
     add_recipe_arguments,
@@ -14,6 +14,8 @@ from sft.cli.common import (
     recipe_of,
     stages_of,
 )
+from sft.recipe import Recipe, RunPaths, Stage
+from sft.utils.errors import UserError
 from sft.utils.files import atomic_open
 from sft.utils.quiet import quiet_libraries
 
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the data's steps run: processes of this machine, or the Ray cluster that RAY_ADDRESS names",
     )
     parser.add_argument("--clean", action="store_true", help="then remove what other settings have prepared")
-    parser.add_argument("--explain", metavar="ROW_ID", help="tell what each step did with one row")
+    parser.add_argument("--explain", metavar="ROW", help="tell what each step did with a row: its id, or file:line")
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -44,33 +46,53 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
         return dry_run(recipe)
-    quiet_libraries()
+    quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.data.look.preview import show_numbers
     from sft.run.checks import check_recipe
     from sft.tokenizers.load import start_tokenizer
 
     check_recipe(recipe, ("data",), stage=arguments.stage)
     tokenizer = start_tokenizer(recipe.model)
-    told = False
+    if arguments.explain is not None:
+        return _explain(recipe, stages_of(recipe, arguments), tokenizer, arguments)
     for stage in stages_of(recipe, arguments):
         prepared = prepare_with_progress(recipe, stage, tokenizer, arguments.engine)
-        if arguments.explain is not None:
-            from sft.data.look.explain import tell
-
-            told = tell(prepared, arguments.explain, console(), f"{recipe.name}: {stage.name}") or told
-            continue
         show_numbers(prepared, console(), f"{recipe.name}: {stage.name}")
         _draw(prepared)
     if arguments.clean:
-        from sft.data.prepare import clean, prepared_root
-
-        freed = clean(recipe, tokenizer)
-        console().print(f"removed from {prepared_root(recipe)}: {freed / 1e9:.2f} GB", markup=False, soft_wrap=True)
-    if arguments.explain is not None and not told:
-        from sft.utils.errors import UserError
-
-        raise UserError(f"No row of these stages has the id {arguments.explain!r}; `sft preview` shows ids.")
+        _clean(recipe, tokenizer)
     return 0
+
+
+def _explain(recipe: Recipe, stages: list[Stage], tokenizer: Any, arguments: argparse.Namespace) -> int:
+    """Tell a row's story in every stage that knows it, also where preparing fails: it may be why."""
+    from sft.data.look.explain import story, story_so_far, tell
+    from sft.data.prepare import passes_there
+
+    told = False
+    for stage in stages:
+        title = f"{recipe.name}: {stage.name}"
+        try:
+            lines = story(prepare_with_progress(recipe, stage, tokenizer, arguments.engine), arguments.explain)
+        except UserError:
+            tell(story_so_far(passes_there(recipe, stage, tokenizer), arguments.explain), console(), title)
+            raise
+        told = tell(lines, console(), title) or told
+    if not told:
+        raise UserError(
+            f"No row of these stages has the id or the place (file:line) {arguments.explain!r}; `sft preview` shows "
+            "ids."
+        )
+    if arguments.clean:
+        _clean(recipe, tokenizer)
+    return 0
+
+
+def _clean(recipe: Recipe, tokenizer: Any) -> None:
+    from sft.data.prepare import clean, prepared_root
+
+    freed = clean(recipe, tokenizer)
+    console().print(f"removed from {prepared_root(recipe)}: {freed / 1e9:.2f} GB", markup=False, soft_wrap=True)
 
 
 def _draw(prepared: PreparedStage) -> None:

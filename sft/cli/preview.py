@@ -16,6 +16,7 @@ from sft.cli.common import (
     recipe_of,
     stages_of,
 )
+from sft.recipe import RunPaths
 from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 
@@ -52,7 +53,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
         return dry_run(recipe)
-    quiet_libraries()
+    quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.checks import check_recipe
     from sft.tokenizers.load import start_tokenizer
 
@@ -111,11 +112,12 @@ def _page(file: str, stage: str) -> Path:
 
 def _write(prepared: PreparedStage, tokenizer: Any, title: str, numbers: list[int], page: Path) -> None:
     from sft.data.look.page import write_page
+    from sft.report.chart import chart_head
     from sft.report.drawing import unique_ids
     from sft.report.funnel_figures import draw_data
 
     drawn = draw_data(prepared.manifest)
     # The page shows the funnel as a table with bars already.
     figures = {name: (unique_ids(svg, name), text) for name, (svg, _, text) in drawn.items() if name != "funnel"}
-    write_page(prepared, tokenizer, page, title=title, numbers=numbers, figures=figures)
+    write_page(prepared, tokenizer, page, title=title, numbers=numbers, figures=figures, head=chart_head())
     print(page)

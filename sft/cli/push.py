@@ -39,7 +39,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return dry_run(recipe)
     if not (arguments.repo_id or recipe.push.repo_id):
         raise UsageError("say where to: --repo_id my-name/my-model, or set push.repo_id in the recipe")
-    quiet_libraries()
+    quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.publish import export_stage, push_export
 
     paths = RunPaths(recipe)

@@ -29,7 +29,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
         return dry_run(recipe)
-    quiet_libraries()
+    quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import run
     from sft.utils.distributed import is_main
 

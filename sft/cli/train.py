@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sft.cli.common import add_recipe_arguments, add_restart_argument, dry_run, recipe_of, show_results
+from sft.recipe import RunPaths
 from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
@@ -21,7 +22,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
         return dry_run(recipe)
-    quiet_libraries()
+    quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import train
     from sft.utils.distributed import is_main
 

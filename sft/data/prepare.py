@@ -107,6 +107,13 @@ def prepare_stage(
     return prepared
 
 
+def passes_there(recipe: Recipe, stage: Stage, tokenizer: Any) -> list[Path]:
+    """The folders of the stage's passes that are whole, in their order: what there is of a preparation that failed."""
+    root = prepared_root(recipe)
+    folders = [root / STEPS_FOLDER / made.key for made in make_passes(_plan(stage, tokenizer, root).ends)]
+    return [folder for folder in folders if (folder / store.MANIFEST_FILE).is_file()]
+
+
 def clean(recipe: Recipe, tokenizer: Any) -> int:
     """Remove what is prepared beside the data of the recipe's stages: other rows, passes that they don't come from.
 

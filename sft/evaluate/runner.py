@@ -16,7 +16,7 @@ from sft.answers.choices import options_in
 from sft.answers.judge import Judge, Verdict
 from sft.answers.pool import RESULT_LIMIT
 from sft.evaluate.metrics import Sample, summarize
-from sft.evaluate.progress import ProgressLine
+from sft.evaluate.progress import SuiteLines
 from sft.evaluate.suites import Problem, after_thinking, load_problems, render_prompt
 from sft.recipe.schema import EvaluateSection, SuiteSection, Templates
 from sft.utils.errors import UserError
@@ -54,7 +54,7 @@ def evaluate(
     Raises UserError for data that can't be used, a model whose logits aren't finite, and files that can't be written.
     """
     key = model_key if model_key is not None or not section.suites else model_fingerprint(model)
-    progress = progress or ProgressLine(point)
+    progress = progress or SuiteLines(point, section.suites)
     results = {}
     for suite in section.suites:
         run = _SuiteRun(model, tokenizer, suite, section, prompt_defaults, Path(out_dir) / suite.name, point)

@@ -12,6 +12,7 @@ from sft.models.end_tokens import end_token_ids
 from sft.recipe.problems import nearest
 from sft.tokenizers.load import load_tokenizer, refuse_missing_folder
 from sft.utils.errors import UserError, first_line
+from sft.utils.quiet import no_library_bars
 from sft.utils.say import say
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, *, see
     )
 
 
+@no_library_bars()
 def load_checkpoint(
     name_or_path: str, *, dtype: str = "bfloat16", revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:

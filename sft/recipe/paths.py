@@ -66,6 +66,10 @@ class RunPaths:
         """One JSON line per logging step."""
         return self.stage_dir(stage) / "metrics.jsonl"
 
+    def events(self, stage: str) -> Path:
+        """One JSON line per checkpoint that was written, and per start that went on from one."""
+        return self.stage_dir(stage) / "events.jsonl"
+
     def tensorboard(self, stage: str) -> Path:
         """TensorBoard's event files."""
         return self.stage_dir(stage) / "tensorboard"

@@ -16,11 +16,13 @@ from sft.utils.files import read_sealed, sha256_file
 
 @dataclass
 class StageFacts:
-    """One stage: its manifest (None: not done) and its log lines (empty: not begun)."""
+    """One stage: its manifest (None: not done), its log lines (empty: not begun), and (event, step) of what else came
+    while it was trained."""
 
     name: str
     manifest: dict[str, Any] | None
     log: list[dict[str, Any]]
+    events: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -114,7 +116,8 @@ def _stage(paths: RunPaths, stage: Stage, missing: list[str]) -> StageFacts:
     if manifest is None:
         state = f"interrupted after step {log[-1]['step']}" if log else "not trained yet"
         missing.append(f"Stage {stage.name}: {state}.")
-    return StageFacts(stage.name, manifest, log)
+    events = [(str(entry.get("event")), int(entry["step"])) for entry in read_log(paths.events(stage.name))]
+    return StageFacts(stage.name, manifest, log, list(dict.fromkeys(events)))
 
 
 def _results(

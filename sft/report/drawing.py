@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+
+from sft.report.chart import chart
+from sft.report.readings import readings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-START = "#9aa0a6"
-COLORS = ("#4269d0", "#3ca951", "#efb118", "#ff725c", "#a463f2", "#6cc5b0", "#9c6b4e")
+# Each at least 3 to 1 on white, and on a dark page turned round.
+START = "#7d838a"
+COLORS = ("#4269d0", "#2f8f45", "#b97a00", "#d9482b", "#8f4fe0", "#2a8f80", "#8f5f43")
+_narrow: ContextVar[bool] = ContextVar("narrow", default=False)
+"""Whether panels stand below each other, as a phone shows them."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sft",
@@ -36,12 +43,38 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """The style, while figures are made and saved."""
+def drawing(*, narrow: bool = False) -> Iterator[None]:
+    """The style, while figures are made and saved; `narrow`: for a phone."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
-        yield
+    before = _narrow.set(narrow)
+    try:
+        with matplotlib.rc_context(_STYLE):
+            yield
+    finally:
+        _narrow.reset(before)
+
+
+def is_narrow() -> bool:
+    """Whether what is drawn now is for a phone."""
+    return _narrow.get()
+
+
+def drawn(draw: Callable[[Any], Figure | None], source: Any, caption: str) -> tuple[str, bytes, str] | None:
+    """What `draw` makes of `source`: for a page (SVG for wide and narrow screens, with the values to read off), as PNG,
+    and the caption; None where it has nothing to show."""
+    with drawing():
+        figure = draw(source)
+        if figure is None:
+            return None
+        wide, png = as_svg(figure), as_png(figure)
+        shown = readings(figure)
+    with drawing(narrow=True):
+        slim = draw(source)
+        assert slim is not None
+        narrow = unique_ids(as_svg(slim), "narrow")
+        slim_readings = readings(slim)
+    return chart(caption, (wide, shown), (narrow, slim_readings)), png, caption
 
 
 def as_svg(figure: Figure) -> str:
@@ -69,9 +102,9 @@ def panels(count: int, *, height: float = 3.0) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = count if count <= 3 else 2 if count == 4 else 3
+    columns = 1 if is_narrow() else count if count <= 3 else 2 if count == 4 else 3
     rows = -(-count // columns)
-    figure = Figure(figsize=(9.2, height * rows))
+    figure = Figure(figsize=(4.4, (0.8 if rows > 1 else 1.0) * height * rows) if is_narrow() else (9.2, height * rows))
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for unused in axes[count:]:
@@ -83,7 +116,8 @@ def legend(figure: Any, axis: Any) -> None:
     """The legend of all panels, above them."""
     handles, labels = axis.get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside upper right", ncols=min(len(labels), 8), fontsize=9)
+        columns = min(len(labels), 3 if is_narrow() else 8)
+        figure.legend(handles, labels, loc="outside upper right", ncols=columns, fontsize=9)
 
 
 def log_ticks(axis: Any) -> None:

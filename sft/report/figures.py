@@ -6,22 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sft.evaluate.runner import read_samples
-from sft.report.collect import RunFacts
-from sft.report.drawing import COLORS, START, as_png, as_svg, drawing, legend, log_ticks, panels
+from sft.report.collect import RunFacts, StageFacts
+from sft.report.drawing import COLORS, START, drawn, legend, log_ticks, panels
+from sft.report.readings import MARK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def draw_all(run: RunFacts) -> dict[str, tuple[str, bytes, str]]:
-    """Name -> (SVG text, PNG bytes, caption) of every figure for which there is data."""
-    drawn = {}
-    for name, (draw, caption) in FIGURES.items():
-        with drawing():
-            figure = draw(run)
-            if figure is not None:
-                drawn[name] = (as_svg(figure), as_png(figure), caption)
-    return drawn
+    """Name -> (HTML with SVG, PNG bytes, caption) of every figure for which there is data."""
+    made = {name: drawn(draw, run, caption) for name, (draw, caption) in FIGURES.items()}
+    return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def point_color(run: RunFacts, point: str) -> str:
@@ -109,8 +105,8 @@ def draw_loss(run: RunFacts) -> Figure | None:
         entries = [entry for entry in stage.log if "loss" in entry]
         steps, losses = [e["step"] for e in entries], [float(e["loss"]) for e in entries]
         color = point_color(run, stage.name)
-        axis.plot(steps, losses, color=color, alpha=0.35, lw=1)
-        axis.plot(steps, _running_mean(losses), color=color, lw=2)
+        axis.plot(steps, losses, color=color, alpha=0.35, lw=1, label="loss")
+        axis.plot(steps, _running_mean(losses), color=color, lw=2, label="running mean")
         axis.set_title(stage.name)
         axis.set_xlabel("step")
         if min(losses) > 0:
@@ -148,7 +144,7 @@ def draw_lengths(run: RunFacts) -> Figure | None:
     figure, axes = panels(len(points), height=2.4)
     for axis, point in zip(axes, points, strict=True):
         right, other = tokens[point]
-        axis.hist([right, other], bins=bins, stacked=True, color=["#3ca951", "#d7d7d7"], label=["right", "not right"])
+        axis.hist([right, other], bins=bins, stacked=True, color=[COLORS[1], "#a4abb3"], label=["right", "not right"])
         axis.set_xscale("log")
         axis.set_xlim(shortest / 1.1, longest * 1.1)
         log_ticks(axis.xaxis)
@@ -160,18 +156,23 @@ def draw_lengths(run: RunFacts) -> Figure | None:
 
 
 def draw_throughput(run: RunFacts) -> Figure | None:
-    """Training throughput over the stages' time."""
-    stages = [stage for stage in run.stages if any(entry.get("tokens_per_second") for entry in stage.log)]
+    """Training throughput over the stages' time, and what explains its dips."""
+    stages = [stage for stage in run.stages if any(map(_has_rate, stage.log))]
     if not stages:
         return None
     figure, axes = panels(1, height=2.6)
-    began = 0.0
-    for stage in stages:
-        entries = [entry for entry in stage.log if entry.get("tokens_per_second") and "seconds" in entry]
+    began, marks = 0.0, _Marks()
+    for number, stage in enumerate(stages):
+        entries = [entry for entry in stage.log if _has_rate(entry)]
         minutes = [(began + entry["seconds"]) / 60 for entry in entries]
         rates = [entry["tokens_per_second"] for entry in entries]
         axes[0].plot(minutes, rates, color=point_color(run, stage.name), label=stage.name)
-        began += entries[-1]["seconds"] if entries else 0.0
+        marks.add(stage, entries, minutes, rates)
+        before = stages[number - 1].name if number else "start"
+        if any((before, suite) in run.results for suite in run.suites):
+            marks.evaluated.append(began / 60)
+        began += entries[-1]["seconds"]
+    marks.draw(axes[0])
     axes[0].set_ylim(0, 1.1 * axes[0].get_ylim()[1])
     axes[0].set_xlabel("minutes of training")
     axes[0].set_ylabel("tokens per second")
@@ -179,10 +180,48 @@ def draw_throughput(run: RunFacts) -> Figure | None:
     return figure
 
 
+def _has_rate(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("tokens_per_second")) and "seconds" in entry
+
+
+class _Marks:
+    """What takes time of a training beside its steps: where each came on the curve of the throughput."""
+
+    def __init__(self) -> None:
+        self.evaluated: list[float] = []
+        self._places: dict[str, list[tuple[float, float]]] = {event: [] for event, *_ in EVENTS}
+
+    def add(self, stage: StageFacts, entries: list[dict[str, Any]], minutes: list[float], rates: list[float]) -> None:
+        """The events of a stage, each on the log entry whose window it fell into."""
+        for event, step in stage.events:
+            # A checkpoint is written after its step, and a restart begins after its own: both slow down the next.
+            later = [place for place, entry in enumerate(entries) if entry["step"] > step]
+            if event in self._places and later:
+                self._places[event].append((minutes[later[0]], rates[later[0]]))
+
+    def draw(self, axis: Any) -> None:
+        """Marks with their names in the legend."""
+        for event, style, color in EVENTS:
+            if places := self._places[event]:
+                x, y = zip(*places, strict=True)
+                axis.plot(x, y, style, color=color, ms=5, label=event, gid=MARK, zorder=3)
+        for number, minute in enumerate(self.evaluated):
+            axis.axvline(minute, color=START, lw=1, ls="--", label="_" if number else "evaluation")
+
+
+EVENTS = (("checkpoint", "v", "#444"), ("restart", "D", "#d9482b"))
+"""Name in `events.jsonl`, marker, colour."""
+
+
 FIGURES: dict[str, tuple[Callable[[RunFacts], Any], str]] = {
     "accuracy": (draw_accuracy, "Accuracy (pass@1) at each evaluation point, with 95% intervals."),
     "steps": (draw_steps, "Accuracy by the number of reasoning steps a problem needs, with 95% intervals."),
     "loss": (draw_loss, "Training loss of each stage: log steps (faint) and their running mean."),
     "lengths": (draw_lengths, "Lengths of the generated traces, in tokens."),
-    "throughput": (draw_throughput, "Training throughput."),
+    "throughput": (
+        draw_throughput,
+        "Training throughput between two log steps. It dips where a checkpoint was written, where a run that had "
+        "stopped went on, and where a stage begins (after an evaluation, if there was one): its first steps warm up. "
+        "Without packing it follows the lengths of the rows.",
+    ),
 }

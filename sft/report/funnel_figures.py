@@ -8,32 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 from sft.data.engine.accounts import FunnelLine, funnel_lines, has_steps
 from sft.data.steps import FIT, TOKENIZE
-from sft.report.drawing import COLORS, START, as_png, as_svg, drawing, legend, log_ticks, panels
+from sft.report.drawing import COLORS, START, drawn, is_narrow, legend, log_ticks, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEPT = COLORS[0]
-BEFORE = "#c9cdd2"
+BEFORE = "#a4abb3"
 _REASONS = (COLORS[3], COLORS[2], COLORS[4], COLORS[1], COLORS[6], COLORS[5])
 _OTHER = START
 _BAR_HEIGHT = 0.32  # inches
-_NAME, _TITLE = 28, 24  # characters of a name beside a bar, and of one over a panel
+_NAME, _SLIM_NAME, _TITLE = 28, 15, 24  # characters of a name beside a bar (on a phone), and of one over a panel
 
 Entries = list[dict[str, Any]]
 
 
 def draw_data(manifest: dict[str, Any]) -> dict[str, tuple[str, bytes, str]]:
-    """Name -> (SVG text, PNG bytes, caption) of every figure of a prepared stage; none where it has no data steps."""
+    """Name -> (HTML with SVG, PNG bytes, caption) of every figure of a prepared stage; none without data steps."""
     if not has_steps(manifest):
         return {}
-    drawn = {}
-    for name, (draw, caption) in FIGURES.items():
-        with drawing():
-            figure = draw(manifest)
-            if figure is not None:
-                drawn[name] = (as_svg(figure), as_png(figure), caption)
-    return drawn
+    made = {name: drawn(draw, manifest, caption) for name, (draw, caption) in FIGURES.items()}
+    return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def draw_funnel(manifest: dict[str, Any]) -> Figure | None:
@@ -161,12 +156,12 @@ def draw_difficulty(manifest: dict[str, Any]) -> Figure | None:
 
 def _names(axis: Any, names: list[str]) -> None:
     """Names beside horizontal bars, the first at the top."""
-    axis.set_yticks(range(len(names)), [_shortened(name) for name in names])
+    axis.set_yticks(range(len(names)), [_shortened(name, _SLIM_NAME if is_narrow() else _NAME) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
 
 
-def _shortened(name: str, limit: int = _NAME) -> str:
+def _shortened(name: str, limit: int) -> str:
     return name if len(name) <= limit else f"{name[: limit // 2 - 1]}\u2026{name[-limit // 2 :]}"
 
 

@@ -14,10 +14,13 @@ from sft.recipe.paths import RunPaths
 from sft.recipe.published import published_recipe, secrets_of
 from sft.recipe.schema import Recipe
 from sft.report import tables
+from sft.report.chart import chart_head
 from sft.report.collect import RunFacts, collect
 from sft.report.drawing import unique_ids
 from sft.report.figures import draw_all
 from sft.report.funnel_figures import draw_data
+from sft.report.headline import facts, overrides_of
+from sft.report.headline import verdict as headline
 from sft.utils.files import atomic_open, write_text
 from sft.utils.secrets import published
 
@@ -38,8 +41,10 @@ def write_report(recipe: Recipe, paths: RunPaths) -> Path:
     for name, (_, png, _) in drawn.items():
         with atomic_open(folder / "figures" / f"{name}.png", "wb") as handle:
             handle.write(png)
-    secrets = secrets_of(recipe.model_dump(), recipe.given.text, recipe.given.overrides)
-    content = _content(run, paths, secrets) | {"figures": figures, "data_figures": data_figures}
+    typed = [*recipe.given.overrides, *overrides_of(recipe, paths)]
+    secrets = secrets_of(recipe.model_dump(), recipe.given.text, typed)
+    shown = {"figures": figures, "data_figures": data_figures, "chart_head": chart_head() if drawn else ""}
+    content = _content(run, paths, secrets) | shown
     page = folder / "index.html"
     write_text(folder / "report.md", _environment(False, secrets).get_template("report.md.j2").render(content))
     write_text(page, _environment(True, secrets).get_template("page.html.j2").render(content))
@@ -83,6 +88,9 @@ def _content(run: RunFacts, paths: RunPaths, secrets: tuple[str, ...]) -> dict[s
     recipe = run.recipe
     return {
         "run": run,
+        "verdict": headline(run),
+        "asked": any(stage.evaluate.suites for stage in recipe.stages),
+        "facts": facts(run, paths),
         "title": recipe.report.title or recipe.name,
         "tables": tables,
         "results": tables.result_rows(run),

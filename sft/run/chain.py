@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from sft.train.interrupt import stop_signals
 from sft.train.stage import train_stage
 from sft.utils.distributed import barrier, check_shared_folder, decide, is_main
 from sft.utils.files import remove_file
+from sft.utils.progress import PhaseLines
 from sft.utils.say import say
 
 if TYPE_CHECKING:
@@ -108,24 +108,11 @@ def _plan(paths: RunPaths, stage: Stage) -> _Plan:
 
     # The stages hand the tokenizer on unchanged, so the rows of all are made with the one that the run starts with.
     tokenizer = start_tokenizer(paths.recipe.model)
-    prepared = prepare_stage(paths.recipe, stage, tokenizer, progress=_PrepareLines(stage.name))
+    prepared = prepare_stage(paths.recipe, stage, tokenizer, progress=PhaseLines(stage.name))
     parts, done = stage_parts(paths, stage, prepared.manifest["key"]), done_manifest(paths, stage.name)
     if done is not None:
         check_done(paths, stage, parts, done)
     return _Plan(parts, prepared, done)
-
-
-class _PrepareLines:
-    """Progress of the preparation: a line every few seconds, and none when it is quick."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self._last = time.monotonic()
-
-    def __call__(self, phase: str, done: int, total: int | None) -> None:
-        if time.monotonic() - self._last >= 5:
-            self._last = time.monotonic()
-            say(f"{self.stage}: {done:,}{f' of {total:,}' if total else ''} {phase} prepared")
 
 
 def _throw_away(paths: RunPaths, name: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sft.train.agree import over_processes
 from sft.train.interrupt import StopSignals
 from sft.utils.files import write_text
-
-LINE_EVERY = 5.0
-"""Seconds between progress lines where the terminal can't redraw."""
+from sft.utils.progress import ProgressLine
 
 
 class MetricsFile(TrainerCallback):
@@ -55,6 +51,30 @@ def _line(step: int, logs: dict[str, Any]) -> str:
     return json.dumps({"step": step, **logs}, allow_nan=False) + "\n"
 
 
+class EventsFile(TrainerCallback):
+    """Append to `path` a JSON line for each checkpoint written, and for each start that goes on from one: a report
+    tells with them why steps took longer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A run that goes on."""
+        if state.global_step:
+            self._append("restart", state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A checkpoint."""
+        self._append("checkpoint", state)
+
+    def _append(self, event: str, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            with open(self.path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": state.global_step, "event": event}) + "\n")
+
+
 class StopOnSignal(TrainerCallback):
     """At the end of the step in which a signal came: save a checkpoint and stop, on all processes together."""
 
@@ -88,36 +108,22 @@ def tensorboard_callback(folder: Path, resumed_step: int) -> TrainerCallback:
 
 
 class Progress(TrainerCallback):
-    """Progress on stderr: a redrawn bar on a terminal, else a line every few seconds."""
+    """Progress on stderr, with the newest numbers."""
 
     def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self._bar: Any = None
-        self._task: Any = None
-        self._last_line = 0.0
-        self._began = (0, 0.0)
+        self._line = ProgressLine(stage, "steps")
+        self._numbers: list[str] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar."""
-        self._began = (state.global_step, time.monotonic())
-        if not state.is_world_process_zero or not sys.stderr.isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
+        """Where it begins."""
+        self._show(state)
 
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            Remaining(),
-        )
-        self._bar = Progress(*columns, TextColumn("{task.fields[numbers]}", markup=False), console=Console(stderr=True))
-        self._task = self._bar.add_task(self.stage, total=state.max_steps, completed=state.global_step, numbers="")
-        self._bar.start()
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count the step; the last one is shown with its numbers."""
+        if state.global_step < state.max_steps:
+            self._show(state)
 
     def on_log(
         self,
@@ -127,45 +133,29 @@ class Progress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the newest numbers."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        numbers = _numbers(logs)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=state.global_step, numbers=numbers)
-            return
-        now = time.monotonic()
-        if now - self._last_line >= LINE_EVERY or state.global_step in (self._began[0] + 1, state.max_steps):
-            self._last_line = now
-            left = self._left(state, now)
-            print(
-                f"{self.stage}: step {state.global_step}/{state.max_steps}  {numbers}{left}",
-                file=sys.stderr,
-                flush=True,
-            )
+        """Take the newest numbers."""
+        if logs and "loss" in logs:
+            self._numbers = _numbers(logs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the bar."""
+        """Show the end, and leave the terminal."""
+        if state.global_step >= state.max_steps:
+            self._show(state)
         self.close()
 
     def close(self) -> None:
         """Leave the terminal as it was, also after an error."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._line.close()
 
-    def _left(self, state: TrainerState, now: float) -> str:
-        done = state.global_step - self._began[0]
-        if done < 2 or state.global_step >= state.max_steps:
-            return ""
-        seconds = (now - self._began[1]) / done * (state.max_steps - state.global_step)
-        return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
+    def _show(self, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            self._line(state.global_step, state.max_steps, self._numbers)
 
 
-def _numbers(logs: dict[str, Any]) -> str:
-    parts = [f"loss {logs['loss']:.4f}", f"lr {logs.get('learning_rate', 0.0):.2e}"]
-    if "grad_norm" in logs:
-        parts.append(f"grad {logs['grad_norm']:.3f}")
-    return "  ".join([*parts, f"{logs.get('tokens_per_second', 0.0):,.0f} tok/s"])
+def _numbers(logs: dict[str, Any]) -> list[str]:
+    """The most important first: the last ones are left out where there is little room."""
+    parts = [f"loss {logs['loss']:.4f}", f"{logs.get('tokens_per_second', 0.0):,.0f} tok/s"]
+    parts.append(f"lr {logs.get('learning_rate', 0.0):.2e}")
+    return [*parts, f"grad {logs['grad_norm']:.3f}"] if "grad_norm" in logs else parts

@@ -150,7 +150,7 @@ def _put_together(
 ) -> _Job:
     from transformers import PrinterCallback
 
-    from sft.train.callbacks import MetricsFile, Progress, tensorboard_callback
+    from sft.train.callbacks import EventsFile, MetricsFile, Progress, tensorboard_callback
     from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
     from sft.train.trainer import SambayTrainer
 
@@ -162,7 +162,7 @@ def _put_together(
     chunk_own_loss(model, collator)
     scaling = decide(lambda: loss_scaling(model, collator, path))
     progress = Progress(stage.name)
-    callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), progress]
+    callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
     if args.should_save:
         callbacks.append(tensorboard_callback(paths.tensorboard(stage.name), checkpoint.step if checkpoint else 0))
     try:

@@ -11,6 +11,7 @@ from sft.data.engine.builder import Built, bad_rows
 from sft.data.engine.plan import READ, Node
 from sft.data.engine.shards import merged
 from sft.data.steps import FIT, TOKENIZE
+from sft.utils.tables import numbers_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -138,16 +139,11 @@ def has_steps(manifest: dict[str, Any]) -> bool:
     return any(entry["step"] not in (READ, TOKENIZE, FIT) for entry in manifest.get("steps", ()))
 
 
-def funnel_table(lines: Sequence[FunnelLine]) -> Table:
-    """The funnel for the terminal."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, title="what became of the rows", title_justify="left")
-    for heading in HEAD:
-        table.add_column(heading, justify="left" if heading in ("step", "dropped") else "right")
-    for line in lines:
-        table.add_row(*line.cells)
-    return table
+def funnel_table(lines: Sequence[FunnelLine], width: int | None = None) -> Table:
+    """The funnel for a terminal `width` characters wide; where that is little, what each step took goes first."""
+    rows = [line.cells for line in lines]
+    optional, title = ("tokens in", "seconds", "tokens out", "rows in"), "what became of the rows"
+    return numbers_table(HEAD, rows, text={"step": 12, "dropped": 12}, optional=optional, title=title, width=width)
 
 
 def _most_first(reasons: dict[str, int]) -> list[tuple[str, int]]:

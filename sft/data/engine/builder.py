@@ -189,6 +189,8 @@ class Builder:
         done = len(todo) - len(missing)
         if done:
             log.info("%s: %d of %d shards were done already", title, done, len(todo))
+        if missing:
+            self._progress(title, done, len(todo))
         if ahead and missing:
             worker.begin(missing)
         for task, marker in self.engine.run(worker.run_pass, missing):

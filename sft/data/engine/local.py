@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from sft.data.engine.worker import close_steps
 from sft.utils.errors import UserError
+from sft.utils.quiet import asked, quiet_libraries
 
 Work = Callable[[Any], dict[str, Any]]
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -76,7 +78,9 @@ class LocalEngine:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker)
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=context, initializer=_start_worker, initargs=(asked(),)
+            )
             with _without_main():
                 self._pool.submit(_import)  # with the first task all processes start
         return self._pool
@@ -129,12 +133,14 @@ def _without_main() -> Iterator[None]:
         vars(main).update(hidden)
 
 
-def _start_worker() -> None:
-    """Die with the process that started this one, however that ends, and leave Ctrl-C to it."""
+def _start_worker(quiet: tuple[Path | None, bool] | None) -> None:
+    """Die with the process that started this one, however that ends, leave Ctrl-C to it, and be as quiet."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError, AttributeError):  # not Linux: an orphan ends after its shard
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    if quiet is not None:
+        quiet_libraries(quiet[0], debug=quiet[1])
 
 
 def _import() -> None:

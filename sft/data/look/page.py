@@ -31,10 +31,11 @@ def write_page(
     title: str = "stage",
     numbers: Iterable[int] | None = None,
     figures: Mapping[str, tuple[str, str]] | None = None,
+    head: str = "",
 ) -> None:
     """Write the stage's numbers and its rows `numbers` (default: the first 20) to `path`, every document whole.
 
-    `figures`: name -> (SVG text, caption) of what is drawn of the funnel.
+    `figures`: name -> (HTML, caption) of what is drawn of the funnel; `head`: the style and script that they need.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
@@ -44,7 +45,7 @@ def write_page(
         undefined=jinja2.StrictUndefined,
     )
     chosen = range(min(20, len(prepared.dataset))) if numbers is None else list(numbers)
-    content = {"title": title, "figures": figures or {}, "folded": FOLDED, **_numbers(prepared)}
+    content = {"title": title, "figures": figures or {}, "head": head, "folded": FOLDED, **_numbers(prepared)}
     content |= _rows(prepared, tokenizer, list(chosen))
     write_text(path, environment.get_template("preview.html.j2").render(content) + "\n")
 

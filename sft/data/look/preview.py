@@ -34,7 +34,7 @@ def show_numbers(prepared: PreparedStage, console: Console, title: str = "") -> 
     console.print(table)
     console.print(str(prepared.path), markup=False)
     console.print()
-    console.print(funnel_table(funnel_lines(prepared.manifest)))
+    console.print(funnel_table(funnel_lines(prepared.manifest), console.width))
 
 
 def show_lengths(prepared: PreparedStage, console: Console) -> None:

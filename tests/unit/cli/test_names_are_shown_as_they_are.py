@@ -67,7 +67,7 @@ def test_figures(name: str) -> None:
 
 def test_only_these_places_make_a_console(repo_root: Path) -> None:
     makers = [path.name for path in (repo_root / "sft").rglob("*.py") if re.search(r"\bConsole\(", path.read_text())]
-    assert sorted(makers) == ["callbacks.py", "common.py"]
+    assert sorted(makers) == ["common.py"]
 
 
 def test_what_a_terminal_would_obey_is_written_out(capsys: pytest.CaptureFixture[str], in_tmp: Path) -> None:

@@ -244,9 +244,15 @@ def test_explain_finds_bad_rows_and_cut_ones(prepare: Prepare, write_rows: Write
     )
     assert next(story(done, "rows.jsonl:4")).startswith("rows: read: rows.jsonl:4 (rows.jsonl:4) bad: broken_json: ")
     told = list(story(done, "rows.jsonl:5"))
-    assert "cut at max_length" in told[0] and told[1].startswith(
-        "trained: rows.jsonl:5 is document 0 of row 3, 60 tokens"
-    )
+    assert "fit: rows.jsonl:5 (rows.jsonl:5) cut at max_length" in "\n".join(told)
+    assert told[-1].startswith("trained: rows.jsonl:5 is document 0 of row 3, 60 tokens")
+    # A bad row with an id of its own is found by it, and by its place, with folders before the file's name too.
+    named = write_rows([*rows_of(3), {"id": "mine", "q": 5, "a": "x"}], "named.jsonl")
+    done = prepare([{"path": str(named), "columns": {**PAIR, "id": "id"}}], max_bad_fraction=0.5)
+    for name in ("mine", "named.jsonl:4", str(named) + ":4"):
+        assert list(story(done, name)) == [
+            "named: read: mine (named.jsonl:4) bad: wrong_type: 'q' is int, expected text"
+        ]
 
 
 # ---- what stays on the disk ----

@@ -300,18 +300,6 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     assert metrics["resumed_samples"] > 0 and lasting(metrics) == lasting(straight[0])
 
 
-def test_progress_tells_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sft.evaluate.progress import ProgressLine
-
-    times = iter([100.0, 101.0, 120.0, 140.0])
-    monkeypatch.setattr("sft.evaluate.progress.time.monotonic", lambda: next(times))
-    line = ProgressLine("sft")
-    for done in (0, 1, 20, 40):
-        line("sums", done, 40, done // 2)
-    shown = capsys.readouterr().err.splitlines()
-    assert shown == ["sft/sums: 20/40 answers, 50.0% right, 0m20s left", "sft/sums: 40/40 answers, 50.0% right"]
-
-
 def test_no_suites_need_no_model() -> None:
     assert evaluate(None, None, EvaluateSection(), prompt_defaults=None, out_dir="nowhere", point="start") == {}
 

@@ -193,15 +193,46 @@ def test_explain_tells_a_rows_story(prepare: Callable[..., PreparedStage], write
     done = prepare([source], steps=[{"length": {"min_tokens": 60}}])
     kept = done.dataset[0]["document_ids"][0]
     lines = list(story(done, kept))
-    assert len(lines) == 1 and lines[0].startswith(f"trained: {kept} is document 0")
+    assert lines[0] == "rows: read, tokenize, length, fit: it came through"
+    assert len(lines) == 2 and lines[1].startswith(f"trained: {kept} is document 0")
     dropped = done.manifest["steps"][-2]["examples"]["too_short"][0]["id"]
-    assert next(iter(story(done, dropped))).startswith(f"length: {dropped} ({dropped}) too_short: ")
-    twice = prepare([source], steps=[{"length": {"min_tokens": 60}}, {"select": {"rows": 20}}])
-    kept = twice.dataset[0]["document_ids"][0]
-    first, last = story(twice, kept)
-    assert first.startswith(f"{kept} ({kept}) goes on after rows: read, tokenize, length, ")
-    assert last.startswith(f"trained: {kept}")
+    read, tokenized, last = story(done, dropped)
+    assert read == f"rows: read: {dropped} ({dropped}) is read"
+    assert last.startswith(f"length: {dropped} ({dropped}) too_short: ")
+    assert tokenized.startswith(f"tokenize: {dropped} ({dropped}) has ") and "of them trained" in tokenized
     assert list(story(done, "nobody")) == []
+
+
+def test_explain_tells_what_changed_at_each_step_once(prepare: Callable[..., PreparedStage], write_rows: Any) -> None:
+    rows = [{"id": f"r{n}", "q": f"What is {n}?", "a": f"so \\boxed{{{n}}}", "gold": str(n)} for n in range(30)]
+    source = {"path": str(write_rows(rows)), "columns": {**PAIR, "id": "id", "answer": "gold"}}
+    steps: list[Any] = ["render", "verify", {"dedup": {"by": "problem", "method": "exact"}}, {"select": {"rows": 20}}]
+    done = prepare([source], steps=steps)
+    kept = done.dataset[0]["document_ids"][0]
+    lines = list(story(done, kept))
+    told = [line.split(": " + kept)[0] for line in lines]
+    assert told[:2] == ["rows: read", "render"] and "verify" in told and told[-2].endswith("fit: it came through")
+    (verified,) = [line for line in lines if "verdict right" in line]
+    assert (
+        verified.startswith("verify: ") and len([line for line in lines if "tokens, " in line and "has" in line]) == 1
+    )
+    # By its place in the file the same is told.
+    assert list(story(done, f"rows.jsonl:{int(kept[1:]) + 1}")) == lines
+    left = next(row for row in (f"r{n}" for n in range(30)) if row not in str(done.dataset["document_ids"][:]))
+    *_, last = story(done, left)
+    assert last.startswith(f"select: {left} (rows.jsonl:{int(left[1:]) + 1}) over_rows")
+
+
+def test_explain_tells_of_a_rows_children(prepare: Callable[..., PreparedStage], write_rows: Any) -> None:
+    rows = [{"q": f"What is {n}?", "a": ["one", "two"], "ok": [True, False]} for n in range(6)]
+    source = {"path": str(write_rows(rows)), "columns": {"prompt": "q"}, "rows": "problems", "carry": ["a", "ok"]}
+    explode = {"explode_rollouts": {"column": "a", "flags": {"right": "ok"}}}
+    done = prepare([source], steps=[explode, {"select": {"rows": 12}}])
+    lines = list(story(done, "rows.jsonl:2"))
+    for child, flag in ((0, "true"), (1, "false")):
+        (line,) = [line for line in lines if line.startswith(f"explode_rollouts: rows.jsonl:2#g{child} ")]
+        assert f"index {child}" in line and flag in line
+    assert sum(line.startswith("trained: rows.jsonl:2#g") for line in lines) == 2
 
 
 @pytest.mark.parametrize(

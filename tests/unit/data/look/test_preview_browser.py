@@ -11,6 +11,7 @@ from browser import look
 
 from sft.data.look.page import write_page
 from sft.data.prepare import PreparedStage
+from sft.report.chart import chart_head
 from sft.report.drawing import unique_ids
 from sft.report.funnel_figures import draw_data
 
@@ -23,6 +24,9 @@ SEEN = """{
   }),
   cut: page.document.querySelectorAll('.layout .cut').length,
   shown: page.document.querySelector('details.document pre').getBoundingClientRect().height,
+  columns: [...page.document.querySelectorAll('.funnel tr:first-child th')].filter(one => one.offsetParent).length,
+  plots: [...page.document.querySelectorAll('.plot')].filter(one => one.offsetParent).length,
+  figures: page.document.querySelectorAll('figure').length,
   folded: [...page.document.querySelectorAll('details.document:not([open])')].length,
   dangling: [...page.document.querySelectorAll('a[href]')].filter(
     a => !page.document.getElementById(a.getAttribute('href').slice(1))).length,
@@ -45,7 +49,7 @@ def page(prepare: Callable[..., PreparedStage], write_rows: Callable[..., Path],
     )
     drawn = draw_data(prepared.manifest)
     figures = {name: (unique_ids(svg, name), caption) for name, (svg, _, caption) in drawn.items()}
-    write_page(prepared, toy, tmp_path / "page.html", title=long, figures=figures)
+    write_page(prepared, toy, tmp_path / "page.html", title=long, figures=figures, head=chart_head())
     return tmp_path / "page.html"
 
 
@@ -57,10 +61,13 @@ def test_the_page_on_a_phone(page: Path, dark: bool) -> None:
     assert len(set(seen["colours"])) == 3
     lightness = [int(part) for part in seen["sheet"].removeprefix("rgb(").rstrip(")").split(",")]
     assert max(lightness) < 60 if dark else min(lightness) > 200
+    # No column of the funnel is hidden, and of each figure one layout is shown.
+    assert seen["columns"] == 7 and seen["plots"] == seen["figures"] > 0
     # In the map, and above its tokens.
     assert seen["cut"] == 2 and seen["shown"] > 10 and seen["folded"] == 1 and seen["dangling"] == 0
 
 
 def test_the_page_on_a_desk(page: Path) -> None:
-    seen = look(page, SEEN, width=1200)
-    assert seen["console"] == [] and seen["content"] <= 1200
+    seen = look(page, SEEN, width=1280)
+    assert seen["console"] == [] and seen["content"] <= 1280
+    assert seen["columns"] == 7 and seen["plots"] == seen["figures"] > 0

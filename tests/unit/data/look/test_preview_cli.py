@@ -91,3 +91,17 @@ def test_wrong_rows_are_one_sentence(
     assert main(["preview", *words, *options]) == status
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sft:")]
     assert len(err) == 1 and err[0].startswith(message), err
+
+
+def test_explain_finds_the_row_for_which_preparing_fails(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "fine", "prompt": "a", "completion": "b"}, {"id": "bad", "prompt": "a", "completion": ""}]
+    (in_tmp / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (in_tmp / "recipe.yaml").write_text(
+        "name: r\noutput_dir: out\nmodel: {tokenizer: tiny, config: {}}\nstages:\n"
+        "  - {name: one, data: {max_bad_fraction: 0.0, sources: [{path: rows.jsonl, columns: {prompt: prompt, "
+        "completion: completion, id: id}}]}}\n"
+    )
+    assert main(["prepare", "recipe.yaml", "--explain", "bad"]) == 1
+    told = capsys.readouterr()
+    assert "bad (rows.jsonl:2) bad: empty_answer: 'completion' is empty" in told.out and "rows are bad" in told.err
+    assert main(["prepare", "recipe.yaml", "--data.max_bad_fraction", "0.6", "--explain", "nobody"]) != 0
