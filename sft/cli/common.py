@@ -150,7 +150,9 @@ def show_results(recipe: Recipe, result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, title=recipe.name, title_justify="left")
-    for heading in ("stage", "steps", "last loss", "supervised tokens", "model"):
+    held = any(manifest.get("validation") for manifest in result["stages"].values())
+    headings = ("stage", "steps", "last loss", *(["held-out loss"] if held else []), "supervised tokens", "model")
+    for heading in headings:
         table.add_column(heading, justify="right" if heading not in ("stage", "model") else "left")
     for name, manifest in result["stages"].items():
         loss = manifest.get("final_loss")
@@ -159,12 +161,18 @@ def show_results(recipe: Recipe, result: dict[str, Any]) -> None:
             name,
             str(manifest.get("steps", "")),
             f"{loss:.4f}" if isinstance(loss, int | float) else "",
+            *([_before_and_after(manifest.get("validation"))] if held else []),
             f"{tokens:,.0f}" if isinstance(tokens, int | float) else "",
             str(RunPaths(recipe).final_dir(name)),
         )
     console().print(table)
     if result.get("evaluations"):
         show_evaluations(result["evaluations"])
+
+
+def _before_and_after(validation: dict[str, Any] | None) -> str:
+    """The loss of held-out rows at a stage's start and end."""
+    return f"{validation['loss_at_start']:.4f} > {validation['loss_at_end']:.4f}" if validation else ""
 
 
 def show_evaluations(results: dict[str, dict[str, Any]]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-_EVALUATE = "evaluation is set in the stage's `evaluate` section"
+_EVALUATE = (
+    "held-out rows are set in `data.validation`, `eval_strategy` and `eval_steps`; problems in the stage's `evaluate`"
+)
 _RENDER = "what is trained on follows from the stage's `data` section"
 _PUSH = "pushing is set in the recipe's `push` section and done by `sft push`"
 _ENGINE = "a stage runs on one process, on DDP (torchrun) or on DeepSpeed (`deepspeed`)"
@@ -29,14 +31,15 @@ REFUSED: dict[str, str] = {
     "restore_callback_states_from_checkpoint": "the same command continues a run by itself",
     "enable_jit_checkpoint": "SIGTERM and SIGUSR1 save a checkpoint by themselves",
     "do_train": "say `sft train`",
-    **dict.fromkeys(
-        ("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_on_start", "eval_packing"), _EVALUATE
-    ),
+    **dict.fromkeys(("do_eval", "do_predict"), _EVALUATE),
+    "eval_on_start": "the loss of held-out rows (`data.validation`) is always taken before training and at its end",
+    "eval_packing": "held-out rows are packed as those that are trained; their loss is the same either way",
+    "evaluation_strategy": "the name is `eval_strategy`",
     **dict.fromkeys(
         ("eval_delay", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"), _EVALUATE
     ),
-    **dict.fromkeys(("per_device_eval_batch_size", "prediction_loss_only", "include_for_metrics"), _EVALUATE),
-    **dict.fromkeys(("batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "evaluation_strategy"), _EVALUATE),
+    **dict.fromkeys(("prediction_loss_only", "include_for_metrics"), _EVALUATE),
+    **dict.fromkeys(("batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"), _EVALUATE),
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _EVALUATE),
     **dict.fromkeys(("push_to_hub", "hub_private_repo", "hub_model_id", "hub_strategy"), _PUSH),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _PUSH),

@@ -46,6 +46,8 @@ def check_recipe(
         if "data" in parts and stage in (None, one_stage.name):
             made = {paths.final_dir(before.name).absolute() for before in recipe.stages[:index]}
             found += _sources(one_stage.data.sources, one_stage.data.steps, ("data",), made)
+            held = one_stage.data.validation
+            found += _sources((held and held.sources) or [], [], ("data", "validation"), made)
         if "suites" in parts and stage in (None, one_stage.name):
             for number, suite in enumerate(one_stage.evaluate.suites):
                 found += _files(suite.source, ("evaluate", "suites", number, "source"))

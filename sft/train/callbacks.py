@@ -15,6 +15,9 @@ from sft.train.agree import over_processes
 from sft.train.interrupt import StopSignals
 from sft.utils.files import write_text
 
+_NUMBERS = {"loss", "eval_loss"}
+"""What makes a line of a trainer's log one of metrics.jsonl: of a training step, or of the held-out rows."""
+
 LINE_EVERY = 5.0
 """Seconds between progress lines where the terminal can't redraw."""
 
@@ -40,15 +43,15 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """One line: step, epoch, loss, learning_rate, grad_norm and the counters."""
-        if state.is_world_process_zero and logs and "loss" in logs:
+        """One line: step, epoch, loss, learning_rate, grad_norm and the counters; or the loss of held-out rows."""
+        if state.is_world_process_zero and logs and _NUMBERS & logs.keys():
             with open(self.path, "a", encoding="utf-8") as handle:
                 handle.write(_line(state.global_step, logs))
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
     """metrics.jsonl anew from a trainer's log: what a checkpoint holds, and not what a kill or a hand left there."""
-    write_text(path, "".join(_line(entry["step"], entry) for entry in history if "loss" in entry))
+    write_text(path, "".join(_line(entry["step"], entry) for entry in history if _NUMBERS & entry.keys()))
 
 
 def _line(step: int, logs: dict[str, Any]) -> str:
@@ -128,6 +131,8 @@ class Progress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show the newest numbers."""
+        if state.is_world_process_zero and logs and "eval_loss" in logs:
+            self._held_out(state, logs)
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         numbers = _numbers(logs)
@@ -143,6 +148,15 @@ class Progress(TrainerCallback):
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _held_out(self, state: TrainerState, logs: dict[str, Any]) -> None:
+        """A line of its own, above the bar where there is one."""
+        step = f"{state.global_step}/{state.max_steps}"
+        line = f"{self.stage}: step {step}  loss of held-out rows {logs['eval_loss']:.4f}"
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

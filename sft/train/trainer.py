@@ -250,6 +250,17 @@ class SambayTrainer(SFTTrainer):
         self._metrics[("train" if self.model.training else "eval")].clear()
         Trainer.log(self, logs, start_time)
 
+    def pause(self) -> None:
+        """What comes now isn't training time, until `log_held_out`."""
+        if self._clock is not None:
+            self._tick()
+
+    def log_held_out(self, logs: dict[str, float]) -> None:
+        """A line of the log about held-out rows."""
+        if self._clock is not None:
+            self._clock = time.perf_counter()
+        Trainer.log(self, logs)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights as a stage hands them on: from an engine, its float32 masters, tied ones once."""
         weights = whole_weights(self)

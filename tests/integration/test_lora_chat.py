@@ -31,7 +31,11 @@ def test_from_chats_to_an_export(family: Family, tmp_path: Path, capsys: pytest.
     assert main(["run", *walk(tmp_path, family)]) == 0
     run = tmp_path / "run"
     stage = read_sealed(run / "stages/chat/manifest.json")
-    assert stage is not None and stage["data"]["documents"] == ROWS and stage["steps"] == 3
+    assert stage is not None and stage["steps"] == 3
+    assert (stage["data"]["documents"], stage["validation"]["documents"]) == (ROWS - 1, 1)
+    assert stage["validation"]["loss_at_end"] < stage["validation"]["loss_at_start"]
+    assert f"{stage['validation']['loss_at_end']:.4f}" in (run / "report/index.html").read_text()
+    assert f"{stage['validation']['loss_at_end']:.4f}" in (run / "export/README.md").read_text()
     assert read_json(run / "stages/chat/final/adapter_config.json")["r"] == 16
     # The export loads with nothing of ours, and isn't the model that the run began with.
     exported = AutoModelForCausalLM.from_pretrained(run / "export", dtype=torch.float32)
