@@ -18,7 +18,7 @@ _LOSS = "the model's own fused loss is trained"
 _ORDER = "rows come in an order that follows from data_seed and the epoch alone; see `train_sampling_strategy`"
 _TRACKER = "set the tracker's own environment variables, such as WANDB_PROJECT"
 _LOG = "set `logging_steps`; every logged step is a line of metrics.jsonl"
-_QUANTISED = "weights are trained in float32 or bfloat16, never quantised"
+_QUANTISED = "frozen weights are quantised in one way, that of QLoRA: `model.load_in_4bit`"
 _START = "set the recipe's `model` section"
 _NAMES = "TRL reads the older name: use `gradient_checkpointing"
 _OPTIM = "goes with optimizers that aren't offered; see `optim`"
@@ -48,8 +48,10 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("dtype", "torch_dtype"), "set `model.dtype`; what is computed in is set by `bf16`"),
     "trust_remote_code": "set `model.trust_remote_code`",
     "attn_implementation": "a SambaY has attention kernels of its own; other models take the packed one that they have",
-    **dict.fromkeys(("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type"), _QUANTISED),
-    **dict.fromkeys(("use_bnb_nested_quant", "bnb_4bit_quant_storage"), _QUANTISED),
+    "load_in_4bit": "set `model.load_in_4bit`",
+    **dict.fromkeys(
+        ("load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), _QUANTISED
+    ),
     "lora_task_type": "it is CAUSAL_LM",
     "chat_template_path": "set model.chat_template (a known family, a file, or the template itself)",
     **dict.fromkeys(("dataset_text_field", "dataset_kwargs", "completion_only_loss"), _RENDER),

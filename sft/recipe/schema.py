@@ -48,6 +48,11 @@ class ModelSection(Section):
         description="What exported weights are stored in, and weights that aren't trained are held in (LoRA, on a GPU "
         "evaluation too). Trained ones are held in float32; `train.bf16` says what is computed in.",
     )
+    load_in_4bit: bool = Field(
+        default=False,
+        description="QLoRA: hold the frozen weights in 4 bits (NF4, by bitsandbytes) while adapters are trained. Needs a "
+        "CUDA GPU. What is evaluated and exported is the adapter on the weights as they are.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run the checkpoint's own code. Never needed for SambaY."
     )
@@ -65,6 +70,9 @@ class ModelSection(Section):
         if self.config is not None and self.tokenizer is None:
             reason = "a model built from scratch needs a tokenizer: a folder, a Hub id, or `tiny`"
             raise_problems("model", [KeyProblem(("tokenizer",), reason, None)])
+        if self.config is not None and self.load_in_4bit:
+            reason = "is for a checkpoint: adapters on random weights teach nothing"
+            raise_problems("model", [KeyProblem(("load_in_4bit",), reason, True)])
         return self
 
 
@@ -336,6 +344,9 @@ class Recipe(Section):
     def _check(self) -> Recipe:
         self.output_dir, self.prepared_dir = str(_at_home(self.output_dir)), _at_home(self.prepared_dir)
         check_names("stages", [stage.name for stage in self.stages], RESERVED_STAGE_NAMES)
+        problems = [problem for stage in self.stages if (problem := stage.train.four_bit_problem(stage.name))]
+        if self.model.load_in_4bit and problems:
+            raise_problems("recipe", [KeyProblem(("model", "load_in_4bit"), reason, True) for reason in problems])
         for stage in self.stages:
             if "seed" not in stage.train.model_fields_set:
                 stage.train.seed = self.seed

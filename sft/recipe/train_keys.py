@@ -252,6 +252,18 @@ class TrainSection(Section):
             values["deepspeed"] = deepspeed_file(self.deepspeed)
         return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS}
 
+    def four_bit_problem(self, stage: str) -> str | None:
+        """Why this stage can't train on weights in 4 bits; None where it can."""
+        if not self.use_peft:
+            return f"stage {stage} trains all weights, which 4 bits can't hold: set its train.use_peft"
+        if self.lora_target_parameters:
+            return f"stage {stage} adapts lora_target_parameters, which are never in 4 bits: leave one of them out"
+        if self.use_cpu:
+            return f"stage {stage} has use_cpu, and weights in 4 bits need a GPU"
+        engine = self.deepspeed_content()
+        zero = (engine.get("zero_optimization") or {}).get("stage") if isinstance(engine, dict) else None
+        return f"stage {stage} has ZeRO-3, which can't part weights in 4 bits: use zero2" if zero == 3 else None
+
     def evaluation_keys(self) -> dict[str, Any]:
         """What is said of held-out rows beyond the defaults."""
         defaults = {key: type(self).model_fields[key].default for key in sorted(EVALUATION_KEYS)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.data.read import local
+from sft.models.four_bit import four_bit_problem
 from sft.models.identity import check_there
 from sft.models.load import scratch_config
 from sft.recipe.data_checks import recipe_problems
@@ -78,6 +79,8 @@ def _start(recipe: Recipe, *, loaded: bool) -> Iterator[KeyProblem]:
     """What is wrong with the model that the run starts from, which rows alone don't need `loaded`, or else with its
     tokenizer."""
     section, key = recipe.model, "model_name_or_path"
+    if loaded and section.load_in_4bit and (why := four_bit_problem()):
+        yield KeyProblem(("model", "load_in_4bit"), why, True)
     try:
         if section.model_name_or_path is not None and not loaded:
             check_named(section.model_name_or_path, "model", section.model_revision, hub=section.tokenizer is None)

@@ -18,6 +18,7 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from sft.models.chunked_head import unchunk_loss
+from sft.models.four_bit import is_four_bit
 from sft.train.agree import over_processes
 from sft.train.audit import GradientAudit
 from sft.train.checkpoints import newest_whole, rotate, write_marker
@@ -65,6 +66,10 @@ class SambayTrainer(SFTTrainer):
             # The base has the embeddings; peft's default would ask the Hub at each save whether they were resized.
             model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
         super().__init__(model=model, **kwargs)
+        if is_four_bit(model):
+            # TRL rounds the adapters of such a model to bfloat16, which small steps don't move.
+            for parameter in model.parameters():
+                parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
         # TRL replaces the forward by one that leaves the model's own loss out; take the model's own back.
         base.__dict__.pop("forward", None)
         if own_forward is not None:
