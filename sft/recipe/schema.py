@@ -50,8 +50,8 @@ class ModelSection(Section):
     )
     load_in_4bit: bool = Field(
         default=False,
-        description="QLoRA: hold the frozen weights in 4 bits (NF4, by bitsandbytes) while adapters are trained. Needs a "
-        "CUDA GPU. What is evaluated and exported is the adapter on the weights as they are.",
+        description="QLoRA: hold the frozen weights in 4 bits (NF4, by bitsandbytes) while adapters are trained. "
+        "Needs a CUDA GPU. What is evaluated and exported is the adapter on the weights as they are.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Run the checkpoint's own code. Never needed for SambaY."

@@ -65,11 +65,11 @@ class SambayTrainer(SFTTrainer):
         if hasattr(model, "peft_config"):
             # The base has the embeddings; peft's default would ask the Hub at each save whether they were resized.
             model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+        # TRL rounds the adapters on weights in 4 bits to bfloat16, which small steps don't move.
+        adapters = [(p, p.data) for p in model.parameters() if p.requires_grad and is_four_bit(model)]
         super().__init__(model=model, **kwargs)
-        if is_four_bit(model):
-            # TRL rounds the adapters of such a model to bfloat16, which small steps don't move.
-            for parameter in model.parameters():
-                parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+        for parameter, data in adapters:
+            parameter.data = data
         # TRL replaces the forward by one that leaves the model's own loss out; take the model's own back.
         base.__dict__.pop("forward", None)
         if own_forward is not None:
