@@ -11,7 +11,7 @@ from sft.models.checkpoint import check_checkpoint, json_object
 from sft.models.end_tokens import end_token_ids
 from sft.models.four_bit import loading_options, ready_for_adapters
 from sft.recipe.problems import nearest
-from sft.tokenizers.load import load_tokenizer, refuse_missing_folder
+from sft.tokenizers.load import refuse_missing_folder
 from sft.utils.errors import UserError, first_line
 from sft.utils.say import say
 
@@ -235,15 +235,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} is no model folder: it has no config.json")
     return json_object(path.read_bytes(), path)
-
-
-def load_any_model(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The model and tokenizer of a folder (full weights) or Hub id, ready to generate."""
-    if (Path(name) / "adapter_config.json").is_file():
-        raise UserError(f"{name} holds an adapter; use --config RECIPE --stage NAME, or export it merged first")
-    dtype = machine_dtype(name, "bfloat16", trust_remote_code=trust_remote_code)
-    model = load_checkpoint(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    return on_device(model), load_tokenizer(name)
 
 
 def on_device(model: Any) -> Any:
