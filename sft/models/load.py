@@ -13,6 +13,7 @@ from sft.models.four_bit import loading_options, ready_for_adapters
 from sft.recipe.problems import nearest
 from sft.tokenizers.load import refuse_missing_folder
 from sft.utils.errors import UserError, first_line
+from sft.utils.hub_cache import remedy
 from sft.utils.say import say
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def load_checkpoint(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the model {name_or_path} can't be loaded: {first_line(error)}") from error
+        raise UserError(f"the model {name_or_path} can't be loaded: {first_line(error)}{remedy(error)}") from error
     model, loading = loaded
     _check_loading(name_or_path, loading)
     return model if four_bit is None else ready_for_adapters(model)

@@ -19,6 +19,8 @@ from sft.recipe.paths import RunPaths
 from sft.recipe.problems import KeyProblem, refuse
 from sft.tokenizers.load import TINY_TOKENIZER, UnreachableError, check_named, start_tokenizer
 from sft.utils.errors import UserError
+from sft.utils.files import unwritable
+from sft.utils.hub_cache import cannot_fetch
 from sft.utils.say import say
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def check_recipe(
         stage: the only one whose files will be read.
         rehearsal: nothing will be done here and now, so a Hub that can't be reached is no obstacle: a line says so.
     """
-    paths, problems = RunPaths(recipe), [*recipe_problems(recipe), *_folders(recipe)]
+    paths, problems = RunPaths(recipe), [*recipe_problems(recipe), *_folders(recipe, parts)]
     if "data" in parts or "training" in parts:
         problems += list(_start(recipe, loaded="training" in parts))
     for index, one_stage in enumerate(recipe.stages):
@@ -66,13 +68,15 @@ def check_recipe(
             refuse(adapter_problems(recipe), recipe.place)
 
 
-def _folders(recipe: Recipe) -> Iterator[KeyProblem]:
-    """Folders that can't be written to."""
+def _folders(recipe: Recipe, parts: Sequence[str]) -> Iterator[KeyProblem]:
+    """Folders that can't be written to. Prepared data may lie in one, if all of it is there."""
     for key in ("output_dir", "prepared_dir"):
         name = getattr(recipe, key)
         there = next((at for at in (Path(name), *Path(name).parents) if os.path.lexists(at)), None) if name else None
         if there is not None and not there.is_dir():
             yield KeyProblem((key,), f"{there} is no folder: set another one", name)
+        elif key == "output_dir" and {"training", "suites"} & set(parts) and (why := unwritable(recipe.output_dir)):
+            yield KeyProblem((key,), f"can't be written to ({why}): set another one", name)
 
 
 def _start(recipe: Recipe, *, loaded: bool) -> Iterator[KeyProblem]:
@@ -148,8 +152,14 @@ def _files(source: Source, loc: Loc) -> Iterator[KeyProblem]:
 
 
 def _find(path: str, split: str, data_files: Any, config: str | None) -> None:
-    """Raise UserError for local files that aren't there; what the Hub has is found when it is read."""
+    """Raise UserError for local files that aren't there, and for a data set that couldn't be kept here; whether the Hub
+    has it is found when it is read."""
+    from huggingface_hub import constants
+
     if local.looks_local(path):
         local.find_files(path, split, data_files, config)
-    else:
-        check_named(path, "data set", hub=False)
+        return
+    check_named(path, "data set", hub=False)
+    known = Path(constants.HF_HOME) / "datasets" / path.replace("/", "___").lower()
+    if not known.exists() and (why := cannot_fetch("data set", path, dataset=True)):
+        raise UserError(why)
