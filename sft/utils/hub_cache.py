@@ -19,7 +19,7 @@ def cannot_fetch(what: str, name: str, *, dataset: bool = False) -> str | None:
     """
     from huggingface_hub import constants
 
-    folders = [constants.HF_HUB_CACHE, *([Path(constants.HF_HOME) / "datasets"] if dataset else [])]
+    folders: list[str | Path] = [constants.HF_HUB_CACHE, *([Path(constants.HF_HOME) / "datasets"] if dataset else [])]
     for folder in folders if not constants.HF_HUB_OFFLINE else []:
         if why := unwritable(folder):
             return f"the {what} {name} isn't in the cache, and {folder} can't be written to ({why}): {REMEDY}"
