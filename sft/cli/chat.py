@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="RECIPE", help="recipe whose trained model answers; may stand without --config"
     )
     parser.add_argument("--stage", metavar="NAME", help="the model after this stage (default: the last one trained)")
-    parser.add_argument("--model", metavar="PATH", help="a model folder (an export, say) or Hub id instead of --config")
+    parser.add_argument(
+        "--model", metavar="PATH", help="a model or adapter folder (an export, a stage) or Hub id instead of --config"
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="--model: run the code it comes with")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and exit; - reads standard input")
     parser.add_argument("--system", metavar="TEXT", help="system message")
@@ -60,10 +62,11 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any]:
-    from sft.models.load import load_any_model, on_device
-
     if arguments.model is not None:
-        return load_any_model(arguments.model, arguments.trust_remote_code)
+        from sft.run.named import load_named
+
+        return load_named(arguments.model, arguments.trust_remote_code)
+    from sft.models.load import on_device
     from sft.run.publish import last_trained
     from sft.train.handover import load_stage_model
 

@@ -140,6 +140,7 @@ def show_results(recipe: Recipe, result: dict[str, Any]) -> None:
     from sft.utils.tables import numbers_table
 
     rows = []
+    held = any(manifest.get("validation") for manifest in result["stages"].values())
     for name, manifest in result["stages"].items():
         loss = manifest.get("final_loss")
         tokens = manifest.get("counters", {}).get("supervised_tokens")
@@ -148,14 +149,20 @@ def show_results(recipe: Recipe, result: dict[str, Any]) -> None:
                 name,
                 str(manifest.get("steps", "")),
                 f"{loss:.4f}" if isinstance(loss, int | float) else "",
+                *([_before_and_after(manifest.get("validation"))] if held else []),
                 f"{tokens:,.0f}" if isinstance(tokens, int | float) else "",
                 str(RunPaths(recipe).final_dir(name)),
             ]
         )
-    head = ("stage", "steps", "last loss", "trained tokens", "model")
+    head = ("stage", "steps", "last loss", *(["held-out loss"] if held else []), "trained tokens", "model")
     text, optional, out = {"stage": 12, "model": 36}, ("trained tokens", "last loss"), console()
     out.print(numbers_table(head, rows, text=text, optional=optional, title=recipe.name, width=out.width))
     show_evaluations(result.get("evaluations") or {})
+
+
+def _before_and_after(validation: dict[str, Any] | None) -> str:
+    """The loss of held-out rows at a stage's start and end."""
+    return f"{validation['loss_at_start']:.4f} > {validation['loss_at_end']:.4f}" if validation else ""
 
 
 def show_evaluations(results: dict[str, dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sft.utils.environment import git_state, package_version
+from sft.utils.files import unwritable
 
 TAKES_OVERRIDES = False
 
@@ -81,6 +82,7 @@ def examine() -> Iterator[Finding]:
     yield from _devices()
     yield from _kernels()
     yield _disk()
+    yield from _caches()
     yield _hub()
 
 
@@ -169,6 +171,25 @@ def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     state = "ok" if free >= LOW_DISK_GB else "note"
     return Finding("disk", state, f"{free:.0f} GB free in {Path.cwd()}")
+
+
+def _caches() -> Iterator[Finding]:
+    """Folders that are written to beside a run's own, where that isn't possible."""
+    from huggingface_hub import constants
+
+    from sft.utils.hub_cache import REMEDY
+
+    if why := unwritable(constants.HF_HUB_CACHE):
+        text = f"{constants.HF_HUB_CACHE} can't be written to ({why}): nothing can be fetched; {REMEDY}"
+        yield Finding("Hub's cache", "note", text)
+    if package_version("torch") is None:
+        return
+    from sambay_kernels.native.build import named_cache
+
+    folder = named_cache()
+    if why := unwritable(folder):
+        text = f"{folder} can't be written to ({why}): set TORCH_EXTENSIONS_DIR to a folder that can be"
+        yield Finding("kernels' cache", "note", text)
 
 
 def _hub() -> Finding:

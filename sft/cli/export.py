@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sft.cli.common import add_recipe_arguments, dry_run, file_path, recipe_of
 from sft.recipe import RunPaths
+from sft.utils.errors import UsageError
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
 
@@ -16,6 +17,9 @@ TAKES_OVERRIDES = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe's options, where to, and in what type."""
     add_recipe_arguments(parser)
+    parser.add_argument(
+        "--model", metavar="PATH", help="export this model or adapter folder instead of a recipe's; goes with --out"
+    )
     parser.add_argument("--out", type=file_path, metavar="DIR", help="folder to write (default: <output_dir>/export)")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float32"], help="what weights are stored in (default: model.dtype)"
@@ -24,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Export the model after --stage, or after the last stage trained; push.merge_lora says whether merged."""
+    if arguments.model is not None:
+        return _folder(arguments, overrides)
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
         return dry_run(recipe)
@@ -33,4 +39,18 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     out = Path(arguments.out) if arguments.out else None
     paths = RunPaths(recipe)
     print(export_stage(paths, stage=arguments.stage, out=out, dtype=arguments.dtype, progress=say))
+    return 0
+
+
+def _folder(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Export the model of a folder, an adapter merged into its base."""
+    if arguments.config or arguments.stage or arguments.dry_run or overrides:
+        word = overrides[0] if overrides else "--config, --stage or --dry_run"
+        raise UsageError(f"{word} goes with a recipe; --model PATH takes --out and --dtype alone")
+    if arguments.out is None:
+        raise UsageError("--model PATH needs --out DIR, the folder to write")
+    quiet_libraries()
+    from sft.hub.export import export
+
+    print(export(arguments.model, arguments.out, dtype=arguments.dtype, progress=say))
     return 0

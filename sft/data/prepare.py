@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from sft.data.engine.plan import READ, Node, make_plan
 from sft.data.pack.arrow import open_dataset
 from sft.data.pack.documents import Documents, documents_path
 from sft.data.pack.rows import plan_rows, write_all
+from sft.data.steps.hold_out import Part
 from sft.data.tokenize.template import training_template
 from sft.data.tokenize.tokens import check_tokenizer, tokenizer_hash
 from sft.recipe.schema import DataSection, Recipe, Stage
@@ -42,11 +43,12 @@ class PreparedStage:
 
     `manifest`: key, recipe, inputs (with content hashes, columns and rows of each), tokenizer, steps (a line of the
     funnel for each), funnel, rows (read), documents (kept), packs (rows of `dataset`), tokens, supervised_tokens,
-    max_document_length, shards, passes (their keys).
+    max_document_length, shards, passes (their keys). `validation`: the rows that are held out, where the stage says so.
     """
 
     path: Path
     manifest: dict[str, Any]
+    validation: PreparedStage | None = None
 
     @cached_property
     def dataset(self) -> datasets.Dataset:
@@ -89,7 +91,19 @@ def prepare_stage(
     by one process; others that want it wait. Raises UserError (or UsageError) with one sentence when the data can't be
     used: nothing there, no known columns, too many bad rows, no row short enough, a full disk.
     """
-    job = _plan(stage, tokenizer, prepared_root(recipe))
+    prepared = _prepared(recipe, stage, tokenizer, "training", progress, engine)
+    if stage.data.validation is None:
+        return prepared
+    held = _prepared(recipe, stage, tokenizer, "validation", progress, engine)
+    if not held.manifest["documents"]:
+        raise UserError(f"stages[{stage.name}].data.validation: none of its rows can be used, so no loss can be taken.")
+    return replace(prepared, validation=held)
+
+
+def _prepared(
+    recipe: Recipe, stage: Stage, tokenizer: Any, part: Part, progress: Progress | None, engine: str
+) -> PreparedStage:
+    job = _plan(stage, tokenizer, prepared_root(recipe), part)
     known = vocabulary_size(recipe.model)
     if known is not None:
         refuse_beyond(known, largest_format_id(tokenizer, training_template(tokenizer)))
@@ -103,14 +117,16 @@ def prepare_stage(
     prepared = PreparedStage(job.root / job.key, manifest)
     if known is not None:
         refuse_beyond(known, prepared.largest_id)
-    check_outcome(manifest, prepared.passes, stage.data.max_bad_fraction)
+    if part == "training":  # whose funnel has the held-out rows too
+        check_outcome(manifest, prepared.passes, stage.data.max_bad_fraction)
     return prepared
 
 
 def passes_there(recipe: Recipe, stage: Stage, tokenizer: Any) -> list[Path]:
     """The folders of the stage's passes that are whole, in their order: what there is of a preparation that failed."""
     root = prepared_root(recipe)
-    folders = [root / STEPS_FOLDER / made.key for made in make_passes(_plan(stage, tokenizer, root).ends)]
+    made = [made.key for job in _jobs(stage, tokenizer, root) for made in make_passes(job.ends)]
+    folders = [root / STEPS_FOLDER / key for key in dict.fromkeys(made)]
     return [folder for folder in folders if (folder / store.MANIFEST_FILE).is_file()]
 
 
@@ -121,8 +137,7 @@ def clean(recipe: Recipe, tokenizer: Any) -> int:
     """
     root = prepared_root(recipe)
     needed: set[str] = set()
-    for stage in recipe.stages:
-        job = _plan(stage, tokenizer, root)
+    for job in (job for stage in recipe.stages for job in _jobs(stage, tokenizer, root)):
         needed |= {job.key, *(made.key for made in make_passes(job.ends))}
     freed = 0
     for folder in (*root.glob("*/"), *(root / STEPS_FOLDER).glob("*/")):
@@ -136,14 +151,20 @@ def prepared_root(recipe: Recipe) -> Path:
     return Path(recipe.prepared_dir or Path(recipe.output_dir) / "prepared").expanduser()
 
 
-def _plan(stage: Stage, tokenizer: Any, root: Path) -> _Job:
+def _jobs(stage: Stage, tokenizer: Any, root: Path) -> list[_Job]:
+    """What is made for a stage: the rows it trains on, and those it holds out."""
+    parts: list[Part] = ["training"] if stage.data.validation is None else ["training", "validation"]
+    return [_plan(stage, tokenizer, root, part) for part in parts]
+
+
+def _plan(stage: Stage, tokenizer: Any, root: Path, part: Part) -> _Job:
     check_tokenizer(tokenizer)
     train = stage.train if isinstance(stage.train, dict) else stage.train.model_dump()
     max_length, packing = train.get("max_length", 1024), bool(train.get("packing", False))
     if packing and max_length is None:
         raise UserError(f"stages.{stage.name}.train: packing needs max_length, the length of a packed row.")
     digest = tokenizer_hash(tokenizer, training_template(tokenizer))
-    ends = make_plan(stage.data, digest, max_length)
+    ends = make_plan(stage.data, digest, max_length, part)
     settings = {"prompt_template", "completion_template", "system_prompt", "over_length", "mask_history"}
     identity = {
         "format": FORMAT_VERSION,

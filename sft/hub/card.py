@@ -196,7 +196,16 @@ def _stages(record: dict[str, Any]) -> str:
             ]
         )
     note = "The loss is on the assistant's tokens only. The whole recipe is in `recipe.yaml`."
-    return f"{_table(head, rows)}\n\n{note} Seed: {record.get('seed')}."
+    held = [_held_out(stage["name"], stage["validation"]) for stage in stages if stage.get("validation")]
+    return "\n\n".join([_table(head, rows), f"{note} Seed: {record.get('seed')}.", *held])
+
+
+def _held_out(stage: str, held: dict[str, Any]) -> str:
+    """The loss of rows that a stage didn't train on."""
+    return (
+        f"Loss of {_number(held['documents'])} rows that stage {stage} held out ({_number(held['supervised_tokens'])} "
+        f"tokens), before and after it: {held['loss_at_start']:.4f}, {held['loss_at_end']:.4f}."
+    )
 
 
 def _funnels(record: dict[str, Any]) -> str:

@@ -64,12 +64,12 @@ def open_source(source: str | Path | tuple[Any, Any], run: Path | None = None) -
     if isinstance(source, tuple):
         model, tokenizer = source
         return Source(model, tokenizer, held_dtype(model), run=run, base=_base_name(model))
-    folder = Path(source)
+    folder = Path(handed_on(str(source)))
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}")
     run = run or find_run(folder)
     tokenizer = _tokenizer_of(folder)
-    if (folder / "adapter_config.json").exists():
+    if is_adapter(folder):
         return _open_adapter(folder, tokenizer, run)
     from sft.models.load import load_checkpoint
 
@@ -78,6 +78,20 @@ def open_source(source: str | Path | tuple[Any, Any], run: Path | None = None) -
     model = load_checkpoint(str(folder), dtype="auto", trust_remote_code=trust)
     # Full fine-tuning hands on its float32 masters; the recipe says what the model is held in otherwise.
     return Source(model, tokenizer, recipe.model.dtype if recipe else held_dtype(model), folder, run)
+
+
+def handed_on(name: str) -> str:
+    """The folder with a stage's model where a stage's own folder is named; else `name`, without its `~`."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    holds_none = not is_adapter(folder) and not (folder / "config.json").exists()
+    return str(folder / "final" if holds_none and (folder / "final").is_dir() else folder)
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter, and no whole weights."""
+    return (Path(folder) / "adapter_config.json").is_file()
 
 
 def find_run(folder: Path) -> Path | None:
@@ -101,7 +115,10 @@ def _open_adapter(folder: Path, tokenizer: Any, run: Path | None) -> Source:
     """An adapter on its base model, whose weights stay in their file until they are read."""
     from peft import PeftModel
 
-    base, dtype, name = _open_base(folder, tokenizer, run)
+    try:
+        base, dtype, name = _open_base(folder, tokenizer, run)
+    except UserError as error:
+        raise UserError(f"{folder} is an adapter, and its base model can't be had: {error}") from error
     try:
         model = PeftModel.from_pretrained(base, str(folder))
     except (ValueError, RuntimeError, OSError, KeyError) as error:
@@ -117,7 +134,7 @@ def _open_base(folder: Path, tokenizer: Any, run: Path | None) -> tuple[Any, str
     name: str | None = None
     if (folder / BASE).exists():
         if recipe is None or run is None:
-            raise UserError(f"{folder} is an adapter of a run whose resolved.yaml is gone: run `sft run` again")
+            raise UserError("it lies outside of the run that made it, or that run's resolved.yaml is gone; put it back")
         made = base_folder(RunPaths(recipe.model_copy(update={"output_dir": str(run)})), folder)
         if made is None:
             held = "auto" if recipe.model.config is None else "float32"
@@ -127,7 +144,7 @@ def _open_base(folder: Path, tokenizer: Any, run: Path | None) -> tuple[Any, str
         name = str(made.resolve())
     name = name or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name:
-        raise UserError(f"{folder} is an adapter that doesn't say what its base model is")
+        raise UserError("adapter_config.json doesn't say what its base model is")
     trust = recipe.model.trust_remote_code if recipe else False
     base = load_checkpoint(name, dtype="auto", trust_remote_code=trust)
     return base, held_dtype(base), _loadable(name)

@@ -9,6 +9,7 @@ from sft.models.checkpoint import check_checkpoint, json_object
 from sft.tokenizers.load import check_named, names_folder
 from sft.utils.errors import UserError, first_line
 from sft.utils.hashes import folder_hashes
+from sft.utils.hub_cache import remedy
 
 if TYPE_CHECKING:
     from sft.recipe.schema import Recipe
@@ -42,7 +43,7 @@ def resolved_commit(repo_id: str, revision: str | None = None) -> str:
     try:
         path = cached_file(repo_id, "config.json", revision=revision)
     except Exception as error:  # transformers raises OSError, huggingface_hub its own, httpx's
-        raise UserError(f"the model {repo_id} can't be found: {first_line(error)}") from error
+        raise UserError(f"the model {repo_id} can't be found: {first_line(error)}{remedy(error)}") from error
     commit = extract_commit_hash(path, None)
     if commit is None:
         raise UserError(f"the model {repo_id}: the Hub names no commit for {revision or 'its main branch'}")

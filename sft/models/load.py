@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from sft.models.checkpoint import check_checkpoint, json_object
 from sft.models.end_tokens import end_token_ids
+from sft.models.four_bit import loading_options, ready_for_adapters
 from sft.recipe.problems import nearest
-from sft.tokenizers.load import load_tokenizer, refuse_missing_folder
+from sft.tokenizers.load import refuse_missing_folder
 from sft.utils.errors import UserError, first_line
+from sft.utils.hub_cache import remedy
 from sft.utils.quiet import no_library_bars
 from sft.utils.say import say
 
@@ -32,11 +34,14 @@ def lora_target_modules(config: Any) -> list[str] | str:
     return list(LORA_TARGETS) if config.model_type == "phi4flash" else "all-linear"
 
 
-def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> PreTrainedModel:
+def load_model(
+    section: ModelSection, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, four_bit: str | None = None
+) -> PreTrainedModel:
     """The model a recipe starts from: a checkpoint, or a SambaY built from `config` with random weights.
 
     Args:
         seed: of the random weights; the same seed gives the same weights.
+        four_bit: see `load_checkpoint`.
     Raises:
         UserError: when the checkpoint is missing, cut off or of another shape than its configuration says.
     """
@@ -47,23 +52,30 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, *, see
         dtype=section.dtype,
         revision=section.model_revision,
         trust_remote_code=section.trust_remote_code,
+        four_bit=four_bit,
     )
 
 
 @no_library_bars()
 def load_checkpoint(
-    name_or_path: str, *, dtype: str = "bfloat16", revision: str | None = None, trust_remote_code: bool = False
+    name_or_path: str,
+    *,
+    dtype: str = "bfloat16",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    four_bit: str | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a folder or Hub id, with every tensor of its configuration filled from the file.
 
     SambaY checkpoints load with the model of this package, whatever code they carry.
     Args:
         dtype: a torch type's name, or "auto": what the file holds, which then stays mapped and takes no memory.
+        four_bit: hold the linear layers' weights in 4 bits, to put adapters on, and compute in this type. Needs CUDA.
     Raises:
         UserError: when the checkpoint is missing, cut off, or tensors are missing, left over or misshapen.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     import sft.models  # noqa: F401  (registers phi4flash)
 
@@ -72,21 +84,24 @@ def load_checkpoint(
         check_checkpoint(name_or_path)
     gc.collect()  # a model that was let go of may hang in a circle: two of them may not fit
     loaded: Any
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
+        if four_bit is not None:
+            model_type = AutoConfig.from_pretrained(name_or_path, **options).model_type
+            options |= loading_options(model_type, four_bit)
         loaded = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            revision=revision,
-            trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **options,
         )
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the model {name_or_path} can't be loaded: {first_line(error)}") from error
+        raise UserError(f"the model {name_or_path} can't be loaded: {first_line(error)}{remedy(error)}") from error
     model, loading = loaded
     _check_loading(name_or_path, loading)
-    return model
+    return model if four_bit is None else ready_for_adapters(model)
 
 
 @cache
@@ -223,15 +238,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} is no model folder: it has no config.json")
     return json_object(path.read_bytes(), path)
-
-
-def load_any_model(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The model and tokenizer of a folder (full weights) or Hub id, ready to generate."""
-    if (Path(name) / "adapter_config.json").is_file():
-        raise UserError(f"{name} holds an adapter; use --config RECIPE --stage NAME, or export it merged first")
-    dtype = machine_dtype(name, "bfloat16", trust_remote_code=trust_remote_code)
-    model = load_checkpoint(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    return on_device(model), load_tokenizer(name)
 
 
 def on_device(model: Any) -> Any:

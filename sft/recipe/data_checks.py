@@ -34,7 +34,8 @@ def data_problems(data: DataSection) -> list[KeyProblem]:
     """What is wrong with a data section, by its place in it."""
     check = _Check([], [])
     check.templates(data, ())
-    for rows in check.group(data.sources, data.steps, ()):
+    held = data.validation.sources if data.validation else None
+    for rows in [*check.group(data.sources, data.steps, ()), *check.group(held or [], [], ("validation",))]:
         if not rows.answered:
             reason = (
                 f"the source {rows.name} has problems without answers, and no step gives them one: add "

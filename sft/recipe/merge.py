@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -87,10 +87,8 @@ def _include(document: Document, path: Path, find: Callable[[str], Document], ar
             raise UsageError(f"{where}: the data recipe {name} has no `sources`")
         around = (*around, name)
     _spell_out_steps(section)
-    sources = section.get("sources")
-    for index, source in enumerate(sources if isinstance(sources, list) else []):
-        if isinstance(source, dict):
-            _include(document, (*path, "sources", index), find, around)
+    for inside, _ in _inner(section):
+        _include(document, (*path, *inside), find, around)
 
 
 def forget_data_recipes(document: Document) -> None:
@@ -103,11 +101,20 @@ def forget_data_recipes(document: Document) -> None:
 def _forget(section: dict[str, Any]) -> None:
     if isinstance(section.get("recipe"), str):
         del section["recipe"]
-    for source in section["sources"] if isinstance(section.get("sources"), list) else []:
-        if isinstance(source, dict):
-            if isinstance(source.get("recipe"), str) and source.get("name") is None:
-                source["name"] = _NAME.sub("-", name_of(source["recipe"]))
-            _forget(source)
+    for _, source in _inner(section):
+        if isinstance(source.get("recipe"), str) and source.get("name") is None:
+            source["name"] = _NAME.sub("-", name_of(source["recipe"]))
+        _forget(source)
+
+
+def _inner(section: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The sources in a section or source, as far as they are mappings, and those it validates on; by their place."""
+    held = section.get("validation")
+    for before, holder in ((), section), (("validation",), held if isinstance(held, dict) else {}):
+        sources = holder.get("sources")
+        for index, source in enumerate(sources if isinstance(sources, list) else []):
+            if isinstance(source, dict):
+                yield (*before, "sources", index), source
 
 
 def name_of(place: str) -> str:

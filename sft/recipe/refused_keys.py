@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-_EVALUATE = "evaluation is set in the stage's `evaluate` section"
+_EVALUATE = (
+    "held-out rows are set in `data.validation`, `eval_strategy` and `eval_steps`; problems in the stage's `evaluate`"
+)
 _RENDER = "what is trained on follows from the stage's `data` section"
 _PUSH = "pushing is set in the recipe's `push` section and done by `sft push`"
 _ENGINE = "a stage runs on one process, on DDP (torchrun) or on DeepSpeed (`deepspeed`)"
@@ -16,7 +18,7 @@ _LOSS = "the model's own fused loss is trained"
 _ORDER = "rows come in an order that follows from data_seed and the epoch alone; see `train_sampling_strategy`"
 _TRACKER = "set the tracker's own environment variables, such as WANDB_PROJECT"
 _LOG = "set `logging_steps`; every logged step is a line of metrics.jsonl"
-_QUANTISED = "weights are trained in float32 or bfloat16, never quantised"
+_QUANTISED = "frozen weights are quantised in one way, that of QLoRA: `model.load_in_4bit`"
 _START = "set the recipe's `model` section"
 _NAMES = "TRL reads the older name: use `gradient_checkpointing"
 _OPTIM = "goes with optimizers that aren't offered; see `optim`"
@@ -29,14 +31,15 @@ REFUSED: dict[str, str] = {
     "restore_callback_states_from_checkpoint": "the same command continues a run by itself",
     "enable_jit_checkpoint": "SIGTERM and SIGUSR1 save a checkpoint by themselves",
     "do_train": "say `sft train`",
-    **dict.fromkeys(
-        ("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_on_start", "eval_packing"), _EVALUATE
-    ),
+    **dict.fromkeys(("do_eval", "do_predict"), _EVALUATE),
+    "eval_on_start": "the loss of held-out rows (`data.validation`) is always taken before training and at its end",
+    "eval_packing": "held-out rows are packed as those that are trained; their loss is the same either way",
+    "evaluation_strategy": "the name is `eval_strategy`",
     **dict.fromkeys(
         ("eval_delay", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"), _EVALUATE
     ),
-    **dict.fromkeys(("per_device_eval_batch_size", "prediction_loss_only", "include_for_metrics"), _EVALUATE),
-    **dict.fromkeys(("batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "evaluation_strategy"), _EVALUATE),
+    **dict.fromkeys(("prediction_loss_only", "include_for_metrics"), _EVALUATE),
+    **dict.fromkeys(("batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"), _EVALUATE),
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _EVALUATE),
     **dict.fromkeys(("push_to_hub", "hub_private_repo", "hub_model_id", "hub_strategy"), _PUSH),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _PUSH),
@@ -45,8 +48,10 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("dtype", "torch_dtype"), "set `model.dtype`; what is computed in is set by `bf16`"),
     "trust_remote_code": "set `model.trust_remote_code`",
     "attn_implementation": "a SambaY has attention kernels of its own; other models take the packed one that they have",
-    **dict.fromkeys(("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type"), _QUANTISED),
-    **dict.fromkeys(("use_bnb_nested_quant", "bnb_4bit_quant_storage"), _QUANTISED),
+    "load_in_4bit": "set `model.load_in_4bit`",
+    **dict.fromkeys(
+        ("load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), _QUANTISED
+    ),
     "lora_task_type": "it is CAUSAL_LM",
     "chat_template_path": "set model.chat_template (a known family, a file, or the template itself)",
     **dict.fromkeys(("dataset_text_field", "dataset_kwargs", "completion_only_loss"), _RENDER),

@@ -48,6 +48,11 @@ class ModelSection(Section):
         description="What exported weights are stored in, and weights that aren't trained are held in (LoRA, on a GPU "
         "evaluation too). Trained ones are held in float32; `train.bf16` says what is computed in.",
     )
+    load_in_4bit: bool = Field(
+        default=False,
+        description="QLoRA: hold the frozen weights in 4 bits (NF4, by bitsandbytes) while adapters are trained. "
+        "Needs a CUDA GPU. What is evaluated and exported is the adapter on the weights as they are.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run the checkpoint's own code. Never needed for SambaY."
     )
@@ -65,6 +70,9 @@ class ModelSection(Section):
         if self.config is not None and self.tokenizer is None:
             reason = "a model built from scratch needs a tokenizer: a folder, a Hub id, or `tiny`"
             raise_problems("model", [KeyProblem(("tokenizer",), reason, None)])
+        if self.config is not None and self.load_in_4bit:
+            reason = "is for a checkpoint: adapters on random weights teach nothing"
+            raise_problems("model", [KeyProblem(("load_in_4bit",), reason, True)])
         return self
 
 
@@ -176,6 +184,27 @@ class DataSource(Source, Templates):
         return self
 
 
+class ValidationSection(Section):
+    """Rows that are held out of training, so that their loss tells what training does to rows it doesn't see."""
+
+    size: float | None = Field(
+        default=None, gt=0, description="How many rows to hold out: under 1 a share of all that can be trained on."
+    )
+    sources: list[DataSource] | None = Field(
+        default=None, min_length=1, description="Rows of their own instead; what says the same isn't trained either."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ValidationSection:
+        if (self.size is None) == (self.sources is None):
+            reason = "needs exactly one of size (rows to hold out) and sources (rows of their own)"
+            raise_problems("validation", [KeyProblem((), reason, None)])
+        if self.size is not None and self.size > 1 and self.size % 1:
+            reason = "is a whole number of rows, or, under 1, a share of them"
+            raise_problems("validation", [KeyProblem(("size",), reason, self.size)])
+        return self
+
+
 class DataSection(Templates):
     """What a stage learns from."""
 
@@ -186,6 +215,11 @@ class DataSection(Templates):
     sources: list[DataSource] = Field(min_length=1)
     steps: list[StepEntry] = Field(
         default_factory=list, description="What is done with the rows of all sources, in this order."
+    )
+    validation: ValidationSection | None = Field(
+        default=None,
+        description="Rows that are never trained; their loss is taken before training, after it, and in between as "
+        "train.eval_strategy says.",
     )
     seed: Seed = Field(default=0, description="What steps that choose rows choose by.")
     over_length: Literal["drop", "truncate", "error"] = Field(
@@ -242,6 +276,14 @@ class Stage(Section):
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+
+    @model_validator(mode="after")
+    def _check(self) -> Stage:
+        told = self.train.evaluation_keys() if self.data.validation is None else {}
+        reason = "has no effect without data.validation, which says what rows are held out"
+        if told:
+            raise_problems("stage", [KeyProblem(("train", key), reason, value) for key, value in told.items()])
+        return self
 
 
 class Defaults(Section):
@@ -302,6 +344,9 @@ class Recipe(Section):
     def _check(self) -> Recipe:
         self.output_dir, self.prepared_dir = str(_at_home(self.output_dir)), _at_home(self.prepared_dir)
         check_names("stages", [stage.name for stage in self.stages], RESERVED_STAGE_NAMES)
+        problems = [problem for stage in self.stages if (problem := stage.train.four_bit_problem(stage.name))]
+        if self.model.load_in_4bit and problems:
+            raise_problems("recipe", [KeyProblem(("model", "load_in_4bit"), reason, True) for reason in problems])
         for stage in self.stages:
             if "seed" not in stage.train.model_fields_set:
                 stage.train.seed = self.seed

@@ -36,10 +36,13 @@ LORA_KEYS = frozenset(
     {"use_peft", "use_rslora", "use_dora"}
     | {f"lora_{key}" for key in ("r", "alpha", "dropout", "target_modules", "target_parameters", "modules_to_save")}
 )
-PREPARED_KEYS = frozenset({"max_length", "packing", "dataset_num_proc"})
-"""What is done when the data is prepared; TRL, which would do it again, isn't told."""
+EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_batch_size"})
+"""When held-out rows (`data.validation`) are looked at."""
 
-NEUTRAL = frozenset(
+PREPARED_KEYS = EVALUATION_KEYS | {"max_length", "packing", "dataset_num_proc"}
+"""What this package does itself when data is prepared and rows are held out; TRL, which would do it too, isn't told."""
+
+NEUTRAL = EVALUATION_KEYS | frozenset(
     {"logging_steps", "logging_first_step", "log_level", "report_to", "run_name", "save_strategy", "save_steps"}
     | {"save_total_limit", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory"}
     | {"dataloader_persistent_workers", "dataloader_prefetch_factor", "torch_empty_cache_steps"}
@@ -115,6 +118,13 @@ class TrainSection(Section):
         default="none", description="Trackers such as wandb. TensorBoard is always written."
     )
     run_name: str | None = Field(default=None, description="What trackers call the run.")
+    eval_strategy: Literal["no", "steps", "epoch"] = Field(
+        default="no", description="When the loss of held-out rows is taken between the first step and the last."
+    )
+    eval_steps: float | None = Field(
+        default=None, gt=0, description="Steps in between, or a fraction of all. Default: logging_steps."
+    )
+    per_device_eval_batch_size: int = Field(default=8, gt=0, description="Held-out rows that a process takes at once.")
     save_strategy: Literal["no", "steps", "epoch"] = Field(default="steps", description="When checkpoints are saved.")
     save_steps: float = Field(default=100.0, gt=0, description="Steps between checkpoints, or a fraction of all.")
     save_total_limit: int | None = Field(default=2, gt=0, description="Checkpoints that are kept; null: all.")
@@ -179,9 +189,12 @@ class TrainSection(Section):
                 tell("gradient_checkpointing_kwargs", reason, inside)
         if self.max_steps == 0:
             tell("max_steps", "0 trains nothing; leave it out to train num_train_epochs")
-        for key in ("logging_steps", "save_steps", "warmup_steps"):
-            if getattr(self, key) > 1 and getattr(self, key) % 1:
+        for key in ("logging_steps", "save_steps", "warmup_steps", "eval_steps"):
+            steps = getattr(self, key)
+            if steps is not None and steps > 1 and steps % 1:
                 tell(key, "is a whole number of steps, or, under 1, a fraction of all of them")
+        if self.eval_steps is not None and self.eval_strategy != "steps":
+            tell("eval_steps", "has no effect without `eval_strategy: steps`")
         if self.max_length is None and self.packing:
             tell("max_length", "packing needs a length to fill rows up to")
         for key in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
@@ -238,6 +251,23 @@ class TrainSection(Section):
         if isinstance(self.deepspeed, str):
             values["deepspeed"] = deepspeed_file(self.deepspeed)
         return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS}
+
+    def four_bit_problem(self, stage: str) -> str | None:
+        """Why this stage can't train on weights in 4 bits; None where it can."""
+        if not self.use_peft:
+            return f"stage {stage} trains all weights, which 4 bits can't hold: set its train.use_peft"
+        if self.lora_target_parameters:
+            return f"stage {stage} adapts lora_target_parameters, which are never in 4 bits: leave one of them out"
+        if self.use_cpu:
+            return f"stage {stage} has use_cpu, and weights in 4 bits need a GPU"
+        engine = self.deepspeed_content()
+        zero = (engine.get("zero_optimization") or {}).get("stage") if isinstance(engine, dict) else None
+        return f"stage {stage} has ZeRO-3, which can't part weights in 4 bits: use zero2" if zero == 3 else None
+
+    def evaluation_keys(self) -> dict[str, Any]:
+        """What is said of held-out rows beyond the defaults."""
+        defaults = {key: type(self).model_fields[key].default for key in sorted(EVALUATION_KEYS)}
+        return {key: getattr(self, key) for key in defaults if getattr(self, key) != defaults[key]}
 
     def deepspeed_content(self) -> Any:
         """DeepSpeed's settings themselves: a file's name says nothing of what was trained."""

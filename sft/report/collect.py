@@ -32,7 +32,7 @@ class StageFacts:
     def total(self, name: str) -> float | None:
         """A counter over the whole stage (tokens, supervised_tokens, seconds), or None."""
         counters = (self.manifest or {}).get("counters") or {}
-        value = counters.get(name, self.log[-1].get(name) if self.log else None)
+        value = counters.get(name, next((entry[name] for entry in reversed(self.log) if name in entry), None))
         return None if value is None else float(value)
 
 

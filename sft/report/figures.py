@@ -96,7 +96,7 @@ def _percent_axis(axis: Any) -> None:
 
 
 def draw_loss(run: RunFacts) -> Figure | None:
-    """Training loss by step, a panel for each stage: every log step, and a running mean."""
+    """Training loss by step, a panel for each stage: every log step, a running mean, and the held-out rows' loss."""
     stages = [stage for stage in run.stages if any("loss" in entry for entry in stage.log)]
     if not stages:
         return None
@@ -107,6 +107,12 @@ def draw_loss(run: RunFacts) -> Figure | None:
         color = point_color(run, stage.name)
         axis.plot(steps, losses, color=color, alpha=0.35, lw=1, label="loss")
         axis.plot(steps, _running_mean(losses), color=color, lw=2, label="running mean")
+        held = [entry for entry in stage.log if "eval_loss" in entry]
+        if held:
+            values = [float(entry["eval_loss"]) for entry in held]
+            axis.plot([e["step"] for e in held], values, "o-", color="#222", lw=1, ms=4, label="held-out rows")
+            axis.legend(fontsize=8)
+            losses += values
         axis.set_title(stage.name)
         axis.set_xlabel("step")
         if min(losses) > 0:
@@ -216,7 +222,10 @@ EVENTS = (("checkpoint", "v", "#444"), ("restart", "D", "#d9482b"))
 FIGURES: dict[str, tuple[Callable[[RunFacts], Any], str]] = {
     "accuracy": (draw_accuracy, "Accuracy (pass@1) at each evaluation point, with 95% intervals."),
     "steps": (draw_steps, "Accuracy by the number of reasoning steps a problem needs, with 95% intervals."),
-    "loss": (draw_loss, "Training loss of each stage: log steps (faint) and their running mean."),
+    "loss": (
+        draw_loss,
+        "Training loss of each stage: log steps (faint), their running mean, and the loss of held-out rows (black).",
+    ),
     "lengths": (draw_lengths, "Lengths of the generated traces, in tokens."),
     "throughput": (
         draw_throughput,

@@ -88,7 +88,7 @@ def training_rows(run: RunFacts) -> list[list[str]]:
     for stage in run.stages:
         manifest = stage.manifest or {}
         seconds, tokens = stage.total("seconds"), stage.total("tokens")
-        last = stage.log[-1] if stage.log else {}
+        last: dict[str, Any] = next((entry for entry in reversed(stage.log) if "loss" in entry), {})
         loss = manifest.get("final_loss", last.get("loss"))
         epochs = manifest.get("epochs", last.get("epoch"))
         rows.append(
@@ -100,11 +100,16 @@ def training_rows(run: RunFacts) -> list[list[str]]:
                 count(stage.total("supervised_tokens")),
                 duration(seconds),
                 count(tokens / seconds) if tokens and seconds else "–",
-                "–" if loss is None else f"{loss:.4f}",
+                ("–" if loss is None else f"{loss:.4f}") + _held_out(manifest.get("validation")),
                 _trained(stage) if manifest else "–",
             ]
         )
     return rows
+
+
+def _held_out(validation: dict[str, Any] | None) -> str:
+    """The loss of held-out rows before and after a stage, behind that of trained ones."""
+    return f" (held out: {validation['loss_at_start']:.4f} to {validation['loss_at_end']:.4f})" if validation else ""
 
 
 def _trained(stage: StageFacts) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.data.read import local
+from sft.models.four_bit import four_bit_problem
 from sft.models.identity import check_there
 from sft.models.load import scratch_config
 from sft.recipe.data_checks import recipe_problems
@@ -18,6 +19,8 @@ from sft.recipe.paths import RunPaths
 from sft.recipe.problems import KeyProblem, refuse
 from sft.tokenizers.load import TINY_TOKENIZER, UnreachableError, check_named, start_tokenizer
 from sft.utils.errors import UserError
+from sft.utils.files import unwritable
+from sft.utils.hub_cache import cannot_fetch
 from sft.utils.say import say
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def check_recipe(
         stage: the only one whose files will be read.
         rehearsal: nothing will be done here and now, so a Hub that can't be reached is no obstacle: a line says so.
     """
-    paths, problems = RunPaths(recipe), [*recipe_problems(recipe), *_folders(recipe)]
+    paths, problems = RunPaths(recipe), [*recipe_problems(recipe), *_folders(recipe, parts)]
     if "data" in parts or "training" in parts:
         problems += list(_start(recipe, loaded="training" in parts))
     for index, one_stage in enumerate(recipe.stages):
@@ -46,6 +49,8 @@ def check_recipe(
         if "data" in parts and stage in (None, one_stage.name):
             made = {paths.final_dir(before.name).absolute() for before in recipe.stages[:index]}
             found += _sources(one_stage.data.sources, one_stage.data.steps, ("data",), made)
+            held = one_stage.data.validation
+            found += _sources((held and held.sources) or [], [], ("data", "validation"), made)
         if "suites" in parts and stage in (None, one_stage.name):
             for number, suite in enumerate(one_stage.evaluate.suites):
                 found += _files(suite.source, ("evaluate", "suites", number, "source"))
@@ -63,19 +68,23 @@ def check_recipe(
             refuse(adapter_problems(recipe), recipe.place)
 
 
-def _folders(recipe: Recipe) -> Iterator[KeyProblem]:
-    """Folders that can't be written to."""
+def _folders(recipe: Recipe, parts: Sequence[str]) -> Iterator[KeyProblem]:
+    """Folders that can't be written to. Prepared data may lie in one, if all of it is there."""
     for key in ("output_dir", "prepared_dir"):
         name = getattr(recipe, key)
         there = next((at for at in (Path(name), *Path(name).parents) if os.path.lexists(at)), None) if name else None
         if there is not None and not there.is_dir():
             yield KeyProblem((key,), f"{there} is no folder: set another one", name)
+        elif key == "output_dir" and {"training", "suites"} & set(parts) and (why := unwritable(recipe.output_dir)):
+            yield KeyProblem((key,), f"can't be written to ({why}): set another one", name)
 
 
 def _start(recipe: Recipe, *, loaded: bool) -> Iterator[KeyProblem]:
     """What is wrong with the model that the run starts from, which rows alone don't need `loaded`, or else with its
     tokenizer."""
     section, key = recipe.model, "model_name_or_path"
+    if loaded and section.load_in_4bit and (why := four_bit_problem()):
+        yield KeyProblem(("model", "load_in_4bit"), why, True)
     try:
         if section.model_name_or_path is not None and not loaded:
             check_named(section.model_name_or_path, "model", section.model_revision, hub=section.tokenizer is None)
@@ -143,8 +152,14 @@ def _files(source: Source, loc: Loc) -> Iterator[KeyProblem]:
 
 
 def _find(path: str, split: str, data_files: Any, config: str | None) -> None:
-    """Raise UserError for local files that aren't there; what the Hub has is found when it is read."""
+    """Raise UserError for local files that aren't there, and for a data set that couldn't be kept here; whether the Hub
+    has it is found when it is read."""
+    from huggingface_hub import constants
+
     if local.looks_local(path):
         local.find_files(path, split, data_files, config)
-    else:
-        check_named(path, "data set", hub=False)
+        return
+    check_named(path, "data set", hub=False)
+    known = Path(constants.HF_HOME) / "datasets" / path.replace("/", "___").lower()
+    if not known.exists() and (why := cannot_fetch("data set", path, dataset=True)):
+        raise UserError(why)

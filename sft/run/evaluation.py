@@ -112,11 +112,11 @@ def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None =
 def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, dict[str, Any]]:
     """Suites of `stage` (default: the last one) on a model that isn't the run's; metrics by point and suite."""
     from sft.evaluate.runner import evaluate, model_fingerprint
-    from sft.models.load import load_any_model
+    from sft.run.named import load_named
 
     owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
     check_recipe(paths.recipe, ("suites",), stage=owner.name)
-    model, tokenizer = load_any_model(name, paths.recipe.model.trust_remote_code)
+    model, tokenizer = load_named(name, paths.recipe.model.trust_remote_code)
     key = model_fingerprint(model)
     point = _point_of(paths, name, key)
     folder, asked = paths.eval_dir(point), asked_as(owner.data)

@@ -30,6 +30,7 @@ def settled_parts(paths: RunPaths, stage: Stage) -> dict[str, Any]:
         "stage": stage.name,
         "seed": paths.recipe.seed,
         "train": stage.train.effective(),
+        **({"load_in_4bit": True} if paths.recipe.model.load_in_4bit else {}),
     }
 
 

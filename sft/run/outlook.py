@@ -27,6 +27,8 @@ def outlook(recipe: Recipe) -> Iterator[str]:
         if stage.data.steps:
             yield f"   then all: {' > '.join(entry.name for entry in stage.data.steps)}"
         yield f"   training: {_training(stage)}"
+        if stage.data.validation is not None:
+            yield f"   held out: {_held_out(stage)}"
         points = (["start"] if number == 1 and stage.evaluate.before_first_stage else []) + [stage.name]
         for suite in stage.evaluate.suites:
             done = [point for point in points if (paths.eval_dir(point, suite.name) / "metrics.json").is_file()]
@@ -70,3 +72,12 @@ def _training(stage: Stage) -> str:
     what = f"LoRA of rank {train.lora_r}" if train.use_peft else "all weights"
     made_of = f"{batch[0]} a process x {batch[1]} accumulated x {batch[2]} process(es)"
     return f"{what}, {long}, effective batch {batch[0] * batch[1] * batch[2]} {rows}{of} ({made_of})"
+
+
+def _held_out(stage: Stage) -> str:
+    held, train = stage.data.validation, stage.train
+    assert held is not None
+    rows = f"{held.size:g} of the rows" if held.size is not None else ", ".join(_sources(held.sources or []))
+    every = train.logging_steps if train.eval_steps is None else train.eval_steps
+    between = {"no": "", "epoch": ", after each epoch", "steps": f", each {every:g} steps"}[train.eval_strategy]
+    return f"{rows}; their loss before training{between} and at the end"

@@ -13,7 +13,18 @@ from sft.utils.distributed import is_main
 from sft.utils.environment import environment
 from sft.utils.files import read_sealed, sha256_file, write_sealed, write_text
 
-_STAGE = ("key", "steps", "epochs", "final_loss", "counters", "engine", "world_size", "files", "environment")
+_STAGE = (
+    "key",
+    "steps",
+    "epochs",
+    "final_loss",
+    "validation",
+    "counters",
+    "engine",
+    "world_size",
+    "files",
+    "environment",
+)
 _DATA = ("key", "inputs", "rows", "documents", "packs", "tokens", "supervised_tokens", "funnel")
 _RESULT = ("pass_at_1", "interval", "problems", "samples")
 

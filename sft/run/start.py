@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.base import folder_base, read_base, start_base
-from sft.models.load import load_checkpoint
 from sft.models.lora import lora_settings
 from sft.models.save import save_model
 from sft.run.identity import previous_stage
@@ -15,6 +14,7 @@ from sft.train.handover import (
     default_dtype,
     load_final,
     load_start,
+    load_weights,
 )
 from sft.utils.distributed import decide
 from sft.utils.files import atomic_folder, read_sealed, sha256_json, write_sealed
@@ -43,14 +43,15 @@ def starting_point(paths: RunPaths, stage: Stage) -> StartingPoint:
     merged weights that get a new adapter are written to `stages/<name>/base`, so that the adapter's base stays.
     """
     before = previous_stage(paths, stage)
-    settings = lora_settings(stage)
+    settings, four_bit = lora_settings(stage), _four_bit(paths, stage)
     dtype = "float32" if settings is None else default_dtype(paths)
     if before is None:
-        model, tokenizer = load_start(paths, dtype=dtype)
+        model, tokenizer = load_start(paths, dtype=dtype, four_bit=four_bit)
         return StartingPoint(model, tokenizer, start_base(paths) if settings else None)
     final = paths.final_dir(before.name)
     same = settings is not None and settings == lora_settings(before)
-    model, tokenizer = load_final(paths, final, dtype=dtype, trainable=same)
+    # An adapter that will be merged is merged into the weights as they are.
+    model, tokenizer = load_final(paths, final, dtype=dtype, trainable=same, four_bit=four_bit if same else None)
     if not hasattr(model, "peft_config"):
         return StartingPoint(model, tokenizer, folder_base(paths, final) if settings else None)
     if same:
@@ -59,8 +60,14 @@ def starting_point(paths: RunPaths, stage: Stage) -> StartingPoint:
         return StartingPoint(model.merge_and_unload(), tokenizer, None)
     folder = paths.stage_dir(stage.name) / "base"
     base = decide(lambda: _merged_base(paths, folder, final, model))
-    written = load_checkpoint(str(folder), dtype=dtype, trust_remote_code=paths.recipe.model.trust_remote_code)
-    return StartingPoint(written, tokenizer, base)
+    return StartingPoint(load_weights(paths, folder, dtype, four_bit), tokenizer, base)
+
+
+def _four_bit(paths: RunPaths, stage: Stage) -> str | None:
+    """What a stage on weights in 4 bits computes in; None where the recipe asks for none."""
+    if not paths.recipe.model.load_in_4bit:
+        return None
+    return "bfloat16" if stage.train.complete(cuda=True)["bf16"] else "float32"
 
 
 def _merged_base(paths: RunPaths, folder: Path, final: Path, model: Any) -> dict[str, Any]:

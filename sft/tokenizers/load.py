@@ -11,6 +11,7 @@ from sft.recipe.chat_templates import families
 from sft.recipe.values import HUB_ID
 from sft.tokenizers.templates import known_template
 from sft.utils.errors import UserError, first_line
+from sft.utils.hub_cache import cannot_fetch, remedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,8 @@ def load_tokenizer(name_or_path: str, *, revision: str | None = None) -> PreTrai
     try:
         tokenizer = _as_the_file_says(name_or_path, revision)
     except Exception as error:
-        raise UserError(f"the tokenizer {name_or_path} can't be loaded: {first_line(error)}") from error
+        reason = f"{first_line(error)}{remedy(error)}"
+        raise UserError(f"the tokenizer {name_or_path} can't be loaded: {reason}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -109,6 +111,8 @@ def check_named(name: str, what: str, revision: str | None = None, *, hub: bool 
     names = ("config.json", "tokenizer_config.json", "tokenizer.json")
     if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in names):
         return
+    if why := cannot_fetch(what, name):
+        raise UserError(why)
     try:
         HfApi().model_info(name, revision=revision, timeout=ASK_SECONDS)
     except RevisionNotFoundError as error:

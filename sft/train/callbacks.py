@@ -13,6 +13,10 @@ from sft.train.agree import over_processes
 from sft.train.interrupt import StopSignals
 from sft.utils.files import write_text
 from sft.utils.progress import ProgressLine
+from sft.utils.say import say
+
+_NUMBERS = {"loss", "eval_loss"}
+"""What makes a line of a trainer's log one of metrics.jsonl: of a training step, or of the held-out rows."""
 
 
 class MetricsFile(TrainerCallback):
@@ -36,15 +40,15 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """One line: step, epoch, loss, learning_rate, grad_norm and the counters."""
-        if state.is_world_process_zero and logs and "loss" in logs:
+        """One line: step, epoch, loss, learning_rate, grad_norm and the counters; or the loss of held-out rows."""
+        if state.is_world_process_zero and logs and _NUMBERS & logs.keys():
             with open(self.path, "a", encoding="utf-8") as handle:
                 handle.write(_line(state.global_step, logs))
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
     """metrics.jsonl anew from a trainer's log: what a checkpoint holds, and not what a kill or a hand left there."""
-    write_text(path, "".join(_line(entry["step"], entry) for entry in history if "loss" in entry))
+    write_text(path, "".join(_line(entry["step"], entry) for entry in history if _NUMBERS & entry.keys()))
 
 
 def _line(step: int, logs: dict[str, Any]) -> str:
@@ -111,7 +115,7 @@ class Progress(TrainerCallback):
     """Progress on stderr, with the newest numbers."""
 
     def __init__(self, stage: str) -> None:
-        self._line = ProgressLine(stage, "steps")
+        self.stage, self._line = stage, ProgressLine(stage, "steps")
         self._numbers: list[str] = []
 
     def on_train_begin(
@@ -133,9 +137,12 @@ class Progress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take the newest numbers."""
+        """Take the newest numbers; the loss of held-out rows has a line of its own."""
         if logs and "loss" in logs:
             self._numbers = _numbers(logs)
+        if logs and "eval_loss" in logs:
+            where = f"{state.global_step:,}/{state.max_steps:,} steps"
+            say(f"{self.stage}: {where}, loss of held-out rows {logs['eval_loss']:.4f}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -61,26 +61,29 @@ def load_stage_model(
 
 
 def load_final(
-    paths: RunPaths, final: Path, *, dtype: str, trainable: bool = False
+    paths: RunPaths, final: Path, *, dtype: str, trainable: bool = False, four_bit: str | None = None
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model and tokenizer that a `final/` folder holds."""
+    """The model and tokenizer that a `final/` folder holds. `four_bit`: of an adapter's base, see `load_checkpoint`."""
     from sft.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(str(final))
     if not (final / "adapter_config.json").exists():
-        return _load_weights(paths, final, dtype), tokenizer
-    return _with_adapter(paths, final, dtype, trainable), tokenizer
+        return load_weights(paths, final, dtype), tokenizer
+    return _with_adapter(paths, final, dtype, trainable, four_bit), tokenizer
 
 
-def _with_adapter(paths: RunPaths, final: Path, dtype: str, trainable: bool) -> Any:
+def _with_adapter(paths: RunPaths, final: Path, dtype: str, trainable: bool, four_bit: str | None) -> Any:
     from peft import PeftModel
 
     folder = base_folder(paths, final)
-    model = load_start(paths, dtype=dtype)[0] if folder is None else _load_weights(paths, folder, dtype)
+    if folder is None:
+        model = load_start(paths, dtype=dtype, four_bit=four_bit)[0]
+    else:
+        model = load_weights(paths, folder, dtype, four_bit)
     return PeftModel.from_pretrained(model, str(final), is_trainable=trainable)
 
 
-def load_start(paths: RunPaths, *, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_start(paths: RunPaths, *, dtype: str, four_bit: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model and tokenizer that the run starts from. A model from scratch is held in float32 whatever `dtype` says:
     its random weights are drawn in that type."""
     from sft.models.load import load_model
@@ -89,14 +92,17 @@ def load_start(paths: RunPaths, *, dtype: str) -> tuple[Any, PreTrainedTokenizer
     section = paths.recipe.model
     tokenizer = start_tokenizer(section)
     dtype = "float32" if section.config is not None else dtype
-    model = load_model(section.model_copy(update={"dtype": dtype}), tokenizer, seed=paths.recipe.seed)
+    section = section.model_copy(update={"dtype": dtype})
+    model = load_model(section, tokenizer, seed=paths.recipe.seed, four_bit=four_bit)
     return model, tokenizer
 
 
-def _load_weights(paths: RunPaths, folder: Path, dtype: str) -> PreTrainedModel:
+def load_weights(paths: RunPaths, folder: Path, dtype: str, four_bit: str | None = None) -> PreTrainedModel:
+    """The model in a folder of the run, loaded as the run's recipe says."""
     from sft.models.load import load_checkpoint
 
-    return load_checkpoint(str(folder), dtype=dtype, trust_remote_code=paths.recipe.model.trust_remote_code)
+    trust = paths.recipe.model.trust_remote_code
+    return load_checkpoint(str(folder), dtype=dtype, trust_remote_code=trust, four_bit=four_bit)
 
 
 def default_dtype(paths: RunPaths) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.models.four_bit import is_four_bit
 from sft.models.lora import attach_adapters, lora_settings
 from sft.models.lora_targets import check_targets
 from sft.train.arguments import build_arguments
@@ -73,18 +74,22 @@ def train_stage(
     """
     from sft.models.savable import check_savable
     from sft.train.callbacks import StopOnSignal, share_signal
+    from sft.train.validation import Validation
 
     args = build_arguments(stage, paths)
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
     identity = {**parts, **asked_engine(args), "base": base}
     rows = training_rows(prepared.dataset, args, stage.name)
+    held = getattr(prepared, "validation", None)
     _refuse_different_ranks({**identity, "rows": len(rows)})
     checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
     if started is not None:
         started()
     with stop_signals() as signals, no_library_bars():
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
+        if held is not None:
+            job.trainer.add_callback(Validation(job.trainer, held.dataset.select_columns(COLUMNS), stage.train))
         job.trainer.add_callback(StopOnSignal(signals))
         with signals.saving():
             state = _run(job, signals)
@@ -154,7 +159,7 @@ def _put_together(
     from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
     from sft.train.trainer import SambayTrainer
 
-    if not args.use_cpu:
+    if not args.use_cpu and not is_four_bit(model):  # which was loaded to where it is
         model.to(args.device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     path = TrainedPath.of(args, stage.train.max_length)
@@ -254,6 +259,7 @@ def _hand_over(
         "steps": state.global_step,
         "epochs": state.epoch,
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
+        "validation": _validation(getattr(prepared, "validation", None), state.log_history),
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
         **job.engine,
         "engine": job.engine["engine"] or type(trainer.model).__name__,
@@ -277,6 +283,15 @@ def _hand_over(
         return manifest
 
     return decide(write)
+
+
+def _validation(held: Any, history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What is told of the held-out rows (a PreparedStage): how many, and their loss before and after training."""
+    if held is None:
+        return None
+    losses = [log["eval_loss"] for log in history if "eval_loss" in log]
+    told = {key: held.manifest[key] for key in ("key", "documents", "tokens", "supervised_tokens")}
+    return {**told, "loss_at_start": losses[0], "loss_at_end": losses[-1], "lowest_loss": min(losses)}
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from sft.models.chunked_head import unchunk_loss
+from sft.models.four_bit import is_four_bit
 from sft.train.agree import over_processes
 from sft.train.audit import GradientAudit
 from sft.train.checkpoints import newest_whole, rotate, write_marker
@@ -64,7 +65,11 @@ class SambayTrainer(SFTTrainer):
         if hasattr(model, "peft_config"):
             # The base has the embeddings; peft's default would ask the Hub at each save whether they were resized.
             model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+        # TRL rounds the adapters on weights in 4 bits to bfloat16, which small steps don't move.
+        adapters = [(p, p.data) for p in model.parameters() if p.requires_grad and is_four_bit(model)]
         super().__init__(model=model, **kwargs)
+        for parameter, data in adapters:
+            parameter.data = data
         # TRL replaces the forward by one that leaves the model's own loss out; take the model's own back.
         base.__dict__.pop("forward", None)
         if own_forward is not None:
@@ -249,6 +254,17 @@ class SambayTrainer(SFTTrainer):
             self._logged = dict(self.counters)
         self._metrics[("train" if self.model.training else "eval")].clear()
         Trainer.log(self, logs, start_time)
+
+    def pause(self) -> None:
+        """What comes now isn't training time, until `log_held_out`."""
+        if self._clock is not None:
+            self._tick()
+
+    def log_held_out(self, logs: dict[str, float]) -> None:
+        """A line of the log about held-out rows."""
+        if self._clock is not None:
+            self._clock = time.perf_counter()
+        Trainer.log(self, logs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights as a stage hands them on: from an engine, its float32 masters, tied ones once."""

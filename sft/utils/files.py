@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -186,6 +187,22 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON to `path` atomically. NaN and infinities raise ValueError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def unwritable(folder: str | os.PathLike[str]) -> str | None:
+    """Why nothing could be written below `folder`, be it there or still to be made; None where it could.
+
+    It is tried: what a system's flags say of a folder isn't what its file system lets happen. Nothing is left behind.
+    """
+    path = Path(folder).expanduser().absolute()
+    there = next(at for at in (path, *path.parents) if os.path.lexists(at))
+    if not there.is_dir():
+        return f"{there} is no folder"
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix=".sft-"):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import SUPPORT, run_alone, run_ranks
-from train_toys import saved_weights
+from train_toys import read_metrics, saved_weights
 
 ENGINES = ("none", "zero1", "zero2", "zero3")
 ADAPTERS = "chain-zero3+zero2.lora-fp32"
@@ -93,6 +93,12 @@ def test_two_ranks_train_what_one_process_trains(alone, two, folder, engine, pre
     reference = alone / f"chain-none+none-{precision}/stages"
     before = None
     for stage in ("s0", "s1"):
+        # 5 held-out rows, one at a time: two processes don't get as many.
+        lines = [held_out_lines(root / stage) for root in (reference, folder / "2" / name / "stages")]
+        assert [line["step"] for line in lines[0]] == [0, 2, 3]
+        for one, other in zip(*lines, strict=True):
+            assert one["eval_supervised_tokens"] == other["eval_supervised_tokens"]
+            assert other["eval_loss"] == pytest.approx(one["eval_loss"], rel=2e-3 if precision == "bf16" else 1e-5)
         expected = saved_weights(reference / stage / "final")
         weights = saved_weights(folder / "2" / name / "stages" / stage / "final")
         assert weights.keys() == expected.keys() and "lm_head.weight" not in weights
@@ -103,6 +109,10 @@ def test_two_ranks_train_what_one_process_trains(alone, two, folder, engine, pre
             moved = max((weights[key] - before[key]).abs().max().item() for key in weights)
             assert moved > 100 * TOLERANCE["fp32"] and moved > 5 * TOLERANCE[precision]
         before = weights
+
+
+def held_out_lines(stage: Path) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(stage / "metrics.jsonl") if "eval_loss" in line]
 
 
 @pytest.mark.parametrize("name", [name for name in CHAINS if ".lora" not in name])

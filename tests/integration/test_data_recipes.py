@@ -150,11 +150,14 @@ def test_dasd_chooses_by_the_students_probabilities(
 
 
 def babbling_student(folder: Path, tokenizer: Any) -> Path:
-    """A random student that never ends its answer, nor says another control token: their logits are 0, far below."""
+    """A random student that can't end its answer, nor say another control token: all share a direction that the last
+    norm points away from, so that their probability is 0 in float32."""
     model = tiny_model(0, vocab_size=(len(tokenizer) + 63) // 64 * 64)
     with torch.no_grad():
-        model.model.embed_tokens.weight[256:] = 0  # ids below are the bytes
-        model.model.final_layernorm.weight.mul_(30.0)
+        direction = torch.nn.functional.normalize(torch.ones(model.config.hidden_size), dim=0)
+        model.model.embed_tokens.weight[256:] = direction  # ids below are the bytes
+        model.model.final_layernorm.weight.fill_(1.0)
+        model.model.final_layernorm.bias.copy_(-1000 * direction)
     return save_student(folder, tokenizer, model)
 
 

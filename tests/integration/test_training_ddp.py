@@ -13,7 +13,7 @@ import pytest
 import torch
 from children import wait_until
 from train_toys import read_metrics, saved_weights, tiny_sambay, toy_rows, train_toy
-from train_worker import ROWS
+from train_worker import HELD_OUT, ROWS
 
 TRAIN = {"packing": True, "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
 
@@ -35,7 +35,8 @@ def torchrun(*arguments: str, worker: str = "train_worker.py") -> subprocess.Com
 def test_two_processes_train_as_one(tmp_path):
     """14 rows in steps of 4, so that some micro-batches are empty. A signal to one process stops both, in the second of
     two epochs; the same command goes on."""
-    train = {**TRAIN, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    held = {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 1}
+    train = {**TRAIN, **held, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     arguments = (str(tmp_path / "two"), json.dumps(train), "sambay")
     stopped = torchrun(*arguments, "6")
     assert stopped.returncode != 0 and "Stopped at step 6 of 8 of stage one" in stopped.stderr, stopped.stderr[-3000:]
@@ -44,10 +45,16 @@ def test_two_processes_train_as_one(tmp_path):
     two = json.loads((tmp_path / "two/stages/one/manifest.json").read_text())
     assert (two["world_size"], two["engine"]) == (2, "DistributedDataParallel")
 
-    train = {**TRAIN, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    one, paths = train_toy(tmp_path / "one", train, model=tiny_sambay(), prepared=toy_rows(ROWS, packed=True))
+    train = {**TRAIN, **held, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    rows = toy_rows(ROWS, packed=True, held_out=HELD_OUT)
+    one, paths = train_toy(tmp_path / "one", train, model=tiny_sambay(), prepared=rows)
     assert one["world_size"] == 1
-    lines = [read_metrics(path) for path in (tmp_path / "two/stages/one/metrics.jsonl", paths.metrics("one"))]
+    whole = [read_metrics(path) for path in (tmp_path / "two/stages/one/metrics.jsonl", paths.metrics("one"))]
+    for a, b in zip(*([line for line in lines if "eval_loss" in line] for lines in whole), strict=True):
+        assert a["step"] == b["step"] and a["eval_supervised_tokens"] == b["eval_supervised_tokens"] > 0
+        assert a["eval_loss"] == pytest.approx(b["eval_loss"], abs=1e-6)
+    assert [line["step"] for line in whole[0] if "eval_loss" in line] == [0, 3, 6, 8]
+    lines = [[line for line in lines if "loss" in line] for lines in whole]
     assert len(lines[0]) == len(lines[1]) == 8
     for a, b in zip(*lines, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)

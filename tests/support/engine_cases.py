@@ -22,6 +22,7 @@ MODEL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "nu
 MODEL |= {"num_key_value_heads": 2, "sliding_window": 16}
 # A gradient that is nothing but rounding (of a key's bias, for one) must not become a step of the full size.
 FULL = {"packing": True, "max_length": 96, "learning_rate": 2e-3, "max_steps": 3, "adam_epsilon": 1e-2, "use_cpu": True}
+FULL |= {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 1}
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0}
 SUITE = {"name": "words", "source": {"generate": {"family": "words", "rows": 2, "split": "test"}}, "max_new_tokens": 4}
 BATCH = 4
@@ -37,7 +38,10 @@ def recipe_of(root: Path, *trains: dict[str, Any], suites: list[Any]) -> Any:
     stages = [
         {
             "name": f"s{index}",
-            "data": {"sources": [{"generate": {"family": "words", "rows": 30, "seed": index}}]},
+            "data": {
+                "sources": [{"generate": {"family": "words", "rows": 30, "seed": index}}],
+                "validation": {"sources": [{"generate": {"family": "words", "rows": 5, "split": "test"}}]},
+            },
             "train": {**FULL, **split, **train},
             "evaluate": {"suites": suites, "before_first_stage": False},
         }

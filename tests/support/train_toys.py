@@ -77,10 +77,14 @@ class ToyPrepared:
     dataset: Any
     manifest: dict[str, Any] = field(default_factory=lambda: {"key": "toy"})
     path: Path = Path("toy")
+    validation: Any = None
 
 
-def toy_rows(rows: int, *, packed: bool, seed: int = 0, longest: int = 20) -> ToyPrepared:
-    """Prepared rows of documents that count upwards, so that a model learns them; the first third is the prompt."""
+def toy_rows(rows: int, *, packed: bool, seed: int = 0, longest: int = 20, held_out: int = 0) -> ToyPrepared:
+    """Prepared rows of documents that count upwards, so that a model learns them; the first third is the prompt.
+
+    `held_out`: rows of the same kind beside them.
+    """
     from datasets import Dataset, Features, List, Value
 
     rng = np.random.default_rng(seed)
@@ -105,7 +109,12 @@ def toy_rows(rows: int, *, packed: bool, seed: int = 0, longest: int = 20) -> To
             "document_ids": List(Value("string")),
         }
     )
-    return ToyPrepared(Dataset.from_list(made, features=features))
+    held = None
+    if held_out:
+        numbers = {"key": "held", "documents": held_out, "tokens": 0, "supervised_tokens": 0}
+        held = toy_rows(held_out, packed=packed, seed=seed + 1, longest=longest)
+        held.manifest.update(numbers)
+    return ToyPrepared(Dataset.from_list(made, features=features), validation=held)
 
 
 def toy_recipe(root: Path, *trains: dict[str, Any], **overrides: Any) -> Recipe:
@@ -120,7 +129,7 @@ def toy_recipe(root: Path, *trains: dict[str, Any], **overrides: Any) -> Recipe:
             "stages": [
                 {
                     "name": name,
-                    "data": {"sources": [{"path": "toy.jsonl"}]},
+                    "data": {"sources": [{"path": "toy.jsonl"}], "validation": {"size": 1}},
                     "train": {**base, **train},
                 }
                 for name, train in zip(names, trains, strict=False)

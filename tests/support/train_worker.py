@@ -18,6 +18,7 @@ from sft.train.callbacks import StopOnSignal
 from sft.utils.errors import UserError
 
 ROWS = 14
+HELD_OUT = 5
 
 
 def stop_at(step: int) -> None:
@@ -37,7 +38,7 @@ def main() -> int:
     root, train = Path(sys.argv[1]), json.loads(sys.argv[2])
     make = {"qwen": tiny_qwen, "sambay": tiny_sambay}[sys.argv[3]]
     try:
-        train_toy(root, train, model=make(), prepared=toy_rows(ROWS, packed=True))
+        train_toy(root, train, model=make(), prepared=toy_rows(ROWS, packed=True, held_out=HELD_OUT))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code

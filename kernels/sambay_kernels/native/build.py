@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,17 +32,35 @@ class BuildError(RuntimeError):
     """A native backend can't be built or loaded here; the message says why and what to do."""
 
 
+def named_cache() -> Path:
+    """Where built libraries belong, whether that can be written to or not."""
+    named = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
+    named = named or os.path.expanduser("~/.cache")  # which leaves `~` where there is no home folder
+    return _temporary_folder() if named.startswith("~") else Path(named) / "sambay_kernels"
+
+
 def cache_folder() -> Path:
     """Where built libraries are kept: $TORCH_EXTENSIONS_DIR, else $XDG_CACHE_HOME, else ~/.cache, else a private
-    temporary folder when none of them can be written."""
-    named = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
+    temporary folder when none of them can be written, of which a warning tells once."""
+    named = named_cache()
     try:
-        folder = (Path(named) if named else Path.home() / ".cache") / "sambay_kernels"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        pass
+        named.mkdir(parents=True, exist_ok=True)
+        # Tried, not asked for: to root every folder looks writable.
+        with tempfile.TemporaryFile(dir=named):
+            return named
+    except OSError as error:
+        why = error.strerror or str(error)
+    folder = _temporary_folder()
+    warnings.warn(
+        f"{named} can't be written to ({why}), so kernels are built in {folder}, and again when that is "
+        "emptied: set TORCH_EXTENSIONS_DIR to a folder that can be written to",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return folder
+
+
+def _temporary_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"sambay_kernels-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.engine.builder import refuse_bad_rows
+from sft.data.steps import HOLD_OUT
 from sft.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,9 @@ def check_outcome(manifest: dict[str, Any], passes: list[Path], max_bad_fraction
     if funnel["kept"] == 0:
         raise UserError(f"No row is left to train on ({_counts(funnel['dropped'])}){_length_hint(manifest)}.")
     rows, dropped = funnel["rows"] + funnel["made"], dict(funnel["dropped"])
-    bad = dropped.pop("bad", 0)
+    bad, held = dropped.pop("bad", 0), dropped.pop(f"{HOLD_OUT}: held_out", 0)
+    if held:
+        log.info("%d of %d rows are held out: %s", held, rows, files)
     if bad:
         log.warning("%d of %d rows are bad (%s): %s", bad, rows, _counts(funnel["bad"]), files)
     if dropped:

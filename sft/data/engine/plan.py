@@ -15,8 +15,9 @@ from typing import Any
 from sft.data.engine.shards import GROUP_CHARACTERS, GROUP_ROWS
 from sft.data.read.records import Reading, how_to_read
 from sft.data.read.sources import OpenSource, open_source
-from sft.data.steps import FIT, TOKENIZE, TableStep, step_class
+from sft.data.steps import FIT, HOLD_OUT, TOKENIZE, TableStep, step_class
 from sft.data.steps.fit import FitSettings
+from sft.data.steps.hold_out import OWN_SOURCE, HoldOutSettings, Part
 from sft.data.steps.tokenize import TokenizeSettings, most_tokens
 from sft.recipe.data_checks import data_problems
 from sft.recipe.problems import refuse
@@ -71,20 +72,28 @@ class _Chain:
     tokenized: bool = False
 
 
-def make_plan(data: DataSection, tokenizer_hash: str, max_length: int | None) -> list[Node]:
+def make_plan(data: DataSection, tokenizer_hash: str, max_length: int | None, part: Part = "training") -> list[Node]:
     """The chains of a section: the last node of each makes documents, in the order in which they are trained on.
 
-    Opens every source. Raises UsageError for what the section itself tells to be wrong (sft.recipe.data_checks), and
-    UserError when a source isn't there.
+    `part`: those of what is trained, or, where the section says so, of what is held out. Opens every source. Raises
+    UsageError for what the section itself tells to be wrong (sft.recipe.data_checks), and UserError when a source isn't
+    there.
     """
     refuse(data_problems(data))
-    opened = {id(source): open_source(source) for source in _leaves(data.sources)}
+    held = data.validation
+    sources = [*data.sources, *((held and held.sources) or ())]
+    opened = {id(source): open_source(source) for source in _leaves(sources)}
     files = Counter(name for found in opened.values() for name in set(found.files))
     clashing = frozenset(name for name, count in files.items() if count > 1)
     settings = TokenizeSettings(data.mask_history, most_tokens(max_length))
     planner = _Planner(tokenizer_hash, data.seed, settings, opened, clashing)
-    chains = planner.group(data.sources, data.steps, _templates(data, Templates()), "")
-    chains = planner.with_tokens(chains, "")
+    templates = _templates(data, Templates())
+    chains = planner.with_tokens(planner.group(data.sources, data.steps, templates, ""), "")
+    if held is not None:
+        own = planner.with_tokens(planner.group(held.sources or [], [], templates, OWN_SOURCE), OWN_SOURCE)
+        chains += [_Chain(chain.node, OWN_SOURCE, chain.tokenized) for chain in own]
+        limit = max_length if data.over_length == "drop" else None
+        chains = planner.stepped(chains, HOLD_OUT, HoldOutSettings(held.size, part, limit), Templates(), HOLD_OUT)
     fit = FitSettings(max_length, data.over_length)
     return [chain.node for chain in planner.stepped(chains, FIT, fit, Templates(), FIT)]
 

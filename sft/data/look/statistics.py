@@ -26,6 +26,8 @@ class Statistics:
     documents_per_pack: float
     percentiles: dict[int, int]
     truncated: int
+    held_out: tuple[int, int] | None
+    """Documents that are held out, and their trained tokens."""
 
 
 def document_lengths(prepared: PreparedStage) -> NDArray[np.int64]:
@@ -48,7 +50,7 @@ def histogram(lengths: NDArray[np.int64], bins: int) -> list[tuple[int, int, int
 
 def statistics(prepared: PreparedStage) -> Statistics:
     """Count what the store holds."""
-    manifest = prepared.manifest
+    manifest, held = prepared.manifest, prepared.validation
     lengths = document_lengths(prepared)
     room = manifest["packs"] * (manifest["recipe"]["max_length"] or 0)
     return Statistics(
@@ -61,6 +63,7 @@ def statistics(prepared: PreparedStage) -> Statistics:
         documents_per_pack=manifest["documents"] / max(manifest["packs"], 1),
         percentiles={p: int(np.percentile(lengths, p, method="nearest")) for p in PERCENTILES} if len(lengths) else {},
         truncated=manifest["funnel"]["truncated"],
+        held_out=(held.manifest["documents"], held.manifest["supervised_tokens"]) if held else None,
     )
 
 
@@ -75,6 +78,8 @@ def labelled(counts: Statistics) -> list[tuple[str, str]]:
         ("tokens", f"{counts.tokens:,}"),
         ("trained tokens", f"{counts.supervised_tokens:,} ({share:.1f}%)"),
     ]
+    if counts.held_out is not None:
+        lines.append(("held out", "{:,} documents, whose loss is of {:,} tokens".format(*counts.held_out)))
     if counts.fill is not None:
         lines.append(("fill of packed rows", f"{100 * counts.fill:.1f}%"))
     names = {0: "shortest", 50: "median", 100: "longest"}

@@ -12,6 +12,7 @@ from sft.data.read.arrow_rows import to_rows
 from sft.data.read.row import Part, Row
 from sft.recipe.schema import Source
 from sft.utils.errors import UserError, first_line
+from sft.utils.hub_cache import remedy
 
 if TYPE_CHECKING:
     import datasets
@@ -64,7 +65,8 @@ def _sentence(source: Source, error: Exception) -> str:
             f"{where}: there is no local path of that name, and the Hub can't be reached ({kind}); "
             "check the network (or HF_HUB_OFFLINE), or set `path` to local files."
         )
-    return f"{where}: the Hub data set can't be loaded (config {source.config}, split {source.split}): {first}"
+    which = f"config {source.config}, split {source.split}"
+    return f"{where}: the Hub data set can't be loaded ({which}): {first}{remedy(error)}"
 
 
 def identity(source: Source, data: datasets.Dataset) -> dict[str, Any]:

@@ -7,15 +7,16 @@ from typing import cast
 
 from sft.data.steps.base import RowStep, Step, TableStep
 
-__all__ = ["FIT", "STEPS", "TOKENIZE", "RowStep", "Step", "TableStep", "step_class"]
+__all__ = ["FIT", "HOLD_OUT", "STEPS", "TOKENIZE", "RowStep", "Step", "TableStep", "step_class"]
 
-TOKENIZE, FIT = "tokenize", "fit"
+TOKENIZE, FIT, HOLD_OUT = "tokenize", "fit", "hold_out"
 """The steps that no recipe names: the plan puts them where they are needed."""
 
 # Name in a recipe -> the class that does it. Imported when a recipe uses it: some need libraries that others don't.
 STEPS = {
     "tokenize": "sft.data.steps.tokenize:Tokenize",
     "fit": "sft.data.steps.fit:Fit",
+    "hold_out": "sft.data.steps.hold_out:HoldOut",
     "render": "sft.data.steps.render:Render",
     "explode_rollouts": "sft.data.steps.rollouts:ExplodeRollouts",
     "filter": "sft.data.steps.filter:Filter",

@@ -143,8 +143,12 @@ class GenerateStep(StepSettings):
         return self
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide what is answered, without those that say how fast, how patiently and from where."""
-        run_only: dict[str, Any] = {"max_failed": True, "teacher": _RUN_ONLY, "student": {*_RUN_ONLY, "batch_size"}}
+        """The settings that decide what is answered, without those that say how fast, how patiently and from where.
+
+        Of a checkpoint and a tokenizer the content decides (`Generate.identity`), not where it lies.
+        """
+        teacher, student = {*_RUN_ONLY, "tokenizer"}, {*_RUN_ONLY, "batch_size", "checkpoint"}
+        run_only: dict[str, Any] = {"max_failed": True, "teacher": teacher, "student": student}
         return self.model_dump(mode="json", exclude=run_only)
 
     def places(self) -> dict[Loc, DataSet | str]:

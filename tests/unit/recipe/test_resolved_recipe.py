@@ -54,6 +54,11 @@ OTHER = {
     "dataloader_persistent_workers": True,
     "dataloader_prefetch_factor": 3,
     "warmup_steps": 0.1,
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr": 1e-6},
+    "eval_strategy": "steps",
+    "eval_steps": 6,
+    "per_device_eval_batch_size": 3,
     "logging_steps": 7,
     "save_steps": 8,
     "deepspeed": "zero2",
@@ -64,6 +69,7 @@ OTHER = {
     "lora_dropout": 0.1,
 }
 """Keys that go with others, so that few values drawn at random are taken."""
+HELD_OUT = {"sources": [{"path": "held.jsonl", "name": "held"}]}
 WHOLE: dict[str, Any] = {
     "name": "whole",
     "output_dir": "runs/whole",
@@ -78,6 +84,7 @@ WHOLE: dict[str, Any] = {
                     {"name": "c", "sources": [{"path": "c.jsonl", "rows": "problems"}], "steps": ["length"]},
                 ],
                 "steps": STEPS,
+                "validation": {"size": 0.1},
             },
             "train": {
                 "learning_rate": 1e-4,
@@ -89,7 +96,7 @@ WHOLE: dict[str, Any] = {
             },
             "evaluate": {"suites": [{"name": "held-out", "source": {"path": "b.jsonl"}}]},
         },
-        {"name": "two", "data": {"sources": [{"path": "a.jsonl"}]}, "train": OTHER},
+        {"name": "two", "data": {"sources": [{"path": "a.jsonl"}], "validation": HELD_OUT}, "train": OTHER},
     ],
 }
 """A recipe with every section of the schema in it."""

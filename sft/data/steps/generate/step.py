@@ -189,7 +189,8 @@ class Generate(RowStep):
         if isinstance(student, Endpoint):
             return chat_request("student", student, self.config, messages, seed, max_tokens)
         assert student is not None
-        body = {"model": student.checkpoint, "content": _folder_hash(student.checkpoint), "dtype": student.dtype}
+        # What is sampled follows from the request: where the checkpoint lies is no part of it.
+        body = {"content": _folder_hash(student.checkpoint), "dtype": student.dtype}
         sampling = {"temperature": self.config.temperature, "top_p": self.config.top_p, "max_tokens": max_tokens}
         return Request("student", CHAT, {**body, **sampling, "messages": messages}, seed)
 

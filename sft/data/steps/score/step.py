@@ -56,6 +56,11 @@ class Score(RowStep):
             found["teacher_tokenizer"] = tokenizer_hash(tokenizer, "")
         return found
 
+    @classmethod
+    def settings(cls, config: ScoreStep) -> dict[str, Any]:
+        """All but where the student and the tokenizer lie: their content is what decides."""
+        return config.model_dump(mode="json", exclude={"model", "teacher_tokenizer"})
+
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         """Rows in, rows out in order; one packed forward pass at a time."""
         rows = (self._refused(row) for row in self._reader.read(batch))
@@ -129,9 +134,7 @@ class Score(RowStep):
 
     @cached_property
     def _settings_hash(self) -> str:
-        return sha256_json(
-            {"version": self.version, **self.config.model_dump(mode="json"), **self.identity(self.config)}
-        )
+        return sha256_json({"version": self.version, **self.settings(self.config), **self.identity(self.config)})
 
     @cached_property
     def _journal(self) -> Journal:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from score_toys import save_student
 from step_toys import context, record, run_rows
 from teacher_server import Fault, Seen, TeacherServer, serving
 from tiny_sambay import tiny_model
@@ -313,6 +315,31 @@ def test_a_checkpoint_answers_as_the_student(teacher: TeacherServer, student: Te
     assert run_rows("generate", some, place, **settings) == outcomes
     assert next(place.folder.glob("*/answers-0000.jsonl")).read_text() == lines and not student.seen
     assert len(list(place.folder.glob("*/answers-*"))) == 1, "everything was in the journal"
+
+
+def test_a_checkpoint_that_was_moved_says_the_same(teacher: TeacherServer, tmp_path: Path) -> None:
+    """What is sampled follows from what the checkpoint holds, and what it has said is looked up from anywhere."""
+    tokenizer = load_tokenizer("tiny")
+    save_student(tmp_path / "here", tokenizer)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    said = []
+    for folder, step in (("here", "one"), ("there", "one"), ("there", "two")):
+        settings = {
+            "mode": "mixed",
+            "temperature": 1.0,
+            "teacher": {"base_url": teacher.base_url, "model": "big"},
+            "student": {"checkpoint": str(tmp_path / folder), "dtype": "float32"},
+        }
+        place = context(tmp_path / step, tokenizer="tiny")
+        said.append(run_rows("generate", [record(QUESTION, REFERENCE)], place, **settings))
+    rows = [
+        [*outcome.kept, *(dropped.record for dropped in outcome.dropped)]
+        for (outcome,) in said
+        if isinstance(outcome, Replaced)
+    ]
+    texts = [made.completion for (made,) in rows]
+    assert texts[0] == texts[1] == texts[2]
+    assert len(list((tmp_path / "one").rglob("answers-*.jsonl"))) == 1, "the second time all was in the journal"
 
 
 def test_each_answer_has_its_own_limit_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,7 +287,8 @@ def test_other_settings_or_other_teachers_do_not_reuse_what_was_found(tmp_path: 
 
 def test_the_weights_decide_the_identity(tmp_path: Path, student: Path) -> None:
     def identity(folder: Path, **settings: Any) -> Any:
-        return step_class("score").identity(entry("score", model=str(folder), **settings).config)
+        config = entry("score", model=str(folder), **settings).config
+        return step_class("score").identity(config), step_class("score").settings(config)
 
     same = save_student(tmp_path / "same", tiny_tokenizer())
     other = save_student(tmp_path / "other", tiny_tokenizer(), seed=1)
