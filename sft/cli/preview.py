@@ -114,9 +114,9 @@ def _write(prepared: PreparedStage, tokenizer: Any, title: str, numbers: list[in
     from sft.data.look.page import write_page
     from sft.report.chart import chart_head
     from sft.report.drawing import unique_ids
-    from sft.report.funnel_figures import draw_data
+    from sft.report.funnel_figures import chart_data
 
-    drawn = draw_data(prepared.manifest)
+    drawn = chart_data(prepared.manifest)
     # The page shows the funnel as a table with bars already.
     figures = {name: (unique_ids(svg, name), text) for name, (svg, _, text) in drawn.items() if name != "funnel"}
     write_page(prepared, tokenizer, page, title=title, numbers=numbers, figures=figures, head=chart_head())

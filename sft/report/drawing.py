@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -60,21 +60,38 @@ def is_narrow() -> bool:
     return _narrow.get()
 
 
-def drawn(draw: Callable[[Any], Figure | None], source: Any, caption: str) -> tuple[str, bytes, str] | None:
-    """What `draw` makes of `source`: for a page (SVG for wide and narrow screens, with the values to read off), as PNG,
-    and the caption; None where it has nothing to show."""
+Drawn = tuple[str, bytes, str]
+"""SVG or HTML, PNG, caption."""
+Draw = Callable[[Any], "Figure | None"]
+
+
+def as_picture(draw: Draw, source: Any, caption: str) -> Drawn | None:
+    """What `draw` makes of `source` as SVG and PNG; None where it has nothing to show."""
+    with drawing():
+        figure = draw(source)
+        return None if figure is None else (as_svg(figure), as_png(figure), caption)
+
+
+def as_chart(draw: Draw, source: Any, caption: str) -> Drawn | None:
+    """What `draw` makes of `source` as HTML, for wide and narrow screens and with values to read off, and as PNG."""
     with drawing():
         figure = draw(source)
         if figure is None:
             return None
-        wide, png = as_svg(figure), as_png(figure)
-        shown = readings(figure)
+        wide, png = (as_svg(figure), readings(figure)), as_png(figure)
     with drawing(narrow=True):
         slim = draw(source)
         assert slim is not None
-        narrow = unique_ids(as_svg(slim), "narrow")
-        slim_readings = readings(slim)
-    return chart(caption, (wide, shown), (narrow, slim_readings)), png, caption
+        narrow = unique_ids(as_svg(slim), "narrow"), readings(slim)
+    return chart(caption, wide, narrow), png, caption
+
+
+def all_drawn(
+    figures: Mapping[str, tuple[Draw, str]], source: Any, make: Callable[[Draw, Any, str], Drawn | None]
+) -> dict[str, Drawn]:
+    """Of the figures (name -> how it is drawn, caption) those for which there is data."""
+    made = {name: make(draw, source, caption) for name, (draw, caption) in figures.items()}
+    return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def as_svg(figure: Figure) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.evaluate.runner import read_samples
 from sft.report.collect import RunFacts, StageFacts
-from sft.report.drawing import COLORS, START, drawn, legend, log_ticks, panels
+from sft.report.drawing import COLORS, START, all_drawn, as_chart, legend, log_ticks, panels
 from sft.report.readings import MARK
 
 if TYPE_CHECKING:
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def draw_all(run: RunFacts) -> dict[str, tuple[str, bytes, str]]:
     """Name -> (HTML with SVG, PNG bytes, caption) of every figure for which there is data."""
-    made = {name: drawn(draw, run, caption) for name, (draw, caption) in FIGURES.items()}
-    return {name: figure for name, figure in made.items() if figure is not None}
+    return all_drawn(FIGURES, run, as_chart)
 
 
 def point_color(run: RunFacts, point: str) -> str:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from sft.data.engine.accounts import FunnelLine, funnel_lines, has_steps
 from sft.data.steps import FIT, TOKENIZE
-from sft.report.drawing import COLORS, START, drawn, is_narrow, legend, log_ticks, panels
+from sft.report.drawing import (
+    COLORS,
+    START,
+    Drawn,
+    all_drawn,
+    as_chart,
+    as_picture,
+    is_narrow,
+    legend,
+    log_ticks,
+    panels,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,12 +34,14 @@ _NAME, _SLIM_NAME, _TITLE = 28, 15, 24  # characters of a name beside a bar (on 
 Entries = list[dict[str, Any]]
 
 
-def draw_data(manifest: dict[str, Any]) -> dict[str, tuple[str, bytes, str]]:
-    """Name -> (HTML with SVG, PNG bytes, caption) of every figure of a prepared stage; none without data steps."""
-    if not has_steps(manifest):
-        return {}
-    made = {name: drawn(draw, manifest, caption) for name, (draw, caption) in FIGURES.items()}
-    return {name: figure for name, figure in made.items() if figure is not None}
+def draw_data(manifest: dict[str, Any]) -> dict[str, Drawn]:
+    """Name -> (SVG text, PNG bytes, caption) of every figure of a prepared stage; none where it has no data steps."""
+    return all_drawn(FIGURES, manifest, as_picture) if has_steps(manifest) else {}
+
+
+def chart_data(manifest: dict[str, Any]) -> dict[str, Drawn]:
+    """The same for a page: (HTML, PNG bytes, caption)."""
+    return all_drawn(FIGURES, manifest, as_chart) if has_steps(manifest) else {}
 
 
 def draw_funnel(manifest: dict[str, Any]) -> Figure | None:

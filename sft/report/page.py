@@ -18,7 +18,7 @@ from sft.report.chart import chart_head
 from sft.report.collect import RunFacts, collect
 from sft.report.drawing import unique_ids
 from sft.report.figures import draw_all
-from sft.report.funnel_figures import draw_data
+from sft.report.funnel_figures import chart_data
 from sft.report.headline import facts, overrides_of
 from sft.report.headline import verdict as headline
 from sft.utils.files import atomic_open, write_text
@@ -54,7 +54,7 @@ def write_report(recipe: Recipe, paths: RunPaths) -> Path:
 def _data_figures(run: RunFacts) -> dict[str, dict[str, tuple[str, bytes, str]]]:
     """Of each stage whose data has steps: its figures, by names that are unique in the report."""
     return {
-        stage.name: {f"data-{stage.name}-{name}": figure for name, figure in draw_data(stage.data).items()}
+        stage.name: {f"data-{stage.name}-{name}": figure for name, figure in chart_data(stage.data).items()}
         for stage in run.stages
         if has_steps(stage.data)
     }

@@ -16,7 +16,7 @@ from sft.recipe import Recipe, RunPaths
 from sft.report import write_report
 from sft.report.chart import chart
 from sft.report.collect import collect
-from sft.report.drawing import as_svg, drawing, drawn, panels
+from sft.report.drawing import as_chart, as_svg, drawing, panels
 from sft.report.figures import FIGURES
 from sft.report.readings import Panel, Reading, Series, readings, table_of, thinned
 from sft.train.callbacks import EventsFile
@@ -151,9 +151,9 @@ def test_a_figure_without_values_to_read_off_is_an_image_with_a_name() -> None:
         axis.barh([0, 1], [3, 4])
         return figure
 
-    made = drawn(draw, None, "Bars & <so on>.")
+    made = as_chart(draw, None, "Bars & <so on>.")
     assert made is not None
     html, png, caption = made
     assert html.count('role="img" aria-label="Bars &amp; &lt;so on&gt;."') == 2 and "tabindex" not in html
     assert png.startswith(b"\x89PNG") and caption == "Bars & <so on>."
-    assert drawn(lambda source: None, None, "") is None
+    assert as_chart(lambda source: None, None, "") is None

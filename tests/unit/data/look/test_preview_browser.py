@@ -13,7 +13,7 @@ from sft.data.look.page import write_page
 from sft.data.prepare import PreparedStage
 from sft.report.chart import chart_head
 from sft.report.drawing import unique_ids
-from sft.report.funnel_figures import draw_data
+from sft.report.funnel_figures import chart_data
 
 SEEN = """{
   viewport: page.innerWidth, content: root.scrollWidth,
@@ -47,7 +47,7 @@ def page(prepare: Callable[..., PreparedStage], write_rows: Callable[..., Path],
         over_length="truncate",
         steps=[{"length": {"min_tokens": 20}}],
     )
-    drawn = draw_data(prepared.manifest)
+    drawn = chart_data(prepared.manifest)
     figures = {name: (unique_ids(svg, name), caption) for name, (svg, _, caption) in drawn.items()}
     write_page(prepared, toy, tmp_path / "page.html", title=long, figures=figures, head=chart_head())
     return tmp_path / "page.html"
