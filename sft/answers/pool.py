@@ -9,7 +9,9 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,31 @@ _START_LIMIT = 120.0
 RESULT_LIMIT = 3600.0
 """Seconds after which waiting for a verdict is given up. Each comparison has a limit of its own, far below this."""
 _NOT_STARTED = f"{DIED} (not started)"
+
+
+_spare: list[_Worker] = []
+_keepers = 0
+
+
+@contextmanager
+def kept_workers() -> Iterator[None]:
+    """Inside, a pool that ends leaves its processes, which take a second or more to start, to the pools after it."""
+    global _keepers
+    _keepers += 1
+    try:
+        yield
+    finally:
+        _keepers -= 1
+        while not _keepers and _spare:
+            _spare.pop().close()
+
+
+def _worker() -> _Worker:
+    """A process that another pool has left, or a new one."""
+    try:
+        return _spare.pop()
+    except IndexError:
+        return _Worker()
 
 
 class _Worker:
@@ -133,7 +160,7 @@ class Pool:
     def _ask(self, question: dict[str, Any]) -> Answer:
         worker, answer = self._idle.get(timeout=RESULT_LIMIT), None
         try:
-            worker = worker or _Worker()
+            worker = worker or _worker()
             self._busy.add(worker)
             answer = worker.ask(question, self.timeout)
         finally:
@@ -157,5 +184,7 @@ class Pool:
         self._threads.shutdown(wait=True, cancel_futures=True)
         for _ in range(self._workers):
             idle = self._idle.get(timeout=RESULT_LIMIT)
-            if idle is not None:
+            if idle is not None and _keepers:
+                _spare.append(idle)
+            elif idle is not None:
                 idle.close()

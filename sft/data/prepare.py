@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sft
+from sft.answers.pool import kept_workers
 from sft.data import store
 from sft.data.engine.accounts import FUNNEL_FILE, funnel_entries, totals
 from sft.data.engine.builder import STEPS_FOLDER, Builder, Built, Progress
@@ -91,10 +92,11 @@ def prepare_stage(
     by one process; others that want it wait. Raises UserError (or UsageError) with one sentence when the data can't be
     used: nothing there, no known columns, too many bad rows, no row short enough, a full disk.
     """
-    prepared = _prepared(recipe, stage, tokenizer, "training", progress, engine)
-    if stage.data.validation is None:
-        return prepared
-    held = _prepared(recipe, stage, tokenizer, "validation", progress, engine)
+    with kept_workers():
+        prepared = _prepared(recipe, stage, tokenizer, "training", progress, engine)
+        if stage.data.validation is None:
+            return prepared
+        held = _prepared(recipe, stage, tokenizer, "validation", progress, engine)
     if not held.manifest["documents"]:
         raise UserError(f"stages[{stage.name}].data.validation: none of its rows can be used, so no loss can be taken.")
     return replace(prepared, validation=held)

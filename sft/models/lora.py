@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from sft.utils.errors import UsageError, first_line
@@ -54,7 +55,10 @@ def attach_adapters(model: PreTrainedModel, settings: dict[str, Any], *, seed: i
         task_type="CAUSAL_LM",
     )
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # It sets this by each layer's kind, and tells so where it isn't the default (GPT-2's layers).
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise UsageError(f"train: peft doesn't take these LoRA keys: {first_line(error)}") from error
     if settings["use_dora"] and any(".dt_proj.lora_" in name for name, _ in adapted.named_parameters()):

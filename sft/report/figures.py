@@ -223,7 +223,7 @@ FIGURES: dict[str, tuple[Callable[[RunFacts], Any], str]] = {
     "steps": (draw_steps, "Accuracy by the number of reasoning steps a problem needs, with 95% intervals."),
     "loss": (
         draw_loss,
-        "Training loss of each stage: log steps (faint), their running mean, and the loss of held-out rows (black).",
+        "Training loss of each stage: log steps (faint), running mean, and held-out rows, if any (black).",
     ),
     "lengths": (draw_lengths, "Lengths of the generated traces, in tokens."),
     "throughput": (

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.data.read import local
-from sft.models.four_bit import four_bit_problem
-from sft.models.identity import check_there
-from sft.models.load import scratch_config
 from sft.recipe.data_checks import recipe_problems
 from sft.recipe.paths import RunPaths
 from sft.recipe.problems import KeyProblem, refuse
@@ -44,6 +41,8 @@ def check_recipe(
     paths, problems = RunPaths(recipe), [*recipe_problems(recipe), *_folders(recipe, parts)]
     if "data" in parts or "training" in parts:
         problems += list(_start(recipe, loaded="training" in parts))
+    if "training" in parts:
+        problems += list(_four_bit(recipe))
     for index, one_stage in enumerate(recipe.stages):
         found: list[KeyProblem] = []
         if "data" in parts and stage in (None, one_stage.name):
@@ -83,12 +82,12 @@ def _start(recipe: Recipe, *, loaded: bool) -> Iterator[KeyProblem]:
     """What is wrong with the model that the run starts from, which rows alone don't need `loaded`, or else with its
     tokenizer."""
     section, key = recipe.model, "model_name_or_path"
-    if loaded and section.load_in_4bit and (why := four_bit_problem()):
-        yield KeyProblem(("model", "load_in_4bit"), why, True)
     try:
         if section.model_name_or_path is not None and not loaded:
             check_named(section.model_name_or_path, "model", section.model_revision, hub=section.tokenizer is None)
         elif section.model_name_or_path is not None:
+            from sft.models.identity import check_there
+
             check_there(section.model_name_or_path, section.model_revision)
         key = "tokenizer" if section.tokenizer else key
         name = section.tokenizer or str(section.model_name_or_path)
@@ -98,10 +97,19 @@ def _start(recipe: Recipe, *, loaded: bool) -> Iterator[KeyProblem]:
             return
         tokenizer = start_tokenizer(section)
         if section.config is not None and loaded:
+            from sft.models.load import scratch_config
+
             key = "config"
             scratch_config(section, tokenizer)
     except UserError as error:
         yield KeyProblem(("model", key), str(error).removeprefix("model.config: "), error)
+
+
+def _four_bit(recipe: Recipe) -> Iterator[KeyProblem]:
+    from sft.models.four_bit import four_bit_problem
+
+    if recipe.model.load_in_4bit and (why := four_bit_problem()):
+        yield KeyProblem(("model", "load_in_4bit"), why, True)
 
 
 def _training(stage: Stage) -> Iterator[KeyProblem]:

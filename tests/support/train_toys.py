@@ -12,6 +12,7 @@ import torch
 
 from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe
+from sft.recipe.train_keys import EVALUATION_KEYS
 
 VOCABULARY = 96
 
@@ -120,6 +121,7 @@ def toy_rows(rows: int, *, packed: bool, seed: int = 0, longest: int = 20, held_
 def toy_recipe(root: Path, *trains: dict[str, Any], **overrides: Any) -> Recipe:
     """A recipe with one stage (`one`, `two`, ...) per dict of `train` keys; its data section is never read."""
     names = ["one", "two", "three", "four"]
+    held = {"validation": {"size": 1}}
     base = {"learning_rate": 1e-2, "lr_scheduler_type": "cosine", "use_cpu": True, "max_length": 64}
     return Recipe.model_validate(
         {
@@ -129,7 +131,7 @@ def toy_recipe(root: Path, *trains: dict[str, Any], **overrides: Any) -> Recipe:
             "stages": [
                 {
                     "name": name,
-                    "data": {"sources": [{"path": "toy.jsonl"}], "validation": {"size": 1}},
+                    "data": {"sources": [{"path": "toy.jsonl"}], **(held if EVALUATION_KEYS & train.keys() else {})},
                     "train": {**base, **train},
                 }
                 for name, train in zip(names, trains, strict=False)

@@ -13,6 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from .compiling import not_traced
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -64,7 +66,7 @@ class _Recorded(torch.autograd.Function):
         return (None, *(by_place.get(place) for place in range(len(args))))
 
 
-@torch.compiler.disable
+@not_traced
 def recorded_in_own_types(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)` in plain torch, differentiable once, with autocast switched off both ways.
 

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .compiling import constant_when_traced
+
 ENVIRONMENT = "SAMBAY_KERNELS"
 CHOICES = ("auto", "triton", "cuda", "cpp", "torch", "reference")
 # Triton and CUDA kernels calculate in float32: float64, which is for checking, is not for them.
@@ -179,7 +181,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 # A traced graph keeps the backend that was right when it was traced.
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _backend_name(op_name: str, device: str, dtype: torch.dtype) -> str:
     return choose(op_name, device, dtype).backend
 

@@ -32,7 +32,9 @@ from sft.utils.files import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
-SHARD_ROWS = 1024  # large enough that a million rows are few files, small enough that processes end together
+SHARD_ROWS = 1024
+"""Large enough that a million rows are few files, small enough that processes end together. A pass over no more is done
+in this process, however many sources and files its rows come from: to start others takes longer."""
 STEPS_FOLDER, JOURNAL = "steps", "journal"
 Progress = Callable[[str, int, int | None], None]
 """Called as progress(phase, done, total): shards of a pass by its title, then rows as "packs"."""
@@ -142,12 +144,12 @@ class Builder:
         assert first.opened is not None and first.reading is not None
         spool, columns = folder / "work" / "spool", first.reading.columns
         parts = first.opened.parts(SHARD_ROWS, spool, columns) or [Part(_nothing, 0)]
-        if len(parts) > 1 and made.parallel:
+        if len(parts) > 1 and made.parallel and sum(part.rows for part in parts) > SHARD_ROWS:
             self.engine.warm_up()
         return [worker.Input(part=part, reading=first.reading, title=first.title) for part in parts]
 
     def _tasks(self, made: Pass, folder: Path, inputs: list[worker.Input]) -> list[worker.Task]:
-        workers = self.engine.workers if made.parallel else 1
+        workers = self.engine.workers if made.parallel and self._rows(made, inputs) > SHARD_ROWS else 1
         steps = []
         for place, node in enumerate(made.nodes[1:] if made.reads else made.nodes):
             # Of the first node's inputs each has a name of its own, which the input says.
@@ -165,6 +167,12 @@ class Builder:
             )
             for number, found in enumerate(inputs)
         ]
+
+    def _rows(self, made: Pass, inputs: list[worker.Input]) -> int:
+        """How many rows a pass gets."""
+        if made.reads:
+            return sum(given.part.rows for given in inputs if given.part is not None)
+        return sum(shard["rows"] for node in made.first.inputs for shard in self.built[node.key].shards)
 
     # ---- work ----
 

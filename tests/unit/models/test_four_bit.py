@@ -86,7 +86,7 @@ class Loader:
         self._real = AutoModelForCausalLM.from_pretrained
         monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", self.load)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr("sft.run.checks.four_bit_problem", lambda: None)
+        monkeypatch.setattr(four_bit, "four_bit_problem", lambda: None)
         # transformers counts packed weights by bitsandbytes' own classes.
         plain = PreTrainedModel.num_parameters
         monkeypatch.setattr(PreTrainedModel, "num_parameters", lambda model, **how: _counted(plain, model, how))

@@ -102,7 +102,12 @@ WHOLE: dict[str, Any] = {
 """A recipe with every section of the schema in it."""
 # A template is text with marks in it, of `$` and quotes too; hardly any text drawn at random is one.
 TEMPLATE = """{% for m in messages %}{{ '$' + m['content'] }}#{% endfor %}"""
-WHOLES = [WHOLE, {**WHOLE, "model": {"model_name_or_path": "org/model", "chat_template": TEMPLATE}}]
+FOUR_BIT = [{**WHOLE["stages"][0], "train": {"use_peft": True}}, WHOLE["stages"][1]]
+WHOLES = [
+    WHOLE,
+    {**WHOLE, "model": {"model_name_or_path": "org/model", "chat_template": TEMPLATE}},
+    {**WHOLE, "model": {"model_name_or_path": "org/model", "load_in_4bit": True}, "stages": FOUR_BIT},
+]
 
 FILLED_IN = {("Recipe", "variables"), ("DataSection", "recipe"), ("DataSource", "recipe")}
 """Keys whose meaning stands elsewhere once a recipe is loaded."""
@@ -133,7 +138,7 @@ def changed(whole: dict[str, Any], path: tuple[Any, ...], key: str, value: Any) 
 def only(kind: str) -> list[dict[str, Any]]:
     """The whole recipe, without the steps that have nothing to do with a section."""
     small = []
-    for whole in WHOLES:
+    for whole in WHOLES if kind == "ModelSection" else WHOLES[:2]:
         whole = copy.deepcopy(whole)
         data = whole["stages"][0]["data"]
         data["steps"] = [step for step in STEPS if kind in {type(found).__name__ for _, found in _in_step(step)}]

@@ -361,6 +361,35 @@ def _(toy: Toy) -> None:
     assert toy.arguments(report_to="none").report_to == []
 
 
+@effect("eval_strategy", "eval_steps", "per_device_eval_batch_size")
+def _(toy: Toy) -> None:
+    """Of 5 held-out rows, `sizes` are those of the batches that are taken at the start."""
+    import sft.train.validation as validation
+
+    sizes: list[int] = []
+    share = validation._share
+    toy.patch.setattr(validation, "_share", lambda *given: _noted(sizes, share(*given)))
+
+    def steps(**train: Any) -> list[int]:
+        train = {"per_device_train_batch_size": 8, "num_train_epochs": 3, **train}
+        rows = toy_rows(16, packed=False, held_out=5)
+        _, paths = train_toy(toy._folder(), train, prepared=rows)
+        return [line["step"] for line in read_metrics(paths.metrics("one")) if "eval_loss" in line]
+
+    assert steps() == steps(eval_strategy="no") == [0, 6]
+    assert steps(eval_strategy="steps", eval_steps=4) == [0, 4, 6]
+    assert steps(eval_strategy="steps", logging_steps=5) == [0, 5, 6]
+    assert steps(eval_strategy="epoch") == [0, 2, 4, 6]
+    sizes.clear()
+    assert steps(per_device_eval_batch_size=2) == [0, 6] and sizes == [2, 2, 1] * 2
+
+
+def _noted(sizes: list[int], batches: Any) -> Any:
+    for batch in batches:
+        sizes.append(len(batch))
+        yield batch
+
+
 @effect("save_strategy", "save_steps", "save_total_limit")
 def _(toy: Toy) -> None:
     assert toy.checkpoints(save_steps=2, save_total_limit=None) == ["2", "4", "6"]
