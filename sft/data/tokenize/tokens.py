@@ -21,6 +21,7 @@ from tokenizers.decoders import ByteLevel
 
 from sft.data.read.record import Tokens
 from sft.data.tokenize.render import Rendered
+from sft.tokenizers.ascii_words import AsciiWords, ascii_words
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json
 
@@ -35,16 +36,30 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered]) -> Iterator[Tokens]:
     if not rendered:
         return
     backend, lengths = _as_it_is(tokenizer), _byte_lengths(tokenizer, len(tokenizer))
-    with _one_thread():
-        encodings = backend.encode_batch_fast([item.text for item in rendered], add_special_tokens=False)
-    for item, encoding in zip(rendered, encodings, strict=True):
-        ids = np.array(encoding.ids, dtype=np.int32)
+    for item, found in zip(rendered, _ids([item.text for item in rendered], tokenizer, backend), strict=True):
+        ids = np.array(found, dtype=np.int32)
         first_from = _by_length(item.text, ids, lengths) or _by_offset(item.text, backend)
         mask = np.zeros(len(ids), dtype=np.uint8)
         for start, end in item.spans:
             mask[first_from(start) : first_from(end)] = 1
         mask[:1] = 0
         yield Tokens(ids, mask)
+
+
+def _ids(texts: Sequence[str], tokenizer: Any, backend: Any) -> list[list[int]]:
+    """Ids of each text: by the dictionary of words where it can, the others by the library, at once."""
+    words = _words(tokenizer, len(tokenizer))
+    found = [None if words is None else words.encode(text) for text in texts]
+    with _one_thread():
+        left = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        others = iter(backend.encode_batch_fast(left, add_special_tokens=False))
+    return [next(others).ids if ids is None else ids for ids in found]
+
+
+@lru_cache(maxsize=1)
+def _words(tokenizer: Any, size: int) -> AsciiWords | None:
+    """`size`: of the vocabulary, which tokens may be added to."""
+    return ascii_words(_as_it_is(tokenizer))
 
 
 _FirstFrom = Callable[[int], int]
