@@ -1,6 +1,6 @@
 """Peak memory of a whole preparation as the number of rows grows: it should not.
 
-python kernels/benchmarks/data_memory.py [--rows 10000 100000 1000000] [--workers 2]
+python kernels/benchmarks/data_memory.py [--rows 10000 100000 1000000] [--workers 2] [--tokenizer FOLDER]
 
 Each size runs in a process of its own: read, lengths, quality, near-duplicates, decontamination, selection, packing.
 Printed are the largest resident set of that process and of its workers, without pages of files that are only mapped.
@@ -71,7 +71,7 @@ def watch(process: int, peaks: dict[str, int], stop: threading.Event) -> None:
             continue
 
 
-def prepare(source: str, folder: str, workers: int) -> None:
+def prepare(source: str, folder: str, workers: int, tokenizer: str) -> None:
     """One preparation, in this process."""
     from sft.data.prepare import prepare_stage
     from sft.recipe.schema import Recipe
@@ -84,22 +84,22 @@ def prepare(source: str, folder: str, workers: int) -> None:
         {
             "name": "memory",
             "output_dir": f"{folder}/out",
-            "model": {"tokenizer": "tiny", "config": {}},
+            "model": {"tokenizer": tokenizer, "config": {}},
             "stages": [{"name": "s", "data": data, "train": train}],
         }
     )
-    done = prepare_stage(recipe, recipe.stages[0], load_tokenizer("tiny"))
+    done = prepare_stage(recipe, recipe.stages[0], load_tokenizer(tokenizer))
     print(json.dumps({"kept": done.manifest["funnel"]["kept"], "packs": done.manifest["packs"]}))
 
 
-def measure(rows: int, workers: int) -> None:
+def measure(rows: int, workers: int, tokenizer: str) -> None:
     """Prepare `rows` rows in a process of its own and print its peaks."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "rows.jsonl"
         make_rows(source, rows, 0)
         held_out = [{"problem": f"In how many ways can {n} knights sit at a round table?"} for n in range(200)]
         (Path(folder) / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
-        command = [sys.executable, __file__, "--one", str(source), folder, str(workers)]
+        command = [sys.executable, __file__, "--one", str(source), folder, str(workers), tokenizer]
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         peaks, stop = {"main": 0, "worker": 0}, threading.Event()
@@ -123,13 +123,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--tokenizer", default="tiny", help="folder of a fast tokenizer (default: the built-in one)")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        prepare(arguments.one[0], arguments.one[1], int(arguments.one[2]))
+        source, folder, workers, tokenizer = arguments.one
+        prepare(source, folder, int(workers), tokenizer)
         return
     for rows in arguments.rows:
-        measure(rows, arguments.workers)
+        measure(rows, arguments.workers, arguments.tokenizer)
 
 
 if __name__ == "__main__":

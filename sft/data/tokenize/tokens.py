@@ -21,6 +21,7 @@ from tokenizers.decoders import ByteLevel
 
 from sft.data.read.record import Tokens
 from sft.data.tokenize.render import Rendered
+from sft.tokenizers.ascii_words import AsciiWords, ascii_words
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json
 
@@ -41,22 +42,35 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered], most: int | None = No
     backend, lengths = _as_it_is(tokenizer), _byte_lengths(tokenizer, len(tokenizer))
     longest = None if most is None else (most + 1) * _longest_token(tokenizer, len(tokenizer))
     heads = [item.text[:longest] for item in rendered]
-    with _one_thread():
-        encodings = backend.encode_batch_fast(heads, add_special_tokens=False)
-    for item, head, encoding in zip(rendered, heads, encodings, strict=True):
+    for item, head, found in zip(rendered, heads, _ids(heads, tokenizer, backend), strict=True):
         if most is not None and len(head) < len(item.text):
-            if len(encoding.ids) <= most:  # of whitespace, say, that a token swallows
-                with _one_thread():
-                    encoding = backend.encode_batch_fast([item.text], add_special_tokens=False)[0]
+            if len(found) <= most:  # of whitespace, say, that a token swallows
+                (found,) = _ids([item.text], tokenizer, backend)
             else:
                 item = Rendered(head, [(start, min(end, len(head))) for start, end in item.spans if start < len(head)])
-        ids = np.array(encoding.ids, dtype=np.int32)
+        ids = np.array(found, dtype=np.int32)
         first_from = _by_length(item.text, ids, lengths) or _by_offset(item.text, backend)
         mask = np.zeros(len(ids), dtype=np.uint8)
         for start, end in item.spans:
             mask[first_from(start) : first_from(end)] = 1
         mask[:1] = 0
         yield Tokens(ids, mask)
+
+
+def _ids(texts: Sequence[str], tokenizer: Any, backend: Any) -> list[list[int]]:
+    """Ids of each text: by the dictionary of words where it can, the others by the library, at once."""
+    words = _words(tokenizer, len(tokenizer))
+    found = [None if words is None else words.encode(text) for text in texts]
+    with _one_thread():
+        left = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        others = iter(backend.encode_batch_fast(left, add_special_tokens=False))
+    return [next(others).ids if ids is None else ids for ids in found]
+
+
+@lru_cache(maxsize=1)
+def _words(tokenizer: Any, size: int) -> AsciiWords | None:
+    """`size`: of the vocabulary, which tokens may be added to."""
+    return ascii_words(_as_it_is(tokenizer))
 
 
 _FirstFrom = Callable[[int], int]

@@ -68,6 +68,19 @@ def shingles(units: Hashes, size: int) -> Hashes:
     return _distinct(np.sort(_combined([units[start : start + end] for start in range(size)])))
 
 
+def shingles_of(texts: Sequence[Hashes], size: int) -> list[Hashes]:
+    """:func:`shingles` of many texts, whose runs are hashed at once."""
+    ends = np.cumsum([len(units) for units in texts])
+    flat = np.concatenate([np.zeros(0, np.uint64), *texts])
+    windows = max(0, len(flat) - size + 1)
+    runs = _combined([flat[start : start + windows] for start in range(size)])
+    found = []
+    for units, end in zip(texts, ends, strict=True):
+        whole = len(units) >= size  # a run must not go on into the next text
+        found.append(_distinct(np.sort(runs[end - len(units) : end - size + 1])) if whole else shingles(units, size))
+    return found
+
+
 def _distinct(ordered: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
     return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 

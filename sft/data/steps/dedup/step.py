@@ -90,12 +90,10 @@ class Dedup(TableStep):
         """What is needed to find and confirm near-copies of each text."""
         whole = self.config.by == "text"
         wording = not whole and self.config.differences == "wording"
-        sets, salts = [], []
-        for text in texts:
-            units = minhash.word_hashes(text.tokens) if whole else minhash.characters(text.content)
-            sets.append(minhash.shingles(units, _TEXT_WORDS if whole else _PROBLEM_CHARACTERS))
-            # Problems with other formulas need not meet at all: of one template there may be very many.
-            salts.append(text_hash(" ".join(sorted(formulas(text.tokens)))) >> 64 if wording else 0)
+        units = [minhash.word_hashes(text.tokens) if whole else minhash.characters(text.content) for text in texts]
+        sets = minhash.shingles_of(units, _TEXT_WORDS if whole else _PROBLEM_CHARACTERS)
+        # Problems with other formulas need not meet at all: of one template there may be very many.
+        salts = [text_hash(" ".join(sorted(formulas(text.tokens)))) >> 64 if wording else 0 for text in texts]
         keys = minhash.band_keys(sets, self.bands, salts)
         return [
             {"bands": key, "shingles": minhash.kept_shingles(item), "text": text.form if wording else None}

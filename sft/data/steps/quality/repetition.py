@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from itertools import count
 from typing import NamedTuple
 
@@ -113,6 +114,7 @@ def _repeated(words: list[str], ngram: int) -> int:
     return int(np.count_nonzero(np.cumsum(edges) > 0))
 
 
+@cache
 def _factors(count: int) -> NDArray[np.uint64]:
     """Fixed random odd numbers, for a multilinear hash modulo 2^64."""
     drawn = np.random.Generator(np.random.PCG64(20)).integers(0, 1 << 63, count, dtype=np.uint64)

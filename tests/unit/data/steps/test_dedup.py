@@ -441,3 +441,13 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ValidationError, match="names the source 'a' twice"):
         entry("dedup", prefer=["a", "a"])
     assert "minhash" in step_class("dedup").identity(entry("dedup").config)
+
+
+def test_shingles_of_many_texts_are_those_of_each() -> None:
+    texts = ["", "abc", "abcd", "abcde", "a" * 50, "", "the same words in a row, the same words in a row"]
+    units = [minhash.characters(text) for text in texts]
+    for size in (1, 3, 5, 60):
+        together = minhash.shingles_of(units, size)
+        for one, found in zip(units, together, strict=True):
+            assert np.array_equal(found, minhash.shingles(one, size))
+    assert minhash.shingles_of([], 5) == []
