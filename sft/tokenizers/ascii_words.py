@@ -25,7 +25,8 @@ _CATEGORY, _ESCAPED = r"\\p\{(?P<category>\w+)\}", r"\\[sSrnt]|\\[^\w]"
 _REPEATED = r"(?:[*+?]|\{\d+(?:,\d*)?\})(?![*+?{])"
 _OUTSIDE = re.compile(rf"{_CATEGORY}|{_ESCAPED}|\(\?(?:i:|:|!|=)|{_REPEATED}|\[\^?|[^\\.^$(\[\]{{}}*+?]")
 _IN_CLASS = re.compile(rf"{_CATEGORY}|{_ESCAPED}|(?!&&|--|~~|\|\|)[^\\\[]")
-_MOST_WORDS = 1 << 19
+_MOST_WORDS, _LONGEST_WORD = 1 << 19, 64
+"""Kept, and of how many characters: longer ones hardly come again."""
 
 
 class AsciiWords:
@@ -81,9 +82,11 @@ class _Words(dict[str, list[int]]):
         self._model = model
 
     def __missing__(self, word: str) -> list[int]:
-        if len(self) >= _MOST_WORDS:
-            self.clear()
-        self[word] = ids = [token.id for token in self._model.tokenize(word.translate(_BYTE_LEVEL))]
+        ids = [token.id for token in self._model.tokenize(word.translate(_BYTE_LEVEL))]
+        if len(word) <= _LONGEST_WORD:
+            if len(self) >= _MOST_WORDS:
+                self.clear()
+            self[word] = ids
         return ids
 
 
