@@ -27,10 +27,11 @@ from sft.data.steps.hold_out import Part
 from sft.data.tokenize.template import training_template
 from sft.data.tokenize.tokens import check_tokenizer, tokenizer_hash
 from sft.recipe.schema import DataSection, Recipe, Stage
-from sft.tokenizers.turns import largest_format_id
+from sft.tokenizers.turns import largest_format_id, spelled_end
 from sft.tokenizers.vocabulary import refuse_beyond, vocabulary_size
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json, write_sealed
+from sft.utils.say import say
 
 if TYPE_CHECKING:
     import datasets
@@ -106,6 +107,11 @@ def _prepared(
     recipe: Recipe, stage: Stage, tokenizer: Any, part: Part, progress: Progress | None, engine: str
 ) -> PreparedStage:
     job = _plan(stage, tokenizer, prepared_root(recipe), part)
+    if part == "training" and (end := spelled_end(tokenizer, training_template(tokenizer))):
+        say(
+            f"{stage.name}: {end!r}, which ends answers in this chat template, is no token of this tokenizer: nothing "
+            "will stop the model there. `model.chat_template: chatml` ends them with the tokenizer's end of text."
+        )
     known = vocabulary_size(recipe.model)
     if known is not None:
         refuse_beyond(known, largest_format_id(tokenizer, training_template(tokenizer)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.recipe.chat_templates import families
 from sft.recipe.values import HUB_ID
-from sft.tokenizers.templates import known_template
+from sft.tokenizers.templates import CHATML_END, CHATML_TEMPLATE, known_template
 from sft.utils.errors import UserError, first_line
 from sft.utils.hub_cache import cannot_fetch, remedy
 
@@ -58,7 +58,10 @@ def start_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(name, revision=revision)
     if section.chat_template is not None:
         known = section.chat_template in families()
-        tokenizer.chat_template = known_template(section.chat_template) if known else section.chat_template
+        template = known_template(section.chat_template) if known else section.chat_template
+        lacks_end = template == CHATML_TEMPLATE and CHATML_END not in tokenizer.get_vocab()
+        # Spelled out in other tokens it would end nothing: an answer ends with the end of text there.
+        tokenizer.chat_template = template.replace(f"'{CHATML_END}'", "eos_token") if lacks_end else template
     return tokenizer
 
 

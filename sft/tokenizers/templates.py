@@ -17,6 +17,7 @@ PUBLISHED_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
 )
 
+CHATML_END = "<|im_end|>"
 # As Qwen's and many others' templates say messages, without what those add of their own.
 CHATML_TEMPLATE = (
     "{% for message in messages %}"

@@ -69,6 +69,14 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return int(ids[0]) if len(ids) == 1 else None
 
 
+def spelled_end(tokenizer: Any, template: str) -> str | None:
+    """What ends the template's answers, where no token does: it is spelled in several, and no end of text follows."""
+    turn = find_turn(tokenizer, template)
+    if isinstance(turn, str) or not turn.end or end_of_turn(tokenizer) is not None:
+        return None
+    return None if tokenizer.eos_token and tokenizer.eos_token in turn.end + turn.last else turn.end
+
+
 def largest_format_id(tokenizer: Any, template: str) -> int:
     """The largest id in questions and answers as the template writes them. Control tokens are a vocabulary's last."""
     text = render(template, _messages(4), tokenizer.special_tokens_map)

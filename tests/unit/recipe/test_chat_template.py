@@ -12,6 +12,7 @@ from sft.recipe.load import load_recipe, resolved_yaml
 from sft.recipe.schema import ModelSection
 from sft.tokenizers.load import load_tokenizer, start_tokenizer
 from sft.tokenizers.templates import CHATML_TEMPLATE, PUBLISHED_TEMPLATE, known_template, trained_twin
+from sft.tokenizers.turns import end_of_turn, spelled_end
 from sft.utils.errors import UsageError
 
 RECIPE = """name: r
@@ -89,3 +90,19 @@ def test_the_template_is_handed_on_with_the_tokenizer(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).chat_template == known_template("llama3")
     assert load_tokenizer("tiny").chat_template == PUBLISHED_TEMPLATE
+
+
+def test_an_answer_ends_with_a_token(tmp_path: Path) -> None:
+    """`<|im_end|>` where the tokenizer has it, else the end of text; other templates' ends are told."""
+    tokenizer = start_tokenizer(ModelSection(config={}, tokenizer="tiny", chat_template="chatml"))
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id and spelled_end(tokenizer, tokenizer.chat_template) is None
+    said = tokenizer.apply_chat_template([{"role": "assistant", "content": "4"}], tokenize=False)
+    assert said == f"<|im_start|>assistant\n4{tokenizer.eos_token}\n"
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = start_tokenizer(ModelSection(config={}, tokenizer=str(tmp_path), chat_template="chatml"))
+    assert tokenizer.chat_template == CHATML_TEMPLATE
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    llama = start_tokenizer(ModelSection(config={}, tokenizer="tiny", chat_template="llama3"))
+    assert spelled_end(llama, llama.chat_template) == "<|eot_id|>"
+    assert spelled_end(load_tokenizer("tiny"), PUBLISHED_TEMPLATE) is None
