@@ -57,7 +57,7 @@ def drawing(*, narrow: bool = False) -> Iterator[None]:
 
 def is_narrow() -> bool:
     """Whether what is drawn now is for a phone."""
-    return _narrow.get()
+    return _narrow.get(False)
 
 
 Drawn = tuple[str, bytes, str]

@@ -72,12 +72,12 @@ def test_a_hub_model_whose_commit_moved_is_another_start(again: Recipe, monkeypa
     def as_at(commit: str) -> None:
         monkeypatch.setattr("sft.models.identity.resolved_commit", lambda *names: commit)
         local = small_recipe(Path(start).parent).model
-        monkeypatch.setattr("sft.train.handover.load_start", lambda paths, dtype: _loaded(local, dtype))
-        monkeypatch.setattr("sft.run.start.load_start", lambda paths, dtype: _loaded(local, dtype))
+        monkeypatch.setattr("sft.train.handover.load_start", lambda paths, dtype, **options: _loaded(local, dtype))
+        monkeypatch.setattr("sft.run.start.load_start", lambda paths, dtype, **options: _loaded(local, dtype))
         monkeypatch.setattr("sft.run.chain.start_tokenizer", lambda section: _loaded(local, "float32")[1])
         # The Hub isn't asked whether it is there, nor for its tokenizer.
-        for name in ("check_there", "check_named"):
-            monkeypatch.setattr(f"sft.run.checks.{name}", lambda *names, **options: None)
+        for name in ("sft.models.identity.check_there", "sft.run.checks.check_named"):
+            monkeypatch.setattr(name, lambda *names, **options: None)
 
     as_at(next(commits))
     run(again)
