@@ -10,6 +10,7 @@ from sft.recipe.paths import RunPaths
 from sft.recipe.source_names import source_name
 from sft.utils.distributed import world_size
 from sft.utils.files import read_sealed
+from sft.utils.tables import counted
 
 if TYPE_CHECKING:
     from sft.recipe.schema import DataSource, Recipe, Stage
@@ -20,7 +21,7 @@ def outlook(recipe: Recipe) -> Iterator[str]:
     """Lines for people: the start, each stage, and what comes after them."""
     paths, model = RunPaths(recipe), recipe.model
     start = model.model_name_or_path or "random weights"
-    yield f"{recipe.name}: {len(recipe.stages)} stage(s) in {paths.root}, from {start}"
+    yield f"{recipe.name}: {counted(len(recipe.stages), 'stage')} in {paths.root}, from {start}"
     for number, stage in enumerate(recipe.stages, start=1):
         yield f"{number}. {stage.name}: {_state(paths, stage)}"
         yield f"   sources: {', '.join(_sources(stage.data.sources))}"
@@ -70,7 +71,7 @@ def _training(stage: Stage) -> str:
     of = f" of up to {train.max_length:,} tokens" if train.max_length is not None else ""
     long = f"{train.max_steps:,} steps" if train.max_steps > 0 else f"{train.num_train_epochs:g} epochs"
     what = f"LoRA of rank {train.lora_r}" if train.use_peft else "all weights"
-    made_of = f"{batch[0]} a process x {batch[1]} accumulated x {batch[2]} process(es)"
+    made_of = f"{batch[0]} a process x {batch[1]} accumulated x {counted(batch[2], 'process', 'processes')}"
     return f"{what}, {long}, effective batch {batch[0] * batch[1] * batch[2]} {rows}{of} ({made_of})"
 
 

@@ -108,7 +108,11 @@ def load_weights(paths: RunPaths, folder: Path, dtype: str, four_bit: str | None
 def default_dtype(paths: RunPaths) -> str:
     """What the run's weights are held in on this machine: see `machine_dtype`."""
     from sft.models.load import machine_dtype
+    from sft.tokenizers.load import check_named
 
     section = paths.recipe.model
+    if section.model_name_or_path is not None:
+        # At once, where transformers would try again and again.
+        check_named(section.model_name_or_path, "model", section.model_revision)
     options: dict[str, Any] = {"revision": section.model_revision, "trust_remote_code": section.trust_remote_code}
     return machine_dtype(section.model_name_or_path, section.dtype, **options)

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 _GAP = 2
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`1 row`, `2 rows`; `many`: the plural, where it isn't made by an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def numbers_table(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],

@@ -142,8 +142,14 @@ def has_steps(manifest: dict[str, Any]) -> bool:
 def funnel_table(lines: Sequence[FunnelLine], width: int | None = None) -> Table:
     """The funnel for a terminal `width` characters wide; where that is little, what each step took goes first."""
     rows = [line.cells for line in lines]
+    # Names of steps and reasons are kept whole.
+    words = (
+        max((len(word) for cells in rows for word in cells[HEAD.index(name)].split()), default=0)
+        for name in ("step", "dropped")
+    )
+    text = {name: max(12, longest) for name, longest in zip(("step", "dropped"), words, strict=True)}
     optional, title = ("tokens in", "seconds", "tokens out", "rows in"), "what became of the rows"
-    return numbers_table(HEAD, rows, text={"step": 12, "dropped": 12}, optional=optional, title=title, width=width)
+    return numbers_table(HEAD, rows, text=text, optional=optional, title=title, width=width)
 
 
 def _most_first(reasons: dict[str, int]) -> list[tuple[str, int]]:

@@ -228,7 +228,10 @@ class Builder:
             name = node.opened.name if node.opened else node.title
             if node.opened is not None and rows == 0:
                 raise UserError(f"{name}: the data is empty, there is no row in it.")
-            refuse_bad_rows(name, bad, rows, self.max_bad_fraction, f"{built.folder}/aside-*.parquet")
+            first = _first_bad(node.step, bad, account["examples"])
+            refuse_bad_rows(
+                name, bad, rows, self.max_bad_fraction, f"{first}see them in {built.folder}/aside-*.parquet"
+            )
 
 
 def bad_rows(step: str, reasons: dict[str, int]) -> dict[str, int]:
@@ -238,13 +241,22 @@ def bad_rows(step: str, reasons: dict[str, int]) -> dict[str, int]:
     return {reason[len(BAD) :]: count for reason, count in reasons.items() if reason.startswith(BAD)}
 
 
-def refuse_bad_rows(name: str, bad: dict[str, int], rows: int, limit: float, files: str) -> None:
-    """Raise UserError where more than `limit` of the rows are bad."""
+def _first_bad(step: str, bad: dict[str, int], examples: dict[str, list[dict[str, str]]]) -> str:
+    """Of the most frequent reason the first row, and what is wrong with it."""
+    if not bad:
+        return ""
+    reason = max(bad, key=lambda name: bad[name])
+    row = examples[reason if step == TOKENIZE else f"{BAD}{reason}"][0]
+    return f"{row['id']}: {row['detail']}; "
+
+
+def refuse_bad_rows(name: str, bad: dict[str, int], rows: int, limit: float, look: str) -> None:
+    """Raise UserError where more than `limit` of the rows are bad; `look`: what is seen of them, and where."""
     if sum(bad.values()) > limit * rows:
         counted = ", ".join(f"{reason}: {count}" for reason, count in bad.items())
         raise UserError(
             f"{name}: {sum(bad.values())} of {rows} rows are bad ({counted}), more than data.max_bad_fraction "
-            f"{limit:g} allows; see them in {files}, then mend the data or raise the limit."
+            f"{limit:g} allows. {look}, then mend the data or raise the limit."
         )
 
 

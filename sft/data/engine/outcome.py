@@ -16,10 +16,11 @@ log = logging.getLogger(__name__)
 def check_outcome(manifest: dict[str, Any], passes: list[Path], max_bad_fraction: float) -> None:
     """Say what was dropped; raise UserError when too much was, or nothing is left."""
     funnel, files = manifest["funnel"], f"{passes[-1].parent}/*/aside-*.parquet"
-    refuse_bad_rows("the stage's data", funnel["bad"], funnel["rows"] + funnel["made"], max_bad_fraction, files)
+    rows = funnel["rows"] + funnel["made"]
+    refuse_bad_rows("the stage's data", funnel["bad"], rows, max_bad_fraction, f"see them in {files}")
     if funnel["kept"] == 0:
         raise UserError(f"No row is left to train on ({_counts(funnel['dropped'])}){_length_hint(manifest)}.")
-    rows, dropped = funnel["rows"] + funnel["made"], dict(funnel["dropped"])
+    dropped = dict(funnel["dropped"])
     bad, held = dropped.pop("bad", 0), dropped.pop(f"{HOLD_OUT}: held_out", 0)
     if held:
         log.info("%d of %d rows are held out: %s", held, rows, files)

@@ -11,6 +11,7 @@ from sft.data.look.find import cut_lengths, first_cut, same_row
 from sft.data.look.pieces import Document, documents_of
 from sft.data.look.statistics import document_lengths, histogram, labelled, statistics
 from sft.data.prepare import PreparedStage
+from sft.utils.tables import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +80,7 @@ def show_rows(
         of = f" of {room:,}" if room else ""
         console.print(
             f"\nrow {number} of {len(prepared.dataset)}: {len(row['input_ids']):,}{of} tokens in "
-            f"{len(row['seq_lengths'])} documents",
+            f"{counted(len(row['seq_lengths']), 'document')}",
             markup=False,
         )
         marks = [pair in cut for pair in zip(row["document_ids"], row["seq_lengths"], strict=True)]

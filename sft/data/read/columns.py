@@ -112,6 +112,12 @@ def _conversation_columns(name: str, columns: list[str], given: dict[str, str]) 
         pair = {"prompt": wanted_prompt or prompt, "completion": wanted_completion or completion}
         if set(pair.values()) <= set(columns) and pair["prompt"] != pair["completion"]:
             return dict(pair)
+    if named := {"prompt", "completion"} & set(given):
+        (missing,) = {"prompt", "completion"} - named
+        raise UserError(
+            f"{name}: `columns` names no {missing} beside the {named.pop()}; which column is it? "
+            f"It has {_list(columns)}."
+        )
     raise UserError(
         f"{name}: can't tell which columns to learn from; it has {_list(columns)}. Name them in the source's "
         "`columns`, e.g. {prompt: question, completion: answer} or {messages: conversation}."

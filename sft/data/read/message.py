@@ -38,6 +38,7 @@ def to_message(found: Any, where: str) -> Message:
             "wrong_type", f"{where} is {type(found).__name__}, expected a mapping with role and content"
         )
     keys = ("role", "content") if "role" in found else ("from", "value")
+    found = _turn_that_calls(found, keys, where)
     role = _role(found, keys[0], where)
     calls = _calls(found, role, where)
     content = "" if calls and found.get(keys[1]) is None else _content(found, keys[1], where)
@@ -166,6 +167,21 @@ def _calls(found: dict[str, Any], role: str, where: str) -> list[dict[str, Any]]
     if not isinstance(calls, list):
         raise UnusableError("tool_calls", f"{where}.tool_calls is {type(calls).__name__}, expected a list")
     return [_call(from_json(call), f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+
+
+def _turn_that_calls(found: dict[str, Any], keys: tuple[str, str], where: str) -> dict[str, Any]:
+    """ShareGPT-like sets have calls as turns of their own, `{"from": "function_call", "value": '{"name": ...}'}`."""
+    if found.get(keys[0]) != "function_call":
+        return found
+    called = from_json(found.get(keys[1]))
+    if not called or found.get("tool_calls") or found.get("function_call"):
+        raise UnusableError("tool_calls", f"{where} has the role 'function_call', whose {keys[1]} alone says the call")
+    return {
+        **found,
+        keys[0]: "assistant",
+        keys[1]: None,
+        "tool_calls": called if isinstance(called, list) else [called],
+    }
 
 
 def _call(found: Any, where: str) -> dict[str, Any]:

@@ -200,12 +200,12 @@ def test_a_rehearsal_tells_what_will_be_done(folder: Path, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert out == "run/resolved.yaml\n"
     for piece in (
-        "small: 2 stage(s) in run, from random weights",
+        "small: 2 stages in run, from random weights",
         "1. one: to do",
         "2. two: under way, saved at step 7",
         "sources: rows",
         "then all: render",
-        "2 steps, effective batch 6 packs of up to 64 tokens (2 a process x 3 accumulated x 1 process(es))",
+        "2 steps, effective batch 6 packs of up to 64 tokens (2 a process x 3 accumulated x 1 process)",
         "suite: held at two",
         "no push",
     ):

@@ -100,6 +100,7 @@ def test_too_many_bad_rows_stop_the_run_and_say_where_they_are(prepare: Prepare,
         with pytest.raises(UserError, match="3 of 100 rows are bad") as caught:
             prepare(path)
         assert caught.value.exit_code == 1
+        assert "allows. rows.jsonl:98: " in str(caught.value)  # a first one, with what is wrong with it
     (files,) = glob.glob(str(caught.value).split("see them in ")[1].split(",")[0])
     assert pq.read_table(files)["reason"].to_pylist() == ["bad: broken_json"] * 3
     assert prepare(path, max_bad_fraction=0.03).manifest["documents"] == 97

@@ -50,6 +50,12 @@ def test_unknown_columns_are_named() -> None:
         choose_columns("rows.jsonl", ["head", "body"], None)
 
 
+@pytest.mark.parametrize(("named", "missing"), [("prompt", "completion"), ("completion", "prompt")])
+def test_a_pair_that_is_half_named(named: str, missing: str) -> None:
+    with pytest.raises(UserError, match=rf"`columns` names no {missing} beside the {named}.*It has body, head"):
+        choose_columns("rows.jsonl", ["head", "body"], {named: "head"})
+
+
 def test_a_mapped_column_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"columns.prompt names a column 'questoin'.*did you mean 'question'"):
         choose_columns("rows.jsonl", ["question", "answer"], {"prompt": "questoin"})

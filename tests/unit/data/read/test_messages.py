@@ -3,13 +3,14 @@ reason."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from sft.data.read.columns import ColumnMap, choose_columns
 from sft.data.read.conversation import Extras, to_extras, to_messages, to_problem
-from sft.data.read.message import context_only
+from sft.data.read.message import UnusableError, context_only, to_message
 from sft.data.read.row import BadRow
 from sft.recipe.schema import Templates
 from sft.utils.errors import UsageError
@@ -107,6 +108,23 @@ def test_messages_that_are_context_only(said: dict[str, Any], untrained: list[in
     messages = _messages({**USER, "weight": 0, "train": False}, {**answer, **said}, USER, answer)
     assert context_only(messages) == untrained
     assert messages == [USER, answer, USER, answer]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_turn_that_is_a_call(many: bool) -> None:
+    call = {"name": "add_up", "arguments": {"a": 2}}
+    said = {"from": "function_call", "value": json.dumps([call, call] if many else call), "weight": 0}
+    found = _messages(USER, said, {"from": "observation", "value": "4"}, {"from": "gpt", "value": "It is 4."})
+    assert [message["role"] for message in found] == ["user", "assistant", "tool", "assistant"]
+    assert [one["function"] for one in found[1]["tool_calls"]] == [call] * (2 if many else 1)
+    assert context_only(found) == [1]
+
+
+@pytest.mark.parametrize("wrong", [{"value": None}, {"value": "rain?"}, {"value": '{"name": "f"}', "tool_calls": [1]}])
+def test_a_turn_that_names_no_call(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UnusableError) as caught:
+        to_message({"from": "function_call", **wrong}, "messages[1]")
+    assert caught.value.bad.reason == "tool_calls"
 
 
 @pytest.mark.parametrize(("role", "is_"), [("developer", "system"), ("function", "tool"), ("observation", "tool")])
