@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.models.positions import check_positions
 from sft.recipe.paths import RunPaths
 from sft.run.checks import ALL, check_recipe
 from sft.run.evaluation import evaluate_point
@@ -90,6 +91,7 @@ def _one_stage(paths: RunPaths, stage: Stage) -> dict[str, Any]:
     check_shared_folder(plan.prepared.path)
     point = starting_point(paths, stage)
     check_vocabulary(point.model, plan.prepared.largest_id)
+    check_positions(point.model, plan.prepared.manifest["max_document_length"])
     return train_stage(
         paths.recipe,
         stage,
