@@ -200,16 +200,26 @@ def test_a_rehearsal_tells_what_will_be_done(folder: Path, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert out == "run/resolved.yaml\n"
     for piece in (
-        "small: 2 stage(s) in run, from random weights",
+        "small: 2 stages in run, from random weights",
         "1. one: to do",
         "2. two: under way, saved at step 7",
         "sources: rows",
         "then all: render",
-        "2 steps, effective batch 6 packs of up to 64 tokens (2 a process x 3 accumulated x 1 process(es))",
+        "2 steps, effective batch 6 packs of up to 64 tokens (2 a process x 3 accumulated x 1 process)",
         "suite: held at two",
         "no push",
     ):
         assert piece in err, (piece, err)
+
+
+def test_a_rehearsal_of_a_stage_tells_of_that_stage_and_its_engine(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("r.yaml").write_text(GOOD)
+    assert main(["run", "r.yaml", "--dry_run", "--stage", "two", "--stages.two.train.deepspeed", "zero2"]) == 0
+    err = capsys.readouterr().err
+    assert "2. two: to do" in err and "1. one" not in err and "then: export" not in err, err
+    assert "training: all weights, 2 steps, DeepSpeed zero2, effective batch" in err, err
 
 
 @pytest.mark.parametrize("words", [["r.yaml"], ["--seed", "3", "r.yaml"], ["r.yaml", "--seed=3"], ["--stage", "one", "r.yaml"]])  # fmt: skip
