@@ -93,16 +93,16 @@ def recipe_and_keys(config: str | None, words: list[str]) -> tuple[str | None, l
     return config, [*alone, *keys]
 
 
-def dry_run(recipe: Recipe) -> int:
-    """Check all that can be checked here, tell what would be done, and write the resolved recipe: in the record's
-    place while there is none, else beside it."""
+def dry_run(recipe: Recipe, stage: str | None = None) -> int:
+    """Check all that can be checked here, tell what would be done (of `stage` alone, where given), and write the
+    resolved recipe: in the record's place while there is none, else beside it."""
     from sft.run.checks import check_recipe
     from sft.run.outlook import outlook
     from sft.utils.quiet import quiet_libraries
 
     quiet_libraries(RunPaths(recipe).root)
     check_recipe(recipe, rehearsal=True)
-    for line in outlook(recipe):
+    for line in outlook(recipe, recipe.stage(stage).name if stage else None):
         say(line)
     paths, text = RunPaths(recipe), resolved_yaml(recipe)
     path = paths.dry_run if paths.manifest.exists() or paths.resolved.exists() else paths.resolved

@@ -24,7 +24,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Evaluate a stage's model (default: every stage that is trained), the start, or another model."""
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe)
+        return dry_run(recipe, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.evaluation import evaluate_other, evaluate_points
 

@@ -32,7 +32,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return _folder(arguments, overrides)
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe)
+        return dry_run(recipe, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.publish import export_stage
 

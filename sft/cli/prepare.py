@@ -45,7 +45,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prepare the stages; a second call only looks them up."""
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe)
+        return dry_run(recipe, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.data.look.preview import show_numbers
     from sft.run.checks import check_recipe

@@ -52,7 +52,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--rows, --row and --id exclude each other; see `sft preview --help`")
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe)
+        return dry_run(recipe, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.checks import check_recipe
     from sft.tokenizers.load import start_tokenizer

@@ -78,7 +78,9 @@ def _keys(name: str) -> int:
     console().print(table)
     inside = [other for other in sections() if other.startswith(f"{path}.".lstrip(".")) and other != path]
     if inside:
-        print(f"\nsections: {', '.join(inside)}\nsft recipes keys SECTION shows one.")
+        below = path.count(".") + (1 if path else 0)
+        names = dict.fromkeys(".".join(other.split(".")[below : below + 1]) for other in inside)
+        print(f"\nsections inside: {', '.join(names)}; `sft recipes keys SECTION` shows one")
     return 0
 
 

@@ -28,7 +28,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Stages in order; when the last is done also the export folder, the push (with push.repo_id) and the report."""
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe)
+        return dry_run(recipe, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import run
     from sft.utils.distributed import is_main

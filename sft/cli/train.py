@@ -21,7 +21,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prepare and train; nothing is evaluated."""
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe)
+        return dry_run(recipe, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import train
     from sft.utils.distributed import is_main

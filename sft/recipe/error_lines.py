@@ -94,11 +94,15 @@ def _show(value: Any) -> str:
 
 
 def _hint(path: Path, model: type[BaseModel]) -> str:
-    """The nearest right key, or all there are when none is near."""
+    """The section inside that has the key, or the nearest right key, or all there are when none is near."""
     section = _section_at(path[:-1], model)
     known = list(section.model_fields) if section else []
     if len(path) == 1 and section and {"stages", "defaults"} <= set(known) and path[0] in ("data", "train", "evaluate"):
         return f" here: it is set of a stage, stages.NAME.{path[0]}, or of all, defaults.{path[0]}"
+    for name in known:
+        inside = _section_at((*path[:-1], name), model)
+        if inside is not None and path[-1] in inside.model_fields:
+            return f", did you mean {name}.{path[-1]}?"
     return nearest(str(path[-1]), known) or (f"; keys here: {', '.join(known)}" if known else "")
 
 

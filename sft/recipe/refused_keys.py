@@ -1,4 +1,4 @@
-"""Keys of TrainingArguments, SFTConfig and ModelConfig that a recipe's `train` section doesn't take, and why."""
+"""Keys of TRL's configurations and of other trainers that a recipe's `train` section doesn't take, and why."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ _LOG = "set `logging_steps`; every logged step is a line of metrics.jsonl"
 _QUANTISED = "frozen weights are quantised in one way, that of QLoRA: `model.load_in_4bit`"
 _START = "set the recipe's `model` section"
 _NAMES = "TRL reads the older name: use `gradient_checkpointing"
+_KERNELS = "a SambaY has attention kernels of its own; other models take the packed one that they have"
+_ANSWERS = "the loss is always on assistant tokens alone, end token included"
+_LONGEST = "the name is `max_length`"
+_LORA = "LoRA is `use_peft: true` with `lora_r` and `lora_alpha`; QLoRA also takes `model.load_in_4bit: true`"
 _OPTIM = "goes with optimizers that aren't offered; see `optim`"
 
 REFUSED: dict[str, str] = {
@@ -47,7 +51,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("model_init_kwargs", "model_name_or_path", "model_revision"), _START),
     **dict.fromkeys(("dtype", "torch_dtype"), "set `model.dtype`; what is computed in is set by `bf16`"),
     "trust_remote_code": "set `model.trust_remote_code`",
-    "attn_implementation": "a SambaY has attention kernels of its own; other models take the packed one that they have",
+    "attn_implementation": _KERNELS,
     "load_in_4bit": "set `model.load_in_4bit`",
     **dict.fromkeys(
         ("load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), _QUANTISED
@@ -55,7 +59,7 @@ REFUSED: dict[str, str] = {
     "lora_task_type": "it is CAUSAL_LM",
     "chat_template_path": "set model.chat_template (a known family, a file, or the template itself)",
     **dict.fromkeys(("dataset_text_field", "dataset_kwargs", "completion_only_loss"), _RENDER),
-    "assistant_only_loss": "the loss is always on assistant tokens alone, end token included",
+    "assistant_only_loss": _ANSWERS,
     "truncation_mode": "set `data.over_length` to drop, truncate or error",
     "padding_free": "rows are never padded in training; set `packing` to join several documents in a row",
     "pad_to_multiple_of": "rows are never padded in training",
@@ -67,7 +71,20 @@ REFUSED: dict[str, str] = {
     "activation_checkpointing": f"{_NAMES}`",
     "activation_checkpointing_kwargs": f"{_NAMES}_kwargs`",
     "warmup_ratio": "this transformers has `warmup_steps` alone: a value under 1 is a fraction of all steps",
-    "max_seq_length": "the name is `max_length`",
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "sequence_len", "cutoff_len", "model_max_length"), _LONGEST),
+    **dict.fromkeys(("adapter", "finetuning_type", "peft_config"), _LORA),
+    **dict.fromkeys(("train_on_inputs", "train_on_prompt", "mask_history"), _ANSWERS),
+    **dict.fromkeys(("dataset", "datasets", "dataset_name", "dataset_mix"), "set `data.sources` of the stage"),
+    **dict.fromkeys(("val_set_size", "val_size", "test_datasets"), "set `data.validation` of the stage"),
+    **dict.fromkeys(("template", "chat_template"), "set `model.chat_template`"),
+    **dict.fromkeys(("base_model", "tokenizer_name_or_path"), _START),
+    **dict.fromkeys(("flash_attention", "flash_attn"), _KERNELS),
+    "sample_packing": "the name is `packing`",
+    "neat_packing": "the name is `packing`; documents of a pack never see one another",
+    "micro_batch_size": "the name is `per_device_train_batch_size`",
+    "num_epochs": "the name is `num_train_epochs`",
+    "lora_rank": "the name is `lora_r`",
+    "lora_target": "the name is `lora_target_modules`",
     "optim_target_modules": _OPTIM,
     **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _COMPILE),
     "liger_kernel_config": _LOSS,

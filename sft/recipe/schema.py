@@ -22,7 +22,7 @@ from sft.utils.errors import UsageError
 # `sft` itself uses these words where a stage's or a suite's name could stand.
 RESERVED_STAGE_NAMES = ("all", "start")
 RESERVED_SUITE_NAMES = ("all", "manifest.json")
-PlainColumn = Literal["messages", "prompt", "completion", "id", "system"]
+PlainColumn = Literal["messages", "prompt", "input", "completion", "id", "system"]
 TrainColumn = PlainColumn | Literal["answer", "domain", "reasoning", "tools", "chat_template_kwargs"]
 
 
@@ -165,8 +165,9 @@ class DataSource(Source, Templates):
     sources: list[DataSource] | None = Field(default=None, min_length=1, description="Filled in from `recipe`.")
     columns: dict[TrainColumn, str | None] | None = Field(  # type: ignore[assignment]
         default=None,
-        description="Which column is what, e.g. {prompt: problem, answer: answer}. Default: found by name; null leaves "
-        "system, tools or chat_template_kwargs out.",
+        description="Which column is what, e.g. {prompt: problem, answer: answer}. Default: found by name (of Alpaca's "
+        "rows `input` follows the instruction on a line of its own); null leaves input, system, tools or "
+        "chat_template_kwargs out.",
     )
     rows: Literal["conversations", "problems"] = Field(
         default="conversations",

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from sft.recipe.steps import StepEntry
 
 
-def outlook(recipe: Recipe) -> Iterator[str]:
-    """Lines for people: the start, each stage, and what comes after them."""
+def outlook(recipe: Recipe, only: str | None = None) -> Iterator[str]:
+    """Lines for people: the start, each stage, and what comes after them; `only`: of the stage of this name alone."""
     paths, model = RunPaths(recipe), recipe.model
     start = model.model_name_or_path or "random weights"
     yield f"{recipe.name}: {counted(len(recipe.stages), 'stage')} in {paths.root}, from {start}"
     for number, stage in enumerate(recipe.stages, start=1):
+        if only not in (None, stage.name):
+            continue
         yield f"{number}. {stage.name}: {_state(paths, stage)}"
         yield f"   sources: {', '.join(_sources(stage.data.sources))}"
         if stage.data.steps:
@@ -35,6 +37,8 @@ def outlook(recipe: Recipe) -> Iterator[str]:
             done = [point for point in points if (paths.eval_dir(point, suite.name) / "metrics.json").is_file()]
             told = f", done at {' and '.join(done)}" if done else ""
             yield f"   suite: {suite.name} at {' and '.join(points)}{told}"
+    if only is not None:
+        return
     target = recipe.push.repo_id
     seen = "private" if recipe.push.private else "public"
     yield f"then: export to {paths.export}, {f'push to {target} ({seen})' if target else 'no push'}, report"
@@ -69,10 +73,18 @@ def _training(stage: Stage) -> str:
     batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size())
     rows = "packs" if train.packing else "rows"
     of = f" of up to {train.max_length:,} tokens" if train.max_length is not None else ""
-    long = f"{train.max_steps:,} steps" if train.max_steps > 0 else f"{train.num_train_epochs:g} epochs"
+    epochs = "1 epoch" if train.num_train_epochs == 1 else f"{train.num_train_epochs:g} epochs"
+    long = counted(train.max_steps, "step") if train.max_steps > 0 else epochs
     what = f"LoRA of rank {train.lora_r}" if train.use_peft else "all weights"
     made_of = f"{batch[0]} a process x {batch[1]} accumulated x {counted(batch[2], 'process', 'processes')}"
-    return f"{what}, {long}, effective batch {batch[0] * batch[1] * batch[2]} {rows}{of} ({made_of})"
+    return f"{what}, {long}, {_engine(stage)}effective batch {batch[0] * batch[1] * batch[2]} {rows}{of} ({made_of})"
+
+
+def _engine(stage: Stage) -> str:
+    given = stage.train.deepspeed
+    if given is None:
+        return "DDP, " if world_size() > 1 else ""
+    return f"DeepSpeed {given if isinstance(given, str) else 'as the recipe has it'}, "
 
 
 def _held_out(stage: Stage) -> str:

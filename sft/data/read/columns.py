@@ -22,7 +22,10 @@ PAIR_COLUMNS = (
     ("question", "answer"),
     ("question", "response"),
     ("query", "response"),
+    ("instruction", "output"),
 )
+# Alpaca's rows: what the instruction is about stands in a column of its own, which a row may lack.
+INPUT_OF = {"instruction": "input"}
 # Looked for in every row: of a JSON Lines file the first rows needn't have them.
 OPTIONAL_COLUMNS = ("system", "tools", "chat_template_kwargs")
 ID_COLUMNS = ("id", "uuid", "unique_id", "problem_id")
@@ -35,6 +38,7 @@ class ColumnMap:
     messages: str | None = None
     prompt: str | None = None
     completion: str | None = None
+    input: str | None = None
     system: str | None = None
     id: str | None = None
     answer: str | None = None
@@ -71,11 +75,10 @@ def choose_columns(
     columns = sorted(set(present))
     given = {role: column for role, column in (asked or {}).items() if column is not None}
     left_out = set(asked or {}) - set(given)
-    if left_out - set(OPTIONAL_COLUMNS):
-        listed = ", ".join(OPTIONAL_COLUMNS)
-        raise UsageError(
-            f"{name}: columns.{min(left_out - set(OPTIONAL_COLUMNS))} is null, which only {listed} can be."
-        )
+    optional = ("input", *OPTIONAL_COLUMNS)
+    if left_out - set(optional):
+        listed = ", ".join(optional)
+        raise UsageError(f"{name}: columns.{min(left_out - set(optional))} is null, which only {listed} can be.")
     if "id" in given and given["id"] not in columns:
         log.warning("%s: there is no column '%s' for ids; rows are named by their place", name, given.pop("id"))
     for role, column in given.items():
@@ -85,11 +88,12 @@ def choose_columns(
             raise UserError(
                 f"{name}: columns.{role} names a column '{column}' that isn't there; {hint}: {_list(columns)}."
             )
-    if "messages" in given and {"prompt", "completion"} & set(given):
+    if "messages" in given and {"prompt", "input", "completion"} & set(given):
         raise UsageError(f"{name}: `columns` maps both messages and prompt/completion; a row can be only one of them.")
     chosen = _problem_column(name, columns, given) if problems else _conversation_columns(name, columns, given)
     for role in ("answer", "domain", "reasoning"):
         chosen[role] = given.get(role)
+    chosen["input"] = None if "input" in left_out else given.get("input", INPUT_OF.get(chosen.get("prompt") or ""))
     if chosen["reasoning"] and not chosen.get("completion"):
         raise UsageError(f"{name}: `columns.reasoning` stands in front of a completion's column: name that too.")
     for role in OPTIONAL_COLUMNS:

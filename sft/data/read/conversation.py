@@ -49,7 +49,7 @@ def to_problem(value: Mapping[str, Any], mapping: ColumnMap) -> str | BadRow:
     """The problem that the row `value` holds, without an answer, or why it holds none."""
     assert mapping.prompt is not None
     try:
-        problem = _side(value, mapping.prompt)
+        problem = _asked(value, mapping)
     except UnusableError as error:
         return error.bad
     if not isinstance(problem, str):
@@ -98,7 +98,7 @@ def _get(value: Mapping[str, Any], column: str) -> Any:
 
 def _pair(value: Mapping[str, Any], mapping: ColumnMap, data: Templates) -> list[Message]:
     assert mapping.prompt is not None and mapping.completion is not None
-    prompt, completion = _side(value, mapping.prompt), _side(value, mapping.completion)
+    prompt, completion = _asked(value, mapping), _side(value, mapping.completion)
     if not isinstance(prompt, list) and not prompt.strip():
         raise UnusableError("empty_prompt", f"'{mapping.prompt}' is empty")
     if not isinstance(completion, list) and not completion.strip():
@@ -115,6 +115,27 @@ def _pair(value: Mapping[str, Any], mapping: ColumnMap, data: Templates) -> list
     asked, answered = data.turns(*(side if isinstance(side, str) else "" for side in (prompt, completion)))
     before = [{**message, "weight": 0} for message in prompt] if isinstance(prompt, list) else [asked]
     return [*before, *(completion if isinstance(completion, list) else [answered])]
+
+
+def _asked(value: Mapping[str, Any], mapping: ColumnMap) -> str | list[Message]:
+    """The prompt, with what it is about on a line of its own (as LLaMA-Factory reads Alpaca's rows)."""
+    assert mapping.prompt is not None
+    prompt = _side(value, mapping.prompt)
+    about = value.get(mapping.input) if mapping.input is not None else None
+    if about is None or about == "":
+        return prompt
+    text = to_text(about, f"'{mapping.input}'")
+    if isinstance(prompt, list):
+        raise UnusableError("wrong_type", f"'{mapping.prompt}' holds messages, and columns.input takes text")
+    return f"{prompt}\n{text}" if text.strip() else prompt
+
+
+def question(value: Mapping[str, Any], mapping: ColumnMap) -> str | None:
+    """What a row asks by its prompt's column, without templates; None where it holds messages."""
+    if mapping.messages is not None or mapping.prompt is None:
+        return None
+    asked = _asked(value, mapping)
+    return asked if isinstance(asked, str) else None
 
 
 def _side(value: Mapping[str, Any], column: str) -> str | list[Message]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.data.read.columns import ColumnMap, choose_columns
-from sft.data.read.conversation import row_id, to_extras, to_messages, to_problem
+from sft.data.read.conversation import question, row_id, to_extras, to_messages, to_problem
 from sft.data.read.message import context_only
 from sft.data.read.outcomes import Dropped, Kept
 from sft.data.read.record import Record, text_hash
@@ -103,6 +103,7 @@ def _plain(value: Mapping[str, Any], column: str | None) -> str | None:
 
 def _problem(value: Mapping[str, Any], mapping: ColumnMap, record: Record) -> str | None:
     """The question without templates: the prompt's column, or what the user says first."""
-    if mapping.messages is None and mapping.prompt is not None and isinstance(value[mapping.prompt], str):
-        return str(value[mapping.prompt])
+    asked = question(value, mapping)
+    if asked is not None:
+        return asked
     return next((message["content"] for message in record.messages or [] if message["role"] == "user"), None)

@@ -212,6 +212,16 @@ def test_a_rehearsal_tells_what_will_be_done(folder: Path, capsys: pytest.Captur
         assert piece in err, (piece, err)
 
 
+def test_a_rehearsal_of_a_stage_tells_of_that_stage_and_its_engine(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("r.yaml").write_text(GOOD)
+    assert main(["run", "r.yaml", "--dry_run", "--stage", "two", "--stages.two.train.deepspeed", "zero2"]) == 0
+    err = capsys.readouterr().err
+    assert "2. two: to do" in err and "1. one" not in err and "then: export" not in err, err
+    assert "training: all weights, 2 steps, DeepSpeed zero2, effective batch" in err, err
+
+
 @pytest.mark.parametrize("words", [["r.yaml"], ["--seed", "3", "r.yaml"], ["r.yaml", "--seed=3"], ["--stage", "one", "r.yaml"]])  # fmt: skip
 @pytest.mark.parametrize("verb", ["run", "prepare", "report"])
 def test_a_recipe_needs_no_config(

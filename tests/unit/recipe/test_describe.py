@@ -73,3 +73,9 @@ def test_data_recipes_are_shown_and_copied(in_tmp: Path, capsys: pytest.CaptureF
     assert main(["recipes", "copy", "gsm8k", "data.yaml", "--data"]) == 0
     assert Path("data.yaml").read_text() == texts["gsm8k"]
     assert "`data: {recipe: data.yaml}`" in capsys.readouterr().out
+
+
+def test_keys_name_the_sections_inside_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "keys", "data"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "sections inside: sources, steps, validation; `sft recipes keys SECTION` shows one"

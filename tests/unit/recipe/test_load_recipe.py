@@ -199,6 +199,8 @@ def test_one_variable_serves_training_and_evaluation(load: Any) -> None:
         (["--train.learning_rate", "1"], "--train.learning_rate: unknown key here: it is set of a stage, stages.NAME.train, or of all, defaults.train"),
         (["--stages.first.train.learning_rat", "1"], "--stages.first.train.learning_rat: unknown key, did you mean learning_rate?"),
         (["--sed", "1"], "--sed: unknown key, did you mean seed?"),
+        (["--train.learning_rate", "1"], "--train.learning_rate: unknown key here: it is set of a stage, stages.NAME.train, or of all, defaults.train"),
+        (["--repo_id", "a/b"], "--repo_id: unknown key, did you mean push.repo_id?"),
         (["--seed", "x"], "--seed: must be a whole number, got 'x'"),
         (["--seed"], "--seed: needs a value, e.g. --seed true"),
         (["--seed", "--name", "x"], "--seed: needs a value, e.g. --seed true"),

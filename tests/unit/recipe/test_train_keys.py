@@ -185,3 +185,22 @@ def test_published_settings_of_the_real_recipes() -> None:
     slower = load_recipe("phi4-mini-flash-dasd", ["--variables.learning_rate", "2.5e-5"])
     assert slower.stages[1].train.learning_rate == 2.5e-5
     assert load_recipe("phi4-mini-flash/lora").stages[0].train.use_peft
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("sequence_len", "max_length"),  # axolotl
+        ("sample_packing", "packing"),
+        ("micro_batch_size", "per_device_train_batch_size"),
+        ("adapter", "use_peft"),
+        ("val_set_size", "data.validation"),
+        ("cutoff_len", "max_length"),  # LLaMA-Factory
+        ("finetuning_type", "use_peft"),
+        ("lora_target", "lora_target_modules"),
+        ("template", "model.chat_template"),
+        ("train_on_prompt", "assistant tokens alone"),
+    ],
+)
+def test_keys_of_other_trainers_are_told_by_their_name_here(key: str, remedy: str) -> None:
+    assert remedy in REFUSED[key]

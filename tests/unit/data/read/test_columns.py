@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.data.read.columns import ColumnMap, choose_columns
-from sft.data.read.conversation import row_id, to_messages
+from sft.data.read.conversation import question, row_id, to_messages
 from sft.data.read.row import BadRow
 from sft.recipe.schema import DataSection
 from sft.utils.errors import UsageError, UserError
@@ -37,12 +37,30 @@ def _messages(found: Any, column: str = "messages") -> Any:
         (["q", "answer", "messages"], {"prompt": "q"}, None),
         (["question", "best"], {"completion": "best"}, {"prompt": "question", "completion": "best"}),
         (["chat", "messages"], {"messages": "chat"}, {"messages": "chat"}),
+        (["instruction", "input", "output"], None, {"prompt": "instruction", "completion": "output", "input": "input"}),
+        (["instruction", "output"], None, {"prompt": "instruction", "completion": "output", "input": "input"}),
+        (["instruction", "output"], {"input": None}, {"prompt": "instruction", "completion": "output"}),
+        (
+            ["instruction", "context", "response"],
+            {"completion": "response", "input": "context", "prompt": "instruction"},
+            {"prompt": "instruction", "completion": "response", "input": "context"},
+        ),
+        (["prompt", "input", "completion"], None, {"prompt": "prompt", "completion": "completion"}),
     ],
 )
 def test_columns_are_found(columns: list[str], given_: dict[str, str] | None, expected: dict[str, str] | None) -> None:
     if expected is None:
         expected = {"prompt": "q", "completion": "answer"}
     assert choose_columns("rows.jsonl", columns, given_).described() == expected
+
+
+@pytest.mark.parametrize(("about", "asked"), [("2, 3", "Add.\n2, 3"), ("", "Add."), (" ", "Add."), (None, "Add.")])
+def test_what_an_instruction_is_about_is_part_of_the_question(about: Any, asked: str) -> None:
+    row = {"instruction": "Add.", "input": about, "output": "5"}
+    mapping = choose_columns("rows.jsonl", row, None)
+    messages = to_messages(row, mapping, _data())
+    assert isinstance(messages, list) and [message["content"] for message in messages] == [asked, "5"]
+    assert question(row, mapping) == asked
 
 
 def test_unknown_columns_are_named() -> None:
