@@ -76,7 +76,8 @@ def test_a_hub_model_whose_commit_moved_is_another_start(again: Recipe, monkeypa
         monkeypatch.setattr("sft.run.start.load_start", lambda paths, dtype, **options: _loaded(local, dtype))
         monkeypatch.setattr("sft.run.chain.start_tokenizer", lambda section: _loaded(local, "float32")[1])
         # The Hub isn't asked whether it is there, nor for its tokenizer.
-        for name in ("sft.models.identity.check_there", "sft.run.checks.check_named"):
+        asking = ("sft.models.identity.check_there", "sft.run.checks.check_named", "sft.tokenizers.load.check_named")
+        for name in asking:
             monkeypatch.setattr(name, lambda *names, **options: None)
 
     as_at(next(commits))
