@@ -69,22 +69,6 @@ class ConvBackward(Structure):
     )
 
 
-class SwigluForward(Structure):
-    """Inputs and output of the gate's forward pass."""
-
-    _fields_ = (("count", c_int64), ("width", c_int64), ("gate", Rows), ("value", Rows), ("out", c_void_p))
-
-
-class SwigluBackward(Structure):
-    """Inputs and outputs of the gate's backward pass."""
-
-    _fields_ = (
-        ("count", c_int64),
-        ("width", c_int64),
-        *((name, Rows) for name in ("grad", "gate", "value", "of_gate", "of_value")),
-    )
-
-
 def borders_of(cu_seqlens: Tensor | None, total: int) -> Tensor:
     """Document borders as contiguous int32."""
     if cu_seqlens is None:

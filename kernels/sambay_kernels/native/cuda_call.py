@@ -57,22 +57,6 @@ class SumParts(Structure):
     _fields_ = (("count", c_int64), ("size", c_int64), ("parts", c_void_p), ("sum", c_void_p))
 
 
-class SwigluForward(Structure):
-    """Inputs and output of the gate's forward pass."""
-
-    _fields_ = (("count", c_int64), ("width", c_int64), ("gate", Rows), ("value", Rows), ("out", c_void_p))
-
-
-class SwigluBackward(Structure):
-    """Inputs and outputs of the gate's backward pass."""
-
-    _fields_ = (
-        ("count", c_int64),
-        ("width", c_int64),
-        *((name, Rows) for name in ("grad", "gate", "value", "of_gate", "of_value")),
-    )
-
-
 def common_type(*tensors: Tensor | None) -> torch.dtype:
     """The type in which kernels read and write: that of the tensors if it is one and the same, else float32."""
     found = {value.dtype for value in tensors if value is not None}

@@ -1,4 +1,4 @@
-"""How tensors enter the structures of C++ and CUDA C++: pointers and strides."""
+"""How tensors enter the structures of C++ and CUDA C++: pointers and strides, and the structures that both have."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ class Rows(Structure):
     """A (tokens, width) matrix whose rows stand `stride` elements apart."""
 
     _fields_ = (("data", c_void_p), ("stride", c_int64))
+
+
+class SwigluForward(Structure):
+    """Inputs and output of the gate's forward pass."""
+
+    _fields_ = (("count", c_int64), ("width", c_int64), ("gate", Rows), ("value", Rows), ("out", c_void_p))
+
+
+class SwigluBackward(Structure):
+    """Inputs and outputs of the gate's backward pass."""
+
+    _fields_ = (
+        ("count", c_int64),
+        ("width", c_int64),
+        *((name, Rows) for name in ("grad", "gate", "value", "of_gate", "of_value")),
+    )
 
 
 def rows(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:

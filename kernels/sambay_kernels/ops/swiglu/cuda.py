@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ...native.cuda_call import SwigluBackward, SwigluForward, call, common_type
-from ...native.tensors import pointer, rows_of
-from .rows import as_rows
+from ...native.cuda_call import call, common_type
+from ...native.tensors import SwigluBackward, SwigluForward, pointer, rows_of
+from .rows import as_rows, in_type
 
 
 def swiglu_cuda(gate: Tensor, value: Tensor) -> Tensor:
@@ -31,10 +30,7 @@ def swiglu_cuda_backward(grad: Tensor, gate: Tensor, value: Tensor, of_gate: Ten
         KernelError: the launch failed.
     """
     dtype = common_type(grad, gate, value, of_gate, of_value)
-    outputs = [out if out.dtype == dtype else torch.empty_like(out, dtype=dtype) for out in (of_gate, of_value)]
-    if gate.numel():
-        tensors = as_rows(*(x.to(dtype) for x in (grad, gate, value)), *outputs)
-        call("swiglu_backward", SwigluBackward(*tensors[0].shape, *map(rows_of, tensors)), dtype, gate.device)
-    for out, made in zip((of_gate, of_value), outputs, strict=True):
-        if made is not out:
-            out.copy_(made)
+    with in_type((of_gate, of_value), dtype) as outputs:
+        if gate.numel():
+            tensors = as_rows(*(x.to(dtype) for x in (grad, gate, value)), *outputs)
+            call("swiglu_backward", SwigluBackward(*tensors[0].shape, *map(rows_of, tensors)), dtype, gate.device)
