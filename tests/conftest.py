@@ -11,6 +11,8 @@ from types import FrameType
 
 # Before torch is imported anywhere: with more threads than free cores, tests take up to a hundred times longer.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a test trains is in float32 unless it says otherwise, on any machine: this hides hardware for bfloat16.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -142,10 +142,21 @@ def _devices() -> Iterator[Finding]:
             "this torch is built without CUDA" if torch.version.cuda is None else "no driver or no device is visible"
         )
         yield Finding("CUDA", "note", f"no device ({built}): everything runs on {os.cpu_count()} CPU cores")
+        yield _bfloat16()
     for index in range(count):
         found = torch.cuda.get_device_properties(index)
         text = f"{found.name}, {found.total_memory / 2**30:.0f} GiB, compute capability {found.major}.{found.minor}"
         yield Finding(f"cuda:{index}", "ok", text)
+
+
+def _bfloat16() -> Finding:
+    """What stages compute in on this processor."""
+    from sft.utils.processor import bf16_unit
+
+    unit = bf16_unit()
+    if unit is None:
+        return Finding("bfloat16", "note", "no instructions for its matrix products: stages compute in float32")
+    return Finding("bfloat16", "ok", f"{unit}: stages compute in it unless train.bf16 is false")
 
 
 def _kernels() -> Iterator[Finding]:

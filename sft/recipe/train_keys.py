@@ -90,7 +90,9 @@ class TrainSection(Section):
         description="NEFTune: noise on the embeddings, alpha / sqrt(L d) for a document of L tokens.",
     )
 
-    bf16: bool | None = Field(default=None, description="Compute in bfloat16. Default: on a GPU.")
+    bf16: bool | None = Field(
+        default=None, description="Compute in bfloat16. Default: where it is fast (GPU, AMX, AVX512-BF16)."
+    )
     tf32: bool | None = Field(default=None, description="Compute float32 matrix products in TF32. Default: as torch.")
     use_cpu: bool = Field(default=False, description="Leave a GPU alone.")
     gradient_checkpointing: bool | None = Field(
@@ -227,10 +229,15 @@ class TrainSection(Section):
         """All keys, LoRA's where adapters are trained."""
         return {key: value for key, value in super().written().items() if self.use_peft or key not in LORA_KEYS}
 
-    def complete(self, *, cuda: bool) -> dict[str, Any]:
-        """Every key's value, with the defaults that depend on the machine: whether there is a GPU to train on."""
+    def complete(self, *, cuda: bool, bf16: bool) -> dict[str, Any]:
+        """Every key's value, with the defaults that depend on the machine.
+
+        Args:
+            cuda: whether there is a GPU to train on.
+            bf16: whether the stage computes in bfloat16, where it doesn't say so itself (sft.train.precision).
+        """
         gpu = cuda and not self.use_cpu
-        machine = {"bf16": gpu, "gradient_checkpointing": gpu, "dataloader_pin_memory": gpu, "data_seed": self.seed}
+        machine = {"bf16": bf16, "gradient_checkpointing": gpu, "dataloader_pin_memory": gpu, "data_seed": self.seed}
         values = self.model_dump()
         values |= {key: value for key, value in machine.items() if values[key] is None}
         return {**values, "use_cpu": not gpu}
@@ -245,9 +252,9 @@ class TrainSection(Section):
         data_seed = self.seed if self.data_seed is None else self.data_seed
         return {**values, "data_seed": data_seed, "deepspeed": self.deepspeed_content()}
 
-    def arguments(self, *, cuda: bool) -> dict[str, Any]:
-        """Every key that `SFTConfig(**arguments)` takes."""
-        values = self.complete(cuda=cuda)
+    def arguments(self, *, cuda: bool, bf16: bool) -> dict[str, Any]:
+        """Every key that `SFTConfig(**arguments)` takes; arguments as in `complete`."""
+        values = self.complete(cuda=cuda, bf16=bf16)
         if isinstance(self.deepspeed, str):
             values["deepspeed"] = deepspeed_file(self.deepspeed)
         return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS}

@@ -21,6 +21,7 @@ _STAGE = (
     "validation",
     "counters",
     "engine",
+    "precision",
     "world_size",
     "files",
     "environment",

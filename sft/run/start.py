@@ -67,7 +67,7 @@ def _four_bit(paths: RunPaths, stage: Stage) -> str | None:
     """What a stage on weights in 4 bits computes in; None where the recipe asks for none."""
     if not paths.recipe.model.load_in_4bit:
         return None
-    return "bfloat16" if stage.train.complete(cuda=True)["bf16"] else "float32"
+    return "bfloat16" if stage.train.bf16 is not False else "float32"
 
 
 def _merged_base(paths: RunPaths, folder: Path, final: Path, model: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sft.recipe.problems import KeyProblem, nearest, refuse
-from sft.train.engine import deepspeed_settings, launched_precision, start_engine
+from sft.train.engine import deepspeed_settings, start_engine
+from sft.train.precision import expected_precision
 from sft.utils.distributed import world_size
 from sft.utils.errors import UsageError, first_line
 
@@ -39,7 +40,7 @@ def argument_problems(stage: Stage) -> Iterator[KeyProblem]:
     if train.deepspeed is not None and not importlib.util.find_spec("deepspeed"):
         yield KeyProblem(("deepspeed",), "needs the package deepspeed; `pip install deepspeed`", train.deepspeed)
     try:
-        _precision_and_engine(train, train.arguments(cuda=cuda), "")
+        _engine(train, train.arguments(cuda=cuda, bf16=expected_precision(train).bf16), "")
     except UsageError as error:
         key, reason = _keyed(str(error))
         yield KeyProblem((key,), reason, train.deepspeed)
@@ -62,8 +63,8 @@ def _keyed(sentence: str) -> tuple[str, str]:
     return (key[1:], reason) if key.startswith(".") else ("deepspeed", sentence.removeprefix(": "))
 
 
-def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
-    """SFTConfig of a stage: all its keys, defaults too, and what a recipe can't change.
+def build_arguments(stage: Stage, paths: RunPaths, *, bf16: bool) -> SFTConfig:
+    """SFTConfig of a stage: all its keys, defaults too, and what a recipe can't change; `bf16`: see `Precision`.
 
     To be called inside `fresh_engine`: the libraries start the engine while they read its settings.
     Raises UsageError naming the stage when a value doesn't fit.
@@ -77,9 +78,9 @@ def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
     from trl import SFTConfig
 
     where = f"stages[{stage.name}].train"
-    values = stage.train.arguments(cuda=cuda)
+    values = stage.train.arguments(cuda=cuda, bf16=bf16)
     values.update(_own_settings(stage, paths, values))
-    values.update(_precision_and_engine(stage.train, values, where))
+    values.update(_engine(stage.train, values, where))
     start_engine(values["deepspeed"])
     try:
         with warnings.catch_warnings():
@@ -98,10 +99,9 @@ def build_arguments(stage: Stage, paths: RunPaths) -> SFTConfig:
     return args
 
 
-def _precision_and_engine(train: TrainSection, values: dict[str, Any], where: str) -> dict[str, Any]:
-    """bf16 and deepspeed, where the recipe's word counts before the launcher's, and that before the default."""
-    launched = launched_precision()
-    bf16 = bool(values["bf16"]) or (launched == "bf16" and train.bf16 is None)
+def _engine(train: TrainSection, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """bf16 and deepspeed as transformers is to be told of them."""
+    bf16 = bool(values["bf16"])
     settings = deepspeed_settings(values["deepspeed"], bf16=bf16, where=where)
     if settings is None:
         return {"bf16": bf16, "deepspeed": None}

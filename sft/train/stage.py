@@ -16,10 +16,12 @@ from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_diffe
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
+from sft.train.precision import precision_of
 from sft.utils.distributed import decide, gather
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import sha256_file, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
+from sft.utils.memory import keep_freed_memory
 from sft.utils.quiet import no_library_bars
 from sft.utils.say import say
 
@@ -76,7 +78,10 @@ def train_stage(
     from sft.train.callbacks import StopOnSignal, share_signal
     from sft.train.validation import Validation
 
-    args = build_arguments(stage, paths)
+    precision = decide(lambda: precision_of(stage, paths, resume=resume))
+    args = build_arguments(stage, paths, bf16=precision.bf16)
+    if args.use_cpu:
+        keep_freed_memory()
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
     identity = {**parts, **asked_engine(args), "base": base}
@@ -86,6 +91,8 @@ def train_stage(
     checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
     if started is not None:
         started()
+    if precision.why:
+        say(f"{stage.name}: computes in {precision}")
     with stop_signals() as signals, no_library_bars():
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
         if held is not None:
@@ -255,7 +262,7 @@ def _hand_over(
         "parts": parts,
         "stage": name,
         "recipe": job.stage.model_dump(),
-        "train": job.stage.train.complete(cuda=not trainer.args.use_cpu),
+        "train": job.stage.train.complete(cuda=not trainer.args.use_cpu, bf16=job.engine["precision"] == "bfloat16"),
         "steps": state.global_step,
         "epochs": state.epoch,
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},

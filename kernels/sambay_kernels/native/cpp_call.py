@@ -10,6 +10,8 @@ from torch import Tensor
 from .cpp_build import library
 from .tensors import Rows
 
+SUFFIXES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
+
 
 class ScanArgs(Structure):
     """Inputs of the selective scan."""
@@ -91,7 +93,7 @@ def lanes() -> int:
 
 
 def call(name: str, dtype: torch.dtype, args: Structure) -> None:
-    """Call a function of one structure; the work is split over torch's number of threads."""
-    function = getattr(library(), f"sambay_{name}_{'f64' if dtype == torch.float64 else 'f32'}")
+    """Call a function of one structure, for tokens stored in this type, on torch's number of threads."""
+    function = getattr(library(), f"sambay_{name}_{SUFFIXES[dtype]}")
     function.restype, function.argtypes = None, (POINTER(type(args)), c_int)
     function(byref(args), torch.get_num_threads())

@@ -100,7 +100,7 @@ def test_stages_do_not_share_what_defaults_gave_them(load: Any) -> None:
 
 def test_arguments_are_all_keys_without_lora(load: Any) -> None:
     recipe = load(swapped("max_steps: 5", "use_peft: true\n      lora_r: 4\n      max_steps: 5"))
-    arguments = recipe.stages[0].train.arguments(cuda=False)
+    arguments = recipe.stages[0].train.arguments(cuda=False, bf16=False)
     schedule = {"num_decay_steps": 1, "num_cycles": 2}
     set_by_recipe = {"learning_rate": 1e-4, "lr_scheduler_kwargs": schedule, "max_steps": 5, "seed": 7}
     assert {key: arguments[key] for key in set_by_recipe} == set_by_recipe

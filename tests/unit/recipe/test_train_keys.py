@@ -112,13 +112,15 @@ def test_a_deepspeed_file_counts_by_its_content(tmp_path: Path) -> None:
 
 def test_the_machine_decides_what_is_left_to_it() -> None:
     chosen = ("bf16", "gradient_checkpointing", "dataloader_pin_memory", "use_cpu")
-    for section, cuda, expected in (
-        (TrainSection(), True, [True, True, True, False]),
-        (TrainSection(), False, [False, False, False, True]),
-        (TrainSection(use_cpu=True), True, [False, False, False, True]),
-        (TrainSection(bf16=True, gradient_checkpointing=True), False, [True, True, False, True]),
+    for section, cuda, bf16, expected in (
+        (TrainSection(), True, True, [True, True, True, False]),
+        (TrainSection(), False, False, [False, False, False, True]),
+        (TrainSection(), False, True, [True, False, False, True]),
+        (TrainSection(use_cpu=True), True, False, [False, False, False, True]),
+        (TrainSection(bf16=True, gradient_checkpointing=True), False, False, [True, True, False, True]),
+        (TrainSection(bf16=False), True, True, [False, True, True, False]),
     ):
-        assert [section.complete(cuda=cuda)[key] for key in chosen] == expected
+        assert [section.complete(cuda=cuda, bf16=bf16)[key] for key in chosen] == expected
 
 
 def test_schedulers_are_transformers() -> None:
@@ -138,7 +140,7 @@ def test_packaged_deepspeed_configurations() -> None:
         path = find_deepspeed(f"zero{stage}")
         assert path is not None
         assert json.loads(path.read_text())["zero_optimization"]["stage"] == stage
-        assert TrainSection(deepspeed=f"zero{stage}").arguments(cuda=False)["deepspeed"] == str(path)
+        assert TrainSection(deepspeed=f"zero{stage}").arguments(cuda=False, bf16=False)["deepspeed"] == str(path)
         launch = yaml.safe_load((folder("configs") / "accelerate" / f"zero{stage}.yaml").read_text())
         assert launch["deepspeed_config"]["zero_stage"] == stage and launch["distributed_type"] == "DEEPSPEED"
     assert find_deepspeed("zero4") is None and find_deepspeed("../deepspeed/zero1") is None

@@ -160,7 +160,7 @@ def test_one_process_uses_one_gpu_of_several(no_launcher, tmp_path, monkeypatch)
         monkeypatch.setattr(torch.cuda, name, lambda *args: None)
     recipe = toy_recipe(tmp_path, {**TRAIN, "use_cpu": False, "bf16": False})
     with fresh_engine():
-        args = build_arguments(recipe.stages[0], RunPaths(recipe))
+        args = build_arguments(recipe.stages[0], RunPaths(recipe), bf16=False)
         assert (args.device, args.n_gpu, args.world_size) == (torch.device("cuda:0"), 1, 1)
         assert args.train_batch_size == TRAIN["per_device_train_batch_size"]
 
@@ -169,7 +169,7 @@ def test_transformers_asks_flash_attention_for_the_same_bits_while_a_stage_train
     monkeypatch.delenv("FLASH_ATTENTION_DETERMINISTIC", raising=False)
     recipe = toy_recipe(tmp_path, TRAIN)
     with fresh_engine():
-        build_arguments(recipe.stages[0], RunPaths(recipe))
+        build_arguments(recipe.stages[0], RunPaths(recipe), bf16=False)
         assert os.environ["FLASH_ATTENTION_DETERMINISTIC"] == "1"
     assert "FLASH_ATTENTION_DETERMINISTIC" not in os.environ
 

@@ -276,7 +276,7 @@ def test_the_path_is_that_of_the_stage(tmp_path):
 
     train = {"bf16": True, "gradient_checkpointing": True, "per_device_train_batch_size": 3, "max_length": 64}
     recipe = toy_recipe(tmp_path, train, {"max_length": None})
-    one, two = (build_arguments(stage, RunPaths(recipe)) for stage in recipe.stages)
+    one, two = (build_arguments(stage, RunPaths(recipe), bf16=False) for stage in recipe.stages)
     assert TrainedPath.of(one, 64) == TrainedPath(torch.bfloat16, {"use_reentrant": False}, 192)
     assert TrainedPath.of(two, None) == TrainedPath()
 

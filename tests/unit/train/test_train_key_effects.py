@@ -56,7 +56,7 @@ class Toy:
     def arguments(self, **train: Any) -> Any:
         """The SFTConfig of a stage with these keys."""
         recipe = toy_recipe(self._folder(), train)
-        return build_arguments(recipe.stages[0], RunPaths(recipe))
+        return build_arguments(recipe.stages[0], RunPaths(recipe), bf16=False)
 
     def trainer(self, model: Any = None, **train: Any) -> Any:
         """A trainer that hasn't begun, on 16 rows."""

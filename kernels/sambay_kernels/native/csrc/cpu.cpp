@@ -1,6 +1,8 @@
-// CPU backend: selective scan, causal convolution and gate, forward and backward, for float and double.
+// CPU backend: selective scan, causal convolution and gate, forward and backward, for float, double and bfloat16.
 //
 // A plain C interface without torch or Python headers: any C++17 compiler builds it in seconds, it fits every torch.
+//
+// S is the type of the tokens in memory, T the one of all arithmetic, of parameters, states and sums (compute_type.h).
 //
 // Work is cut into tasks of (64 channels) x (a group of documents). A channel of a document is computed by the same
 // instructions whatever stands beside it, so a document's results don't depend on the pack. Sums over channels (the
@@ -15,6 +17,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "compute_type.h"
 #include "scan_core.h"
 
 namespace sambay {
@@ -69,15 +72,15 @@ void run_tasks(const Documents& docs, int64_t channels, int64_t work, int thread
   }
 }
 
-template <typename T>
-void load(T* to, const T* from, int lanes) {
-  for (int w = 0; w < lanes; ++w) to[w] = from[w];
+template <typename T, typename S>
+void load(T* to, const S* from, int lanes) {
+  for (int w = 0; w < lanes; ++w) to[w] = widen(from[w]);
   for (int w = lanes; w < kLanes; ++w) to[w] = T(0);
 }
 
-template <typename T>
-void store(T* to, const T* from, int lanes) {
-  for (int w = 0; w < lanes; ++w) to[w] = from[w];
+template <typename S, typename T>
+void store(S* to, const T* from, int lanes) {
+  for (int w = 0; w < lanes; ++w) to[w] = narrow<S>(from[w]);
 }
 
 // (channels, states) of one block -> [states][kLanes], and back.
@@ -109,41 +112,45 @@ struct WritableRows {  // (tokens, width), rows `stride` apart
   T* at(int64_t row) const { return data + row * stride; }
 };
 
-template <typename T>
+template <typename S>
 struct SwigluForward {
   int64_t count, width;  // rows, elements of a row
-  Rows<T> gate, value;
-  T* out;  // (count, width)
+  Rows<S> gate, value;
+  S* out;  // (count, width)
 };
 
-template <typename T>
+template <typename S>
 struct SwigluBackward {
   int64_t count, width;
-  Rows<T> grad, gate, value;
-  WritableRows<T> of_gate, of_value;
+  Rows<S> grad, gate, value;
+  WritableRows<S> of_gate, of_value;
 };
 
-template <typename T>
+template <typename S>
 struct ScanArgs {
+  using T = Compute<S>;
   int64_t tokens, channels, states, documents;
   const int32_t* borders;
-  Rows<T> u, delta, B, C, z;
+  Rows<S> u, delta, B, C, z;
   const T *A, *D, *bias, *initial;
   int64_t softplus;
 };
 
-template <typename T>
+template <typename S>
 struct ScanForward {
-  ScanArgs<T> in;
-  T *y, *final_state, *checkpoints;  // checkpoints may be null
+  using T = Compute<S>;
+  ScanArgs<S> in;
+  S* y;
+  T *final_state, *checkpoints;  // checkpoints may be null
 };
 
-template <typename T>
+template <typename S>
 struct ScanBackward {
-  ScanArgs<T> in;
-  Rows<T> grad_y;                     // data may be null
+  using T = Compute<S>;
+  ScanArgs<S> in;
+  Rows<S> grad_y;                     // data may be null
   const T *grad_final, *checkpoints;  // grad_final may be null
-  T *u, *delta, *z;                   // (T, D); z may be null
+  S *u, *delta, *z;                   // (T, D); z may be null
   T *A, *D, *bias;                    // partials (groups, D, N), (groups, D); D, bias may be null
   T *B, *C;                           // partials (blocks, T, N)
   T* initial;                         // (S, D, N), may be null
@@ -157,20 +164,24 @@ inline int64_t checkpoint_row(const int32_t* borders, int64_t document) {
 }
 
 // What every step of a block of channels needs, for up to kChunk tokens.
-template <typename T>
+template <typename S>
 struct Tile {
+  using T = Compute<S>;
+  std::vector<T> B, C;  // (kChunk, states)
   alignas(64) T u[kChunk][kLanes], raw[kChunk][kLanes], delta[kChunk][kLanes], delta_u[kChunk][kLanes];
   alignas(64) T D[kLanes], bias[kLanes];
 
-  Tile(const ScanArgs<T>& in, int64_t channel, int lanes) {
+  Tile(const ScanArgs<S>& in, int64_t channel, int lanes) : B(kChunk * in.states), C(kChunk * in.states) {
     std::fill(D, D + kLanes, T(0));
     std::fill(bias, bias + kLanes, T(0));
     if (in.D) load(D, in.D + channel, lanes);
     if (in.bias) load(bias, in.bias + channel, lanes);
   }
 
-  void fill(const ScanArgs<T>& in, int64_t start, int64_t count, int64_t channel, int lanes) {
+  void fill(const ScanArgs<S>& in, int64_t start, int64_t count, int64_t channel, int lanes) {
     for (int64_t t = 0; t < count; ++t) {
+      std::transform(in.B.at(start + t), in.B.at(start + t) + in.states, &B[t * in.states], widen<S>);
+      std::transform(in.C.at(start + t), in.C.at(start + t) + in.states, &C[t * in.states], widen<S>);
       load(u[t], in.u.at(start + t) + channel, lanes);
       load(raw[t], in.delta.at(start + t) + channel, lanes);
       if (in.softplus) {
@@ -194,12 +205,14 @@ struct Tile {
 template <typename T>
 struct Block {  // per-task constants and state
   std::vector<T> A, A2, h;
-  Block(const ScanArgs<T>& in, int64_t channel, int lanes)
+  template <typename S>
+  Block(const ScanArgs<S>& in, int64_t channel, int lanes)
       : A(in.states * kLanes), A2(in.states * kLanes), h(in.states * kLanes) {
     load_states(A.data(), in.A + channel * in.states, in.states, lanes);
     for (size_t i = 0; i < A.size(); ++i) A2[i] = A[i] * T(kLog2E);
   }
-  void start(const ScanArgs<T>& in, int64_t document, int64_t channel, int lanes) {
+  template <typename S>
+  void start(const ScanArgs<S>& in, int64_t document, int64_t channel, int lanes) {
     if (in.initial)
       load_states(h.data(), in.initial + (document * in.channels + channel) * in.states, in.states, lanes);
     else
@@ -222,11 +235,11 @@ void forward_token(const Block<T>& block, T* h, const T* delta, const T* delta_u
   }
 }
 
-template <typename T>
-void scan_forward_task(const ScanForward<T>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
-  const ScanArgs<T>& in = args.in;
+template <typename S, typename T = Compute<S>>
+void scan_forward_task(const ScanForward<S>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
+  const ScanArgs<S>& in = args.in;
   Block<T> block(in, channel, lanes);
-  Tile<T> tile(in, channel, lanes);
+  Tile<S> tile(in, channel, lanes);
   T* h = block.h.data();
   for (int64_t s = docs.first[group]; s < docs.first[group + 1]; ++s) {
     block.start(in, s, channel, lanes);
@@ -241,7 +254,8 @@ void scan_forward_task(const ScanForward<T>& args, const Documents& docs, int64_
         alignas(64) T y[kLanes];
         SAMBAY_SIMD
         for (int w = 0; w < kLanes; ++w) y[w] = tile.D[w] * tile.u[t][w];
-        forward_token(block, h, tile.delta[t], tile.delta_u[t], in.B.at(start + t), in.C.at(start + t), in.states, y);
+        forward_token(block, h, tile.delta[t], tile.delta_u[t], &tile.B[t * in.states], &tile.C[t * in.states],
+                      in.states, y);
         if (in.z.data) {
           alignas(64) T z[kLanes];
           load(z, in.z.at(start + t) + channel, lanes);
@@ -270,13 +284,13 @@ struct Sweep {
 };
 
 // Recompute states, decays and the gradient that enters below the gate, for the tokens of the tile.
-template <typename T>
-void replay_chunk(const ScanBackward<T>& args, const Block<T>& block, const Tile<T>& tile, Sweep<T>& sweep,
+template <typename S, typename T = Compute<S>>
+void replay_chunk(const ScanBackward<S>& args, const Block<T>& block, const Tile<S>& tile, Sweep<T>& sweep,
                   int64_t start, int64_t count, int64_t channel, int lanes) {
-  const ScanArgs<T>& in = args.in;
+  const ScanArgs<S>& in = args.in;
   const int64_t plane = in.states * kLanes;
   for (int64_t t = 0; t < count; ++t) {
-    const T *b = in.B.at(start + t), *c = in.C.at(start + t);
+    const T *b = &tile.B[t * in.states], *c = &tile.C[t * in.states];
     T *before = sweep.h.data() + t * plane, *after = before + plane, *a = sweep.a.data() + t * plane;
     alignas(64) T y[kLanes];
     SAMBAY_SIMD
@@ -312,10 +326,11 @@ void replay_chunk(const ScanBackward<T>& args, const Block<T>& block, const Tile
 }
 
 // One token backwards: gradients of B and C of this block, and of delta and delta u of each channel.
-template <typename T>
-void backward_token(const Block<T>& block, const Tile<T>& tile, Sweep<T>& sweep, int64_t t, int64_t states, const T* b,
-                    const T* c, T* grad_b, T* grad_c, T* grad_delta, T* grad_delta_u) {
+template <typename S, typename T = Compute<S>>
+void backward_token(const Block<T>& block, const Tile<S>& tile, Sweep<T>& sweep, int64_t t, int64_t states, T* grad_b,
+                    T* grad_c, T* grad_delta, T* grad_delta_u) {
   const int64_t plane = states * kLanes;
+  const T *b = &tile.B[t * states], *c = &tile.C[t * states];
   const T *before = sweep.h.data() + t * plane, *after = before + plane, *a = sweep.a.data() + t * plane;
   const T *delta = tile.delta[t], *delta_u = tile.delta_u[t], *g = sweep.grad_y[t];
   for (int64_t n = 0; n < states; ++n) {
@@ -339,15 +354,14 @@ void backward_token(const Block<T>& block, const Tile<T>& tile, Sweep<T>& sweep,
   }
 }
 
-template <typename T>
-void backward_chunk(const ScanBackward<T>& args, const Block<T>& block, const Tile<T>& tile, Sweep<T>& sweep,
+template <typename S, typename T = Compute<S>>
+void backward_chunk(const ScanBackward<S>& args, const Block<T>& block, const Tile<S>& tile, Sweep<T>& sweep,
                     int64_t start, int64_t count, int64_t index, int64_t channel, int lanes) {
-  const ScanArgs<T>& in = args.in;
+  const ScanArgs<S>& in = args.in;
   for (int64_t t = count - 1; t >= 0; --t) {
     const int64_t token = start + t, partial = (index * in.tokens + token) * in.states;
     alignas(64) T grad_delta[kLanes] = {}, grad_delta_u[kLanes] = {}, grad_u[kLanes];
-    backward_token(block, tile, sweep, t, in.states, in.B.at(token), in.C.at(token), args.B + partial, args.C + partial,
-                   grad_delta, grad_delta_u);
+    backward_token(block, tile, sweep, t, in.states, args.B + partial, args.C + partial, grad_delta, grad_delta_u);
     const T *g = sweep.grad_y[t], *u = tile.u[t], *delta = tile.delta[t], *raw = tile.raw[t];
     SAMBAY_SIMD
     for (int w = 0; w < kLanes; ++w) {
@@ -363,12 +377,12 @@ void backward_chunk(const ScanBackward<T>& args, const Block<T>& block, const Ti
   }
 }
 
-template <typename T>
-void scan_backward_task(const ScanBackward<T>& args, const Documents& docs, int64_t group, int64_t index,
+template <typename S, typename T = Compute<S>>
+void scan_backward_task(const ScanBackward<S>& args, const Documents& docs, int64_t group, int64_t index,
                         int64_t channel, int lanes) {
-  const ScanArgs<T>& in = args.in;
+  const ScanArgs<S>& in = args.in;
   Block<T> block(in, channel, lanes);
-  Tile<T> tile(in, channel, lanes);
+  Tile<S> tile(in, channel, lanes);
   Sweep<T> sweep(in.states);
   for (int64_t s = docs.first[group]; s < docs.first[group + 1]; ++s) {
     const int64_t begin = in.borders[s], length = in.borders[s + 1] - begin;
@@ -392,9 +406,9 @@ void scan_backward_task(const ScanBackward<T>& args, const Documents& docs, int6
   if (args.bias) store(args.bias + group * in.channels + channel, sweep.grad_bias, lanes);
 }
 
-template <typename T>
-void scan_forward(const ScanForward<T>& args, int threads) {
-  const ScanArgs<T>& in = args.in;
+template <typename S>
+void scan_forward(const ScanForward<S>& args, int threads) {
+  const ScanArgs<S>& in = args.in;
   const Documents docs(in.borders, in.documents);
   run_tasks(docs, in.channels, (in.tokens + in.documents) * in.channels * in.states, threads,
             [&](int64_t group, int64_t, int64_t channel, int lanes) {
@@ -402,9 +416,9 @@ void scan_forward(const ScanForward<T>& args, int threads) {
             });
 }
 
-template <typename T>
-void scan_backward(const ScanBackward<T>& args, int threads) {
-  const ScanArgs<T>& in = args.in;
+template <typename S>
+void scan_backward(const ScanBackward<S>& args, int threads) {
+  const ScanArgs<S>& in = args.in;
   const Documents docs(in.borders, in.documents);
   run_tasks(docs, in.channels, (in.tokens + in.documents) * in.channels * in.states, threads,
             [&](int64_t group, int64_t index, int64_t channel, int lanes) {
@@ -414,27 +428,30 @@ void scan_backward(const ScanBackward<T>& args, int threads) {
 
 }  // namespace
 
-template <typename T>
+template <typename S>
 struct ConvArgs {
+  using T = Compute<S>;
   int64_t tokens, channels, width, documents;  // width = K
   const int32_t* borders;
-  Rows<T> x;
+  Rows<S> x;
   const T *weight, *bias, *initial;  // weight transposed (K, D); initial (S, K-1, D); bias, initial may be null
   int64_t silu;
 };
 
-template <typename T>
+template <typename S>
 struct ConvForward {
-  ConvArgs<T> in;
-  T *y, *final_state;  // (T, D), (S, K-1, D)
+  ConvArgs<S> in;
+  S *y, *final_state;  // (T, D), (S, K-1, D)
 };
 
-template <typename T>
+template <typename S>
 struct ConvBackward {
-  ConvArgs<T> in;
-  Rows<T> grad_y;       // data may be null
+  using T = Compute<S>;
+  ConvArgs<S> in;
+  Rows<S> grad_y;       // data may be null
   const T* grad_final;  // (S, K-1, D), may be null
-  T *x, *weight, *bias, *initial;  // (T, D); partials (groups, K, D), (groups, D); (S, K-1, D); last two may be null
+  S* x;                 // (T, D)
+  T *weight, *bias, *initial;  // partials (groups, K, D), (groups, D); (S, K-1, D); last two may be null
 };
 
 namespace {
@@ -452,16 +469,17 @@ struct Window {
 };
 
 // Taps, bias and recent inputs of one block of channels.
-template <typename T>
+template <typename S>
 struct Filter {
-  const ConvArgs<T>& in;
+  using T = Compute<S>;
+  const ConvArgs<S>& in;
   int64_t channel;
   int lanes;
   std::vector<T> taps;
   alignas(64) T bias[kLanes] = {};
   Window<T> inputs;
 
-  Filter(const ConvArgs<T>& args, int64_t first, int count)
+  Filter(const ConvArgs<S>& args, int64_t first, int count)
       : in(args), channel(first), lanes(count), taps(args.width * kLanes), inputs(args.width) {
     for (int64_t k = 0; k < in.width; ++k) load(&taps[k * kLanes], in.weight + k * in.channels + channel, lanes);
     if (in.bias) load(bias, in.bias + channel, lanes);
@@ -486,10 +504,10 @@ struct Filter {
   }
 };
 
-template <typename T>
-void conv_forward_task(const ConvForward<T>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
-  const ConvArgs<T>& in = args.in;
-  Filter<T> filter(in, channel, lanes);
+template <typename S, typename T = Compute<S>>
+void conv_forward_task(const ConvForward<S>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
+  const ConvArgs<S>& in = args.in;
+  Filter<S> filter(in, channel, lanes);
   for (int64_t s = docs.first[group]; s < docs.first[group + 1]; ++s) {
     filter.start(s);
     for (int64_t token = in.borders[s]; token < in.borders[s + 1]; ++token) {
@@ -508,8 +526,8 @@ void conv_forward_task(const ConvForward<T>& args, const Documents& docs, int64_
 }
 
 // Gradient below the activation of one token.
-template <typename T>
-void conv_output_grad(const ConvBackward<T>& args, Filter<T>& filter, int64_t token, T* g) {
+template <typename S, typename T = Compute<S>>
+void conv_output_grad(const ConvBackward<S>& args, Filter<S>& filter, int64_t token, T* g) {
   alignas(64) T out[kLanes];
   filter.token(token, out);
   if (args.grad_y.data)
@@ -522,20 +540,20 @@ void conv_output_grad(const ConvBackward<T>& args, Filter<T>& filter, int64_t to
 }
 
 // Store the gradient of an input; before the document's start it belongs to the initial state.
-template <typename T>
-void conv_emit(const ConvBackward<T>& args, int64_t document, int64_t position, int64_t channel, int lanes,
+template <typename S, typename T = Compute<S>>
+void conv_emit(const ConvBackward<S>& args, int64_t document, int64_t position, int64_t channel, int lanes,
                const T* value) {
-  const ConvArgs<T>& in = args.in;
+  const ConvArgs<S>& in = args.in;
   if (position >= 0)
     store(args.x + (in.borders[document] + position) * in.channels + channel, value, lanes);
   else if (args.initial)
     store(args.initial + (document * (in.width - 1) + in.width - 1 + position) * in.channels + channel, value, lanes);
 }
 
-template <typename T>
-void conv_backward_task(const ConvBackward<T>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
-  const ConvArgs<T>& in = args.in;
-  Filter<T> filter(in, channel, lanes);
+template <typename S, typename T = Compute<S>>
+void conv_backward_task(const ConvBackward<S>& args, const Documents& docs, int64_t group, int64_t channel, int lanes) {
+  const ConvArgs<S>& in = args.in;
+  Filter<S> filter(in, channel, lanes);
   Window<T> grads(in.width);  // of the inputs in the filter's window; the oldest is complete after its token's turn
   std::vector<T> grad_weight(in.width * kLanes);
   alignas(64) T grad_bias[kLanes] = {}, g[kLanes], kept[kLanes];
@@ -576,9 +594,9 @@ void conv_backward_task(const ConvBackward<T>& args, const Documents& docs, int6
   if (args.bias) store(args.bias + group * in.channels + channel, grad_bias, lanes);
 }
 
-template <typename T>
-void conv_forward(const ConvForward<T>& args, int threads) {
-  const ConvArgs<T>& in = args.in;
+template <typename S>
+void conv_forward(const ConvForward<S>& args, int threads) {
+  const ConvArgs<S>& in = args.in;
   const Documents docs(in.borders, in.documents);
   run_tasks(docs, in.channels, (in.tokens + in.documents) * in.channels, threads,
             [&](int64_t group, int64_t, int64_t channel, int lanes) {
@@ -586,9 +604,9 @@ void conv_forward(const ConvForward<T>& args, int threads) {
             });
 }
 
-template <typename T>
-void conv_backward(const ConvBackward<T>& args, int threads) {
-  const ConvArgs<T>& in = args.in;
+template <typename S>
+void conv_backward(const ConvBackward<S>& args, int threads) {
+  const ConvArgs<S>& in = args.in;
   const Documents docs(in.borders, in.documents);
   run_tasks(docs, in.channels, (in.tokens + in.documents) * in.channels, threads,
             [&](int64_t group, int64_t, int64_t channel, int lanes) {
@@ -621,26 +639,26 @@ void run_rows(int64_t count, int64_t width, int threads, const Task& task) {
   });
 }
 
-template <typename T>
-void swiglu_forward(const SwigluForward<T>& args, int threads) {
+template <typename S>
+void swiglu_forward(const SwigluForward<S>& args, int threads) {
   run_rows(args.count, args.width, threads, [&](int64_t row, int64_t first, int64_t last) {
-    const T *gate = args.gate.at(row), *value = args.value.at(row);
-    T* out = args.out + row * args.width;
+    const S *gate = args.gate.at(row), *value = args.value.at(row);
+    S* out = args.out + row * args.width;
     SAMBAY_SIMD
-    for (int64_t i = first; i < last; ++i) out[i] = swiglu_value(gate[i], value[i]);
+    for (int64_t i = first; i < last; ++i) out[i] = narrow<S>(swiglu_value(widen(gate[i]), widen(value[i])));
   });
 }
 
-template <typename T>
-void swiglu_backward(const SwigluBackward<T>& args, int threads) {
+template <typename S>
+void swiglu_backward(const SwigluBackward<S>& args, int threads) {
   run_rows(args.count, args.width, threads, [&](int64_t row, int64_t first, int64_t last) {
-    const T *grad = args.grad.at(row), *gate = args.gate.at(row), *value = args.value.at(row);
-    T *of_gate = args.of_gate.at(row), *of_value = args.of_value.at(row);
+    const S *grad = args.grad.at(row), *gate = args.gate.at(row), *value = args.value.at(row);
+    S *of_gate = args.of_gate.at(row), *of_value = args.of_value.at(row);
     SAMBAY_SIMD
     for (int64_t i = first; i < last; ++i) {
-      const SwigluGrads<T> out = swiglu_backward_value(grad[i], gate[i], value[i]);
-      of_gate[i] = out.gate;
-      of_value[i] = out.value;
+      const auto out = swiglu_backward_value(widen(grad[i]), widen(gate[i]), widen(value[i]));
+      of_gate[i] = narrow<S>(out.gate);
+      of_value[i] = narrow<S>(out.value);
     }
   });
 }
@@ -670,6 +688,7 @@ void swiglu_backward(const SwigluBackward<T>& args, int threads) {
 
 SAMBAY_EXPORT(float, f32)
 SAMBAY_EXPORT(double, f64)
+SAMBAY_EXPORT(sambay::BFloat16, bf16)
 
 // Sizes the caller allocates by.
 extern "C" int64_t sambay_lanes() { return sambay::kLanes; }

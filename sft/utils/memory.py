@@ -1,0 +1,23 @@
+"""Memory of the C library."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_KEPT = 256 << 20
+_LARGEST_MMAP_THRESHOLD = 32 << 20  # of glibc
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 256 MiB that are freed, where it would give them back and take them again at every step.
+
+    Pages that come from the system are zeroed first: thousands a training step on a CPU, a twentieth of its time. It
+    holds for the process; other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+    library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
