@@ -1,8 +1,11 @@
-"""Tokens per second of a training step: a small SambaY, the same with a naive scan, and a Llama of the same size.
+"""Tokens per second of a training step, in float32 and in bfloat16: a small SambaY and a Llama of the same size.
 
-A step is forward, backward and AdamW on one packed row of 2,048 tokens, documents kept apart but in the last model. The
-models take turns in every round, so that a busy machine slows all of them; the table shows medians. CPU seconds are
-those of all threads together: they hold on a busy machine, where the clock doesn't.
+    python kernels/benchmarks/bench_train_step.py --tokens 512 2048 8192 --threads 2
+
+A step is forward, backward, clipping and fused AdamW on one packed row of seven documents, kept apart in both models;
+weights are in float32, bfloat16 is autocast's. `tiny` is the shape of the recipe of that name: 490 tokens. All cases of
+a row length take turns in every round, so that a busy machine slows all of them; the table shows medians. CPU seconds
+are those of all threads together: they hold on a busy machine, where the clock doesn't.
 """
 
 from __future__ import annotations
@@ -10,61 +13,57 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from machine import parser, prepare, report
 from sambay_kernels import why
-from sambay_kernels.ops.selective_scan.inputs import ScanInputs
-from sambay_kernels.ops.selective_scan.reference import selective_scan_reference
-from torch import Tensor
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sft.models.sambay import Phi4FlashConfig, Phi4FlashForCausalLM, modeling_phi4flash
+from sft.models.sambay import Phi4FlashConfig, Phi4FlashForCausalLM
+from sft.utils.memory import keep_freed_memory
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 4096,
-    "hidden_size": 256,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
+IDS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+SMALL: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 8} | IDS
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 1024, "sliding_window": 512}
+TINY = SMALL | {"vocab_size": 340, "hidden_size": 160, "intermediate_size": 416, "sliding_window": 256}
+TINY_TOKENS = 490
 LENGTHS = (531, 112, 307, 224, 95, 448, 331)  # of the documents, in parts of 2,048
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+Step = Callable[[], float]
 
 
-def parameters(model: torch.nn.Module) -> int:
+def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def sambay() -> Phi4FlashForCausalLM:
+def sambay(shape: dict[str, Any]) -> Phi4FlashForCausalLM:
     torch.manual_seed(0)
-    return Phi4FlashForCausalLM(Phi4FlashConfig(**SHAPE, intermediate_size=1024, sliding_window=512))
+    return Phi4FlashForCausalLM(Phi4FlashConfig(**shape))
 
 
-def llama(wanted: int) -> LlamaForCausalLM:
-    """A Llama of the same width and depth whose MLP is as wide as brings it to the wanted number of parameters."""
+def llama(shape: dict[str, Any]) -> LlamaForCausalLM:
+    """A Llama of the same width and depth whose MLP is as wide as brings it to SambaY's number of parameters."""
+    wanted = parameters(sambay(shape))
+    shape = {key: value for key, value in shape.items() if key not in ("intermediate_size", "sliding_window")}
 
     def build(intermediate: int) -> LlamaForCausalLM:
         torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**SHAPE, intermediate_size=intermediate, tie_word_embeddings=True))
+        return LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=intermediate, tie_word_embeddings=True))
 
-    start = 64
-    a_column = SHAPE["num_hidden_layers"] * 3 * SHAPE["hidden_size"]
+    start, a_column = 64, shape["num_hidden_layers"] * 3 * shape["hidden_size"]
     return build(start + round((wanted - parameters(build(start))) / a_column))
 
 
-def batch(tokens: int, device: str) -> dict[str, Any]:
+def batch(tokens: int, vocabulary: int, device: str) -> dict[str, Any]:
     """One packed row as the collator makes it: ids, labels, borders, positions that restart with each document."""
     generator = torch.Generator().manual_seed(0)
     lengths = [length * tokens // sum(LENGTHS) for length in LENGTHS]
     lengths[-1] += tokens - sum(lengths)
     borders = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=device)
-    ids = torch.randint(1, SHAPE["vocab_size"], (1, tokens), generator=generator).to(device)
+    ids = torch.randint(1, vocabulary, (1, tokens), generator=generator).to(device)
     labels = ids.clone()
     labels[0, borders[:-1].long()] = -100
     positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
@@ -79,25 +78,16 @@ def batch(tokens: int, device: str) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def naive_scan() -> Iterator[None]:
-    """The model with its scan replaced by a loop over tokens, which is what plain PyTorch code does."""
-    fast = modeling_phi4flash.selective_scan
-    modeling_phi4flash.selective_scan = lambda *args, **kw: selective_scan_reference(ScanInputs(*args, **kw))
-    try:
-        yield
-    finally:
-        modeling_phi4flash.selective_scan = fast
-
-
-def stepper(model: torch.nn.Module, inputs: dict[str, Any], device: str) -> Callable[[], float]:
+def stepper(model: nn.Module, inputs: dict[str, Any], device: str, dtype: torch.dtype | None) -> Step:
     """A function that does one training step and returns its loss."""
     model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> float:
-        loss: Tensor = model(**inputs).loss
+        with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
+            loss: torch.Tensor = model(**inputs).loss
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
@@ -105,65 +95,64 @@ def stepper(model: torch.nn.Module, inputs: dict[str, Any], device: str) -> Call
     return step
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    packed = batch(options.tokens, options.device)
+def cases(shape: dict[str, Any], tokens: int, device: str) -> dict[tuple[str, str], tuple[int, Step]]:
+    """By model and precision: its parameters and its step."""
+    packed = batch(tokens, shape["vocab_size"], device)
     # Borders go to models that take them; transformers' Llama finds them in the positions.
-    plain = {name: packed[name] for name in ("input_ids", "labels", "position_ids")}
-    ours = sambay()
-    models = {
-        "SambaY": (ours, packed),
-        "SambaY, naive scan": (sambay(), packed),
-        "Llama": (llama(parameters(ours)), {**plain, "use_cache": False}),
-        # Without positions the row is one document: what packing costs a model without borders is a dense mask.
-        "Llama, documents mixed": (
-            llama(parameters(ours)),
-            {"input_ids": packed["input_ids"], "labels": packed["labels"], "use_cache": False},
-        ),
+    plain = {name: packed[name] for name in ("input_ids", "labels", "position_ids")} | {"use_cache": False}
+    models: dict[str, tuple[Callable[[dict[str, Any]], nn.Module], dict[str, Any]]] = {
+        "SambaY": (sambay, packed),
+        "Llama": (llama, plain),
     }
-    sizes = {name: parameters(model) for name, (model, _) in models.items()}
-    steps = {name: stepper(model, inputs, options.device) for name, (model, inputs) in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    busy: dict[str, list[float]] = {name: [] for name in models}
-    losses: dict[str, float] = {}
-    for turn in range(-1, options.rounds):  # the first round warms up
-        for name, step in steps.items():
+    return {
+        (name, precision): (parameters(model := build(shape)), stepper(model, inputs, device, dtype))
+        for name, (build, inputs) in models.items()
+        for precision, dtype in PRECISIONS.items()
+    }
+
+
+def measure(shape: dict[str, Any], tokens: int, what: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one length of a packed row."""
+    found = cases(shape, tokens, options.device)
+    clock: dict[tuple[str, str], list[float]] = {case: [] for case in found}
+    busy: dict[tuple[str, str], list[float]] = {case: [] for case in found}
+    for turn in range(-2, options.rounds):  # two rounds warm up
+        for case, (_, step) in found.items():
             start, start_busy = time.perf_counter(), time.process_time()
-            if "naive" in name:
-                with naive_scan():
-                    loss = step()
-            else:
-                loss = step()
-            if turn < 0:
-                losses[name] = loss
-            else:
-                seconds[name].append(time.perf_counter() - start)
-                busy[name].append(time.process_time() - start_busy)
-    if abs(losses["SambaY"] - losses["SambaY, naive scan"]) > 1e-4:
-        raise SystemExit(f"the two scans disagree on the first loss: {losses}")
-    base, base_busy = (statistics.median(x["SambaY"]) for x in (seconds, busy))
+            step()
+            if turn >= 0:
+                clock[case].append(time.perf_counter() - start)
+                busy[case].append(time.process_time() - start_busy)
+    seconds = {case: statistics.median(times) for case, times in clock.items()}
     return [
         {
+            "row": what,
             "model": name,
-            "parameters": sizes[name],
-            "seconds a step": statistics.median(times),
-            "tokens/s": options.tokens / statistics.median(times),
-            "times SambaY's": statistics.median(times) / base,
-            "CPU seconds": statistics.median(busy[name]),
-            "times SambaY's CPU": statistics.median(busy[name]) / base_busy,
+            "precision": precision,
+            "parameters": found[name, precision][0],
+            "ms a step": 1e3 * seconds[name, precision],
+            "tokens/s": tokens / seconds[name, precision],
+            "times Llama": seconds["Llama", precision] / seconds[name, precision],
+            "times float32": seconds[name, "float32"] / seconds[name, precision],
+            "CPU ms": 1e3 * statistics.median(busy[name, precision]),
         }
-        for name, times in seconds.items()
+        for name, precision in found
     ]
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--tokens", type=int, default=2048, help="length of the packed row")
-    options.add_argument("--rounds", type=int, default=5, help="measured steps of each model")
+    options.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192], help="lengths of the packed row")
+    options.add_argument("--rounds", type=int, default=7, help="measured steps of each case")
     chosen = options.parse_args()
     prepare(chosen)
-    title = f"Training step: {chosen.tokens} tokens packed in {len(LENGTHS)} documents, float32, {chosen.rounds} rounds"
+    keep_freed_memory()
+    rows = measure(TINY, TINY_TOKENS, f"tiny, {TINY_TOKENS}", chosen)
+    for tokens in chosen.tokens:
+        rows += measure(SMALL, tokens, f"small, {tokens:,}", chosen)
     backends = {op: why(op, chosen.device).backend for op in ("selective_scan", "differential_attention")}
-    report(title, measure(chosen), chosen, "backends: " + ", ".join(f"{op} {name}" for op, name in backends.items()))
+    title = f"Training step: one row packed with {len(LENGTHS)} documents, medians of {chosen.rounds} rounds"
+    report(title, rows, chosen, "backends: " + ", ".join(f"{op} {name}" for op, name in backends.items()))
 
 
 if __name__ == "__main__":
