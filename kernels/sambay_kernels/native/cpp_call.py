@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, byref, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_double, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from .cpp_build import library
-from .tensors import Rows
+from .tensors import Heads, Rows
+
+SUFFIXES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 
 
 class ScanArgs(Structure):
@@ -69,6 +71,34 @@ class ConvBackward(Structure):
     )
 
 
+class AttentionArgs(Structure):
+    """Inputs of differential attention."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("documents", "heads", "key_heads", "width")),
+        *((name, c_void_p) for name in ("borders_q", "borders_k")),
+        ("window", c_int64),
+        *((name, c_double) for name in ("scale", "lambda_init", "eps")),
+        *((name, Heads) for name in ("q", "k", "v")),
+        *((name, c_void_p) for name in ("lambda_full", "weight")),
+    )
+
+
+class AttentionForward(Structure):
+    """Inputs and outputs of attention's forward pass."""
+
+    _fields_ = (("inputs", AttentionArgs), *((name, c_void_p) for name in ("out", "mixed", "softmax")))
+
+
+class AttentionBackward(Structure):
+    """Inputs and outputs of attention's backward pass."""
+
+    _fields_ = (
+        ("inputs", AttentionArgs),
+        *((name, c_void_p) for name in ("grad", "mixed", "softmax", "q", "k", "v", "lambda_full", "weight")),
+    )
+
+
 def borders_of(cu_seqlens: Tensor | None, total: int) -> Tensor:
     """Document borders as contiguous int32."""
     if cu_seqlens is None:
@@ -91,7 +121,7 @@ def lanes() -> int:
 
 
 def call(name: str, dtype: torch.dtype, args: Structure) -> None:
-    """Call a function of one structure; the work is split over torch's number of threads."""
-    function = getattr(library(), f"sambay_{name}_{'f64' if dtype == torch.float64 else 'f32'}")
+    """Call the function of one structure that is for this type; the work is split over torch's number of threads."""
+    function = getattr(library(), f"sambay_{name}_{SUFFIXES[dtype]}")
     function.restype, function.argtypes = None, (POINTER(type(args)), c_int)
     function(byref(args), torch.get_num_threads())
