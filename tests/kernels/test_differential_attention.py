@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
+import packed_ops as ops
 import pytest
 import torch
 from sambay_kernels import differential_attention, differential_attention_step
+from sambay_kernels.ops.differential_attention import cpp as cpp_backend
 from sambay_kernels.ops.differential_attention import torch as torch_backend
 from sambay_kernels.ops.differential_attention.inputs import DiffInputs
 from sambay_kernels.ops.differential_attention.op import (
+    differential_attention_bwd,
+    differential_attention_fwd,
     differential_maps_bwd,
     differential_maps_fwd,
     flash_attention_bwd,
@@ -28,6 +34,16 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 LAMBDA_INIT = 0.3555
+
+
+@pytest.fixture(params=["torch", "cpp"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The CPU's backends one by one."""
+    with ops.backend(request.param):
+        yield request.param
+
+
+on_each_backend = pytest.mark.usefixtures("backend")
 
 
 class LargestTensor(TorchDispatchMode):
@@ -113,6 +129,7 @@ def explicit(leaves: list[Tensor], options: dict[str, Any], window: int | None) 
 LENGTHS = [[1], [7, 1, 0, 16, 17], [15, 33, 40], [130, 3], [0, 300, 129]]
 
 
+@on_each_backend
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (12, 4)])
 @pytest.mark.parametrize("window", [None, 1, 2, 16, 128])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -126,6 +143,7 @@ def test_equals_the_definition(lengths: list[int], window: int | None, heads: tu
         torch.testing.assert_close(looped, wanted, rtol=1e-10, atol=1e-10)
 
 
+@on_each_backend
 @pytest.mark.parametrize("length", [511, 512, 513, 600, 1024, 1300])
 @pytest.mark.parametrize("window", [None, 512])
 def test_float32_error_across_the_published_window(length: int, window: int | None) -> None:
@@ -136,6 +154,7 @@ def test_float32_error_across_the_published_window(length: int, window: int | No
     assert_relative(found, wanted, 2e-6)
 
 
+@on_each_backend
 def test_bfloat16_is_as_exact_as_its_rounding() -> None:
     leaves, options = make([40, 90], d=8, dtype=torch.bfloat16)
     exact = [x.detach().double().requires_grad_() for x in leaves]
@@ -145,6 +164,7 @@ def test_bfloat16_is_as_exact_as_its_rounding() -> None:
     assert_relative(got, wanted, 1e-2)
 
 
+@on_each_backend
 @pytest.mark.parametrize("window", [None, 1, 16, 64])
 @pytest.mark.parametrize(
     ("queries", "keys"), [([1, 0, 5], [40, 7, 5]), ([150, 40, 1], [290, 45, 16]), ([0, 0], [3, 4])]
@@ -163,10 +183,11 @@ def test_suffix_queries_equal_the_tail_of_the_whole(queries: list[int], keys: li
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
+@on_each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 16, 200])
 def test_packed_equals_separate_bit_for_bit(window: int | None, dtype: torch.dtype) -> None:
-    lengths = [30, 1, 260, 30, 17]
+    lengths = [30, 1, 1100, 30, 17]
     leaves, options = make(lengths, d=8, dtype=dtype)
     out, *grads = value_and_grads(differential_attention, leaves, {**options, "window": window})
     probe = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).to(dtype).view(out.shape)
@@ -181,6 +202,7 @@ def test_packed_equals_separate_bit_for_bit(window: int | None, dtype: torch.dty
             assert torch.equal(got, wanted[start:stop])
 
 
+@on_each_backend
 @pytest.mark.parametrize("value", [1e4, float("nan")])
 @pytest.mark.parametrize("window", [None, 32])
 def test_a_document_never_sees_another(window: int | None, value: float) -> None:
@@ -197,6 +219,7 @@ def test_a_document_never_sees_another(window: int | None, value: float) -> None
     assert not torch.equal(before[0][:45], after[0][:45])
 
 
+@on_each_backend
 @pytest.mark.parametrize("window", [None, 24])
 def test_no_query_sees_ahead_or_behind_its_window(window: int | None) -> None:
     (q, k, v, *rest), options = make([200], d=8)
@@ -209,37 +232,125 @@ def test_no_query_sees_ahead_or_behind_its_window(window: int | None) -> None:
     assert moved.nonzero()[:, 0].tolist() == list(range(at, last))
 
 
+@on_each_backend
 def test_gradcheck() -> None:
     leaves, options = make([5, 0, 40], [9, 2, 40], d=2)
     op = lambda *x: differential_attention(*x, **options, window=8)  # noqa: E731
     assert torch.autograd.gradcheck(op, leaves, fast_mode=True)
 
 
-def test_any_memory_layout() -> None:
-    """q, k, v as they come: slices of one projection."""
-    leaves, options = make([50, 9], heads=(4, 2))
-    q, k, v = (x.detach() for x in leaves[:3])
-    fused = torch.cat([x.flatten(1) for x in (q, k, v)], -1)
+@on_each_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("d", [3, 8, 32])
+def test_any_memory_layout(d: int, dtype: torch.dtype) -> None:
+    """q, k, v as they come: slices of one projection, heads before tokens, elements apart, at an odd address."""
+    leaves, options = make([50, 9], heads=(4, 2), d=d, dtype=dtype)
+    plain = [x.detach() for x in leaves[:3]]
+    fused = torch.cat([x.flatten(1) for x in plain], -1)
+    projected = [x.unflatten(-1, (-1, d)) for x in fused.split([4 * d, 2 * d, 2 * d], -1)]
+    heads_first = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in plain]
+    apart = [torch.stack([x, x], -1)[..., 0] for x in plain]
+    odd = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape) for x in plain]
+    assert not any(x.is_contiguous() for x in (projected[0], heads_first[0], apart[0]))
+    wanted = value_and_grads(differential_attention, leaves, {**options, "window": 8})
+    for views in (projected, heads_first, apart, odd):
+        given = [*(x.detach().requires_grad_() for x in views), *leaves[3:]]
+        found = value_and_grads(differential_attention, given, {**options, "window": 8})
+        assert all(map(torch.equal, found, wanted))
+
+
+def test_cpp_copies_no_slice_of_a_projection() -> None:
+    fused = torch.randn(59, 32)
     views = [x.unflatten(-1, (-1, 4)) for x in fused.split([16, 8, 8], -1)]
-    assert not views[0].is_contiguous()
+    cu = borders([50, 9])
+    with ops.backend("cpp"):
+        made = cpp_backend._Call(DiffInputs(*views, cu, cu, 0, 0.5), torch.tensor(0.3), torch.ones(8), 0.3, 1e-5)
+    assert [x.data_ptr() for x in made.heads] == [x.data_ptr() for x in views]
+
+
+@on_each_backend
+@pytest.mark.parametrize("window", [None, 100, 700])
+@pytest.mark.parametrize(("queries", "keys"), [([1, 1300, 1100], [1, 1300, 1500]), ([0, 1024], [40, 1700])])
+def test_long_documents(queries: list[int], keys: list[int], window: int | None) -> None:
+    """Their keys' gradients are sums over several runs of queries; keys that no query sees get zeros."""
+    leaves, options = make(queries, keys, heads=(4, 2), d=4)
+    found = value_and_grads(differential_attention, leaves, {**options, "window": window})
+    for got, wanted in zip(found, value_and_grads(definition, leaves, {**options, "window": window}), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 300])
+def test_cpp_gives_the_same_bits_for_any_number_of_threads(window: int | None, dtype: torch.dtype) -> None:
+    leaves, options = make([70, 1300, 1, 33], heads=(8, 4), d=8, dtype=dtype)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            with ops.backend("cpp"):
+                results.append(value_and_grads(differential_attention, leaves, {**options, "window": window}))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@on_each_backend
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("where", [0, 1, 2], ids="qkv")
+def test_what_is_not_finite_is_seen(where: int, window: int | None, value: float) -> None:
+    """By the queries that see it, in the outputs and in the gradients, and by no other document."""
+    leaves, options = make([40, 100, 30], d=8, dtype=torch.float32)
     with torch.no_grad():
-        wanted = differential_attention(q, k, v, *leaves[3:], **options, window=8)
-        assert torch.equal(differential_attention(*views, *leaves[3:], **options, window=8), wanted)
+        leaves[where][90, 1] = value
+    out, *grads = value_and_grads(differential_attention, leaves, {**options, "window": window})
+    bad = ~out.isfinite().all(-1)
+    last = 91 if where == 0 else 140 if window is None else 90 + window
+    if value != float("-inf") or where != 1:
+        assert bad[90:last].all()
+    assert bad[90:last].any() and not bad[:40].any() and not bad[140:].any()
+    for grad in grads[:3]:
+        lost = ~grad.flatten(1).isfinite().all(-1)
+        assert lost[40:140].any() and not lost[:40].any() and not lost[140:].any()
+
+
+@on_each_backend
+def test_scores_of_any_size() -> None:
+    """Far beyond what exp can hold, and far below: the highest counts."""
+    leaves, options = make([50, 200], d=8)
+    with torch.no_grad():
+        leaves[0] *= 300
+    for dtype, bound in ((torch.float64, 1e-11), (torch.float32, 2e-4)):
+        given = [x.detach().to(dtype).requires_grad_() for x in leaves]
+        exact = [x.detach().double().requires_grad_() for x in given]
+        found = value_and_grads(differential_attention, given, options)
+        assert_relative(found[:4], value_and_grads(definition, exact, options)[:4], bound)
+
+
+@on_each_backend
+def test_no_documents_and_no_queries() -> None:
+    for queries, keys in (([], []), ([0], [0]), ([0, 0], [5, 0])):
+        leaves, options = make(queries, keys, d=8, dtype=torch.float32)
+        out, *grads = value_and_grads(differential_attention, leaves, options)
+        assert out.shape == (0, 32) and all(not x.any() for x in grads)
 
 
 @pytest.mark.parametrize("window", [None, 8])
 def test_torch_form_equals_the_op(window: int | None) -> None:
     leaves, options = make([3, 50], [7, 90])
-    ours, form = (
-        value_and_grads(f, leaves, {**options, "window": window})
-        for f in (differential_attention, differential_attention_torch)
-    )
+    with ops.backend("torch"):
+        ours, form = (
+            value_and_grads(f, leaves, {**options, "window": window})
+            for f in (differential_attention, differential_attention_torch)
+        )
     assert all(map(torch.equal, ours, form))
 
 
 @pytest.mark.parametrize("window", [None, 40])
 def test_bounded_scores_change_nothing(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few scores at a time: pairs of heads and tiles are then done one by one."""
+    monkeypatch.setenv("SAMBAY_KERNELS", "torch")
     leaves, options = make([30, 200], heads=(8, 4))
     wanted = value_and_grads(differential_attention, leaves, {**options, "window": window})
     monkeypatch.setattr(torch_backend, "DIFF_SCORES", 1)
@@ -249,6 +360,7 @@ def test_bounded_scores_change_nothing(window: int | None, monkeypatch: pytest.M
         torch.testing.assert_close(got, w, rtol=1e-12, atol=1e-12)
 
 
+@on_each_backend
 def test_autocast_does_not_reach_the_scores() -> None:
     leaves, options = make([30, 90], dtype=torch.float32)
     wanted = value_and_grads(differential_attention, leaves, options)
@@ -416,6 +528,44 @@ def test_opcheck(window: int) -> None:
     torch.library.opcheck(differential_maps_bwd, (torch.randn_like(maps), *fixed, maps, lse, *plan))
 
 
+MEMORY = """
+import resource
+import torch
+from sambay_kernels import differential_attention
+def run(tokens, window):
+    q = torch.zeros(tokens, 2, 2, requires_grad=True)
+    rest = torch.tensor(0.3), torch.ones(4)
+    cu = torch.tensor([0, tokens], dtype=torch.int32)
+    differential_attention(q, q, q, *rest, lambda_init=0.3, cu_seqlens_q=cu, window=window).sum().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = run(64, None)
+print(max(run(9000, None), run(9000, 2000)) - before)
+"""
+
+
+def test_cpp_memory_is_linear() -> None:
+    """Neither pass keeps a matrix of scores: one map of one head would be 316 MiB."""
+    env = {**os.environ, "SAMBAY_KERNELS": "cpp", "OMP_NUM_THREADS": "1"}
+    with ops.backend("cpp"):
+        done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 60 * 1024, f"{done.stdout} KiB more"
+
+
+@pytest.mark.parametrize("window", [0, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck_of_the_whole(window: int, dtype: torch.dtype) -> None:
+    leaves, options = make([5, 20], [9, 20], dtype=dtype)
+    cu = options["cu_seqlens_q"], options["cu_seqlens_k"]
+    with ops.backend("cpp"):
+        torch.library.opcheck(differential_attention_fwd, (*leaves[:3], *cu, window, 0.5, *leaves[3:], 0.3, 1e-5))
+        fixed = [x.detach() for x in leaves]
+        args = (*fixed[:3], *cu, window, 0.5, *fixed[3:], 0.3, 1e-5)
+        out, mixed, softmax = differential_attention_fwd(*args)
+        torch.library.opcheck(differential_attention_bwd, (torch.cos(out), mixed, softmax, *args))
+
+
+@on_each_backend
 def test_compiled_and_checkpointed_gradients_are_the_same() -> None:
     leaves, options = make([5, 30], dtype=torch.float32)
     options["window"] = 8
@@ -429,6 +579,7 @@ def test_compiled_and_checkpointed_gradients_are_the_same() -> None:
         torch.testing.assert_close(got, w)
 
 
+@on_each_backend
 def test_flops_count_visible_pairs() -> None:
     leaves, options = make([3, 10], [5, 10], heads=(4, 2), d=4)
     pairs = sum(sum(min(5, t + 1) for t in range(m - n, m)) for n, m in ((3, 5), (10, 10)))
@@ -556,6 +707,7 @@ def bad(**changes: Any) -> Callable[[], Tensor]:
     return lambda: differential_attention(**{**dict(zip(names, leaves, strict=True)), **options, **changes})
 
 
+@on_each_backend
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

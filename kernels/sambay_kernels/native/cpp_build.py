@@ -1,7 +1,7 @@
 """Builds the C++ backend on first use, keeps it in a cache, loads it.
 
-One source file without torch or Python headers, behind a C interface: a compiler is all it needs, it takes seconds, and
-the result fits every torch.
+Sources without torch or Python headers, behind a C interface: a compiler is all they need, it takes seconds, and the
+result fits every torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from .build import (
     version_of,
 )
 
-FILES = [SOURCES / name for name in ("cpu.cpp", "compute_type.h", "scan_core.h")]
+UNITS = [SOURCES / "cpu.cpp", SOURCES / "attention.cpp"]
+FILES = [*UNITS, *(SOURCES / name for name in ("compute_type.h", "cpu_common.h", "products.h", "scan_core.h"))]
 # No -ffast-math: NaN and infinity must keep their meaning, and sums their order.
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 REMEDY = "install a C++17 compiler (for example `apt-get install g++`) or set CXX to one"
@@ -76,10 +77,11 @@ def _compile(path: str, target: Path) -> None:
     """Compile the source into `target`, which appears whole or not at all."""
     problems: list[str] = []
     with build_folder(target) as folder:
-        part, whole = folder / "cpu.o", folder / target.name
+        parts, whole = {unit: str(folder / f"{unit.stem}.o") for unit in UNITS}, folder / target.name
         for compile_flags, link_flags in _attempts():
-            problem = run_compiler([path, *compile_flags, "-c", str(FILES[0]), "-o", str(part)])
-            problem = problem or run_compiler([path, "-shared", str(part), "-o", str(whole), *link_flags])
+            commands = [[path, *compile_flags, "-c", str(unit), "-o", part] for unit, part in parts.items()]
+            commands += [[path, "-shared", *parts.values(), "-o", str(whole), *link_flags]]
+            problem = next(filter(None, map(run_compiler, commands)), "")
             if not problem:
                 return publish(whole, target)
             problems.append(problem)

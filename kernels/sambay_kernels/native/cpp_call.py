@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, byref, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_double, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from .cpp_build import library
-from .tensors import Rows
+from .tensors import Heads, Rows
 
 SUFFIXES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 
@@ -68,6 +68,34 @@ class ConvBackward(Structure):
         ("grad_y", Rows),
         ("grad_final", c_void_p),
         *((name, c_void_p) for name in ("x", "weight", "bias", "initial")),
+    )
+
+
+class AttentionArgs(Structure):
+    """Inputs of differential attention."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("documents", "heads", "key_heads", "width")),
+        *((name, c_void_p) for name in ("borders_q", "borders_k")),
+        ("window", c_int64),
+        *((name, c_double) for name in ("scale", "lambda_init", "eps")),
+        *((name, Heads) for name in ("q", "k", "v")),
+        *((name, c_void_p) for name in ("lambda_full", "weight")),
+    )
+
+
+class AttentionForward(Structure):
+    """Inputs and outputs of attention's forward pass."""
+
+    _fields_ = (("inputs", AttentionArgs), *((name, c_void_p) for name in ("out", "mixed", "softmax")))
+
+
+class AttentionBackward(Structure):
+    """Inputs and outputs of attention's backward pass."""
+
+    _fields_ = (
+        ("inputs", AttentionArgs),
+        *((name, c_void_p) for name in ("grad", "mixed", "softmax", "q", "k", "v", "lambda_full", "weight")),
     )
 
 

@@ -16,6 +16,12 @@ class Rows(Structure):
     _fields_ = (("data", c_void_p), ("stride", c_int64))
 
 
+class Heads(Structure):
+    """A (tokens, heads, width) tensor whose tokens and heads stand `token` and `head` elements apart."""
+
+    _fields_ = (("data", c_void_p), ("token", c_int64), ("head", c_int64))
+
+
 class SwigluForward(Structure):
     """Inputs and output of the gate's forward pass."""
 
@@ -58,6 +64,11 @@ def packed(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def rows_of(value: Tensor | None) -> Rows:
     """Pointer and stride; the caller keeps the tensor alive."""
     return Rows(None, 0) if value is None else Rows(value.data_ptr(), value.stride(0))
+
+
+def heads_of(value: Tensor) -> Heads:
+    """Pointer and strides of a tensor whose heads hold their elements side by side; the caller keeps it alive."""
+    return Heads(value.data_ptr(), value.stride(0), value.stride(1))
 
 
 def pointer(value: Tensor | None) -> int | None:

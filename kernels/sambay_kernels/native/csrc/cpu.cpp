@@ -13,11 +13,8 @@
 #include <cstdint>
 #include <vector>
 
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
-
 #include "compute_type.h"
+#include "cpu_common.h"
 #include "scan_core.h"
 
 namespace sambay {
@@ -26,18 +23,6 @@ namespace {
 constexpr int kLanes = 64;       // channels of one task
 constexpr int64_t kChunk = 32;   // tokens between kept states; SCAN_KEPT_EVERY in ops/selective_scan/cpp.py
 constexpr int64_t kGroups = 16;  // document groups at most
-constexpr int64_t kSmall = 1 << 15;  // elements below which threads cost more than they give
-
-#define SAMBAY_SIMD _Pragma("omp simd")
-
-// Denormal numbers are flushed to zero inside a task: a decaying state meets them and they are a hundred times slower.
-struct FlushDenormals {
-#if defined(__SSE__)
-  unsigned saved = _mm_getcsr();
-  FlushDenormals() { _mm_setcsr(saved | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(saved); }
-#endif
-};
 
 // Documents split into groups of about the same number of tokens. The split depends on the borders alone.
 struct Documents {

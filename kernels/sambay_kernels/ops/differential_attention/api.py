@@ -10,7 +10,15 @@ from ...runtime.dispatch import backend_for
 from ...runtime.packing import check_cu_seqlens_form
 from .checks import check_heads, check_rest, scale_of
 from .inputs import DiffInputs
-from .op import COMBINE, OP, check_values, differential_combine_fwd, differential_maps_fwd, flash_attention_fwd
+from .op import (
+    COMBINE,
+    OP,
+    check_values,
+    differential_attention_fwd,
+    differential_combine_fwd,
+    differential_maps_fwd,
+    flash_attention_fwd,
+)
 from .reference import differential_attention_reference
 from .torch import diff_combine, diff_lengths, diff_maps_varlen, diff_takes_flash
 
@@ -69,6 +77,8 @@ def differential_attention(
         return recorded_in_own_types(
             lambda *args: differential_attention_reference(DiffInputs(*args[:7]), *args[7:]), *inputs, *rest
         )
+    if backend == "cpp":
+        return differential_attention_fwd(*inputs, *rest)[0]
     if backend == "torch" and diff_takes_flash(q):
         lengths = diff_lengths(inputs, max_length_q, max_length_k)
         maps = diff_maps_varlen(inputs, lengths, lambda *args: flash_attention_fwd(*args)[0])

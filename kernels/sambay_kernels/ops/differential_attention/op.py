@@ -1,7 +1,7 @@
 """The two attention maps, and what follows them, as torch.library ops: fakes, autograd, FLOP formulas.
 
 The first op ends before the maps are subtracted: the rest (`differential_combine`) follows FlashAttention's maps too.
-In plain torch that rest is no op, for a compiler fuses it with its neighbours.
+In plain torch that rest is no op, for a compiler fuses it with its neighbours. In C++ all of it is one op.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ...native.cpp_build import problem as cpp_problem
 from ...runtime.autocast import in_own_types
 from ...runtime.dispatch import register
 from ...runtime.packing import check_cu_seqlens_values
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
+from .cpp import differential_attention_cpp, differential_attention_cpp_backward
 from .inputs import DiffInputs
 from .torch import diff_flash, diff_flash_backward, diff_maps, diff_maps_backward
 from .triton import (
@@ -39,6 +41,7 @@ def _is_hopper() -> bool:
 # On CUDA `torch` is FlashAttention in half precision, which knows no float32. Triton's maps take half its time on an
 # H100; on other GPUs FlashAttention stays the default until they have been measured.
 register(OP, "triton", TRITON_DEVICES, triton_problem, HALF_PRECISION, where=_is_hopper)
+register(OP, "cpp", ("cpu",), cpp_problem)
 register(OP, "torch", dtypes=HALF_PRECISION)
 register(OP, "triton", TRITON_DEVICES, triton_problem)
 register(OP, "torch")
@@ -209,6 +212,64 @@ def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 differential_combine_fwd.register_autograd(_combine_backward, setup_context=_combine_setup)
 
 
+WHOLE = (
+    "Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt window, float scale, "
+    "Tensor lambda_full, Tensor subln_weight, float lambda_init, float eps"
+)
+
+
+@torch.library.custom_op(
+    "sambay_kernels::differential_attention_fwd",
+    mutates_args=(),
+    schema=f"({WHOLE}) -> (Tensor out, Tensor mixed, Tensor softmax)",
+)
+@in_own_types
+def differential_attention_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole op, (Tq, Hq*d), with what its backward reads: as `differential_attention_cpp`."""
+    inputs = DiffInputs(*args[:7])
+    check_values(inputs)
+    return differential_attention_cpp(inputs, *args[7:])
+
+
+@differential_attention_fwd.register_fake
+def _whole_fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, heads, d = q.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    flat = (tokens, heads * d)
+    return q.new_empty(flat), q.new_empty(flat), q.new_empty(tokens, heads, 2, dtype=wide)
+
+
+@torch.library.custom_op(
+    "sambay_kernels::differential_attention_bwd",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor mixed, Tensor softmax, {WHOLE}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+@in_own_types
+def differential_attention_bwd(grad: Tensor, mixed: Tensor, softmax: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v, lambda_full and subln_weight, each in its input's type."""
+    return tuple(differential_attention_cpp_backward(grad, mixed, softmax, DiffInputs(*args[:7]), *args[7:]))
+
+
+@differential_attention_bwd.register_fake
+def _whole_backward_fake(grad: Tensor, mixed: Tensor, softmax: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (*args[:3], *args[7:9]))
+
+
+def _whole_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:], *inputs[:5], *inputs[7:9])
+    ctx.plan = (inputs[5:7], inputs[9:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _whole_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    (*tensors, lambda_full, weight), (plan, rest) = ctx.saved_tensors, ctx.plan
+    *found, of_lambda, of_weight = differential_attention_bwd(grad, *tensors, *plan, lambda_full, weight, *rest)
+    return (*found, *[None] * 4, of_lambda, of_weight, None, None)
+
+
+differential_attention_fwd.register_autograd(_whole_backward, setup_context=_whole_setup)
+
+
 def visible_pairs(bounds_q: list[int], bounds_k: list[int], window: int) -> int:
     """How many (query, key) pairs are visible, one head counted."""
     total = 0
@@ -237,6 +298,21 @@ def differential_maps_bwd_flops(
 ) -> int:
     """Scores again, dq and dk (width d), dv and the weights' gradient (width 2d)."""
     return 2 * 7 * _multiply_adds(q, *plan[:3])
+
+
+# The same sums whatever their order: those of the definition, not the fewer ones that are needed.
+@register_flop_formula(torch.ops.sambay_kernels.differential_attention_fwd, get_raw=True)
+def differential_attention_flops(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) -> int:
+    """As `differential_maps_flops`."""
+    return 2 * 3 * _multiply_adds(q, *rest[:3])
+
+
+@register_flop_formula(torch.ops.sambay_kernels.differential_attention_bwd, get_raw=True)
+def differential_attention_bwd_flops(
+    grad: Tensor, mixed: Tensor, softmax: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any
+) -> int:
+    """As `differential_maps_bwd_flops`."""
+    return 2 * 7 * _multiply_adds(q, *rest[:3])
 
 
 # Of the two widths, queries' and values', the queries' half is padding.

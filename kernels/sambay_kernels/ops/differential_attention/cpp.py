@@ -1,0 +1,58 @@
+"""Differential attention by the C++ extension: the whole op in one call each way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...native.cpp_call import AttentionArgs, AttentionBackward, AttentionForward, call
+from ...native.tensors import heads_of, packed, pointer
+from ...runtime.checks import compute_dtype
+from .inputs import DiffInputs
+
+
+def _read(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """(T, H, d) as C++ reads it: of this type, elements of a head side by side; tokens and heads any distance apart."""
+    value = value.to(dtype)
+    return value if value.stride(2) == 1 or value.shape[2] == 1 else value.contiguous()
+
+
+class _Call:
+    """The inputs in the form C++ reads, kept alive while it does."""
+
+    def __init__(self, inputs: DiffInputs, lambda_full: Tensor, weight: Tensor, lambda_init: float, eps: float) -> None:
+        q, k, v, cu_seqlens_q, cu_seqlens_k, window, scale = inputs
+        self.wide = compute_dtype(q)
+        self.dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else self.wide
+        self.heads = [_read(value, self.dtype) for value in (q, k, v)]
+        self.others = [cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()]
+        self.small = [packed(value, self.wide) for value in (lambda_full, weight)]
+        self.args = AttentionArgs(
+            cu_seqlens_q.numel() - 1, q.shape[1], k.shape[1], q.shape[2], *map(pointer, self.others), window, scale,
+            lambda_init, eps, *map(heads_of, self.heads), *map(pointer, self.small),
+        )  # fmt: skip
+
+
+def differential_attention_cpp(
+    inputs: DiffInputs, lambda_full: Tensor, subln_weight: Tensor, lambda_init: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out (Tq, Hq*d), and for the backward: it before the norm (Tq, Hq*d) and the maps' softmax figures (Tq, Hq, 2)."""
+    made, (tokens, heads, d) = _Call(inputs, lambda_full, subln_weight, lambda_init, eps), inputs.q.shape
+    out, mixed = (inputs.q.new_empty(tokens, heads * d, dtype=made.dtype) for _ in range(2))
+    softmax = inputs.q.new_empty(tokens, heads, 2, dtype=made.wide)
+    call("attention_forward", made.dtype, AttentionForward(made.args, *map(pointer, (out, mixed, softmax))))
+    return out.to(inputs.q.dtype), mixed.to(inputs.q.dtype), softmax
+
+
+def differential_attention_cpp_backward(
+    grad: Tensor, mixed: Tensor, softmax: Tensor, inputs: DiffInputs, *rest: Any
+) -> list[Tensor]:
+    """Gradients of q, k, v, lambda_full and subln_weight, each in its input's type."""
+    made, wanted = _Call(inputs, *rest), [*inputs[:3], *rest[:2]]
+    given = [packed(grad, made.dtype), packed(mixed, made.dtype), softmax.contiguous()]
+    types = [made.dtype] * 3 + [made.wide] * 2
+    found = [x.new_empty(x.shape, dtype=dtype) for x, dtype in zip(wanted, types, strict=True)]
+    call("attention_backward", made.dtype, AttentionBackward(made.args, *map(pointer, (*given, *found))))
+    return [x.to(like.dtype) for x, like in zip(found, wanted, strict=True)]
