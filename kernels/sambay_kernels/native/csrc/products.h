@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "scan_core.h"
 
@@ -28,6 +27,7 @@ constexpr int kTileVectors = 3;
 template <typename T>
 struct Simd {
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  typedef T Anywhere __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));  // in memory
   static constexpr int kLanes = kVectorBytes / sizeof(T);
 };
 
@@ -41,14 +41,12 @@ SAMBAY_FN int64_t whole_vectors(int64_t count) {
 
 template <typename T>
 SAMBAY_FN Vector<T> load_vector(const T* from) {
-  Vector<T> out;
-  std::memcpy(&out, from, sizeof out);
-  return out;
+  return *reinterpret_cast<const typename Simd<T>::Anywhere*>(from);
 }
 
 template <typename T>
 SAMBAY_FN void store_vector(T* to, const Vector<T>& value) {
-  std::memcpy(to, &value, sizeof value);
+  *reinterpret_cast<typename Simd<T>::Anywhere*>(to) = value;
 }
 
 template <typename T>

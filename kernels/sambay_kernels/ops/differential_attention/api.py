@@ -79,12 +79,16 @@ def differential_attention(
         )
     if backend == "cpp":
         return differential_attention_fwd(*inputs, *rest)[0]
-    if backend == "torch" and diff_takes_flash(q):
-        lengths = diff_lengths(inputs, max_length_q, max_length_k)
-        maps = diff_maps_varlen(inputs, lengths, lambda *args: flash_attention_fwd(*args)[0])
-    else:
-        maps, _ = differential_maps_fwd(*inputs, backend)
+    maps = _maps(inputs, backend, max_length_q, max_length_k)
     return (differential_combine_fwd if backend_for(COMBINE, maps) == "triton" else diff_combine)(maps, *rest)
+
+
+def _maps(inputs: DiffInputs, backend: str, max_length_q: int | None, max_length_k: int | None) -> Tensor:
+    """Both softmax maps of every pair of heads, (Tq, Hq, 2d)."""
+    if backend == "torch" and diff_takes_flash(inputs.q):
+        lengths = diff_lengths(inputs, max_length_q, max_length_k)
+        return diff_maps_varlen(inputs, lengths, lambda *args: flash_attention_fwd(*args)[0])
+    return differential_maps_fwd(*inputs, backend)[0]
 
 
 def _inputs(

@@ -7,6 +7,7 @@ In plain torch that rest is no op, for a compiler fuses it with its neighbours. 
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ def check_values(inputs: DiffInputs) -> None:
     """Check the documents' borders, whose values aren't known while a graph is traced."""
     check_cu_seqlens_values(inputs.cu_seqlens_q, inputs.q.shape[0], name="cu_seqlens_q")
     check_cu_seqlens_values(inputs.cu_seqlens_k, inputs.k.shape[0], name="cu_seqlens_k")
-    lengths = zip(inputs.cu_seqlens_q.diff().tolist(), inputs.cu_seqlens_k.diff().tolist(), strict=True)
-    for s, (queries, keys) in enumerate(lengths):
+    borders = zip(pairwise(inputs.cu_seqlens_q.tolist()), pairwise(inputs.cu_seqlens_k.tolist()), strict=True)
+    for s, ((first_q, last_q), (first_k, last_k)) in enumerate(borders):
+        queries, keys = last_q - first_q, last_k - first_k
         if queries > keys:
             raise ValueError(
                 f"{OP}: document {s} has {queries} queries but {keys} keys: its queries must be its last tokens"
