@@ -16,6 +16,7 @@ from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_diffe
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
+from sft.train.optimizer import check_groups
 from sft.utils.distributed import decide, gather
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import sha256_file, sha256_json, write_sealed
@@ -79,6 +80,7 @@ def train_stage(
     args = build_arguments(stage, paths)
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
+    check_groups(model, stage.train, f"stages[{stage.name}].train")
     identity = {**parts, **asked_engine(args), "base": base}
     rows = training_rows(prepared.dataset, args, stage.name)
     held = getattr(prepared, "validation", None)
@@ -178,6 +180,7 @@ def _put_together(
             identity=identity,
             counters=checkpoint.marker["counters"] if checkpoint else None,
             data_collator=collator,
+            train=stage.train,
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=callbacks,

@@ -15,7 +15,8 @@ from train_toys import read_metrics, saved_weights
 
 ENGINES = ("none", "zero1", "zero2", "zero3")
 ADAPTERS = "chain-zero3+zero2.lora-fp32"
-MIXED = ("chain-zero2+none-fp32", ADAPTERS)
+MUON = "chain-none.muon+none.muon-fp32"
+MIXED = ("chain-zero2+none-fp32", ADAPTERS, MUON)
 SPECIAL = ("chain-zero3.checkpointing+zero3.lora-bf16", "launched-zero3-bf16", "unlike-zero2-bf16")
 RESUMED = tuple(f"resumed-{engine}-bf16" for engine in ("none", "zero2", "zero3"))
 STILL = tuple(f"still-{engine}-bf16" for engine in ENGINES)
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Path:
     """The same chains in one process, without an engine."""
-    names = "chain-none+none-fp32,chain-none+none-bf16,chain-none+none.lora-fp32"
+    names = f"chain-none+none-fp32,chain-none+none-bf16,chain-none+none.lora-fp32,{MUON}"
     end = run_alone([str(SUPPORT / "engine_cases.py"), str(folder), names], limit=400)
     assert end.code == 0, end.stderr[-3000:]
     return folder / "1"
@@ -131,6 +132,19 @@ def test_adapters_after_zero3_are_those_of_one_process(alone, two, folder):
     assert weights.keys() == expected.keys()
     for key, weight in expected.items():
         torch.testing.assert_close(weights[key], weight, rtol=0, atol=TOLERANCE["fp32"])
+
+
+def test_muon_on_two_ranks_is_muon_on_one(alone, two, folder):
+    """What bfloat16's Newton-Schulz steps make of gradients that are summed in another order is small."""
+    two(MUON)
+    before = None
+    for stage in ("s0", "s1"):
+        roots = (alone / MUON, folder / "2" / MUON)
+        expected, weights = (saved_weights(root / "stages" / stage / "final") for root in roots)
+        for key in weights if before else ():
+            moved = (expected[key] - before[key]).norm().item()
+            assert (weights[key] - expected[key]).norm().item() < 0.02 * moved, key
+        before = expected
 
 
 @pytest.mark.parametrize("name", RESUMED)

@@ -56,7 +56,7 @@ def train_keys(word: str) -> dict[str, Any]:
     engine, *more = word.split(".")
     keys: dict[str, Any] = {} if engine == "none" else {"deepspeed": engine}
     for option in more:
-        keys |= {"lora": LORA, "checkpointing": {"gradient_checkpointing": True}}[option]
+        keys |= {"lora": LORA, "muon": {"optim": "muon"}, "checkpointing": {"gradient_checkpointing": True}}[option]
     return keys
 
 
