@@ -135,16 +135,13 @@ def test_adapters_after_zero3_are_those_of_one_process(alone, two, folder):
 
 
 def test_muon_on_two_ranks_is_muon_on_one(alone, two, folder):
-    """What bfloat16's Newton-Schulz steps make of gradients that are summed in another order is small."""
+    """But for what bfloat16's Newton-Schulz steps make of gradients that are summed in another order."""
     two(MUON)
-    before = None
-    for stage in ("s0", "s1"):
-        roots = (alone / MUON, folder / "2" / MUON)
-        expected, weights = (saved_weights(root / "stages" / stage / "final") for root in roots)
-        for key in weights if before else ():
-            moved = (expected[key] - before[key]).norm().item()
-            assert (weights[key] - expected[key]).norm().item() < 0.02 * moved, key
-        before = expected
+    s0, s1 = (saved_weights(alone / MUON / "stages" / stage / "final") for stage in ("s0", "s1"))
+    weights = saved_weights(folder / "2" / MUON / "stages/s1/final")
+    off = sum((weights[key] - s1[key]).square().sum().item() for key in s1)
+    moved = sum((s1[key] - s0[key]).square().sum().item() for key in s1)
+    assert 0 < off < 0.1**2 * moved
 
 
 @pytest.mark.parametrize("name", RESUMED)
