@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from sft.report.sweep import Sweep
 
 TAKES_OVERRIDES = True
+COMMAS = """and to several values, each a run of its own in every combination with the others:
+  --stages.NAME.train.learning_rate 1e-5,2e-5   --defaults.train.seed 1,2
+a comma inside brackets parts nothing; one that belongs to a value is written \\, with a backslash"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe's options, what is the best, and `--json`."""
     add_recipe_arguments(parser, stage=False)
+    parser.epilog = f"{parser.epilog}\n{COMMAS}"
     text = (
         "what is best after the last stage: SUITE:pass@1 (default: its first suite), SUITE:pass@K, or loss (held out)"
     )
