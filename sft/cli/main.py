@@ -12,13 +12,14 @@ from typing import Protocol, cast
 
 from sft.train.interrupt import stop_signals
 from sft.utils.distributed import rank
-from sft.utils.errors import UsageError, UserError, causes, disk_full, shown
+from sft.utils.errors import UsageError, UserError, sentence, shown
 from sft.utils.progress import end_line
 from sft.utils.quiet import tell_our_warnings
 
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {
     "run": "all stages in order: prepare, train, evaluate; then export and report",
+    "sweep": "run a grid of recipes: keys with several values, as in --defaults.train.seed 1,2",
     "prepare": "tokenise and pack the data of the stages",
     "preview": "show rows as they will be trained on, token by token",
     "train": "train the stages, without evaluating",
@@ -133,20 +134,8 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         _say(INTERRUPTED)
         return int(getattr(error, "exit_code", 130))
-    if disk_full(error):
-        files = [seen.filename for seen in causes(error) if isinstance(seen, OSError) and seen.filename]
-        place = f" while writing {files[0]}" if files else ""
-        _say(f"the disk is full{place}; make room and give the same command again")
-        return 1
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        _say("out of memory; lower per_device_train_batch_size or max_length, or raise gradient_accumulation_steps")
-        return 1
-    _say(f"{type(error).__name__}: {_first_line(error)} (run again with --debug for the traceback)")
+    _say(sentence(error))
     return 1
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _say(text: str) -> None:

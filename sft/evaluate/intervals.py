@@ -53,6 +53,24 @@ def pass_at_1(outcomes: Sequence[Sequence[bool]]) -> Estimate:
     return Estimate(mean, low, high, problems, samples)
 
 
+def over_runs(runs: Sequence[Estimate]) -> Estimate:
+    """The mean of several runs' shares on the same problems, with a 95% interval; one run's is as it is.
+
+    More runs don't make more problems: the variance of the mean is that of one run, p(1-p) / problems, and the spread
+    between the runs, s^2 / runs, and the interval is Wilson's at as many trials as give that variance. So it is never
+    narrower than for one run with a sample a problem, and it covers other problems as well as other seeds.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    mean = sum(run.value for run in runs) / len(runs)
+    problems = min(run.problems for run in runs)
+    spread = sum((run.value - mean) ** 2 for run in runs) / (len(runs) - 1) / len(runs)
+    plain = mean * (1 - mean)
+    trials = plain / (plain / problems + spread) if plain and problems else float(problems)
+    low, high = wilson(mean * trials, trials)
+    return Estimate(mean, low, high, problems, sum(run.samples for run in runs))
+
+
 def pass_at_k(outcomes: Sequence[Sequence[bool]], k: int) -> float:
     """The chance that one of k samples is right: 1 - C(n-c, k) / C(n, k), averaged over problems (Chen et al. 2021).
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sft.recipe.problems import KeyProblem
+from pydantic import Field, model_validator
+
+from sft.recipe.problems import KeyProblem, Section, raise_problems
 
 if TYPE_CHECKING:
     from sft.recipe.train_keys import TrainSection
 
+OWN_OPTIMIZERS: dict[str, dict[str, Any]] = {"muon": {"optim": "adamw_torch_fused", "optim_args": None}}
+"""Optimizers that transformers doesn't have, and what it is asked for instead: what trains the rest."""
+
 OPTIM_ARGS: dict[str, tuple[str, ...]] = {
+    "muon": ("momentum", "nesterov", "ns_steps", "adjust_lr_fn"),
     "sgd": ("momentum", "dampening", "nesterov"),
     "adagrad": ("lr_decay", "eps"),
     "rmsprop": ("momentum", "alpha", "eps", "centered"),
@@ -38,6 +45,34 @@ DECAYS = frozenset({"momentum", "alpha"})
 """Of an average, which a value of 1 would never move."""
 
 
+MOMENTUM = {"muon": "0.95"}
+"""By default, where there is one."""
+ADJUSTMENTS = ("match_rms_adamw", "original")
+"""How Muon's rate goes by a matrix's shape: to AdamW's size of step, or as Muon was first published."""
+
+
+class ParamGroup(Section):
+    """Parameters that are trained with a learning rate or a weight decay of their own."""
+
+    match: str = Field(min_length=1, description="Regular expression, found anywhere in a parameter's name.")
+    learning_rate: float | None = Field(default=None, ge=0, description="Highest one. Default: that of the others.")
+    weight_decay: float | None = Field(
+        default=None, ge=0, description="Also of what takes none otherwise. Default: as without the group."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ParamGroup:
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            reason = f"{self.match!r} is no regular expression: {error}"
+            raise_problems("group", [KeyProblem(("match",), reason, self.match)])
+        if self.learning_rate is None and self.weight_decay is None:
+            reason = "says neither learning_rate nor weight_decay, so it has no effect"
+            raise_problems("group", [KeyProblem((), reason, None)])
+        return self
+
+
 def optimizer_problems(train: TrainSection) -> list[KeyProblem]:
     """What the optimizer and the schedule of a stage don't take, or have no use for."""
     return [*_without_effect(train), *_optimizer_arguments(train), *_schedule_arguments(train)]
@@ -47,8 +82,10 @@ def _without_effect(train: TrainSection) -> Iterator[KeyProblem]:
     unread = {"adam_beta1", "adam_beta2", "adam_epsilon"}
     if "lion" in train.optim:
         unread = {"adam_epsilon"}
-    elif "adam" in train.optim:
+    elif "adam" in train.optim or train.optim == "muon":
         unread = set()
+    if train.optim != "muon":
+        unread.add("adamw_learning_rate")
     for key in sorted(unread):
         if train.changed(key):
             yield KeyProblem((key,), f"has no effect with optim {train.optim}", getattr(train, key))
@@ -57,25 +94,44 @@ def _without_effect(train: TrainSection) -> Iterator[KeyProblem]:
         yield KeyProblem(("warmup_steps",), reason, train.warmup_steps)
 
 
+def given_arguments(text: str | None) -> dict[str, str]:
+    """`momentum=0.9, nesterov=true` as names and values."""
+    pairs = (part.strip().partition("=") for part in (text.split(",") if text is not None else ()))
+    return {name: value for name, _, value in pairs}
+
+
 def _optimizer_arguments(train: TrainSection) -> Iterator[KeyProblem]:
     known = OPTIM_ARGS.get(train.optim, ())
-    given: dict[str, str] = {}
-    for part in train.optim_args.split(",") if train.optim_args is not None else ():
-        name, _, number = part.strip().partition("=")
-        given[name] = number
-        flag = name in ("nesterov", "centered")
-        if name not in known:
-            reason = f"{train.optim} takes {', '.join(known) or 'none'}, each as name=value, got {part.strip()!r}"
+    given = given_arguments(train.optim_args)
+    for name, value in given.items():
+        if name in known:
+            reason = _wrong_value(name, value)
+        else:
+            part = f"{name}={value}" if value else name
+            reason = f"{train.optim} takes {', '.join(known) or 'none'}, each as name=value, got {part!r}"
+        if reason:
             yield KeyProblem(("optim_args",), reason, train.optim_args)
-        elif flag and number not in ("true", "false"):
-            yield KeyProblem(("optim_args",), f"{name} must be true or false, got {number!r}", train.optim_args)
-        elif not flag and not _is_number(number, below=1 if name in DECAYS else None):
-            limits = "from 0 up to, but not, 1" if name in DECAYS and _is_number(number) else "from 0 up"
-            wanted = f"a number {limits}" if _is_number(number.removeprefix("-")) else "a number"
-            yield KeyProblem(("optim_args",), f"{name} must be {wanted}, got {number!r}", train.optim_args)
-    if given.get("nesterov") == "true" and not (_positive(given, "momentum") and not _positive(given, "dampening")):
+    momentum = {"momentum": MOMENTUM.get(train.optim, ""), **given}
+    if given.get("nesterov") == "true" and not (_positive(momentum, "momentum") and not _positive(given, "dampening")):
         reason = "nesterov=true needs a momentum above 0, and no dampening"
         yield KeyProblem(("optim_args",), reason, train.optim_args)
+
+
+def _wrong_value(name: str, value: str) -> str | None:
+    """What is wrong with an argument that the optimizer takes."""
+    if name in ("nesterov", "centered"):
+        return None if value in ("true", "false") else f"{name} must be true or false, got {value!r}"
+    if name == "adjust_lr_fn":
+        return None if value in ADJUSTMENTS else f"{name} must be one of {', '.join(ADJUSTMENTS)}, got {value!r}"
+    if name == "ns_steps":
+        return (
+            None if re.fullmatch("[1-9][0-9]?", value) else f"{name} must be a whole number from 1 to 99, got {value!r}"
+        )
+    if _is_number(value, below=1 if name in DECAYS else None):
+        return None
+    limits = "from 0 up to, but not, 1" if name in DECAYS and _is_number(value) else "from 0 up"
+    wanted = f"a number {limits}" if _is_number(value.removeprefix("-")) else "a number"
+    return f"{name} must be {wanted}, got {value!r}"
 
 
 def _positive(given: dict[str, str], name: str) -> bool:

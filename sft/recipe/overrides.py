@@ -38,7 +38,12 @@ class Override:
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     """`["--a.b", "1", "--c=x"]` as overrides. Raises UsageError for a value without key or a key without value."""
-    overrides: list[Override] = []
+    return [Override(key, override_value(key, text)) for key, text in split_overrides(arguments)]
+
+
+def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """The keys of overrides, and the text that each is given. Raises UsageError as `parse_overrides` does."""
+    pairs: list[tuple[str, str]] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -52,11 +57,11 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
                 raise UsageError(f"--{key}: needs a value, e.g. --{key} true")
             text = rest.pop(0)
         readable(key, f"--{key!a}")
-        overrides.append(Override(key, _value(key, text)))
-    return overrides
+        pairs.append((key, text))
+    return pairs
 
 
-def _value(key: str, text: str) -> Any:
+def override_value(key: str, text: str) -> Any:
     """What a word of the command line is for its key. A text is taken as the shell gives it."""
     parts, place = tuple(key.split(".")), f"--{key}"
     listed = text.lstrip().startswith(("{", "["))

@@ -12,6 +12,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from sft.recipe.yaml_marks import Path, show_path
 from sft.utils.errors import UsageError
 
+OURS = "recipe"
+"""The type of the errors that pydantic doesn't find itself."""
+
 
 class Section(BaseModel):
     """A strict mapping: an unknown key is an error, `"3"` is no number, and an empty section is an empty mapping."""
@@ -47,18 +50,17 @@ def raise_problems(title: str, problems: Iterable[KeyProblem], others: Validatio
     `others` are problems that pydantic found itself; they are told too.
     """
     details: list[InitErrorDetails] = [
-        {
-            "type": PydanticCustomError("recipe", "{reason}", {"reason": problem.message}),
-            "loc": problem.loc,
-            "input": problem.value,
-        }
-        for problem in problems
+        {"type": _ours(problem.message), "loc": problem.loc, "input": problem.value} for problem in problems
     ]
     for found in others.errors() if others else []:
-        details.append(
-            {"type": found["type"], "loc": found["loc"], "input": found["input"], "ctx": found.get("ctx", {})}
-        )
+        # A section inside tells of its own problems so, which pydantic doesn't know by type.
+        kind = _ours(found["msg"]) if found["type"] == OURS else found["type"]
+        details.append({"type": kind, "loc": found["loc"], "input": found["input"], "ctx": found.get("ctx", {})})
     raise ValidationError.from_exception_data(title, details)
+
+
+def _ours(reason: str) -> PydanticCustomError:
+    return PydanticCustomError(OURS, "{reason}", {"reason": reason})
 
 
 def refuse(problems: Iterable[KeyProblem], place: Callable[[Path], object] = show_path) -> None:

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from sft.recipe.optimizer_keys import optimizer_problems
+from sft.recipe.optimizer_keys import OWN_OPTIMIZERS, ParamGroup, optimizer_problems
 from sft.recipe.packaged import find_deepspeed
 from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.refused_keys import FIXED, REFUSED, refusal
@@ -31,7 +31,7 @@ Constant = Literal["constant", "constant_with_warmup", "inverse_sqrt", "warmup_s
 Scheduler = Literal["linear", "polynomial", Cosine, Constant]
 Torch = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"]
 EightBit = Literal["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit"]
-Optimizer = Literal[Torch, EightBit, "paged_adamw_32bit", "lion_32bit", "paged_lion_32bit"]
+Optimizer = Literal[Torch, "muon", EightBit, "paged_adamw_32bit", "lion_32bit", "paged_lion_32bit"]
 LORA_KEYS = frozenset(
     {"use_peft", "use_rslora", "use_dora"}
     | {f"lora_{key}" for key in ("r", "alpha", "dropout", "target_modules", "target_parameters", "modules_to_save")}
@@ -41,6 +41,9 @@ EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_bat
 
 PREPARED_KEYS = EVALUATION_KEYS | {"max_length", "packing", "dataset_num_proc"}
 """What this package does itself when data is prepared and rows are held out; TRL, which would do it too, isn't told."""
+
+OWN_KEYS = frozenset({"adamw_learning_rate", "param_groups"})
+"""What no library has a key for: the trainer reads these itself."""
 
 NEUTRAL = EVALUATION_KEYS | frozenset(
     {"logging_steps", "logging_first_step", "log_level", "report_to", "run_name", "save_strategy", "save_steps"}
@@ -75,8 +78,25 @@ class TrainSection(Section):
         default=None, description="Of that schedule, e.g. {min_lr: 1.0e-5}."
     )
     warmup_steps: float = Field(default=0.0, ge=0, description="Steps, or, under 1, a fraction of all steps.")
-    optim: Optimizer = Field(default="adamw_torch_fused", description="Optimizer; *_8bit and paged_* by bitsandbytes.")
-    optim_args: str | None = Field(default=None, description="Of sgd, adagrad or rmsprop, e.g. momentum=0.9,alpha=0.9.")
+    optim: Optimizer = Field(
+        default="adamw_torch_fused",
+        description="Optimizer. muon: torch's for the matrices of hidden layers, fused AdamW for the rest. *_8bit, "
+        "paged_* and lion_*: bitsandbytes', on a GPU.",
+    )
+    optim_args: str | None = Field(
+        default=None,
+        description="Of muon (momentum, nesterov, ns_steps, adjust_lr_fn), sgd, adagrad or rmsprop, e.g. "
+        "momentum=0.9,alpha=0.9.",
+    )
+    adamw_learning_rate: float | None = Field(
+        default=None, ge=0, description="With muon: of what AdamW trains. Default: learning_rate."
+    )
+    param_groups: list[ParamGroup] | None = Field(
+        default=None,
+        min_length=1,
+        description="Parameters with a learning rate or weight decay of their own, by pattern; the first that matches "
+        "counts, e.g. [{match: 'lambda_|A_log', learning_rate: 1.0e-4}].",
+    )
     weight_decay: float = Field(
         default=0.0, ge=0, description="Not applied to norms, biases, A_log, D and the lambdas."
     )
@@ -257,7 +277,9 @@ class TrainSection(Section):
         values = self.complete(cuda=cuda, bf16=bf16)
         if isinstance(self.deepspeed, str):
             values["deepspeed"] = deepspeed_file(self.deepspeed)
-        return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS}
+        if self.optim in OWN_OPTIMIZERS:
+            values |= OWN_OPTIMIZERS[self.optim]
+        return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS | OWN_KEYS}
 
     def four_bit_problem(self, stage: str) -> str | None:
         """Why this stage can't train on weights in 4 bits; None where it can."""

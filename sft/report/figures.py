@@ -43,12 +43,12 @@ def draw_accuracy(run: RunFacts) -> Figure | None:
             axis.plot(places[:mine], values[:mine], "o-", color=color, lw=1, ms=3, label=group)
             axis.plot(places[mine:], values[mine:], "o", color=color, ms=3)
         if entries[:own]:
-            _errorbar(axis, range(own), entries[:own], color="#222", label="all" if len(groups) > 1 else None, lw=2)
+            errorbar(axis, range(own), entries[:own], color="#222", label="all" if len(groups) > 1 else None, lw=2)
         if entries[own:]:  # other models are no part of the way: nothing joins them to it
-            _errorbar(axis, range(own, len(points)), entries[own:], color="#222", lw=0)
+            errorbar(axis, range(own, len(points)), entries[own:], color="#222", lw=0)
         axis.set_xticks(range(len(points)), points, rotation=20 if len(points) > 3 else 0)
         axis.set_xlim(-0.4, len(points) - 0.6)
-        _percent_axis(axis)
+        percent_axis(axis)
         axis.set_title(suite)
         # Suites may have different groups.
         if len(groups) > 1 and len(suites) > 1:
@@ -71,9 +71,9 @@ def draw_steps(run: RunFacts) -> Figure | None:
             steps = sorted(by_steps, key=int)
             if steps:
                 entries = [by_steps[step] for step in steps]
-                _errorbar(axis, [int(s) for s in steps], entries, color=point_color(run, point), label=point)
+                errorbar(axis, [int(s) for s in steps], entries, color=point_color(run, point), label=point)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        _percent_axis(axis)
+        percent_axis(axis)
         axis.set_title(suite)
         axis.set_xlabel("reasoning steps of the problem")
     axes[0].set_ylabel("pass@1, %")
@@ -81,7 +81,7 @@ def draw_steps(run: RunFacts) -> Figure | None:
     return figure
 
 
-def _errorbar(axis: Any, places: Sequence[int], entries: Sequence[dict[str, Any]], **style: Any) -> None:
+def errorbar(axis: Any, places: Sequence[int], entries: Sequence[dict[str, Any]], **style: Any) -> None:
     """Points with their 95% intervals."""
     values = [100 * entry["pass_at_1"] for entry in entries]
     below = [max(0.0, value - 100 * entry["interval"][0]) for value, entry in zip(values, entries, strict=True)]
@@ -89,7 +89,8 @@ def _errorbar(axis: Any, places: Sequence[int], entries: Sequence[dict[str, Any]
     axis.errorbar(list(places), values, yerr=[below, above], fmt="o-", ms=4, capsize=3, elinewidth=1, **style)
 
 
-def _percent_axis(axis: Any) -> None:
+def percent_axis(axis: Any) -> None:
+    """From 0 to 100, with room for marks at both ends."""
     axis.set_ylim(-3, 103)
     axis.set_yticks([0, 25, 50, 75, 100])
 

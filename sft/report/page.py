@@ -46,8 +46,8 @@ def write_report(recipe: Recipe, paths: RunPaths) -> Path:
     shown = {"figures": figures, "data_figures": data_figures, "chart_head": chart_head() if drawn else ""}
     content = _content(run, paths, secrets) | shown
     page = folder / "index.html"
-    write_text(folder / "report.md", _environment(False, secrets).get_template("report.md.j2").render(content))
-    write_text(page, _environment(True, secrets).get_template("page.html.j2").render(content))
+    write_text(folder / "report.md", templates(False, secrets).get_template("report.md.j2").render(content))
+    write_text(page, templates(True, secrets).get_template("page.html.j2").render(content))
     return page
 
 
@@ -60,7 +60,7 @@ def _data_figures(run: RunFacts) -> dict[str, dict[str, tuple[str, bytes, str]]]
     }
 
 
-def _environment(escape: bool, secrets: tuple[str, ...]) -> jinja2.Environment:
+def templates(escape: bool, secrets: tuple[str, ...]) -> jinja2.Environment:
     """Templates; whatever text they put into the report, no secret of the run and no folder of this machine gets in."""
 
     def shown(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from sft.run.evaluation import evaluate_point
 from sft.run.identity import check_all_done, check_done, done_manifest, stage_parts
 from sft.run.lock import lock_for_all
 from sft.run.record import write_record
+from sft.run.sharing import take_stage
 from sft.run.start import starting_point
 from sft.tokenizers.load import start_tokenizer
 from sft.tokenizers.vocabulary import check_vocabulary
@@ -31,12 +33,18 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: Recipe, *, only_stage: str | None = None, restart: str | None = None, evaluate: bool = True
+    recipe: Recipe,
+    *,
+    only_stage: str | None = None,
+    restart: str | None = None,
+    evaluate: bool = True,
+    others: Sequence[RunPaths] = (),
 ) -> dict[str, Any]:
     """Prepare, train and evaluate the recipe's stages in order; give the same call again to continue after a stop.
 
     `only_stage`: just this one (the stages before it must be done). `restart`: throw away what this stage and all later
-    ones have made, and do them again. Returns {"stages": manifests by name, "evaluations": metrics by point}.
+    ones have made, and do them again. `others`: runs whose stages and evaluations are taken over where they are, by
+    content, the same. Returns {"stages": manifests by name, "evaluations": metrics by point}.
     Raises UserError when a stage is done or under way with another recipe: nothing is overwritten unasked, and the
     run's own record is written past all refusals alone.
     """
@@ -56,14 +64,14 @@ def run(
         decide(lambda: check_all_done(paths))
         result: dict[str, Any] = {"stages": {}, "evaluations": {}}
         if evaluate and not only_stage and recipe.stages[0].evaluate.before_first_stage:
-            result["evaluations"]["start"] = evaluate_point(paths, None)
+            result["evaluations"]["start"] = evaluate_point(paths, None, others)
         for stage in recipe.stages:
             signals.check()
             if only_stage in (None, stage.name):
-                result["stages"][stage.name] = _one_stage(paths, stage)
+                result["stages"][stage.name] = _one_stage(paths, stage, others)
                 signals.check()
                 if evaluate:
-                    result["evaluations"][stage.name] = evaluate_point(paths, stage.name)
+                    result["evaluations"][stage.name] = evaluate_point(paths, stage.name, others)
         write_record(paths)
     return result
 
@@ -82,9 +90,9 @@ class _Plan:
     done: dict[str, Any] | None
 
 
-def _one_stage(paths: RunPaths, stage: Stage) -> dict[str, Any]:
+def _one_stage(paths: RunPaths, stage: Stage, others: Sequence[RunPaths]) -> dict[str, Any]:
     """Prepare and train one stage unless it is done."""
-    plan: _Plan = decide(lambda: _plan(paths, stage))
+    plan: _Plan = decide(lambda: _plan(paths, stage, others))
     if plan.done is not None:
         say(f"{stage.name}: done already ({plan.done['steps']} steps), skipped")
         return plan.done
@@ -105,14 +113,16 @@ def _one_stage(paths: RunPaths, stage: Stage) -> dict[str, Any]:
     )
 
 
-def _plan(paths: RunPaths, stage: Stage) -> _Plan:
+def _plan(paths: RunPaths, stage: Stage, others: Sequence[RunPaths]) -> _Plan:
     from sft.data.prepare import prepare_stage
 
     # The stages hand the tokenizer on unchanged, so the rows of all are made with the one that the run starts with.
     tokenizer = start_tokenizer(paths.recipe.model)
     prepared = prepare_stage(paths.recipe, stage, tokenizer, progress=PhaseLines(stage.name))
     parts, done = stage_parts(paths, stage, prepared.manifest["key"]), done_manifest(paths, stage.name)
-    if done is not None:
+    if done is None:
+        done = take_stage(paths, stage, parts, others)
+    else:
         check_done(paths, stage, parts, done)
     return _Plan(parts, prepared, done)
 

@@ -62,9 +62,10 @@ def check_recipe(
     refuse((found for found in problems if found not in unasked), recipe.place)
     if "training" in parts:
         from sft.models.lora_targets import adapter_problems
+        from sft.train.optimizer import group_problems
 
         if not any(found.loc == ("model", "model_name_or_path") for found in unasked):
-            refuse(adapter_problems(recipe), recipe.place)
+            refuse([*adapter_problems(recipe), *group_problems(recipe)], recipe.place)
 
 
 def _folders(recipe: Recipe, parts: Sequence[str]) -> Iterator[KeyProblem]:

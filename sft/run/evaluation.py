@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from sft.recipe.asked import asked_as
 from sft.run.checks import check_recipe
 from sft.run.identity import point_identity, trained_stages
 from sft.run.lock import lock
+from sft.run.sharing import copy_folder
 from sft.train.handover import load_stage_model
 from sft.utils.distributed import decide
 from sft.utils.errors import UserError
@@ -22,38 +24,53 @@ if TYPE_CHECKING:
     from sft.recipe.schema import Stage
 
 
-def evaluate_point(paths: RunPaths, stage: str | None) -> dict[str, Any]:
+def evaluate_point(paths: RunPaths, stage: str | None, others: Sequence[RunPaths] = ()) -> dict[str, Any]:
     """Evaluate the model after `stage` (None: the start) on its suites, unless that is done with the same settings.
 
-    Returns the metrics by suite; empty without suites. The main process evaluates, the others wait for its numbers.
+    `others`: runs that may have done it. Returns the metrics by suite; empty without suites. The main process
+    evaluates, the others wait for its numbers.
     """
     owner = paths.recipe.stages[0] if stage is None else paths.recipe.stage(stage)
     if not owner.evaluate.suites:
         return {}
-    metrics: dict[str, Any] = decide(lambda: _looked_up_or_made(paths, owner, stage))
+    metrics: dict[str, Any] = decide(lambda: _looked_up_or_made(paths, owner, stage, others))
     return metrics
 
 
-def _looked_up_or_made(paths: RunPaths, owner: Stage, stage: str | None) -> dict[str, Any]:
+def _looked_up_or_made(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> dict[str, Any]:
     point = stage or "start"
     busy = f"{point} is being evaluated by another command: wait for it."
     with lock(paths.eval_dir(point) / ".lock", busy):
-        return _results(paths, owner, stage)
+        return _results(paths, owner, stage, others)
 
 
-def _results(paths: RunPaths, owner: Stage, stage: str | None) -> dict[str, Any]:
+def _results(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> dict[str, Any]:
     point = stage or "start"
     folder = paths.eval_dir(point)
     marker = folder / "manifest.json"
     identity = point_identity(paths, stage)
     key = _key(owner, identity)
-    done = read_sealed(marker)
-    if done is not None and done.get("key") == key and done.get("files") == _files(folder, owner):
+    if (done := _done(folder, owner, key)) is not None:
         say(f"{point}: evaluated already, skipped")
         return dict(done["metrics"])
+    for other in others:
+        there = other.eval_dir(point)
+        if (done := _done(there, owner, key)) is not None:
+            for suite in owner.evaluate.suites:
+                copy_folder(there / suite.name, folder / suite.name)
+            write_sealed(marker, done)
+            say(f"{point}: evaluated already in {other.root}, taken over")
+            return dict(done["metrics"])
     metrics = _evaluate(paths, owner, stage, sha256_json(identity))
     write_sealed(marker, {"key": key, "metrics": metrics, "files": _files(folder, owner)})
     return metrics
+
+
+def _done(folder: Path, owner: Stage, key: str) -> dict[str, Any] | None:
+    """What an evaluation that is done with this key, and still as it was, says; else None."""
+    done = read_sealed(folder / "manifest.json")
+    same = done is not None and done.get("key") == key and done.get("files") == _files(folder, owner)
+    return done if same else None
 
 
 def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) -> dict[str, Any]:

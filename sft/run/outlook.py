@@ -25,7 +25,7 @@ def outlook(recipe: Recipe, only: str | None = None) -> Iterator[str]:
     for number, stage in enumerate(recipe.stages, start=1):
         if only not in (None, stage.name):
             continue
-        yield f"{number}. {stage.name}: {_state(paths, stage)}"
+        yield f"{number}. {stage.name}: {stage_state(paths, stage)}"
         yield f"   sources: {', '.join(_sources(stage.data.sources))}"
         if stage.data.steps:
             yield f"   then all: {' > '.join(entry.name for entry in stage.data.steps)}"
@@ -44,7 +44,8 @@ def outlook(recipe: Recipe, only: str | None = None) -> Iterator[str]:
     yield f"then: export to {paths.export}, {f'push to {target} ({seen})' if target else 'no push'}, report"
 
 
-def _state(paths: RunPaths, stage: Stage) -> str:
+def stage_state(paths: RunPaths, stage: Stage) -> str:
+    """Whether a stage is done, under way or to do."""
     manifest = read_sealed(paths.stage_manifest(stage.name))
     if manifest is not None:
         return f"done already ({manifest.get('steps')} steps)"

@@ -32,8 +32,7 @@ def argument_problems(stage: Stage) -> Iterator[KeyProblem]:
     train, cuda = stage.train, _has_cuda()
     if train.activation_offloading and not (cuda and not train.use_cpu):
         yield KeyProblem(("activation_offloading",), "needs a GPU; leave it out", True)
-    if any(part in train.optim for part in ("8bit", "paged", "lion")) and not importlib.util.find_spec("bitsandbytes"):
-        reason = f"{train.optim} needs bitsandbytes; `pip install bitsandbytes` or use another"
+    if reason := _optimizer_problem(train.optim, cuda=cuda and not train.use_cpu):
         yield KeyProblem(("optim",), reason, train.optim)
     if train.tf32 and not (cuda and not train.use_cpu):
         yield KeyProblem(("tf32",), "needs a GPU; leave it out", True)
@@ -55,6 +54,21 @@ def argument_problems(stage: Stage) -> Iterator[KeyProblem]:
                 what = "isn't installed" if name in known else f"is no tracker{nearest(name, known)}"
                 reason = f"{name!r} {what}; here are {', '.join([*available, 'none'])}"
                 yield KeyProblem(("report_to",), reason, name)
+
+
+def _optimizer_problem(name: str, *, cuda: bool) -> str | None:
+    """Why an optimizer can't be had on this machine; None where it can."""
+    if name == "muon":
+        from sft.train.muon import muon_problem
+
+        return muon_problem()
+    if not any(part in name for part in ("8bit", "paged", "lion")):
+        return None
+    if not cuda:
+        return f"{name} is bitsandbytes', whose optimizers need an NVIDIA GPU: use adamw_torch_fused here"
+    if not importlib.util.find_spec("bitsandbytes"):
+        return f"{name} needs bitsandbytes; `pip install bitsandbytes` or use another"
+    return None
 
 
 def _keyed(sentence: str) -> tuple[str, str]:
@@ -105,6 +119,11 @@ def _engine(train: TrainSection, values: dict[str, Any], where: str) -> dict[str
     settings = deepspeed_settings(values["deepspeed"], bf16=bf16, where=where)
     if settings is None:
         return {"bf16": bf16, "deepspeed": None}
+    if train.optim == "muon":
+        raise UsageError(
+            f"{where}.optim: muon makes whole matrices orthogonal, and DeepSpeed hands an optimizer pieces of them: "
+            "leave deepspeed out (several processes run as DDP), or use adamw_torch_fused."
+        )
     if settings["zero_optimization"].get("stage") == 3 and train.use_peft and values["gradient_checkpointing"]:
         raise UsageError(
             f"{where}: LoRA with ZeRO-3 and gradient checkpointing needs reentrant checkpointing, which loses "

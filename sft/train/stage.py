@@ -16,6 +16,7 @@ from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_diffe
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
+from sft.train.optimizer import check_groups
 from sft.train.precision import precision_of
 from sft.utils.distributed import decide, gather
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
@@ -84,6 +85,7 @@ def train_stage(
         keep_freed_memory()
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
+    check_groups(model, stage.train, f"stages[{stage.name}].train")
     identity = {**parts, **asked_engine(args), "base": base}
     rows = training_rows(prepared.dataset, args, stage.name)
     held = getattr(prepared, "validation", None)
@@ -185,6 +187,7 @@ def _put_together(
             identity=identity,
             counters=checkpoint.marker["counters"] if checkpoint else None,
             data_collator=collator,
+            train=stage.train,
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=callbacks,

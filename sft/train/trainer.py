@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +26,13 @@ from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
 from sft.train.interrupt import leave_signals_to_the_run
 from sft.train.neftune import document_noise
+from sft.train.optimizer import groups_of_its_own, regrouped, takes_decay
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
 from sft.utils.errors import UserError
 
-NO_DECAY = re.compile(r"(^|\.)(A_log|D|lambda_\w+|\w*bias|\w*norm\w*)($|\.)")
-"""Parameters that take no weight decay by name: state space A and D, attention lambdas, norms, biases."""
+if TYPE_CHECKING:
+    from sft.recipe.train_keys import TrainSection
 
 
 class SambayTrainer(SFTTrainer):
@@ -42,7 +42,8 @@ class SambayTrainer(SFTTrainer):
     divided by their number. So 1x8, 2x4 and 8x1 micro-batches and any number of processes train the same.
 
     `loss_scaling` says how the model's own loss treats `num_items_in_batch` (sft.train.probe.loss_scaling);
-    `identity` is written into each checkpoint; `counters` continue from a checkpoint's.
+    `identity` is written into each checkpoint; `counters` continue from a checkpoint's. `train`: the stage's keys,
+    where more than transformers' own arguments is wanted of them.
     """
 
     _tag_names = ["sambay-sft"]  # noqa: RUF012 (the parent's attribute)
@@ -56,6 +57,7 @@ class SambayTrainer(SFTTrainer):
         loss_scaling: LossScaling,
         identity: Mapping[str, Any],
         counters: Mapping[str, Any] | None = None,
+        train: TrainSection | None = None,
         **kwargs: Any,
     ) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -88,6 +90,7 @@ class SambayTrainer(SFTTrainer):
         self._audited = False
         self._numbers = StepNumbers()
         self._per_token: int | None = None
+        self._train = train
 
     def restore_config(self) -> None:
         """Undo what training changes in the model's configuration and forward, before the model is handed on."""
@@ -234,6 +237,14 @@ class SambayTrainer(SFTTrainer):
         self._numbers.note(self.state.global_step + 1, self._tr_loss, 0.0 if scaled else norm)
         return norm
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's; where the stage asks for groups of its own or for Muon, with these."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self._train is not None and groups_of_its_own(self._train):
+            self.optimizer = optimizer = regrouped(optimizer, self.model, self._train)
+        return optimizer
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that take weight decay: matrices that aren't A_log, D, lambdas, norms or biases."""
         return [name for name, parameter in model.named_parameters() if takes_decay(name, parameter)]
@@ -342,13 +353,6 @@ def _start_loader_worker(seed: Any, number: int) -> None:
     leave_signals_to_the_run()
     if seed is not None:
         seed(number)
-
-
-def takes_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies to a parameter, by its name and number of dimensions."""
-    # ZeRO-3 keeps the true shape of a partitioned parameter beside it.
-    dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-    return dimensions > 1 and not NO_DECAY.search(name) and not getattr(parameter, "_no_weight_decay", False)
 
 
 def _made_up_labels(inputs: Mapping[str, Any]) -> Tensor:

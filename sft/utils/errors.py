@@ -35,6 +35,20 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def sentence(error: BaseException) -> str:
+    """What became of a command, in one sentence (a recipe's mistakes: a line each)."""
+    if isinstance(error, UserError):
+        return str(error)
+    if disk_full(error):
+        files = [seen.filename for seen in causes(error) if isinstance(seen, OSError) and seen.filename]
+        place = f" while writing {files[0]}" if files else ""
+        return f"the disk is full{place}; make room and give the same command again"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; lower per_device_train_batch_size or max_length, or raise gradient_accumulation_steps"
+    told = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return f"{type(error).__name__}: {told} (run again with --debug for the traceback)"
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error, and the ones that it came from."""
     while error is not None:

@@ -15,7 +15,10 @@ from train_toys import read_metrics, saved_weights
 
 ENGINES = ("none", "zero1", "zero2", "zero3")
 ADAPTERS = "chain-zero3+zero2.lora-fp32"
-MIXED = ("chain-zero2+none-fp32", ADAPTERS)
+MUON = "chain-none.muon+none.muon-fp32"
+GROUPS = "chain-none.groups+none.groups-fp32"
+GROUPED = "chain-zero2.groups+zero3.groups-fp32"
+MIXED = ("chain-zero2+none-fp32", ADAPTERS, MUON, GROUPED)
 SPECIAL = ("chain-zero3.checkpointing+zero3.lora-bf16", "launched-zero3-bf16", "unlike-zero2-bf16")
 RESUMED = tuple(f"resumed-{engine}-bf16" for engine in ("none", "zero2", "zero3"))
 STILL = tuple(f"still-{engine}-bf16" for engine in ENGINES)
@@ -35,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Path:
     """The same chains in one process, without an engine."""
-    names = "chain-none+none-fp32,chain-none+none-bf16,chain-none+none.lora-fp32"
+    names = f"chain-none+none-fp32,chain-none+none-bf16,chain-none+none.lora-fp32,{MUON},{GROUPS}"
     end = run_alone([str(SUPPORT / "engine_cases.py"), str(folder), names], limit=400)
     assert end.code == 0, end.stderr[-3000:]
     return folder / "1"
@@ -131,6 +134,26 @@ def test_adapters_after_zero3_are_those_of_one_process(alone, two, folder):
     assert weights.keys() == expected.keys()
     for key, weight in expected.items():
         torch.testing.assert_close(weights[key], weight, rtol=0, atol=TOLERANCE["fp32"])
+
+
+def test_muon_on_two_ranks_is_muon_on_one(alone, two, folder):
+    """But for what bfloat16's Newton-Schulz steps make of gradients that are summed in another order."""
+    two(MUON)
+    s0, s1 = (saved_weights(alone / MUON / "stages" / stage / "final") for stage in ("s0", "s1"))
+    weights = saved_weights(folder / "2" / MUON / "stages/s1/final")
+    off = sum((weights[key] - s1[key]).square().sum().item() for key in s1)
+    moved = sum((s1[key] - s0[key]).square().sum().item() for key in s1)
+    assert 0 < off < 0.1**2 * moved
+
+
+@pytest.mark.parametrize("stage", ["s0", "s1"])
+def test_groups_have_their_own_rates_on_every_engine(alone, two, folder, stage):
+    two(GROUPED)
+    roots = (alone / GROUPS, folder / "2" / GROUPED, alone / "chain-none+none-fp32")
+    expected, weights, plain = (saved_weights(root / "stages" / stage / "final") for root in roots)
+    for key, weight in expected.items():
+        torch.testing.assert_close(weights[key], weight, rtol=0, atol=4 * TOLERANCE["fp32"])
+    assert max((expected[key] - plain[key]).abs().max().item() for key in expected) > 100 * TOLERANCE["fp32"]
 
 
 @pytest.mark.parametrize("name", RESUMED)

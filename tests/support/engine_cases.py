@@ -25,6 +25,12 @@ FULL = {"packing": True, "max_length": 96, "learning_rate": 2e-3, "max_steps": 3
 FULL |= {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 1}
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0}
 SUITE = {"name": "words", "source": {"generate": {"family": "words", "rows": 2, "split": "test"}}, "max_new_tokens": 4}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": LORA,
+    "muon": {"optim": "muon"},
+    "groups": {"param_groups": [{"match": "fc1", "learning_rate": 8e-3}, {"match": "norm|A_log", "weight_decay": 0.5}]},
+    "checkpointing": {"gradient_checkpointing": True},
+}
 BATCH = 4
 """Rows of an optimizer step, however many ranks share them."""
 
@@ -56,7 +62,7 @@ def train_keys(word: str) -> dict[str, Any]:
     engine, *more = word.split(".")
     keys: dict[str, Any] = {} if engine == "none" else {"deepspeed": engine}
     for option in more:
-        keys |= {"lora": LORA, "checkpointing": {"gradient_checkpointing": True}}[option]
+        keys |= OPTIONS[option]
     return keys
 
 

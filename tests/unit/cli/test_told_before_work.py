@@ -112,6 +112,11 @@ MISTAKES = [
     (TRAIN, "max_steps: 1:30", f"{SET}.max_steps: must be a whole number, got '1:30'"),
     (TRAIN, "optim: sgd\n      optim_args: nesterov=true", f"{SET}.optim_args: nesterov=true needs a momentum above 0"),
     (TRAIN, "optim: rmsprop\n      optim_args: alpha=1.5", f"{SET}.optim_args: alpha must be a number from 0 up to, but not, 1"),
+    (TRAIN, "optim: muon\n      deepspeed: zero2", f"{SET}.optim: muon makes whole matrices orthogonal, and DeepSpeed hands an optimizer pieces"),
+    (TRAIN, "optim: adamw_8bit", f"{SET}.optim: adamw_8bit is bitsandbytes', whose optimizers need an NVIDIA GPU: use adamw_torch_fused here"),
+    (TRAIN, "optim: paged_lion_32bit", f"{SET}.optim: paged_lion_32bit is bitsandbytes', whose optimizers need an NVIDIA GPU"),
+    (TRAIN, "param_groups: [{match: A_log, learning_rate: 1.0e-4}, {match: a_log, weight_decay: 0.1}]", f"{SET}.param_groups[1].match: no parameter's name holds 'a_log'"),
+    (TRAIN, "param_groups: [{match: '*', weight_decay: 0.1}]", f"{SET}.param_groups[0].match: '*' is no regular expression"),
     (TRAIN, "lr_scheduler_type: cosine_with_min_lr", f"{SET}.lr_scheduler_kwargs: cosine_with_min_lr needs min_lr or min_lr_rate"),
     (TRAIN, "lr_scheduler_type: cosine_with_min_lr\n      lr_scheduler_kwargs: {min_lr: 1}", f"{SET}.lr_scheduler_kwargs.min_lr: is above learning_rate"),
     (TRAIN, "lr_scheduler_type: inverse_sqrt\n      lr_scheduler_kwargs: {timescale: 0}", f"{SET}.lr_scheduler_kwargs.timescale: must be above 0"),
@@ -156,6 +161,8 @@ def test_a_missing_package_is_told(
     from importlib import util
 
     there = util.find_spec
+    if package == "bitsandbytes":
+        monkeypatch.setattr("sft.train.arguments._has_cuda", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else there(name, *rest))
     (line,) = told(GOOD.replace(TRAIN, key), "run", "--dry_run")
     assert line.startswith(f"sft: r.yaml:15: {SET}.{key.split(':')[0]}: ") and f"pip install {package}" in line, line

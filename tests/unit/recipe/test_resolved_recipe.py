@@ -67,6 +67,9 @@ OTHER = {
     "use_peft": True,
     "use_dora": True,
     "lora_dropout": 0.1,
+    "optim": "muon",
+    "adamw_learning_rate": 1e-4,
+    "param_groups": [{"match": "A_log", "learning_rate": 1e-5, "weight_decay": 0.1}],
 }
 """Keys that go with others, so that few values drawn at random are taken."""
 HELD_OUT = {"sources": [{"path": "held.jsonl", "name": "held"}]}

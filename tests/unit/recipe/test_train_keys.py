@@ -12,10 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from sft.recipe import TrainSection, load_recipe
+from sft.recipe.optimizer_keys import OWN_OPTIMIZERS
 from sft.recipe.packaged import find_deepspeed, folder, list_data_recipes, list_recipes
 from sft.recipe.refused_keys import FIXED, REFUSED
 from sft.recipe.schema import DataSource
-from sft.recipe.train_keys import LORA_KEYS, NEUTRAL, Optimizer, Scheduler
+from sft.recipe.train_keys import LORA_KEYS, NEUTRAL, OWN_KEYS, Optimizer, Scheduler
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,8 @@ def test_every_key_of_trl_is_offered_or_refused_with_a_reason(fields: dict[str, 
     offered, refused, fixed = set(TrainSection.model_fields), set(REFUSED), set(FIXED)
     assert set(fields) <= offered | refused | fixed
     assert not offered & refused and not offered & fixed and not refused & fixed
-    assert offered | fixed <= set(fields), "these would not reach TRL"
+    assert (offered | fixed) - OWN_KEYS <= set(fields), "these would not reach TRL"
+    assert not OWN_KEYS & set(fields) and offered >= OWN_KEYS
 
 
 def test_every_offered_key_is_described() -> None:
@@ -69,6 +71,20 @@ def test_fixed_keys_take_what_is_done_anyway(key: str) -> None:
         ({"optim": "sgd", "optim_args": "momentm=0.9"}, "sgd takes momentum, dampening, nesterov"),
         ({"optim": "sgd", "optim_args": "momentum"}, "momentum must be a number, got ''"),
         ({"optim": "sgd", "optim_args": "nesterov=1"}, "nesterov must be true or false"),
+        ({"optim": "muon", "optim_args": "ns_steps=0"}, "ns_steps must be a whole number from 1 to 99, got '0'"),
+        ({"optim": "muon", "optim_args": "adjust_lr_fn=x"}, "adjust_lr_fn must be one of match_rms_adamw, original"),
+        ({"optim": "muon", "optim_args": "momentum=1"}, "momentum must be a number from 0 up to, but not, 1, got '1'"),
+        ({"optim": "muon", "optim_args": "momentum=0,nesterov=true"}, "nesterov=true needs a momentum above 0"),
+        ({"optim": "muon", "optim_args": "lr=1"}, "muon takes momentum, nesterov, ns_steps, adjust_lr_fn, each as"),
+        ({"adamw_learning_rate": 1e-3}, "adamw_learning_rate\n  has no effect with optim adamw_torch_fused"),
+        ({"param_groups": []}, "param_groups\n  List should have at least 1 item"),
+        ({"param_groups": [{"match": "("}]}, "param_groups.0.match\n  '(' is no regular expression: missing )"),
+        ({"param_groups": [{"match": "A_log"}]}, "param_groups.0\n  says neither learning_rate nor weight_decay"),
+        (
+            {"param_groups": [{"match": "", "learning_rate": 1.0}]},
+            "param_groups.0.match\n  String should have at least",
+        ),
+        ({"param_groups": [{"match": "x", "lr": 1.0}]}, "param_groups.0.lr\n  Extra inputs are not permitted"),
         ({"optim": "adam_of_old"}, "Input should be 'adamw_torch_fused'"),
         ({"lr_scheduler_type": "constant", "warmup_steps": 5}, "has no effect with lr_scheduler_type constant"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "Input should be 'linear'"),
@@ -132,7 +148,7 @@ def test_schedulers_are_transformers() -> None:
 def test_optimizers_are_transformers() -> None:
     from transformers.training_args import OptimizerNames
 
-    assert set(get_args(Optimizer)) <= {kind.value for kind in OptimizerNames}
+    assert set(get_args(Optimizer)) - set(OWN_OPTIMIZERS) <= {kind.value for kind in OptimizerNames}
 
 
 def test_packaged_deepspeed_configurations() -> None:

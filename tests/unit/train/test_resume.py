@@ -18,9 +18,11 @@ from train_toys import read_metrics, saved_weights, signal_at, tiny_qwen, tiny_s
 from sft.train.interrupt import SIGNALS, Interrupted, Stopped, stop_signals
 from sft.utils.errors import UserError
 
+GROUPS = [{"match": "lambda_|A_log", "learning_rate": 1e-3, "weight_decay": 0.1}, {"match": "fc1", "weight_decay": 0.2}]
 CASES = {
     "packed": (tiny_sambay, {"packing": True, "per_device_train_batch_size": 2}),
     "lora": (tiny_sambay, {"packing": True, "per_device_train_batch_size": 2, "use_peft": True, "lora_dropout": 0.1}),
+    "muon": (tiny_sambay, {"per_device_train_batch_size": 2, "optim": "muon", "param_groups": GROUPS}),
     "accumulation": (tiny_sambay, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}),
     "ordinary model": (tiny_qwen, {"packing": True, "per_device_train_batch_size": 3, "logging_steps": 4}),
     "by length": (tiny_qwen, {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}),

@@ -60,12 +60,14 @@ class Toy:
 
     def trainer(self, model: Any = None, **train: Any) -> Any:
         """A trainer that hasn't begun, on 16 rows."""
-        args = self.arguments(**train)
+        recipe = toy_recipe(self._folder(), train)
+        args = build_arguments(recipe.stages[0], RunPaths(recipe))
         return SambayTrainer(
             tiny_qwen() if model is None else model,
             args=args,
             loss_scaling="sum",
             identity={},
+            train=recipe.stages[0].train,
             data_collator=PaddedCollator(),
             train_dataset=training_rows(toy_rows(16, packed=False).dataset, args, "one"),
             processing_class=tiny_tokenizer(),
@@ -237,6 +239,26 @@ def _(toy: Toy) -> None:
     assert (group["momentum"], group["nesterov"]) == (0.5, True)
     assert toy.group(optim="rmsprop", optim_args="alpha=0.7,centered=true")["alpha"] == 0.7
     assert toy.group(optim="adagrad", optim_args="lr_decay=0.1")["lr_decay"] == 0.1
+    muon = toy.group(optim="muon", optim_args="ns_steps=3")
+    assert (muon["ns_steps"], muon["momentum"], muon["adjust_lr_fn"]) == (3, 0.95, "match_rms_adamw")
+    assert toy.group()["fused"] is True
+
+
+@effect("adamw_learning_rate")
+def _(toy: Toy) -> None:
+    trainer = toy.trainer(optim="muon", learning_rate=0.25, adamw_learning_rate=0.125)
+    trainer.create_optimizer()
+    assert {(group["muon"], group["lr"]) for group in trainer.optimizer.param_groups} == {(True, 0.25), (False, 0.125)}
+
+
+@effect("param_groups")
+def _(toy: Toy) -> None:
+    entries = [{"match": "q_proj", "learning_rate": 0.5, "weight_decay": 0.25}]
+    for optim in ("adamw_torch_fused", "muon", "sgd"):
+        trainer = toy.trainer(optim=optim, learning_rate=0.125, param_groups=entries)
+        trainer.create_optimizer()
+        found = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in trainer.optimizer.param_groups}
+        assert found[0.5, 0.25] == 2, "one of each layer"
 
 
 @effect("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")

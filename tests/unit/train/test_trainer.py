@@ -10,7 +10,8 @@ from datasets import concatenate_datasets
 from train_toys import ToyPrepared, read_metrics, saved_weights, tiny_qwen, tiny_sambay, toy_recipe, toy_rows, train_toy
 
 from sft.train.arguments import check_arguments
-from sft.train.trainer import SambayTrainer, takes_decay
+from sft.train.optimizer import takes_decay
+from sft.train.trainer import SambayTrainer
 from sft.utils.errors import UsageError, UserError
 
 

@@ -1,0 +1,86 @@
+"""`sft sweep`: a grid of recipes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from sft.cli.common import add_recipe_arguments, console, recipe_and_keys
+from sft.utils.errors import UsageError, sentence, shown
+from sft.utils.progress import end_line
+from sft.utils.quiet import quiet_libraries
+from sft.utils.say import say
+
+if TYPE_CHECKING:
+    from sft.recipe.grid import Point
+    from sft.report.sweep import Sweep
+
+TAKES_OVERRIDES = True
+COMMAS = """and to several values, each a run of its own in every combination with the others:
+  --stages.NAME.train.learning_rate 1e-5,2e-5   --defaults.train.seed 1,2
+a comma inside brackets parts nothing; one that belongs to a value is written \\, with a backslash"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe's options, what is the best, and `--json`."""
+    add_recipe_arguments(parser, stage=False)
+    parser.epilog = f"{parser.epilog}\n{COMMAS}"
+    text = (
+        "what is best after the last stage: SUITE:pass@1 (default: its first suite), SUITE:pass@K, or loss (held out)"
+    )
+    parser.add_argument("--metric", metavar="METRIC", help=text)
+    parser.add_argument("--json", action="store_true", help="the results as JSON in place of a table")
+
+
+def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run every point, tell what they came to, and write sweep.html and best.yaml; 1 where a point failed."""
+    from sft.recipe.grid import load_grid
+
+    name, words = recipe_and_keys(arguments.config, overrides)
+    if name is None:
+        raise UsageError(f"the following arguments are required: --config; see `{arguments.prog} --help`")
+    grid = load_grid(name, words)
+    quiet_libraries(grid.root, debug=arguments.debug)
+    from sft.report.sweep import as_json, choose_metric
+    from sft.run.sweep import check_sweep, run_sweep, sweep_outlook
+
+    metric = choose_metric(arguments.metric, [point.recipe for point in grid.points])
+    check_sweep(grid, rehearsal=arguments.dry_run)
+    if arguments.dry_run:
+        for line in sweep_outlook(grid, metric):
+            say(line)
+        return 0
+
+    def failed(point: Point, error: Exception) -> None:
+        end_line()
+        for line in sentence(error).splitlines():
+            print(f"sft: {point.name}: {shown(line)}", file=sys.stderr)
+        if arguments.debug:
+            traceback.print_exception(error)
+
+    sweep = run_sweep(grid, metric, failed=failed)
+    print(json.dumps(as_json(sweep), indent=2, ensure_ascii=False)) if arguments.json else _show(sweep)
+    _write_page(sweep)
+    return 1 if any(outcome.error for outcome in sweep.outcomes) else 0
+
+
+def _show(sweep: Sweep) -> None:
+    from sft.report.sweep import table
+    from sft.report.sweep_page import verdict
+    from sft.utils.tables import numbers_table
+
+    (head, rows), out = table(sweep), console()
+    text = {axis.label: max(8, len(axis.label)) for axis in sweep.grid.axes}
+    out.print(numbers_table(head, rows, text=text, title=sweep.grid.points[0].recipe.name, width=out.width))
+    out.print(verdict(sweep))
+
+
+def _write_page(sweep: Sweep) -> None:
+    from sft.report.sweep_page import write_sweep_page
+
+    say(f"sweep: {write_sweep_page(sweep)}")
+    if sweep.best_point is not None:
+        say(f"best: {sweep.grid.root / 'best.yaml'}")
