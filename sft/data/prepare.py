@@ -36,7 +36,7 @@ from sft.utils.say import say
 if TYPE_CHECKING:
     import datasets
 
-FORMAT_VERSION = 4  # raise it whenever the same inputs would give other files
+FORMAT_VERSION = 5  # raise it whenever the same inputs would give other files
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,21 @@ class PreparedStage:
 
     @cached_property
     def dataset(self) -> datasets.Dataset:
-        """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids."""
+        """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids.
+
+        Where `top_k` isn't 0 also teacher_ids and teacher_logprobs, (trained tokens, top_k) each: see `TopLogprobs`.
+        """
         return open_dataset(self.path, self.manifest)
 
     @property
     def largest_id(self) -> int:
         """The largest token id in the rows; -1 where there are none."""
         return max((shard["largest_id"] for shard in self.manifest["shards"]), default=-1)
+
+    @property
+    def top_k(self) -> int:
+        """How many tokens a teacher names at a place, at most; 0: no row has a teacher to learn from."""
+        return int(self.manifest["top_k"])
 
     @property
     def passes(self) -> list[Path]:
@@ -224,6 +232,7 @@ def _manifest(
         "packs": packs,
         "tokens": int(lengths.sum()),
         "supervised_tokens": int(documents.column("supervised").sum()),
+        "top_k": int(documents.column("top_k").max(initial=0)),
         "max_document_length": int(lengths.max(initial=0)),
         "shards": shards,
     }

@@ -134,7 +134,7 @@ class _Check:
             if unanswered and entry.config.needs_answers():
                 self.early.append((here, entry.name, unanswered))
             for one in rows:
-                one.steps.append(entry.name)
+                one.steps += [entry.name, *entry.config.notes()]
                 one.answered = one.answered or entry.config.gives_answers
 
     def _tell(self, loc: Loc, reason: str) -> None:

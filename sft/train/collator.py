@@ -15,6 +15,10 @@ COUNT_KEYS = ("num_tokens", "num_supervised", "skipped")
 """Plain numbers that ride along with a batch for the trainer (which adds the last); never passed to the model."""
 
 
+TEACHER_COLUMNS = ("teacher_ids", "teacher_logprobs")
+"""Of rows with a teacher to learn from: (trained tokens, k) each (see `sft.data.read.record.TopLogprobs`)."""
+
+
 class PackedCollator:
     """Flatten every document of every row into one packed row, and say where the documents end.
 
@@ -24,6 +28,9 @@ class PackedCollator:
     Returns a dict: `input_ids`, `labels`, `position_ids` int64 (1, T), `seq_idx` int32 (1, T), `cu_seq_lens_q/k` int32
     (S+1,), `max_length_q/k` int, and COUNT_KEYS. `labels` are not shifted; they are -100 where nothing is trained and
     on each document's first token, which no token of its own document predicts.
+
+    Where rows have TEACHER_COLUMNS, also `teacher_ids` int32 (1, T, k), -1 where the teacher says nothing, and
+    `teacher_logprobs` float16 (1, T, k): position t speaks of label t.
     """
 
     def __init__(self, pad_token_id: int = 0) -> None:
@@ -54,13 +61,15 @@ class PackedCollator:
             "max_length_k": longest,
             "num_tokens": num_tokens,
             "num_supervised": int((labels != IGNORE).sum()),
+            **{name: values[None] for name, values in _teacher(rows, masks, labels).items()},
         }
 
 
 class PaddedCollator:
     """One document a row, padded on the right, for models that let packed documents see each other.
 
-    Returns `input_ids`, `attention_mask`, `labels` int64 (documents, longest) and COUNT_KEYS.
+    Returns `input_ids`, `attention_mask`, `labels` int64 (documents, longest) and COUNT_KEYS; where rows have
+    TEACHER_COLUMNS also `teacher_ids` and `teacher_logprobs` (documents, longest, k), as PackedCollator.
     """
 
     def __init__(self, pad_token_id: int = 0) -> None:
@@ -78,13 +87,45 @@ class PaddedCollator:
             input_ids[inside] = ids
             labels[inside] = np.where(masks, ids, IGNORE)
             labels[:, 0] = IGNORE
+        teacher = _teacher(rows, masks, labels[inside] if len(ids) else labels[:0, 0])
         return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(inside.astype(np.int64)),
             "labels": torch.from_numpy(labels),
             "num_tokens": len(ids),
             "num_supervised": int((labels != IGNORE).sum()),
+            **{name: _padded(values, inside) for name, values in teacher.items()},
         }
+
+
+def _teacher(rows: Sequence[Mapping[str, Any]], masks: np.ndarray, labels: np.ndarray) -> dict[str, torch.Tensor]:
+    """What teachers say at each token (T, k) of rows that are end to end; nothing where no row has one.
+
+    `masks` (T,) as far as the rows go, `labels` (T,), which may be fewer: nothing is said of a token without a label.
+    """
+    given = [row for row in rows if "teacher_ids" in row and len(row["teacher_ids"])]
+    if not given:
+        return {}
+    trained = np.flatnonzero(masks)
+    if len(given) < sum(bool(np.any(row["assistant_masks"])) for row in rows):
+        raise ValueError("some rows of the batch have no teacher_ids, and others have")
+    found = {}
+    for name, kind, nothing in zip(TEACHER_COLUMNS, (np.int32, np.float16), (-1, 0), strict=True):
+        said = np.concatenate([np.asarray(row[name], dtype=kind) for row in given])
+        if said.ndim != 2 or len(said) != len(trained):
+            raise ValueError(f"{name} is {said.shape} for {len(trained)} trained tokens; expected (trained tokens, k)")
+        values = np.full((len(labels), said.shape[1]), nothing, dtype=kind)
+        values[trained] = said
+        values[labels == IGNORE] = nothing
+        found[name] = torch.from_numpy(values)
+    return found
+
+
+def _padded(values: torch.Tensor, inside: np.ndarray) -> torch.Tensor:
+    """(T, k) to (documents, longest, k); beyond a document's end its teacher says nothing."""
+    padded = values.new_full((*inside.shape, values.shape[1]), -1 if values.dtype == torch.int32 else 0)
+    padded[torch.from_numpy(inside)] = values
+    return padded
 
 
 def _concatenate(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

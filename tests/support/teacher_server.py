@@ -7,6 +7,7 @@ before it; answers longer than `max_tokens` of them are cut off with `finish_rea
 from __future__ import annotations
 
 import json
+import math
 import re
 import socket
 import threading
@@ -68,12 +69,30 @@ def answer_to(seen: Seen) -> dict[str, Any]:
     return {"content": f"<think>\nI was asked {seen.asked!r}.\n</think>\n\nThe answer is \\boxed{{{mark}}}."}
 
 
+def named_tokens(pieces: list[bytes], count: int) -> list[dict[str, Any]]:
+    """The tokens of a chat answer's `logprobs`: at each the piece itself, of probability 1/2, then `count` - 1 others
+    of the text, those that follow it in order of their bytes, each half as likely as the one before."""
+    others = sorted(set(pieces))
+
+    def named(raw: bytes, rank: int) -> dict[str, Any]:
+        return {"token": raw.decode(errors="replace"), "bytes": list(raw), "logprob": -math.log(2) * (rank + 1)}
+
+    content = []
+    for piece in pieces:
+        at = others.index(piece)
+        ranked = [*others[at:], *others[:at]][:count]
+        content.append({**named(piece, 0), "top_logprobs": [named(raw, rank) for rank, raw in enumerate(ranked)]})
+    return content
+
+
 class TeacherServer:
     """The server. `reply(seen)` gives the message of an answer (`content`, `reasoning_content`, ...), and may give
-    `finish_reason`, `logprobs` and `usage` beside them; `delay` seconds pass before every answer."""
+    `finish_reason`, `logprobs` and `usage` beside them; `delay` seconds pass before every answer. Where `pieces` cuts a
+    text into its tokens' bytes, the server gives log probabilities when it is asked for them."""
 
     def __init__(self, reply: Callable[[Seen], dict[str, Any]] = answer_to, *, delay: float = 0.0) -> None:
         self.reply, self.delay = reply, delay
+        self.pieces: Callable[[str], list[bytes]] | None = None
         self.faults: list[Fault] = []
         self.key: str | None = None
         self.model = "toy-teacher"
@@ -136,6 +155,9 @@ class TeacherServer:
             choice |= {"text": said["content"]}
         if "logprobs" in extra:
             choice["logprobs"] = extra["logprobs"]
+        elif self.pieces is not None and seen.body.get("logprobs"):
+            said_pieces = self.pieces(said["content"])
+            choice["logprobs"] = {"content": named_tokens(said_pieces, seen.body.get("top_logprobs") or 0)}
         prompt = len(_WORD.findall(" ".join(m["content"] for m in seen.body.get("messages", [])) or seen.asked))
         usage = {"prompt_tokens": prompt, "completion_tokens": min(limit, len(words))}
         usage["total_tokens"] = sum(usage.values())

@@ -201,6 +201,7 @@ class Groups(PartFile):
 def size_of(record: Record) -> int:
     """About how many bytes the row takes."""
     size = len(record.text) + 12 * len(record.teacher_ids or ())
+    size += 6 * record.teacher_top.top.ids.size if record.teacher_top is not None else 0
     return size + sum(len(str(value)) for value in record.carried.values())
 
 

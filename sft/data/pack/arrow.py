@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sft.data.read.record import Tokens
 from sft.utils.files import sha256_file
@@ -22,29 +23,31 @@ PackedRow = Sequence[tuple[str, Tokens]]
 """The documents of a row: (id, tokens) each."""
 
 
-def row_schema() -> pa.Schema:
-    """The columns of a prepared row."""
+def row_schema(top_k: int = 0) -> pa.Schema:
+    """The columns of a prepared row; with `top_k` also what a teacher says of each trained token, in order."""
     import pyarrow as pa
 
+    kinds = {"teacher_ids": pa.int32(), "teacher_logprobs": pa.float16()} if top_k else {}
     return pa.schema(
         [
             ("input_ids", pa.list_(pa.int32())),
             ("assistant_masks", pa.list_(pa.uint8())),
             ("seq_lengths", pa.list_(pa.int32())),
             ("document_ids", pa.list_(pa.string())),
+            *((name, pa.list_(pa.list_(kind, top_k))) for name, kind in kinds.items()),
         ]
     )
 
 
-def write_rows(path: Path, rows: Iterable[PackedRow]) -> dict[str, Any]:
+def write_rows(path: Path, rows: Iterable[PackedRow], top_k: int = 0) -> dict[str, Any]:
     """Write a file of rows, in batches; its name, rows, largest token id (-1: no tokens), bytes and hash."""
     import pyarrow as pa
 
     count, largest = 0, -1
     with open(path, "wb") as sink:
-        with pa.ipc.new_stream(sink, row_schema()) as stream:
+        with pa.ipc.new_stream(sink, row_schema(top_k)) as stream:
             for batch in _batches(rows):
-                stream.write_batch(_record_batch(batch))
+                stream.write_batch(_record_batch(batch, top_k))
                 count += len(batch)
                 largest = max([largest, *(int(document.ids.max(initial=-1)) for row in batch for _, document in row)])
         sink.flush()
@@ -58,7 +61,7 @@ def _batches(rows: Iterable[PackedRow]) -> Iterator[list[PackedRow]]:
     tokens = 0
     for row in rows:
         pending.append(row)
-        tokens += sum(len(document.ids) for _, document in row)
+        tokens += sum(len(document.ids) + _top_size(document) for _, document in row)
         if tokens >= BATCH_TOKENS:
             yield pending
             pending, tokens = [], 0
@@ -66,7 +69,11 @@ def _batches(rows: Iterable[PackedRow]) -> Iterator[list[PackedRow]]:
         yield pending
 
 
-def _record_batch(rows: Sequence[PackedRow]) -> pa.RecordBatch:
+def _top_size(document: Tokens) -> int:
+    return document.top.ids.size if document.top is not None else 0
+
+
+def _record_batch(rows: Sequence[PackedRow], top_k: int) -> pa.RecordBatch:
     import pyarrow as pa
 
     documents = [document for row in rows for document in row]
@@ -81,7 +88,22 @@ def _record_batch(rows: Sequence[PackedRow]) -> pa.RecordBatch:
         pa.ListArray.from_arrays(per_row, pa.array(lengths)),
         pa.ListArray.from_arrays(per_row, pa.array([name for name, _ in documents], pa.string())),
     ]
-    return pa.record_batch(columns, schema=row_schema())
+    if top_k:
+        trained = _offsets([sum(document.supervised for _, document in row) for row in rows])
+        for values in zip(*(_top(document, top_k) for _, document in documents), strict=True):
+            places = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(values).ravel()), top_k)
+            columns.append(pa.ListArray.from_arrays(trained, places))
+    return pa.record_batch(columns, schema=row_schema(top_k))
+
+
+def _top(document: Tokens, top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+    """(ids, log probabilities) at each trained token, (n, top_k); -1 and 0 where the teacher says nothing."""
+    shape = (document.supervised, top_k)
+    ids, logprobs = np.full(shape, -1, np.int32), np.zeros(shape, np.float16)
+    if document.top is not None:
+        count = document.top.ids.shape[1]
+        ids[:, :count], logprobs[:, :count] = document.top.ids, document.top.logprobs
+    return ids, logprobs
 
 
 def _offsets(counts: Sequence[int]) -> pa.Array:

@@ -20,19 +20,21 @@ class DocumentsWriter(PartFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._rows: list[tuple[str, str, int, int]] = []
+        self._rows: list[tuple[str, str, int, int, int]] = []
 
     def add(self, record: Record) -> None:
         """Add a row whose tokens are stored."""
         assert record.tokens_at is not None and record.tokens is not None and record.trained is not None
-        self._rows.append((record.id, record.tokens_at, record.tokens, record.trained))
+        top_k = record.teacher_top.top.ids.shape[1] if record.teacher_top is not None else 0
+        self._rows.append((record.id, record.tokens_at, record.tokens, record.trained, top_k))
         if len(self._rows) >= BATCH:
             self._flush()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        kinds = {"id": pa.string(), "tokens_at": pa.string(), "length": pa.int32(), "supervised": pa.int32()}
+        numbers = {name: pa.int32() for name in ("length", "supervised", "top_k")}
+        kinds = {"id": pa.string(), "tokens_at": pa.string(), **numbers}
         schema = pa.schema(list(kinds.items()))
         self._writer = self._writer or pa.ipc.new_file(self.temporary, schema)
         columns = list(zip(*self._rows, strict=True)) or [()] * len(kinds)
@@ -65,7 +67,7 @@ class Documents:
         return int(self._starts[-1])
 
     def column(self, name: str) -> NDArray[np.int64]:
-        """`length` or `supervised` of every document (n,)."""
+        """`length`, `supervised` or `top_k` (tokens that a teacher names at a place) of every document (n,)."""
         parts = [batch.column(name).to_numpy().astype(np.int64) for batch in self._batches]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
@@ -74,7 +76,6 @@ class Documents:
         taken = []
         for number in numbers:
             place = int(np.searchsorted(self._starts, number, side="right")) - 1
-            name, address, length, _ = self._batches[place].slice(number - int(self._starts[place]), 1).columns
-            tokens, count = self._tokens[address[0].as_py()], length[0].as_py()
-            taken.append((name[0].as_py(), Tokens(tokens.ids[:count], tokens.mask[:count])))
+            name, address, length, *_ = self._batches[place].slice(number - int(self._starts[place]), 1).columns
+            taken.append((name[0].as_py(), self._tokens[address[0].as_py()].first(length[0].as_py())))
         return taken

@@ -21,7 +21,10 @@ ORDER, ENDS = ".order.npy", ".ends.npy"
 
 @dataclass(frozen=True)
 class RowsTask:
-    """One file of rows: those from `first` to `end`, of the plan in `folder`."""
+    """One file of rows: those from `first` to `end`, of the plan in `folder`.
+
+    `top_k`: the most tokens that a teacher names at a place in any of the stage's documents; 0 without a teacher.
+    """
 
     folder: Path
     number: int
@@ -30,6 +33,7 @@ class RowsTask:
     passes: Path
     documents: tuple[Path, ...]
     workers: int
+    top_k: int = 0
 
 
 def plan_rows(
@@ -52,7 +56,8 @@ def plan_rows(
     borders = _borders(lengths[order].cumsum()[ends - 1] if len(ends) else ends)
     found = pairwise(borders)
     paths = tuple(files)
-    tasks = [RowsTask(folder, n, first, end, passes, paths, workers) for n, (first, end) in enumerate(found)]
+    top_k = int(documents.column("top_k").max(initial=0))
+    tasks = [RowsTask(folder, n, first, end, passes, paths, workers, top_k) for n, (first, end) in enumerate(found)]
     return tasks, documents
 
 
@@ -76,7 +81,7 @@ def run_rows(task: RowsTask) -> dict[str, Any]:
             start = int(ends[number - 1]) if number else 0
             yield documents.take(order[start : int(ends[number])].tolist())
 
-    return write_rows(task.folder / f"rows-{task.number:05d}.arrow", rows())
+    return write_rows(task.folder / f"rows-{task.number:05d}.arrow", rows(), task.top_k)
 
 
 def write_all(

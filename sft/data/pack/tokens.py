@@ -1,7 +1,8 @@
 """Ids and masks of conversations in files of their own: written once, found by their address from then on.
 
 An address is `<folder>/<file>:<row>`, relative to the folder of all passes. Uncompressed Arrow: 3 bytes a token and a
-bit, read at random through mapped memory. (No tokenizer has more than 2^24 ids.)
+bit, read at random through mapped memory. (No tokenizer has more than 2^24 ids.) A teacher's likeliest tokens take 6
+bytes each.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from sft.data.read.record import Tokens
+from sft.data.read.record import Tokens, TopLogprobs
 from sft.utils.files import PartFile
 
 BATCH_TOKENS = 1_000_000
+_NOTHING = TopLogprobs(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float16))
 
 
 class TokensWriter(PartFile):
@@ -28,7 +30,7 @@ class TokensWriter(PartFile):
     def add(self, tokens: Tokens) -> str:
         """Write one document; its address."""
         self._rows.append(tokens)
-        self._pending += len(tokens.ids)
+        self._pending += len(tokens.ids) + (tokens.top.ids.size if tokens.top is not None else 0)
         if self._pending >= BATCH_TOKENS:
             self._flush()
         self._count += 1
@@ -37,7 +39,13 @@ class TokensWriter(PartFile):
     def _flush(self) -> None:
         import pyarrow as pa
 
-        kinds = {"low": pa.uint16(), "high": pa.uint8(), "mask": pa.bool_()}
+        kinds = {
+            "low": pa.uint16(),
+            "high": pa.uint8(),
+            "mask": pa.bool_(),
+            "top_ids": pa.int32(),
+            "top_logprobs": pa.float16(),
+        }
         schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
         self._writer = self._writer or pa.ipc.new_file(self.temporary, schema)
         if not self._rows:
@@ -47,6 +55,10 @@ class TokensWriter(PartFile):
         mask = np.concatenate([tokens.mask for tokens in self._rows]).astype(bool)
         values = (ids.astype(np.uint16), (ids >> 16).astype(np.uint8), mask)
         columns = [pa.ListArray.from_arrays(pa.array(ends), pa.array(part)) for part in values]
+        tops = [tokens.top or _NOTHING for tokens in self._rows]
+        sizes = pa.array(np.cumsum([0, *(top.ids.size for top in tops)]).astype(np.int32))
+        for parts in ([top.ids for top in tops], [top.logprobs for top in tops]):
+            columns.append(pa.ListArray.from_arrays(sizes, pa.array(np.concatenate([part.ravel() for part in parts]))))
         self._writer.write_batch(pa.record_batch(columns, schema=schema))
         self._rows, self._pending = [], 0
 
@@ -62,9 +74,13 @@ class TokenFiles:
         name, _, row = address.rpartition(":")
         starts, batches = self._open.get(name) or self._opened(name)
         number = int(np.searchsorted(starts, int(row), side="right")) - 1
-        low, high, mask = (column[int(row) - int(starts[number])].values for column in batches[number].columns)
-        ids = low.to_numpy().astype(np.int32) | high.to_numpy().astype(np.int32) << 16
-        return Tokens(ids, mask.to_numpy(zero_copy_only=False).view(np.uint8))
+        stored = (column[int(row) - int(starts[number])].values for column in batches[number].columns)
+        low, high, mask, *top = (column.to_numpy(zero_copy_only=False) for column in stored)
+        ids = low.astype(np.int32) | high.astype(np.int32) << 16
+        trained = int(mask.sum())
+        if not len(top[0]):
+            return Tokens(ids, mask.view(np.uint8))
+        return Tokens(ids, mask.view(np.uint8), TopLogprobs(*(part.reshape(trained, -1) for part in top)))
 
     def _opened(self, name: str) -> tuple[np.ndarray, list[Any]]:
         """Where each batch of a file begins, and the batches."""

@@ -16,17 +16,49 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TopLogprobs:
+    """A teacher's likeliest tokens at n places, in our vocabulary.
+
+    ids (n, k) int32, different ones at a place, -1 where there are fewer (or none); logprobs (n, k) float16, their
+    natural log probabilities, 0 where the id is -1.
+    """
+
+    ids: NDArray[np.int32]
+    logprobs: NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TeacherTokens:
+    """The tokens of the last answer as a teacher wrote them, (n,) int32 of our vocabulary (-1: it isn't in the text),
+    and what the teacher found likeliest in the place of each."""
+
+    tokens: NDArray[np.int32]
+    top: TopLogprobs
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One document: ids (n,) int32 and mask (n,) uint8, 1 where the token is trained."""
+    """One document: ids (n,) int32 and mask (n,) uint8, 1 where the token is trained.
+
+    `top`: what a teacher found likeliest at each trained token, in order; None where there is no teacher.
+    """
 
     ids: NDArray[np.int32]
     mask: NDArray[np.uint8]
+    top: TopLogprobs | None = None
 
     @property
     def supervised(self) -> int:
         """How many tokens are trained."""
         return int(self.mask.sum())
+
+    def first(self, count: int) -> Tokens:
+        """The first tokens alone."""
+        mask, top = self.mask[:count], self.top
+        trained = int(mask.sum())
+        top = None if top is None else TopLogprobs(top.ids[:trained], top.logprobs[:trained])
+        return Tokens(self.ids[:count], mask, top)
 
 
 @dataclass(slots=True)
@@ -52,6 +84,7 @@ class Record:
         facts: what steps found out, by the step's name; JSON.
         teacher_ids, teacher_logprobs: tokens of the answer as the teacher wrote them, and their natural log
             probabilities (n,); None where they aren't known.
+        teacher_top: the same tokens in our vocabulary with the likeliest ones in the place of each; to learn from.
         encoded: ids and mask themselves, in the process that has just made them; not stored.
         row: its number in the file that holds its text; known while a pass runs.
     """
@@ -74,6 +107,7 @@ class Record:
     facts: dict[str, Any] = field(default_factory=dict)
     teacher_ids: list[int] | None = None
     teacher_logprobs: list[float] | None = None
+    teacher_top: TeacherTokens | None = field(default=None, compare=False, repr=False)
     encoded: Tokens | None = field(default=None, compare=False, repr=False)
     row: int = field(default=-1, compare=False, repr=False)
     _printed: tuple[str, str, int] | None = field(default=None, init=False, compare=False, repr=False)
@@ -117,6 +151,9 @@ def schema() -> pa.Schema:
     """Columns of a shard."""
     import pyarrow as pa
 
+    top = pa.struct(
+        [("tokens", pa.list_(pa.int32())), ("ids", pa.list_(pa.int32())), ("logprobs", pa.list_(pa.float16()))]
+    )
     message = pa.struct([("role", pa.string()), ("content", pa.large_string()), ("more", pa.large_string())])
     return pa.schema(
         [
@@ -138,6 +175,7 @@ def schema() -> pa.Schema:
             ("facts", pa.large_string()),
             ("teacher_ids", pa.large_list(pa.int32())),
             ("teacher_logprobs", pa.large_list(pa.float32())),
+            ("teacher_top", top),
         ]
     )
 
@@ -174,6 +212,12 @@ def _plain(record: Record, names: Sequence[str]) -> dict[str, Any]:
         value["chat_template_kwargs"] = json.dumps(record.chat_template_kwargs)
         value["messages"] = None if record.messages is None else list(map(_stored, record.messages))
     value["facts"] = json.dumps(record.facts)
+    if (said := value.get("teacher_top")) is not None:
+        value["teacher_top"] = {
+            "tokens": said.tokens,
+            "ids": said.top.ids.ravel(),
+            "logprobs": said.top.logprobs.ravel(),
+        }
     return value
 
 
@@ -198,4 +242,14 @@ def _record(value: dict[str, Any]) -> Record:
         value[name] = json.loads(value[name])
     for message in value["messages"] or ():
         message |= json.loads(message.pop("more") or "{}")
+    if (top := value["teacher_top"]) is not None:
+        value["teacher_top"] = _teacher_tokens(top)
     return Record(**value)
+
+
+def _teacher_tokens(stored: dict[str, Any]) -> TeacherTokens:
+    import numpy as np
+
+    tokens = np.array(stored["tokens"], np.int32)
+    ids, logprobs = np.array(stored["ids"], np.int32), np.array(stored["logprobs"], np.float16)
+    return TeacherTokens(tokens, TopLogprobs(ids.reshape(len(tokens), -1), logprobs.reshape(len(tokens), -1)))

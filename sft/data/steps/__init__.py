@@ -29,6 +29,7 @@ STEPS = {
     "mix": "sft.data.steps.mix:Mix",
     "join": "sft.data.steps.join.step:Join",
     "score": "sft.data.steps.score.step:Score",
+    "top_logprobs": "sft.data.steps.top_logprobs.step:TopLogprobs",
     "generate": "sft.data.steps.generate.step:Generate",
 }
 

@@ -108,6 +108,7 @@ class ExplodeRollouts(RowStep):
             facts=dict(parent.facts),
             teacher_ids=None,
             teacher_logprobs=None,
+            teacher_top=None,
         )
         child.forget_tokens()
         return child

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from sft.data.pack.tokens import TokensWriter
 from sft.data.read.outcomes import Dropped, Kept, Outcome
-from sft.data.read.record import Record
+from sft.data.read.record import Record, Tokens
 from sft.data.read.row import BadRow
 from sft.data.steps.base import RowStep
 
@@ -35,7 +35,8 @@ class Tokenize(RowStep):
     """Sets the tokens of every conversation as the chat template renders it, and writes them to `sink`.
 
     Dropped are conversations that can't be rendered: a message spells a control token out, the template refuses the
-    roles or leaves out what a message says. The plan puts it where somebody needs the tokens of a text.
+    roles or leaves out what a message says; and (tokens_do_not_match) those whose teacher's tokens aren't those of the
+    text. The plan puts it where somebody needs the tokens of a text.
     """
 
     version = 2
@@ -61,8 +62,12 @@ class Tokenize(RowStep):
 
     def _untrained(self, record: Record) -> set[int]:
         """Numbers of the assistant's messages that are context only."""
-        said = [number for number, message in enumerate(record.messages or ()) if message["role"] == "assistant"]
-        return set(record.untrained) | (set(said[:-1]) if self.config.mask_history else set())
+        return set(record.untrained) | (set(self._said(record)[:-1]) if self.config.mask_history else set())
+
+    @staticmethod
+    def _said(record: Record) -> list[int]:
+        """Numbers of the assistant's messages."""
+        return [number for number, message in enumerate(record.messages or ()) if message["role"] == "assistant"]
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         from sft.data.tokenize.tokens import tokenize
@@ -77,7 +82,25 @@ class Tokenize(RowStep):
                 yield Dropped(record, found.reason, found.detail)
                 continue
             if found is not None:
-                record.encoded = next(tokens)
-                record.tokens, record.trained = len(record.encoded.ids), record.encoded.supervised
-                record.tokens_at = self.sink.add(record.encoded)
+                encoded = self._with_teacher(record, next(tokens))
+                if isinstance(encoded, str):
+                    yield Dropped(record, "tokens_do_not_match", encoded)
+                    continue
+                record.encoded = encoded
+                record.tokens, record.trained = len(encoded.ids), encoded.supervised
+                record.tokens_at = self.sink.add(encoded)
             yield Kept(record)
+
+    def _with_teacher(self, record: Record, tokens: Tokens) -> Tokens | str:
+        """The tokens with what the row's teacher says of them, or what doesn't match; an answer that isn't trained has
+        nothing to learn from a teacher."""
+        from sft.data.tokenize.teacher import aligned
+
+        said, last = record.teacher_top, max(self._said(record), default=-1)
+        if said is None or last in self._untrained(record):
+            return tokens
+        found = aligned(tokens, said, self.config.most is None or len(tokens.ids) <= self.config.most)
+        if not isinstance(found, int):
+            return replace(tokens, top=found)
+        text = self.context.tokenizer.decode(said.tokens[max(0, found - 3) : found + 1].clip(0))
+        return f"the teacher's token {found} (the end of {text!r}) is no token of the text as it is tokenised"

@@ -20,6 +20,7 @@ from sft.recipe.steps.render import RenderStep
 from sft.recipe.steps.score import ScoreStep
 from sft.recipe.steps.select import SelectStep
 from sft.recipe.steps.settings import StepSettings
+from sft.recipe.steps.top_logprobs import TopLogprobsStep
 from sft.recipe.steps.verify import VerifyStep
 
 __all__ = ["StepEntry"]
@@ -40,6 +41,7 @@ class StepEntry(Section):
     mix: MixStep | None = Field(default=None, description=MixStep.__doc__)
     join: JoinStep | None = Field(default=None, description=JoinStep.__doc__)
     score: ScoreStep | None = Field(default=None, description=ScoreStep.__doc__)
+    top_logprobs: TopLogprobsStep | None = Field(default=None, description=TopLogprobsStep.__doc__)
     generate: GenerateStep | None = Field(default=None, description=GenerateStep.__doc__)
 
     @model_validator(mode="before")

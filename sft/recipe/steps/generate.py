@@ -105,6 +105,13 @@ class GenerateStep(StepSettings):
     logprobs: bool = Field(
         default=False, description="For `rollouts`: keep the tokens' log probabilities, where the server gives them."
     )
+    top_logprobs: int | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="For `rollouts`: keep this many of the teacher's likeliest tokens at each token, to learn from, "
+        "where the server gives them (OpenAI's at most 20).",
+    )
     cap: float = Field(
         default=1.5, gt=0, description="For `mixed`: most tokens of the student's answer, over those of the row's own."
     )
@@ -129,9 +136,10 @@ class GenerateStep(StepSettings):
             problems.append(KeyProblem(("student",), "mode `mixed` needs a student: who answers first", None))
         if self.mode == "rollouts" and self.student is not None:
             problems.append(KeyProblem(("student",), "only mode `mixed` asks a student", None))
-        if self.mode == "mixed" and self.logprobs:
-            reason = "only mode `rollouts` keeps them: of a mixed answer the teacher wrote a part alone"
-            problems.append(KeyProblem(("logprobs",), reason, True))
+        for key in ("logprobs", "top_logprobs"):
+            if self.mode == "mixed" and getattr(self, key):
+                reason = "only mode `rollouts` keeps them: of a mixed answer the teacher wrote a part alone"
+                problems.append(KeyProblem((key,), reason, getattr(self, key)))
         if isinstance(self.student, Checkpoint) and None in (self.temperature, self.top_p):
             key = "temperature" if self.temperature is None else "top_p"
             problems.append(KeyProblem((key,), "a student that is a checkpoint needs a number here", None))
@@ -149,6 +157,8 @@ class GenerateStep(StepSettings):
         """
         teacher, student = {*_RUN_ONLY, "tokenizer"}, {*_RUN_ONLY, "batch_size", "checkpoint"}
         run_only: dict[str, Any] = {"max_failed": True, "teacher": teacher, "student": student}
+        if self.top_logprobs is None:
+            run_only["top_logprobs"] = True  # what isn't asked for is no setting: older answers are answers to this
         return self.model_dump(mode="json", exclude=run_only)
 
     def places(self) -> dict[Loc, DataSet | str]:

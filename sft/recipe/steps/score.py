@@ -7,8 +7,26 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from sft.recipe.problems import Section
 from sft.recipe.steps.settings import DataSet, Loc, StepSettings
 from sft.recipe.values import PathText
+
+
+class RankSurprisal(Section):
+    """Note `rank_surprisal`, an answer's mean rank over its mean surprisal (arXiv 2601.14249); low is good."""
+
+    max_rank: int = Field(default=100, gt=1, le=1_000_000, description="Ranks count as this at most.")
+
+
+class LocalNaturalness(Section):
+    """Note `local_naturalness`, the likelihood of each sentence after the few before it alone (arXiv 2510.03988).
+
+    High is good. Each sentence is read again with those before it, which takes (context + 1) / every times the answer's
+    tokens in a forward pass of their own: `every: 50` keeps that within a tenth of the step's time for long answers.
+    """
+
+    context: int = Field(default=4, gt=0, description="Sentences before each; nothing else is read.")
+    every: int = Field(default=1, gt=0, description="Score one sentence of so many, evenly spaced; 1: each.")
 
 
 class ScoreStep(StepSettings):
@@ -38,6 +56,9 @@ class ScoreStep(StepSettings):
     )
     keep_sentences: bool = Field(default=False, description="Note both probabilities of each sentence too.")
 
+    rank_surprisal: RankSurprisal | None = Field(default=None, description=RankSurprisal.__doc__)
+    local_naturalness: LocalNaturalness | None = Field(default=None, description=LocalNaturalness.__doc__)
+
     @field_validator("model", "teacher_tokenizer")
     @classmethod
     def _at_home(cls, path: str | None) -> str | None:
@@ -50,6 +71,11 @@ class ScoreStep(StepSettings):
     def behind(self) -> dict[Loc, tuple[str, ...]]:
         """What gives the teacher's log probabilities."""
         return {("required",): ("join", "generate")} if self.required else {}
+
+    def notes(self) -> tuple[str, ...]:
+        """The student's views."""
+        views = {"rank_surprisal": self.rank_surprisal, "local_naturalness": self.local_naturalness}
+        return tuple(f"score.{name}" for name, settings in views.items() if settings is not None)
 
     def places(self) -> dict[Loc, DataSet | str]:
         """The student's checkpoint and the teacher's tokenizer."""

@@ -10,6 +10,9 @@ from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.steps.settings import Loc, StepSettings
 
 Unit = Literal["rows", "tokens"]
+STUDENT_VIEWS = ("rank_surprisal", "local_naturalness")
+SCORES = ("teacher", "teacher_tokens", *STUDENT_VIEWS)
+"""Preferences that the step `score` must have noted; it notes the student's views where it is asked to."""
 
 
 class PassRate(Section):
@@ -106,11 +109,14 @@ class SelectStep(StepSettings):
 
     pass_rate: PassRate | None = Field(default=None, description=PassRate.__doc__)
     per_problem: int | None = Field(default=None, gt=0, description="At most this many answers of each problem.")
-    prefer: list[Literal["shortest", "longest", "teacher", "teacher_tokens", "random"]] = Field(
+    prefer: list[
+        Literal["shortest", "longest", "teacher", "teacher_tokens", "rank_surprisal", "local_naturalness", "random"]
+    ] = Field(
         default=["random"],
         min_length=1,
         description="Which rows go first: `teacher` by the share of teacher sentences that `score` noted, "
-        "`teacher_tokens` by that of their tokens. Rows without a score go last.",
+        "`teacher_tokens` by that of their tokens, `rank_surprisal` the lowest, `local_naturalness` the highest. "
+        "Rows without a score go last.",
     )
     quotas: Quotas | None = Field(default=None, description=Quotas.__doc__)
     lengths: Lengths | None = Field(default=None, description=Lengths.__doc__)
@@ -165,8 +171,11 @@ class SelectStep(StepSettings):
         return {("quotas", unit, name): name for unit, limits in units.items() for name in limits}
 
     def behind(self) -> dict[Loc, tuple[str, ...]]:
-        """What notes the pass rates and the shares of teacher sentences."""
-        scored = [index for index, key in enumerate(self.prefer) if key in ("teacher", "teacher_tokens")]
-        found: dict[Loc, tuple[str, ...]] = {("prefer", index): ("score",) for index in scored}
+        """What notes the pass rates and the scores."""
+        found: dict[Loc, tuple[str, ...]] = {
+            ("prefer", index): (f"score.{key}" if key in STUDENT_VIEWS else "score",)
+            for index, key in enumerate(self.prefer)
+            if key in SCORES
+        }
         rate = {"rollouts": "explode_rollouts", "verdicts": "verify"}.get(self.pass_rate.of if self.pass_rate else "")
         return {**found, ("pass_rate",): (rate,)} if rate else found

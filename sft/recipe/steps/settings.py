@@ -47,8 +47,12 @@ class StepSettings(Section):
         return {}
 
     def behind(self) -> dict[Loc, tuple[str, ...]]:
-        """Steps of which one must come before."""
+        """Steps, or what steps note, of which one must come before."""
         return {}
+
+    def notes(self) -> tuple[str, ...]:
+        """What the step notes of rows only where it is asked to: `step.key`, which `behind` may name."""
+        return ()
 
     def places(self) -> dict[Loc, DataSet | str]:
         """Other sets of rows that are read, and folders or Hub ids of models and tokenizers that are loaded."""

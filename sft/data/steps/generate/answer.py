@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ from sft.data.read.message import REASONING_KEYS
 from sft.utils.files import sha256_json
 
 Who = Literal["teacher", "student"]
+Named = tuple[bytes | None, float]
+"""A token by its bytes (None where they aren't known), and its natural log probability."""
 
 CHAT = "chat/completions"
 COMPLETIONS = "completions"
@@ -51,7 +53,7 @@ class Answer:
         prompt_tokens, completion_tokens: as the server counted them, None where it didn't.
         cost: as the server told it, None where it didn't.
         model: what the server calls the model that answered.
-        tokens: of each token its bytes (None where they aren't known) and its natural log probability.
+        tokens: each token; top: the likeliest ones in the place of each.
     """
 
     content: str
@@ -61,7 +63,8 @@ class Answer:
     completion_tokens: int | None
     cost: float | None
     model: str
-    tokens: list[tuple[bytes | None, float]] | None = None
+    tokens: list[Named] | None = None
+    top: list[list[Named]] | None = None
 
     @property
     def truncated(self) -> bool:
@@ -85,18 +88,19 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """For the journal."""
-        tokens = None
-        if self.tokens is not None:
-            tokens = [[None if raw is None else raw.hex(), logprob] for raw, logprob in self.tokens]
-        return {**vars(self), "tokens": tokens}
+        value = {**vars(self), "tokens": None if self.tokens is None else _hex(self.tokens)}
+        top = value.pop("top")
+        return value if top is None else {**value, "top": [_hex(named) for named in top]}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Answer:
         """From the journal."""
-        tokens = value["tokens"]
-        if tokens is not None:
-            tokens = [(None if raw is None else bytes.fromhex(raw), logprob) for raw, logprob in tokens]
-        return Answer(**{**value, "tokens": tokens})
+        tokens, top = value["tokens"], value.get("top")
+        known = {
+            "tokens": None if tokens is None else _from_hex(tokens),
+            "top": None if top is None else [_from_hex(named) for named in top],
+        }
+        return Answer(**{**value, **known})
 
 
 def read_answer(path: str, body: Any, model: str) -> Answer:
@@ -122,8 +126,17 @@ def read_answer(path: str, body: Any, model: str) -> Answer:
         _number(usage.get("completion_tokens"), int),
         _number(usage.get("cost"), float),
         str(body.get("model") or model),
-        _tokens(choice.get("logprobs")),
+        read_tokens(_content(choice.get("logprobs"))),
+        read_top(_content(choice.get("logprobs"))),
     )
+
+
+def _hex(tokens: Sequence[Named]) -> list[list[Any]]:
+    return [[None if raw is None else raw.hex(), logprob] for raw, logprob in tokens]
+
+
+def _from_hex(tokens: Sequence[Sequence[Any]]) -> list[Named]:
+    return [(None if raw is None else bytes.fromhex(raw), logprob) for raw, logprob in tokens]
 
 
 def _said(choice: Mapping[str, Any]) -> tuple[str, str]:
@@ -154,14 +167,34 @@ def _number(value: Any, kind: type) -> Any:
     return kind(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _tokens(logprobs: Any) -> list[tuple[bytes | None, float]] | None:
-    """Bytes and log probability of each token of a chat answer; None where the server gave none."""
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if not isinstance(content, list) or not content:
+def _content(logprobs: Any) -> Any:
+    return logprobs.get("content") if isinstance(logprobs, dict) else None
+
+
+def read_tokens(content: Any) -> list[Named] | None:
+    """The tokens that the `content` of a chat answer's `logprobs` names; None where the server gave none.
+
+    Raises BrokenAnswerError for what isn't tokens.
+    """
+    return [_named(token) for token in content] if isinstance(content, list) and content else None
+
+
+def read_top(content: Any) -> list[list[Named]] | None:
+    """The likeliest tokens in the place of each; None where the server gave none. Raises as `read_tokens`."""
+    if not isinstance(content, list) or not all(isinstance(token, dict) for token in content):
         return None
+    tops = [token.get("top_logprobs") or [] for token in content]
+    if not any(tops):
+        return None
+    if not all(isinstance(top, list) for top in tops):
+        raise BrokenAnswerError("`top_logprobs` is no list")
+    return [[_named(token) for token in top] for top in tops]
+
+
+def _named(token: Any) -> Named:
     try:
-        return [(_bytes(token), float(token["logprob"])) for token in content]
-    except (KeyError, TypeError, ValueError) as error:
+        return _bytes(token), float(token["logprob"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BrokenAnswerError(f"`logprobs` can't be read: {error!r}") from error
 
 

@@ -52,8 +52,10 @@ def _body(endpoint: Endpoint, config: GenerateStep, seed: int) -> dict[str, Any]
     body: dict[str, Any] = {"model": endpoint.model, "temperature": config.temperature, "top_p": config.top_p}
     if endpoint.send_seed:
         body["seed"] = seed
-    if config.logprobs:
+    if config.logprobs or config.top_logprobs is not None:
         body["logprobs"] = True
+    if config.top_logprobs is not None:
+        body["top_logprobs"] = config.top_logprobs
     return {**{key: value for key, value in body.items() if value is not None}, **endpoint.extra_body}
 
 
@@ -69,6 +71,7 @@ def child(record: Record, number: int) -> Record:
         facts=copy.deepcopy(record.facts),
         teacher_ids=None,
         teacher_logprobs=None,
+        teacher_top=None,
     )
     made.forget_tokens()
     return made

@@ -15,6 +15,8 @@ from sft.data.steps.generate.asking import Answerer
 from sft.data.steps.generate.client import RequestFailedError
 from sft.data.steps.generate.token_map import TokenMap
 from sft.data.steps.generate.usage import Price
+from sft.data.steps.top_logprobs.given import BadTopError, NoTokenError, from_named
+from sft.data.steps.top_logprobs.vocabulary import OwnVocabulary
 
 if TYPE_CHECKING:
     from sft.recipe.steps.generate import GenerateStep
@@ -38,6 +40,8 @@ class Rollouts:
         dropped = fault(made, answer, self._config)
         if dropped is None and self._config.logprobs:
             self._keep_logprobs(made, answer)
+        if dropped is None and self._config.top_logprobs is not None:
+            self._keep_top(made, answer)
         return dropped or Kept(made)
 
     def _request(self, record: Record, messages: list[Message], number: int) -> Request:
@@ -53,6 +57,19 @@ class Rollouts:
             made.facts[STEP]["no_logprobs"] = found
         else:
             made.teacher_ids, made.teacher_logprobs = found
+
+    def _keep_top(self, made: Record, answer: Answer) -> None:
+        if answer.tokens is None or answer.top is None:
+            made.facts[STEP]["no_top_logprobs"] = "the server gave none"
+            return
+        try:
+            made.teacher_top = from_named(answer.tokens, answer.top, self._own)
+        except (BadTopError, NoTokenError) as error:
+            made.facts[STEP]["no_top_logprobs"] = str(error)
+
+    @cached_property
+    def _own(self) -> OwnVocabulary:
+        return OwnVocabulary(self._context.tokenizer)
 
     @cached_property
     def _token_map(self) -> TokenMap:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sft.tokenizers.token_bytes import token_bytes
+
 
 class TokenMap:
     """Ids of a byte-level tokenizer by the bytes of the tokens. Added tokens aren't among them: they stand for no text.
@@ -13,13 +15,9 @@ class TokenMap:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        backend = tokenizer.backend_tokenizer
-        self._byte_level = b'"ByteLevel"' in backend.decoder.__getstate__()
-        self._ids: dict[bytes, int] = {}
-        if self._byte_level:
-            byte_of = _byte_of_character()
-            vocabulary = backend.get_vocab(with_added_tokens=False)
-            self._ids = {bytes(byte_of[character] for character in token): id for token, id in vocabulary.items()}
+        found = token_bytes(tokenizer, added=False)
+        self._byte_level = found is not None
+        self._ids = {spelled: number for number, spelled in (found or {}).items()}
 
     def ids(self, tokens: Sequence[tuple[bytes | None, float]], text: str) -> tuple[list[int], list[float]] | str:
         """Ids and log probabilities of the tokens that spell `text`, or one sentence why there are none.
@@ -44,11 +42,3 @@ class TokenMap:
         if at < len(wanted):
             return f"the server's tokens end at byte {at} of the answer's {len(wanted)}"
         return ids, [logprob for _, logprob in tokens[: len(ids)]]
-
-
-def _byte_of_character() -> dict[str, int]:
-    """What byte each character of a byte-level vocabulary stands for (Radford et al. 2019, GPT-2's encoder.py):
-    printable ones for themselves, the others, in order, for 256 and on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -15,7 +15,7 @@ DIGITS = 6  # of what is noted: beyond them, numbers depend on the batch that a 
 
 def student_facts(tokens: TextTokens) -> dict[str, Any]:
     """What is noted of an answer's tokens (at least one) under the student alone."""
-    return {"tokens": len(tokens.logprobs), "student_mean_logprob": _rounded(tokens.logprobs.mean())}
+    return {"tokens": len(tokens.logprobs), "student_mean_logprob": rounded(tokens.logprobs.mean())}
 
 
 def compare(
@@ -59,11 +59,11 @@ def compare(
         "teacher": int(is_teacher.sum()),
         "shared": int((~is_teacher & ~is_student).sum()),
         "student": int(is_student.sum()),
-        "teacher_share": _rounded(is_teacher.mean()),
-        "teacher_token_share": _rounded(counts[is_teacher].sum() / counts.sum()),
-        "mean_gap": _rounded(gap.mean()),
-        "teacher_mean_logprob": _rounded(teacher.logprobs.mean()),
-        "same_tokens": _rounded(_same_tokens(student, teacher)),
+        "teacher_share": rounded(is_teacher.mean()),
+        "teacher_token_share": rounded(counts[is_teacher].sum() / counts.sum()),
+        "mean_gap": rounded(gap.mean()),
+        "teacher_mean_logprob": rounded(teacher.logprobs.mean()),
+        "same_tokens": rounded(_same_tokens(student, teacher)),
     }
     if keep_sentences:
         numbers = {"end": ends[both].tolist(), "teacher": _list(teacher_p), "student": _list(student_p)}
@@ -84,7 +84,8 @@ def _same_tokens(student: TextTokens, teacher: TextTokens) -> float:
     return float(np.isin(places[1], places[0]).mean())
 
 
-def _rounded(value: Any) -> float:
+def rounded(value: Any) -> float:
+    """As it is noted."""
     return round(float(value), DIGITS)
 
 

@@ -18,17 +18,21 @@ from sft.data.steps.base import RowStep
 from sft.data.steps.journal import Journal
 from sft.data.steps.score.answers import Answer, AnswerReader
 from sft.data.steps.score.divergence import compare, student_facts
+from sft.data.steps.score.student_view import local_naturalness, local_windows, rank_surprisal
 from sft.data.steps.score.teacher_tokens import TeacherVocabulary, place_tokens
-from sft.data.steps.score.token_scores import TokenScorer, in_batches
-from sft.recipe.steps.score import ScoreStep
+from sft.data.steps.score.token_scores import Document, TokenScorer, in_batches
+from sft.recipe.steps.score import LocalNaturalness, ScoreStep
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json
+
+_VIEWS = ("rank_surprisal", "local_naturalness")
 
 
 class Score(RowStep):
     """Notes the student's log probabilities, and how the answer's sentences divide between teacher and student.
 
     Facts: those of `sft.data.steps.score.divergence`; where nothing can be compared, the student's and `no_comparison`.
+    Where asked for, those of `sft.data.steps.score.student_view`, for which no teacher is needed.
     Reasons: no_conversation, answer_not_rendered, too_long and what the chat template refuses; where a comparison is
     required also no_teacher_logprobs, tokens_do_not_match (the teacher's tokens don't spell the answer), bad_logprobs.
 
@@ -59,7 +63,9 @@ class Score(RowStep):
     @classmethod
     def settings(cls, config: ScoreStep) -> dict[str, Any]:
         """All but where the student and the tokenizer lie: their content is what decides."""
-        return config.model_dump(mode="json", exclude={"model", "teacher_tokenizer"})
+        settings = config.model_dump(mode="json", exclude={"model", "teacher_tokenizer"})
+        # What isn't asked for is no setting: scores that were found before there was such a thing are the same.
+        return {key: value for key, value in settings.items() if value is not None or key not in _VIEWS}
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         """Rows in, rows out in order; one packed forward pass at a time."""
@@ -96,15 +102,26 @@ class Score(RowStep):
         known = self._journal.get(keys)
         missing = {key: answer for key, answer in zip(keys, answers, strict=True) if key not in known}
         if missing:
-            scores = self._scorer([answer.document for answer in missing.values()])
-            new = {key: self._found(missing[key], own) for key, own in zip(missing, scores, strict=True)}
+            new = dict(zip(missing, self._scored(list(missing.values())), strict=True))
             self._journal.add(new)
             known |= new
         return [known[key] for key in keys]
 
-    def _found(self, answer: Answer, scores: NDArray[np.float32]) -> dict[str, Any]:
-        student = place_tokens(answer.spans, scores.astype(np.float64), answer.text)
-        facts = student_facts(student)
+    def _scored(self, answers: list[Answer]) -> list[dict[str, Any]]:
+        scores = self._scorer([answer.document for answer in answers])
+        found = [self._found(answer, own.astype(np.float64)) for answer, own in zip(answers, scores, strict=True)]
+        if (local := self.config.local_naturalness) is None:
+            return found
+        windows = [_windows(answer, local) for answer in answers]
+        parts = iter(self._scorer([window for own in windows for window in own]))
+        for facts, own in zip(found, windows, strict=True):
+            facts |= local_naturalness([_columns(next(parts))[0].astype(np.float64) for _ in own])
+        return found
+
+    def _found(self, answer: Answer, scores: NDArray[np.float64]) -> dict[str, Any]:
+        logprobs, ranks = _columns(scores)
+        student = place_tokens(answer.spans, logprobs, answer.text)
+        facts = {**student_facts(student), **({} if ranks is None else rank_surprisal(logprobs, ranks))}
         if answer.teacher is None:
             return {**facts, "no_comparison": ": ".join(answer.no_comparison)}
         config = self.config
@@ -159,7 +176,9 @@ class Score(RowStep):
         dtype = machine_dtype(name, self.config.dtype, revision=revision)
         model: Any = load_checkpoint(name, dtype=dtype, revision=revision)
         model.requires_grad_(False)
-        return TokenScorer(model.to("cuda") if torch.cuda.is_available() else model, self.config.batch_tokens)
+        ranks = self.config.rank_surprisal
+        model = model.to("cuda") if torch.cuda.is_available() else model
+        return TokenScorer(model, self.config.batch_tokens, ranks.max_rank if ranks is not None else None)
 
     def _check_tokenizer(self) -> None:
         """Refuse a student that has another vocabulary beside it than the tokenizer that is trained with."""
@@ -179,3 +198,14 @@ class Score(RowStep):
 
 def _length(row: Answer | Dropped) -> int:
     return len(row.document.ids) if isinstance(row, Answer) else 0
+
+
+def _columns(scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """(log probabilities, ranks where there are some) of one document."""
+    return (scores, None) if scores.ndim == 1 else (scores[:, 0], scores[:, 1])
+
+
+def _windows(answer: Answer, settings: LocalNaturalness) -> list[Document]:
+    starts = place_tokens(answer.spans, np.zeros(len(answer.spans)), answer.text).starts
+    ids = answer.document.ids[answer.document.scored]
+    return local_windows(answer.text, ids, starts, settings.context, settings.every)

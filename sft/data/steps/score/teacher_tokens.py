@@ -71,7 +71,7 @@ class TeacherVocabulary:
         covered = np.zeros(len(text), bool)
         spans, kept, position = [np.zeros((0, 2), np.int64)], [np.zeros(0)], 0
         values = np.asarray(logprobs, np.float64)
-        for stretch in self._stretches(ids):
+        for stretch in self.stretches(ids):
             said, own = self._decoded([ids[index] for index in stretch])
             for start, end in _bodies(said):
                 position = _found(text, said[start:end], position)
@@ -85,8 +85,11 @@ class TeacherVocabulary:
             raise NoMatchError(f"the tokens end where the answer goes on: {text[rest : rest + 40]!r}")
         return place_tokens(np.concatenate(spans), np.concatenate(kept), text), covered
 
-    def _stretches(self, ids: Sequence[int]) -> list[list[int]]:
-        """Indices of the tokens between control tokens, without those that name a role or a channel."""
+    def stretches(self, ids: Sequence[int]) -> list[list[int]]:
+        """Indices of the tokens between control tokens, without those that name a role or a channel.
+
+        Raises NoMatchError for an id that isn't the teacher's.
+        """
         stretches: list[list[int]] = [[]]
         in_header = False
         for index, number in enumerate(ids):

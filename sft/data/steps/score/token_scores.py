@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sambay_kernels import linear_cross_entropy
 from torch import Tensor
 
+from sft.data.steps.score.ranks import logprobs_and_ranks
 from sft.models import Phi4FlashForCausalLM
 from sft.utils.errors import UserError
 
@@ -46,11 +47,13 @@ class TokenScorer:
     """Scores documents with one model, in eval mode and without gradients.
 
     A SambaY reads several documents end to end, which never see each other; of any other model one runs at a time.
+    `max_rank`: the tokens' ranks are wanted too, each at most this (see `logprobs_and_ranks`).
     """
 
-    def __init__(self, model: Any, batch_tokens: int = 32768) -> None:
+    def __init__(self, model: Any, batch_tokens: int = 32768, max_rank: int | None = None) -> None:
         """Raises UserError for a model whose logits aren't its hidden states times its head's weight."""
         self.model = model.eval()
+        self.max_rank = max_rank
         self.batch_tokens = batch_tokens
         self._device = model.get_input_embeddings().weight.device
         self._packs = isinstance(model, Phi4FlashForCausalLM)
@@ -58,7 +61,8 @@ class TokenScorer:
             self._check_head()
 
     def __call__(self, documents: Sequence[Document]) -> list[NDArray[np.float32]]:
-        """Natural log probabilities of each document's scored tokens, in order: (number scored,) float32.
+        """Natural log probabilities of each document's scored tokens, in order: (number scored,) float32; with
+        `max_rank` (number scored, 2), log probability and rank.
 
         Results don't depend on a document's neighbours beyond rounding. At most `batch_tokens` tokens run at once,
         or a single document that is longer.
@@ -89,20 +93,20 @@ class TokenScorer:
     def _run(self, batch: list[Document]) -> list[NDArray[np.float32]]:
         counts = [int(document.scored.sum()) for document in batch]
         if not sum(counts):
-            return [np.zeros(0, np.float32) for _ in batch]
+            return [np.zeros((0, 2) if self.max_rank else 0, np.float32) for _ in batch]
         tokens = sum(len(document.ids) for document in batch)
         try:
             with torch.no_grad():
-                losses = self._packed_losses(batch) if self._packs else self._losses(batch)
+                found = self._packed(batch) if self._packs else torch.cat([self._alone(one) for one in batch])
         except torch.OutOfMemoryError as error:
             raise UserError(f"The GPU's memory doesn't hold {tokens} tokens at once: lower batch_tokens.") from error
-        scores = -losses.float().cpu().numpy()
+        scores = found.float().cpu().numpy()
         if not np.isfinite(scores).all():
             raise UserError("The model's log probabilities are not finite: its weights are broken.")
         return np.split(scores, np.cumsum(counts)[:-1])
 
-    def _packed_losses(self, batch: list[Document]) -> Tensor:
-        """Losses of all scored tokens, in order; layers of which no scored token reads anything are skipped."""
+    def _packed(self, batch: list[Document]) -> Tensor:
+        """Scores of all scored tokens, in order; layers of which no scored token reads anything are skipped."""
         lengths = [len(document.ids) for document in batch]
         ids = np.concatenate([document.ids for document in batch]).astype(np.int64)
         labels = np.where(np.concatenate([document.scored for document in batch]), ids, IGNORE)
@@ -114,18 +118,19 @@ class TokenScorer:
             max_length_q=max(lengths),
             use_cache=False,
         )
-        losses = self.model.lm_head(output.last_hidden_state, output.targets, reduction="none")
-        return losses[output.targets != IGNORE]
+        kept = output.targets != IGNORE
+        return self._scores(output.last_hidden_state[kept], output.targets[kept])
 
-    def _losses(self, batch: list[Document]) -> Tensor:
-        parts = []
-        for document in batch:
-            ids = self._tensor(document.ids.astype(np.int64))
-            targets = self._tensor(np.flatnonzero(document.scored))
-            hidden = self._hidden(ids)[targets - 1]
-            weight = self.model.get_output_embeddings().weight
-            parts.append(linear_cross_entropy(hidden, weight, ids[targets], reduction="none"))
-        return torch.cat(parts)
+    def _alone(self, document: Document) -> Tensor:
+        ids = self._tensor(document.ids.astype(np.int64))
+        targets = self._tensor(np.flatnonzero(document.scored))
+        return self._scores(self._hidden(ids)[targets - 1], ids[targets])
+
+    def _scores(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        weight = self.model.get_output_embeddings().weight
+        if self.max_rank is not None:
+            return logprobs_and_ranks(hidden, weight, targets, self.max_rank)
+        return -linear_cross_entropy(hidden, weight, targets, reduction="none")
 
     def _hidden(self, ids: Tensor) -> Tensor:
         """(n,) -> (n, hidden size), what the head reads."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sft.data.steps.budget import Budget, apportion, exact_shares, fill, largest_total, no_such
 from sft.data.steps.context import Context
 from sft.data.steps.tables import batches, parquet, quoted, write_parquet, write_verdicts
-from sft.recipe.steps.select import Lengths, PassRate, Quotas, SelectStep
+from sft.recipe.steps.select import SCORES, STUDENT_VIEWS, Lengths, PassRate, Quotas, SelectStep
 from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ _ORDER = {
     "longest": "tokens DESC",
     "teacher": "teacher DESC NULLS LAST",
     "teacher_tokens": "teacher_tokens DESC NULLS LAST",
+    "rank_surprisal": "rank_surprisal NULLS LAST",
+    "local_naturalness": "local_naturalness DESC NULLS LAST",
 }
 _LAST = "draw, tie"
 
@@ -40,9 +42,12 @@ class Selection:
         """Open the sketches. Raises UserError when the rows have no score though one is preferred."""
         self._db.execute(f"CREATE VIEW sketches AS SELECT * FROM {parquet(sketches)}")
         self._db.execute("CREATE VIEW candidates AS SELECT * EXCLUDE (words, problem_draw) FROM sketches")
-        for name in ("teacher", "teacher_tokens"):
-            if name in self._config.prefer and self._one(f"SELECT count(*) > 0 AND count({name}) = 0 FROM candidates"):
-                raise UserError(f"select: prefers {name}, but no row has a score; put the step `score` before it.")
+        for name in set(SCORES) & set(self._config.prefer):
+            if self._one(f"SELECT count(*) > 0 AND count({name}) = 0 FROM candidates"):
+                asked = f" with `{name}: {{}}`" if name in STUDENT_VIEWS else ""
+                raise UserError(
+                    f"select: prefers {name}, but no row has that score; put the step `score`{asked} before it."
+                )
 
     def run(self) -> None:
         """All cuts, in their order."""

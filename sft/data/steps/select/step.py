@@ -11,7 +11,7 @@ from sft.data.steps.base import TableStep
 from sft.data.steps.select.clusters import word_slots
 from sft.data.steps.select.selection import Selection
 from sft.data.steps.sql import connect
-from sft.recipe.steps.select import SelectStep
+from sft.recipe.steps.select import STUDENT_VIEWS, SelectStep
 from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,11 +50,17 @@ class Select(TableStep):
                 ("verdict", pa.string()),
                 ("teacher", pa.float64()),
                 ("teacher_tokens", pa.float64()),
+                *((name, pa.float64()) for name in self._views),
                 ("problem_draw", pa.float64()),
                 ("words", pa.list_(pa.uint16())),
             ]
         )
         return pa.Table.from_pylist([self._sketch(record) for record in batch], schema=schema)
+
+    @property
+    def _views(self) -> list[str]:
+        """The student's views that are preferred."""
+        return [name for name in STUDENT_VIEWS if name in self.config.prefer]
 
     def _sketch(self, record: Record) -> dict[str, Any]:
         score = record.facts.get("score") or {}
@@ -71,6 +77,7 @@ class Select(TableStep):
             "verdict": (record.facts.get("verify") or {}).get("verdict"),
             "teacher": score.get("teacher_share"),
             "teacher_tokens": score.get("teacher_token_share"),
+            **{name: score.get(name) for name in self._views},
         }
         if self.config.diversity is not None:
             sketch["problem_draw"] = self.context.uniform("select problem", record.source, problem)
