@@ -10,7 +10,6 @@ from sft.recipe.asked import asked_as
 from sft.run.checks import check_recipe
 from sft.run.identity import point_identity, trained_stages
 from sft.run.lock import lock
-from sft.train.handover import load_stage_model
 from sft.utils.distributed import decide
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json, write_sealed
@@ -59,6 +58,7 @@ def _results(paths: RunPaths, owner: Stage, stage: str | None) -> dict[str, Any]
 def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) -> dict[str, Any]:
     from sft.evaluate.runner import evaluate
     from sft.models.load import on_device
+    from sft.train.handover import load_stage_model
 
     point = stage or "start"
     model, tokenizer = load_stage_model(paths, stage)
