@@ -12,6 +12,7 @@ from sft.recipe import RunPaths
 from sft.train.interrupt import stop_signals
 from sft.utils.errors import RefusedPromptError, UsageError
 from sft.utils.quiet import quiet_libraries
+from sft.utils.say import say
 
 TAKES_OVERRIDES = True
 
@@ -48,14 +49,14 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--temperature must be at least 0, and --top_p in (0, 1]")
     if arguments.top_k < 0 or not 0 < arguments.repetition_penalty < float("inf"):
         raise UsageError("--top_k must be at least 0, and --repetition_penalty above 0")
+    asked = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if asked is not None and not asked.strip():
+        raise UsageError("--prompt is empty")
     quiet_libraries(debug=arguments.debug)
     model, tokenizer = _load(arguments, overrides)
     talk = Conversation(model, tokenizer, arguments)
-    if arguments.prompt is not None:
-        text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-        if not text.strip():
-            raise UsageError("--prompt is empty")
-        talk.answer(text)
+    if asked is not None:
+        talk.answer(asked)
         return 0
     _converse(talk)
     return 0
@@ -66,12 +67,13 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any
         from sft.run.named import load_named
 
         return load_named(arguments.model, arguments.trust_remote_code)
-    from sft.models.load import on_device
-    from sft.run.publish import last_trained
-    from sft.train.handover import load_stage_model
+    from sft.run.publish import taken_stage
 
     paths = RunPaths(recipe_of(arguments, overrides))
-    stage = arguments.stage or last_trained(paths)
+    stage = taken_stage(paths, arguments.stage, say)
+    from sft.models.load import on_device
+    from sft.train.handover import load_stage_model
+
     model, tokenizer = load_stage_model(paths, stage)
     return on_device(model), tokenizer
 

@@ -6,7 +6,7 @@ import argparse
 
 from sft.cli.common import add_recipe_arguments, dry_run, recipe_of, show_evaluations
 from sft.recipe import RunPaths
-from sft.utils.errors import UserError
+from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Evaluate a stage's model (default: every stage that is trained), the start, or another model."""
     recipe = recipe_of(arguments, overrides)
+    if arguments.start and arguments.stage not in (None, recipe.stages[0].name):
+        raise UsageError("--start asks the suites of the first stage: leave --stage out")
     if arguments.dry_run:
         return dry_run(recipe, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)

@@ -40,10 +40,11 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if not (arguments.repo_id or recipe.push.repo_id):
         raise UsageError("say where to: --repo_id my-name/my-model, or set push.repo_id in the recipe")
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
-    from sft.run.publish import export_stage, push_export
+    from sft.run.publish import check_push, export_stage, push_export
 
     paths = RunPaths(recipe)
     folder = Path(arguments.folder) if arguments.folder else None
+    check_push(paths, folder=folder, repo_id=arguments.repo_id)
     result = push_export(
         paths,
         folder=folder or export_stage(paths, reuse=True, progress=say),

@@ -52,23 +52,29 @@ class _Unknown(NamedTuple):
 
 
 def check_recipe(
-    recipe: Recipe, parts: Sequence[str] = ALL, *, stage: str | None = None, rehearsal: bool = False
+    recipe: Recipe, parts: Sequence[str] = ALL, *, stage: str | None = None, rehearsal: bool = False, ask: bool = True
 ) -> None:
-    """Raise UsageError with a line for all that is wrong.
+    """Raise UsageError with a line for all that is wrong. The Hub is asked where nothing here is.
 
     Args:
         parts: what of it will be done: `data` is read, `training` and `suites`; the recipe itself is always checked.
         stage: the only one whose files will be read.
         rehearsal: nothing will be done here and now, so a Hub that can't be reached is no obstacle: a line says so.
+        ask: False: the Hub isn't asked at all.
     """
     problems = [*recipe_problems(recipe), *_problems(recipe, parts, stage)]
-    problems = _answered(problems, REHEARSAL_SECONDS if rehearsal else RUN_SECONDS)
-    open_ones = [found for found in problems if isinstance(found.value, (_Unknown, UnreachableError)[: 1 + rehearsal])]
-    refuse((found for found in problems if found not in open_ones), recipe.place)
-    told = {one.loc: one.message for one in sorted(open_ones, key=lambda one: isinstance(one.value, UserError))}
-    for loc, message in told.items() if rehearsal else ():
-        say(f"{recipe.place(loc)}: not checked: {message}")
-    if "training" in parts and not any(found.loc == ("model", "model_name_or_path") for found in open_ones):
+    unknown = [found for found in problems if isinstance(found.value, _Named | _Unknown)]
+    refuse((found for found in problems if found not in unknown), recipe.place)
+    if not ask:
+        return
+    found_out = _answered(unknown, REHEARSAL_SECONDS if rehearsal else RUN_SECONDS)
+    unasked = [found for found in found_out if isinstance(found.value, UnreachableError)] if rehearsal else []
+    open_ones = [*(found for found in found_out if isinstance(found.value, _Unknown)), *unasked]
+    refuse((found for found in found_out if found not in open_ones), recipe.place)
+    if rehearsal:
+        for loc, message in {one.loc: one.message for one in open_ones}.items():
+            say(f"{recipe.place(loc)}: not checked: {message}")
+    if "training" in parts and not any(found.loc == ("model", "model_name_or_path") for found in unasked):
         from sft.models.lora_targets import adapter_problems
 
         # A rehearsal doesn't wait for a Hub where what it needs is here.

@@ -102,20 +102,27 @@ def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None =
 
     Raises UserError when there is nothing to evaluate yet.
     """
-    check_recipe(paths.recipe, ("suites",), stage=stage)
-    points: list[str | None] = [None] if start else [stage] if stage else list(trained_stages(paths))
+    trained = [] if start else trained_stages(paths)
+    points: list[str | None] = [None] if start else [stage] if stage else list(trained)
+    ready = start or (stage in trained if stage else bool(trained))
+    check_recipe(paths.recipe, ("suites",), stage=stage, ask=ready)
     if not points:
         raise UserError(f"no stage is trained in {paths.root}; `sft run` trains, `--start` evaluates the start")
+    untrained = [one.name for one in paths.recipe.stages if one.name not in trained]
+    if untrained and not start and stage is None:
+        say(f"not trained yet, so not evaluated: {', '.join(untrained)}")
     return {point or "start": evaluate_point(paths, point) for point in points}
 
 
 def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, dict[str, Any]]:
     """Suites of `stage` (default: the last one) on a model that isn't the run's; metrics by point and suite."""
+    owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
+    check_recipe(paths.recipe, ("suites",), stage=owner.name)
+    if not owner.evaluate.suites:
+        raise UserError(f"stage {owner.name} has no suites to evaluate a model on; --stage NAME takes another's")
     from sft.evaluate.runner import evaluate, model_fingerprint
     from sft.run.named import load_named
 
-    owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
-    check_recipe(paths.recipe, ("suites",), stage=owner.name)
     model, tokenizer = load_named(name, paths.recipe.model.trust_remote_code)
     key = model_fingerprint(model)
     point = _point_of(paths, name, key)

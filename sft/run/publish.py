@@ -26,6 +26,22 @@ def last_trained(paths: RunPaths) -> str:
     return trained[-1]
 
 
+def taken_stage(paths: RunPaths, stage: str | None, progress: Say | None = None) -> str:
+    """`stage`, or the last one that is trained; of a run that isn't done a line says which, and what isn't trained.
+
+    Raises UserError when it isn't trained.
+    """
+    if stage is not None:
+        if done_manifest(paths, stage) is None:
+            raise UserError(f"stage {stage} isn't trained in {paths.root}; run `sft run` or `sft train` first")
+        return stage
+    taken, trained = last_trained(paths), trained_stages(paths)
+    missing = [stage.name for stage in paths.recipe.stages if stage.name not in trained]
+    if missing and progress is not None:
+        progress(f"taken is the model after stage {taken}; not trained yet: {', '.join(missing)}")
+    return taken
+
+
 def export_stage(
     paths: RunPaths,
     *,
@@ -42,18 +58,17 @@ def export_stage(
     """
     from sft.hub.export import export
 
-    name = stage or last_trained(paths)
+    name = taken_stage(paths, stage, progress)
     done = done_manifest(paths, name)
-    if done is None:
-        raise UserError(f"stage {name} isn't trained in {paths.root}; run `sft run` or `sft train` first")
+    assert done is not None
     folder = out or paths.export
     wanted = _contents(paths, name, done, dtype or paths.recipe.model.dtype)
-    note = paths.root / "export.json"
+    seal = paths.root / "export.json"
     with lock(paths.root / ".export.lock", f"{folder} is being written by another command: wait for it."):
-        if reuse and out is None and read_sealed(note) == wanted and _whole(folder):
+        if reuse and out is None and read_sealed(seal) == wanted and _whole(folder):
             return folder
         if out is None:
-            remove_file(note)
+            remove_file(seal)
         export(
             paths.final_dir(name),
             folder,
@@ -63,7 +78,7 @@ def export_stage(
             progress=progress,
         )
         if out is None:
-            write_sealed(note, wanted)
+            write_sealed(seal, wanted)
     return folder
 
 
@@ -89,6 +104,18 @@ def _whole(folder: Path) -> bool:
         return is_export(folder) and bool(list_files(folder))
     except UserError:
         return False
+
+
+def check_push(paths: RunPaths, *, folder: Path | None = None, repo_id: str | None = None) -> None:
+    """Raise UserError for what keeps a push from beginning and is known here, before anything is exported or sent."""
+    from sft.hub.folder import read_manifest
+    from sft.hub.push import check_destination
+
+    if folder is None:
+        last_trained(paths)
+    else:
+        read_manifest(folder)
+    check_destination(repo_id or str(paths.recipe.push.repo_id))
 
 
 def push_export(
