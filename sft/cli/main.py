@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from sft.train.interrupt import stop_signals
-from sft.utils.distributed import rank
+from sft.utils.distributed import alike, is_main, rank
 from sft.utils.errors import UsageError, UserError, causes, disk_full, shown
 from sft.utils.progress import end_line
 from sft.utils.quiet import tell_our_warnings
@@ -72,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    with alike():
+        verb, arguments, rest = _parsed(words)
+    return verb.execute(arguments, rest)
+
+
+def _parsed(words: list[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
     parser = _top_parser()
     if not words or words[0] in ("-h", "--help", "--version"):
         parser.parse_args(words or ["--help"])
@@ -94,7 +100,7 @@ def _run(words: list[str]) -> int:
     arguments, rest = verb_parser.parse_known_args(words[1:])
     if rest and not verb.TAKES_OVERRIDES:
         verb_parser.error(f"unknown argument {rest[0]!r}")
-    return verb.execute(arguments, rest)
+    return verb, arguments, rest
 
 
 _OVERRIDES_HELP = """any key of the recipe can be set, the later of two wins:
@@ -131,7 +137,8 @@ def _status(error: BaseException) -> int:
             _say(str(error))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        _say(INTERRUPTED)
+        if is_main():
+            _say(INTERRUPTED)
         return int(getattr(error, "exit_code", 130))
     if disk_full(error):
         files = [seen.filename for seen in causes(error) if isinstance(seen, OSError) and seen.filename]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.recipe.asked import asked_as
 from sft.run.checks import check_recipe
-from sft.run.identity import point_identity, trained_stages
+from sft.run.identity import point_identity, trained_stages, untrained_stages
 from sft.run.lock import lock
 from sft.utils.distributed import decide
 from sft.utils.errors import UserError
@@ -108,9 +108,8 @@ def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None =
     check_recipe(paths.recipe, ("suites",), stage=stage, ask=ready)
     if not points:
         raise UserError(f"no stage is trained in {paths.root}; `sft run` trains, `--start` evaluates the start")
-    untrained = [one.name for one in paths.recipe.stages if one.name not in trained]
-    if untrained and not start and stage is None:
-        say(f"not trained yet, so not evaluated: {', '.join(untrained)}")
+    if not start and stage is None and (missing := untrained_stages(paths)):
+        say(f"not trained yet, so not evaluated: {', '.join(missing)}")
     return {point or "start": evaluate_point(paths, point) for point in points}
 
 

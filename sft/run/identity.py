@@ -72,6 +72,12 @@ def trained_stages(paths: RunPaths) -> list[str]:
     return [stage.name for stage in paths.recipe.stages if done_manifest(paths, stage.name) is not None]
 
 
+def untrained_stages(paths: RunPaths) -> list[str]:
+    """The stages that aren't done, in the recipe's order."""
+    trained = trained_stages(paths)
+    return [stage.name for stage in paths.recipe.stages if stage.name not in trained]
+
+
 def check_done(paths: RunPaths, stage: Stage, parts: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Raise UserError when a stage that is done was made with other settings than `parts`."""
     before = {name: manifest["parts"].get(name) for name in parts}

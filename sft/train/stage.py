@@ -16,7 +16,7 @@ from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_diffe
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
-from sft.utils.distributed import decide, gather
+from sft.utils.distributed import alike, decide, gather
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import sha256_file, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
@@ -80,9 +80,10 @@ def train_stage(
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
     identity = {**parts, **asked_engine(args), "base": base}
-    rows = training_rows(prepared.dataset, args, stage.name)
     held = getattr(prepared, "validation", None)
-    _refuse_different_ranks({**identity, "rows": len(rows)})
+    with alike():
+        rows = training_rows(prepared.dataset, args, stage.name)
+        _refuse_different_ranks({**identity, "rows": len(rows)})
     checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
     if started is not None:
         started()

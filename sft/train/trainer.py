@@ -29,6 +29,7 @@ from sft.train.interrupt import leave_signals_to_the_run
 from sft.train.neftune import document_noise
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
+from sft.utils.distributed import alike
 from sft.utils.errors import UserError
 
 NO_DECAY = re.compile(r"(^|\.)(A_log|D|lambda_\w+|\w*bias|\w*norm\w*)($|\.)")
@@ -297,10 +298,11 @@ class SambayTrainer(SFTTrainer):
             return
         stage, good = self.identity.get("stage"), newest_whole(Path(str(self.args.output_dir)), self.state.global_step)
         kept = f"The newest checkpoint with finite weights is {good}." if good else "No checkpoint was saved before it."
-        raise UserError(
-            f"{fault}: training diverged. {kept} Lower learning_rate, raise warmup_steps or lower max_grad_norm, and "
-            f"start the stage again with --restart {stage}."
-        )
+        with alike():
+            raise UserError(
+                f"{fault}: training diverged. {kept} Lower learning_rate, raise warmup_steps or lower max_grad_norm, "
+                f"and start the stage again with --restart {stage}."
+            )
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         """The state that a resume goes on from, but for logging_steps and save_steps, which are the recipe's."""
