@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from sft.models.four_bit import loading_options, ready_for_adapters
 from sft.recipe.problems import nearest
 from sft.tokenizers.load import refuse_missing
 from sft.utils.errors import UserError, first_line
+from sft.utils.hub_ask import hub_or_cache
 from sft.utils.hub_cache import remedy
 from sft.utils.quiet import no_library_bars
 from sft.utils.say import say
@@ -86,15 +88,16 @@ def load_checkpoint(
     loaded: Any
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        if four_bit is not None:
-            model_type = AutoConfig.from_pretrained(name_or_path, **options).model_type
-            options |= loading_options(model_type, four_bit)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            name_or_path,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            output_loading_info=True,
-            **options,
-        )
+        with hub_or_cache(name_or_path, revision):
+            if four_bit is not None:
+                model_type = AutoConfig.from_pretrained(name_or_path, **options).model_type
+                options |= loading_options(model_type, four_bit)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                name_or_path,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                output_loading_info=True,
+                **options,
+            )
     except UserError:
         raise
     except Exception as error:
@@ -163,7 +166,10 @@ def structure(
         if name_or_path is None:
             found: Any = Phi4FlashConfig(**(config or {}))
         else:
-            found = AutoConfig.from_pretrained(name_or_path, revision=revision, local_files_only=not fetch, **options)
+            with hub_or_cache(name_or_path, revision) if fetch else nullcontext():
+                found = AutoConfig.from_pretrained(
+                    name_or_path, revision=revision, local_files_only=not fetch, **options
+                )
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(found, **options)
     except Exception as error:

@@ -10,7 +10,7 @@ from sft.recipe.chat_templates import families
 from sft.recipe.values import HUB_ID
 from sft.tokenizers.templates import CHATML_END, CHATML_TEMPLATE, known_template
 from sft.utils.errors import UserError, first_line
-from sft.utils.hub_ask import ask_hub
+from sft.utils.hub_ask import ask_hub, hub_or_cache
 from sft.utils.hub_cache import cannot_fetch, data_set_is_cached, is_cached, remedy
 
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ def _as_the_file_says(name: str, revision: str | None, fetch: bool) -> PreTraine
     from transformers.utils import cached_file
 
     options: dict[str, Any] = {"revision": revision, "local_files_only": not fetch}
-    whole = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options)
-    kind: Any = AutoTokenizer if whole is None else PreTrainedTokenizerFast
-    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(name, **options)
+    with hub_or_cache(name, revision):
+        whole = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options)
+        kind: Any = AutoTokenizer if whole is None else PreTrainedTokenizerFast
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(name, **options)
     return tokenizer
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from sft.utils.errors import UserError, first_line
+from sft.utils.hub_cache import is_cached
+from sft.utils.say import say
 
 ASK_SECONDS = 10.0
 """How long one answer may take."""
+SILENT_SECONDS = 60.0
+"""How long a Hub that was found silent isn't asked again."""
 
 log = logging.getLogger(__name__)
 
@@ -75,3 +81,35 @@ def answers(asks: Sequence[tuple[str, str, Callable[[], None]]], seconds: float)
     late = f"no answer within {seconds:g} seconds"
     silent = [UnreachableError(_unreachable(what, name, late)) for what, name, _ in asks]
     return [found.get(number, silent[number]) for number in range(len(asks))]
+
+
+@contextmanager
+def hub_or_cache(name: str, revision: str | None = None) -> Iterator[None]:
+    """Load a model or tokenizer in here: where the Hub can't be reached what is cached is taken at once. The libraries
+    would try again and again for each file, half a minute each time, and say nothing."""
+    from huggingface_hub import constants
+
+    ask = not constants.HF_HUB_OFFLINE and not Path(name).exists() and is_cached(name, revision)
+    if not ask or not _silent(name):
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+_silent_at: list[float] = []
+"""When the Hub was last found silent."""
+
+
+def _silent(name: str) -> bool:
+    if _silent_at and time.monotonic() - _silent_at[-1] < SILENT_SECONDS:
+        return True
+    (found,) = answers([("model", name, partial(ask_hub, "model", name))], ASK_SECONDS)
+    if not isinstance(found, UnreachableError):
+        return False
+    _silent_at[:] = [time.monotonic()]
+    say(f"{name}: the Hub can't be reached, so what is cached is taken")
+    return True
