@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -102,39 +103,66 @@ def _only_as_asked(model: Any, tokenizer: Any, arguments: argparse.Namespace) ->
     return f"{how}: {', '.join(f'{name} {value:g}' for name, value in settings.items())}"
 
 
+HELP = "Ctrl-D ends, /clear starts afresh, Ctrl-C stops an answer."
+
+
 def _converse(talk: Conversation) -> None:
-    """Read messages until end of input; `/clear` forgets, Ctrl-C stops the answer."""
-    print("Ctrl-D ends, /clear starts afresh, Ctrl-C stops an answer.", file=sys.stderr)
+    """Read messages until end of input; `/clear` forgets, Ctrl-C stops the answer, or drops what is being typed."""
+    print(HELP, file=sys.stderr)
     while True:
         try:
             text = input("you> ").strip()
         except EOFError:
             print(file=sys.stderr)
             return
+        except UnicodeDecodeError:
+            print("\nthat was no UTF-8 text", file=sys.stderr)
+            continue
+        except KeyboardInterrupt as error:
+            _forget_signal(error)
+            print(f"\n{HELP}", file=sys.stderr)
+            continue
         if text == "/clear":
             talk.clear()
+        elif re.fullmatch("/[a-z]+", text):
+            print(f"there is no command {text}. {HELP}", file=sys.stderr)
         elif text:
-            try:
-                talk.answer(text)
-            except RefusedPromptError as error:
-                talk.forget_last()
-                print(error, file=sys.stderr)
-            except KeyboardInterrupt as error:
-                if getattr(error, "exit_code", 130) != 130:
-                    raise
-                with stop_signals() as signals:
-                    signals.forget()
-                talk.forget_last()
-                print("\n[stopped]", file=sys.stderr)
+            _reply(talk, text)
+
+
+def _reply(talk: Conversation, text: str) -> None:
+    """Answer a message; one that is refused, or whose answer is stopped, is forgotten."""
+    try:
+        talk.answer(text)
+    except RefusedPromptError as error:
+        talk.forget_last()
+        print(error, file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _forget_signal(error)
+        talk.forget_last()
+        print("\n[stopped]", file=sys.stderr)
+
+
+def _forget_signal(error: KeyboardInterrupt) -> None:
+    """Go on after Ctrl-C; any other signal ends the conversation."""
+    if getattr(error, "exit_code", 130) != 130:
+        raise error
+    with stop_signals() as signals:
+        signals.forget()
 
 
 class Conversation:
     """Messages so far, and the model that answers them."""
 
     def __init__(self, model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
+        from sft.models.end_tokens import end_token_ids
+        from sft.models.merge import base_of
+
         self.model, self.tokenizer, self.arguments = model, tokenizer, arguments
         self.messages: list[dict[str, str]] = []
+        self._cut = False
         print(_only_as_asked(model, tokenizer, arguments), file=sys.stderr)
+        self._ends = end_token_ids(tokenizer, base_of(model))
         self.clear()
 
     def clear(self) -> None:
@@ -158,6 +186,8 @@ class Conversation:
             print(piece, end="", flush=True)
             pieces.append(piece)
         print()
+        if self._cut:
+            print(f"[cut off after {self.arguments.max_new_tokens} tokens: see --max_new_tokens]", file=sys.stderr)
         answer = "".join(pieces)
         spelled = ControlTokens(self.tokenizer).find(answer)
         if spelled is None:
@@ -189,12 +219,14 @@ class Conversation:
 
         def generate() -> None:
             try:
-                self.model.generate(
+                made = self.model.generate(
                     **inputs,
                     max_new_tokens=options.max_new_tokens,
                     streamer=streamer,
                     stopping_criteria=[stop],
                 )
+                new = made[0, inputs["input_ids"].shape[1] :].tolist()
+                self._cut = len(new) == options.max_new_tokens and new[-1] not in self._ends
             except BaseException as error:
                 failed.append(error)
                 streamer.end()

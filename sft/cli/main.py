@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(words)
         except BaseException as error:
-            status = _status(error)
+            status = _status(error, continues=words[:1] != ["chat"])
             if "--debug" in words and not isinstance(error, SystemExit):
                 traceback.print_exc()
             return status
@@ -124,7 +124,7 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _status(error: BaseException) -> int:
+def _status(error: BaseException, *, continues: bool = True) -> int:
     """Say what happened in one sentence, and give the exit status that goes with it."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
@@ -138,7 +138,7 @@ def _status(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         if is_main():
-            _say(INTERRUPTED)
+            _say(INTERRUPTED if continues else "interrupted")
         return int(getattr(error, "exit_code", 130))
     if disk_full(error):
         files = [seen.filename for seen in causes(error) if isinstance(seen, OSError) and seen.filename]
