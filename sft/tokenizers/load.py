@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def _as_the_file_says(name: str, revision: str | None, fetch: bool) -> PreTraine
     from transformers.utils import cached_file
 
     options: dict[str, Any] = {"revision": revision, "local_files_only": not fetch}
-    with hub_or_cache(name, revision):
+    with hub_or_cache(name, revision) if fetch else nullcontext():
         whole = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options)
         kind: Any = AutoTokenizer if whole is None else PreTrainedTokenizerFast
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(name, **options)

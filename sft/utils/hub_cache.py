@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
+from sft.recipe.values import HUB_ID
 from sft.utils.errors import causes
 from sft.utils.files import unwritable
 
@@ -14,9 +16,11 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def is_cached(repo_id: str, revision: str | None = None) -> bool:
-    """Whether files of a model or tokenizer are kept here."""
+    """Whether files of a model or tokenizer are kept here; of a path that is no Hub id, there are none."""
     from huggingface_hub import try_to_load_from_cache
 
+    if not re.fullmatch(HUB_ID, repo_id):
+        return False
     names = ("config.json", "tokenizer_config.json", "tokenizer.json", "adapter_config.json")
     return any(isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str) for name in names)
 

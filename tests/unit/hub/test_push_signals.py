@@ -1,4 +1,4 @@
-"""`sft push` and signals: a clear end in the middle of an upload, nothing half-written, and the same command goes on."""
+"""`sft push` and signals: a clear end in the middle of an upload, nothing half-written; the same command goes on."""
 
 from __future__ import annotations
 
