@@ -155,14 +155,10 @@ class Conversation:
     """Messages so far, and the model that answers them."""
 
     def __init__(self, model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
-        from sft.models.end_tokens import end_token_ids
-        from sft.models.merge import base_of
-
         self.model, self.tokenizer, self.arguments = model, tokenizer, arguments
         self.messages: list[dict[str, str]] = []
         self._cut = False
         print(_only_as_asked(model, tokenizer, arguments), file=sys.stderr)
-        self._ends = end_token_ids(tokenizer, base_of(model))
         self.clear()
 
     def clear(self) -> None:
@@ -226,7 +222,8 @@ class Conversation:
                     stopping_criteria=[stop],
                 )
                 new = made[0, inputs["input_ids"].shape[1] :].tolist()
-                self._cut = len(new) == options.max_new_tokens and new[-1] not in self._ends
+                ends = self.model.generation_config.eos_token_id
+                self._cut = len(new) == options.max_new_tokens and new[-1] not in ends
             except BaseException as error:
                 failed.append(error)
                 streamer.end()
