@@ -8,7 +8,6 @@ from typing import Any
 
 from sft.models.merge import base_of
 from sft.utils.errors import UserError, first_line
-from sft.utils.quiet import no_library_bars
 
 
 def check_savable(model: Any, tokenizer: Any, say: Callable[[str], None]) -> None:
@@ -52,8 +51,7 @@ def _refusal(part: Any, folder: str) -> str | None:
             # Saving is this strict only once the settings have changed, which training and export see to.
             part.validate(strict=True)
         if part is not None:
-            with no_library_bars():
-                part.save_pretrained(folder)
+            part.save_pretrained(folder)
     except Exception as error:  # whatever a library raises here, it would raise at the first checkpoint
         lines = str(error).split("\n", 2)  # the first may be a mere title: "GenerationConfig is invalid: "
         return " ".join(lines[:2]) if lines[0].strip().endswith(":") else first_line(error)

@@ -105,8 +105,3 @@ def test_export_keeps_the_settings_too(tmp_path: Path) -> None:
     out = export(source, tmp_path / "out", check=False, progress=lines.append)
     assert read_json(out / "generation_config.json")["temperature"] == 0.6
     assert any("do_sample" in line for line in lines)
-
-
-def test_nothing_is_drawn_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    check_savable(tiny_qwen(), tiny_tokenizer(), lambda line: None)
-    assert capfd.readouterr().err == ""
