@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from sft.recipe import RunPaths
 from sft.train.interrupt import stop_signals
 from sft.utils.errors import RefusedPromptError, UsageError
 from sft.utils.quiet import quiet_libraries
+from sft.utils.say import say
 
 TAKES_OVERRIDES = True
 
@@ -48,14 +50,14 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--temperature must be at least 0, and --top_p in (0, 1]")
     if arguments.top_k < 0 or not 0 < arguments.repetition_penalty < float("inf"):
         raise UsageError("--top_k must be at least 0, and --repetition_penalty above 0")
+    asked = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if asked is not None and not asked.strip():
+        raise UsageError("--prompt is empty")
     quiet_libraries(debug=arguments.debug)
     model, tokenizer = _load(arguments, overrides)
     talk = Conversation(model, tokenizer, arguments)
-    if arguments.prompt is not None:
-        text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-        if not text.strip():
-            raise UsageError("--prompt is empty")
-        talk.answer(text)
+    if asked is not None:
+        talk.answer(asked)
         return 0
     _converse(talk)
     return 0
@@ -66,12 +68,13 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any
         from sft.run.named import load_named
 
         return load_named(arguments.model, arguments.trust_remote_code)
-    from sft.models.load import on_device
-    from sft.run.publish import last_trained
-    from sft.train.handover import load_stage_model
+    from sft.run.publish import taken_stage
 
     paths = RunPaths(recipe_of(arguments, overrides))
-    stage = arguments.stage or last_trained(paths)
+    stage = taken_stage(paths, arguments.stage, say)
+    from sft.models.load import on_device
+    from sft.train.handover import load_stage_model
+
     model, tokenizer = load_stage_model(paths, stage)
     return on_device(model), tokenizer
 
@@ -100,30 +103,52 @@ def _only_as_asked(model: Any, tokenizer: Any, arguments: argparse.Namespace) ->
     return f"{how}: {', '.join(f'{name} {value:g}' for name, value in settings.items())}"
 
 
+HELP = "Ctrl-D ends, /clear starts afresh, Ctrl-C stops an answer."
+
+
 def _converse(talk: Conversation) -> None:
-    """Read messages until end of input; `/clear` forgets, Ctrl-C stops the answer."""
-    print("Ctrl-D ends, /clear starts afresh, Ctrl-C stops an answer.", file=sys.stderr)
+    """Read messages until end of input; `/clear` forgets, Ctrl-C stops the answer, or drops what is being typed."""
+    print(HELP, file=sys.stderr)
     while True:
         try:
             text = input("you> ").strip()
         except EOFError:
             print(file=sys.stderr)
             return
+        except UnicodeDecodeError:
+            print("\nthat was no UTF-8 text", file=sys.stderr)
+            continue
+        except KeyboardInterrupt as error:
+            _forget_signal(error)
+            print(f"\n{HELP}", file=sys.stderr)
+            continue
         if text == "/clear":
             talk.clear()
+        elif re.fullmatch("/[a-z]+", text):
+            print(f"there is no command {text}. {HELP}", file=sys.stderr)
         elif text:
-            try:
-                talk.answer(text)
-            except RefusedPromptError as error:
-                talk.forget_last()
-                print(error, file=sys.stderr)
-            except KeyboardInterrupt as error:
-                if getattr(error, "exit_code", 130) != 130:
-                    raise
-                with stop_signals() as signals:
-                    signals.forget()
-                talk.forget_last()
-                print("\n[stopped]", file=sys.stderr)
+            _reply(talk, text)
+
+
+def _reply(talk: Conversation, text: str) -> None:
+    """Answer a message; one that is refused, or whose answer is stopped, is forgotten."""
+    try:
+        talk.answer(text)
+    except RefusedPromptError as error:
+        talk.forget_last()
+        print(error, file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _forget_signal(error)
+        talk.forget_last()
+        print("\n[stopped]", file=sys.stderr)
+
+
+def _forget_signal(error: KeyboardInterrupt) -> None:
+    """Go on after Ctrl-C; any other signal ends the conversation."""
+    if getattr(error, "exit_code", 130) != 130:
+        raise error
+    with stop_signals() as signals:
+        signals.forget()
 
 
 class Conversation:
@@ -132,6 +157,7 @@ class Conversation:
     def __init__(self, model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
         self.model, self.tokenizer, self.arguments = model, tokenizer, arguments
         self.messages: list[dict[str, str]] = []
+        self._cut = False
         print(_only_as_asked(model, tokenizer, arguments), file=sys.stderr)
         self.clear()
 
@@ -156,6 +182,8 @@ class Conversation:
             print(piece, end="", flush=True)
             pieces.append(piece)
         print()
+        if self._cut:
+            print(f"[cut off after {self.arguments.max_new_tokens} tokens: see --max_new_tokens]", file=sys.stderr)
         answer = "".join(pieces)
         spelled = ControlTokens(self.tokenizer).find(answer)
         if spelled is None:
@@ -187,12 +215,15 @@ class Conversation:
 
         def generate() -> None:
             try:
-                self.model.generate(
+                made = self.model.generate(
                     **inputs,
                     max_new_tokens=options.max_new_tokens,
                     streamer=streamer,
                     stopping_criteria=[stop],
                 )
+                new = made[0, inputs["input_ids"].shape[1] :].tolist()
+                ends = self.model.generation_config.eos_token_id
+                self._cut = len(new) == options.max_new_tokens and new[-1] not in ends
             except BaseException as error:
                 failed.append(error)
                 streamer.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sft.recipe import Recipe, RunPaths, Stage, load_recipe, resolved_yaml
@@ -77,6 +78,14 @@ def recipe_of(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
     return recipe
 
 
+def recipe_for_all(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
+    """The same for a verb that several processes do together: what is wrong is found, and told, by the main one."""
+    from sft.utils.distributed import decide
+
+    recipe: Recipe = decide(lambda: recipe_of(arguments, overrides))
+    return recipe
+
+
 def recipe_and_keys(config: str | None, words: list[str]) -> tuple[str | None, list[str]]:
     """The recipe that is named, by --config or by a word of its own, and the words that set keys of it."""
     keys, alone, rest = [], [], list(words)
@@ -93,16 +102,18 @@ def recipe_and_keys(config: str | None, words: list[str]) -> tuple[str | None, l
     return config, [*alone, *keys]
 
 
-def dry_run(recipe: Recipe, stage: str | None = None) -> int:
-    """Check all that can be checked here, tell what would be done (of `stage` alone, where given), and write the
-    resolved recipe: in the record's place while there is none, else beside it."""
+def dry_run(recipe: Recipe, plan: Iterable[str], parts: Sequence[str] = (), stage: str | None = None) -> int:
+    """Check all that can be checked here of the `parts` that a verb does, tell its `plan`, and write the resolved
+    recipe: in the record's place while there is none, else beside it. The main process alone does."""
     from sft.run.checks import check_recipe
-    from sft.run.outlook import outlook
+    from sft.utils.distributed import is_main
     from sft.utils.quiet import quiet_libraries
 
+    if not is_main():
+        return 0
     quiet_libraries(RunPaths(recipe).root)
-    check_recipe(recipe, rehearsal=True)
-    for line in outlook(recipe, recipe.stage(stage).name if stage else None):
+    check_recipe(recipe, parts, stage=stage, rehearsal=True)
+    for line in plan:
         say(line)
     paths, text = RunPaths(recipe), resolved_yaml(recipe)
     path = paths.dry_run if paths.manifest.exists() or paths.resolved.exists() else paths.resolved

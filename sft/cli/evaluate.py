@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from sft.cli.common import add_recipe_arguments, dry_run, recipe_of, show_evaluations
+from sft.cli.common import add_recipe_arguments, dry_run, recipe_for_all, show_evaluations
 from sft.recipe import RunPaths
-from sft.utils.errors import UserError
+from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
@@ -22,9 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Evaluate a stage's model (default: every stage that is trained), the start, or another model."""
-    recipe = recipe_of(arguments, overrides)
+    recipe = recipe_for_all(arguments, overrides)
+    if arguments.start and arguments.stage not in (None, recipe.stages[0].name):
+        raise UsageError("--start asks the suites of the first stage: leave --stage out")
     if arguments.dry_run:
-        return dry_run(recipe, arguments.stage)
+        from sft.run.outlook_of_results import eval_outlook
+
+        plan = eval_outlook(RunPaths(recipe), start=arguments.start, model=arguments.model, stage=arguments.stage)
+        return dry_run(recipe, plan, ("suites",), arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.evaluation import evaluate_other, evaluate_points
 

@@ -31,12 +31,14 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.model is not None:
         return _folder(arguments, overrides)
     recipe = recipe_of(arguments, overrides)
+    out = Path(arguments.out) if arguments.out else None
     if arguments.dry_run:
-        return dry_run(recipe, arguments.stage)
+        from sft.run.outlook_of_results import export_outlook
+
+        return dry_run(recipe, export_outlook(RunPaths(recipe), stage=arguments.stage, out=out, dtype=arguments.dtype))
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.publish import export_stage
 
-    out = Path(arguments.out) if arguments.out else None
     paths = RunPaths(recipe)
     print(export_stage(paths, stage=arguments.stage, out=out, dtype=arguments.dtype, progress=say))
     return 0

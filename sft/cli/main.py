@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from sft.train.interrupt import stop_signals
-from sft.utils.distributed import rank
+from sft.utils.distributed import alike, is_main, rank
 from sft.utils.errors import UsageError, UserError, sentence, shown
 from sft.utils.progress import end_line
 from sft.utils.quiet import tell_our_warnings
@@ -66,13 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(words)
         except BaseException as error:
-            status = _status(error)
+            status = _status(error, continues=words[:1] != ["chat"])
             if "--debug" in words and not isinstance(error, SystemExit):
                 traceback.print_exc()
             return status
 
 
 def _run(words: list[str]) -> int:
+    with alike():
+        verb, arguments, rest = _parsed(words)
+    return verb.execute(arguments, rest)
+
+
+def _parsed(words: list[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
     parser = _top_parser()
     if not words or words[0] in ("-h", "--help", "--version"):
         parser.parse_args(words or ["--help"])
@@ -95,7 +101,7 @@ def _run(words: list[str]) -> int:
     arguments, rest = verb_parser.parse_known_args(words[1:])
     if rest and not verb.TAKES_OVERRIDES:
         verb_parser.error(f"unknown argument {rest[0]!r}")
-    return verb.execute(arguments, rest)
+    return verb, arguments, rest
 
 
 _OVERRIDES_HELP = """any key of the recipe can be set, the later of two wins:
@@ -119,7 +125,7 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _status(error: BaseException) -> int:
+def _status(error: BaseException, *, continues: bool = True) -> int:
     """Say what happened in one sentence, and give the exit status that goes with it."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
@@ -132,7 +138,8 @@ def _status(error: BaseException) -> int:
             _say(str(error))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        _say(INTERRUPTED)
+        if is_main():
+            _say(INTERRUPTED if continues else "interrupted")
         return int(getattr(error, "exit_code", 130))
     _say(sentence(error))
     return 1

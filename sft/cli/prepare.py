@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
 
 TAKES_OVERRIDES = True
+PARTS = ("data",)
 FIGURES = "figures"
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prepare the stages; a second call only looks them up."""
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe, arguments.stage)
+        from sft.run.outlook import outlook
+
+        return dry_run(recipe, outlook(recipe, arguments.stage, PARTS), PARTS, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.data.look.preview import show_numbers
     from sft.run.checks import check_recipe

@@ -19,11 +19,13 @@ from sft.cli.common import (
 from sft.recipe import RunPaths
 from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
+from sft.utils.tables import counted
 
 if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
 
 TAKES_OVERRIDES = True
+PARTS = ("data",)
 ROWS, PAGE_ROWS = 2, 20
 
 
@@ -52,7 +54,13 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--rows, --row and --id exclude each other; see `sft preview --help`")
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe, arguments.stage)
+        from sft.run.outlook import outlook
+
+        plan = [
+            *outlook(recipe, arguments.stage, PARTS),
+            f"then: {_wanted(arguments)} of each stage {_where(arguments)}",
+        ]
+        return dry_run(recipe, plan, PARTS, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.checks import check_recipe
     from sft.tokenizers.load import start_tokenizer
@@ -86,8 +94,23 @@ def _chosen(prepared: PreparedStage, arguments: argparse.Namespace) -> list[int]
         return rows_with(prepared, arguments.id)
     if arguments.row is not None:
         return [check_row(prepared, number) for number in arguments.row]
-    count = arguments.rows or (ROWS if arguments.html is None else PAGE_ROWS)
-    return list(range(min(count, len(prepared.dataset))))
+    return list(range(min(_count(arguments), len(prepared.dataset))))
+
+
+def _wanted(arguments: argparse.Namespace) -> str:
+    if arguments.id is not None:
+        return f"the rows with the document {arguments.id}"
+    if arguments.row is not None:
+        return f"row {' and '.join(map(str, arguments.row))}"
+    return counted(_count(arguments), "row")
+
+
+def _where(arguments: argparse.Namespace) -> str:
+    return "on the terminal" if arguments.html is None else f"as a page, {arguments.html}"
+
+
+def _count(arguments: argparse.Namespace) -> int:
+    return int(arguments.rows or (ROWS if arguments.html is None else PAGE_ROWS))
 
 
 def _show(

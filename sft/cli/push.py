@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft.cli.common import add_recipe_arguments, dry_run, recipe_of
 from sft.recipe import RunPaths
@@ -35,25 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Export where nothing is named, upload what the Hub hasn't got yet, reload and compare."""
     recipe = recipe_of(arguments, overrides)
+    paths, folder = RunPaths(recipe), Path(arguments.folder) if arguments.folder else None
+    asked: dict[str, Any] = {
+        "folder": folder,
+        "repo_id": arguments.repo_id,
+        "public": arguments.public,
+        "revision": arguments.revision,
+        "replace_card": arguments.replace_card,
+    }
     if arguments.dry_run:
-        return dry_run(recipe)
+        from sft.run.outlook_of_results import push_outlook
+
+        return dry_run(recipe, push_outlook(paths, **asked))
     if not (arguments.repo_id or recipe.push.repo_id):
         raise UsageError("say where to: --repo_id my-name/my-model, or set push.repo_id in the recipe")
-    quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
-    from sft.run.publish import export_stage, push_export
+    quiet_libraries(paths.root, debug=arguments.debug)
+    from sft.run.publish import check_push, export_stage, push_export
 
-    paths = RunPaths(recipe)
-    folder = Path(arguments.folder) if arguments.folder else None
-    result = push_export(
-        paths,
-        folder=folder or export_stage(paths, reuse=True, progress=say),
-        repo_id=arguments.repo_id,
-        public=arguments.public,
-        revision=arguments.revision,
-        replace_card=arguments.replace_card,
-        progress=say,
-    )
-    show_push(result)
+    check_push(paths, folder=folder, repo_id=arguments.repo_id)
+    asked["folder"] = folder or export_stage(paths, reuse=True, progress=say)
+    show_push(push_export(paths, **asked, progress=say))
     return 0
 
 

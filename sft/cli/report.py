@@ -6,6 +6,7 @@ import argparse
 
 from sft.cli.common import add_recipe_arguments, dry_run, recipe_of
 from sft.recipe import RunPaths
+from sft.utils.errors import UserError
 from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
@@ -20,9 +21,14 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Write it from what the run has left so far."""
     recipe = recipe_of(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe)
+        from sft.run.outlook_of_results import report_outlook
+
+        return dry_run(recipe, report_outlook(RunPaths(recipe)))
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
+    paths = RunPaths(recipe)
+    if not any(folder.exists() for folder in (paths.root / "stages", paths.root / "eval", paths.prepared)):
+        raise UserError(f"there is nothing to report in {paths.root} yet; run `sft run` first")
     from sft.report import write_report
 
-    print(write_report(recipe, RunPaths(recipe)))
+    print(write_report(recipe, paths))
     return 0

@@ -8,10 +8,11 @@ from sft.cli.common import (
     add_recipe_arguments,
     add_restart_argument,
     dry_run,
-    recipe_of,
+    recipe_for_all,
     show_results,
 )
-from sft.recipe import RunPaths
+from sft.recipe import Recipe, RunPaths
+from sft.utils.errors import UsageError
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
 
@@ -26,12 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Stages in order; when the last is done also the export folder, the push (with push.repo_id) and the report."""
-    recipe = recipe_of(arguments, overrides)
+    recipe = recipe_for_all(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe, arguments.stage)
+        from sft.run.outlook import ALL, outlook
+
+        return dry_run(recipe, outlook(recipe, arguments.stage), ALL, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
+    from sft.utils.distributed import decide, is_main
+
+    if not arguments.stage:
+        decide(lambda: _check_push(recipe))
     from sft.run.chain import run
-    from sft.utils.distributed import is_main
 
     result = run(recipe, only_stage=arguments.stage, restart=arguments.restart)
     if not is_main():
@@ -49,3 +55,12 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     print(f"report: {write_report(recipe, paths)}")
     return 0
+
+
+def _check_push(recipe: Recipe) -> None:
+    """Raise UsageError where what will have been trained couldn't be pushed, as far as that is known now."""
+    from sft.run.publish import push_obstacle
+
+    if recipe.push.repo_id and (why := push_obstacle(recipe.push.repo_id)):
+        place = recipe.place(("push", "repo_id"))
+        raise UsageError(f"{place}: {why}; or leave the push for later with --push.repo_id null")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from sft.cli.common import add_recipe_arguments, add_restart_argument, dry_run, recipe_of, show_results
+from sft.cli.common import add_recipe_arguments, add_restart_argument, dry_run, recipe_for_all, show_results
 from sft.recipe import RunPaths
 from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
+PARTS = ("data", "training")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prepare and train; nothing is evaluated."""
-    recipe = recipe_of(arguments, overrides)
+    recipe = recipe_for_all(arguments, overrides)
     if arguments.dry_run:
-        return dry_run(recipe, arguments.stage)
+        from sft.run.outlook import outlook
+
+        return dry_run(recipe, outlook(recipe, arguments.stage, PARTS), PARTS, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import train
     from sft.utils.distributed import is_main

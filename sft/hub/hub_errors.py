@@ -12,6 +12,7 @@ LOG_IN = (
     "no Hugging Face token: run `hf auth login`, or set the environment variable HF_TOKEN to a token with write access "
     "(https://huggingface.co/settings/tokens)"
 )
+OFFLINE = "offline mode is on; unset HF_HUB_OFFLINE"
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def _reason(error: BaseException, repo_id: str, endpoint: str) -> str | None:
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, errors.OfflineModeIsEnabled):
-            return "offline mode is on; unset HF_HUB_OFFLINE"
+            return OFFLINE
         if isinstance(link, errors.HfHubHTTPError):
             return _http_reason(link, repo_id, endpoint)
         if isinstance(link, errors.HFValidationError):

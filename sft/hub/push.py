@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.hub.folder import EDITABLE, MANIFEST, LocalFile, is_export, list_files, read_manifest
-from sft.hub.hub_errors import LOG_IN, explained
+from sft.hub.hub_errors import LOG_IN, OFFLINE, explained
 from sft.utils.errors import UserError
 from sft.utils.files import read_json, sha256_file, write_json
 from sft.utils.secrets import scrub, to_look_for, without_paths
@@ -128,6 +128,12 @@ def push(
     return replace(result, public=publish, verified=verify)
 
 
+def check_destination(repo_id: str) -> None:
+    """Raise UserError for what would keep a push to `repo_id` from beginning and is known without asking the Hub: an
+    impossible name, a missing token, offline mode."""
+    _Hub(repo_id, endpoint=None, token=None, revision=None)
+
+
 def _transfer(
     hub: _Hub, folder: Path, files: Sequence[LocalFile], message: str, replace_card: bool, say: Callable[[str], None]
 ) -> PushResult:
@@ -173,10 +179,9 @@ class _Hub:
     """One repository on one Hub, with one token."""
 
     def __init__(self, repo_id: str, *, endpoint: str | None, token: str | None, revision: str | None) -> None:
-        from huggingface_hub import HfApi, get_token
-        from huggingface_hub.constants import ENDPOINT
+        from huggingface_hub import HfApi, constants, get_token
 
-        self.endpoint = (endpoint or ENDPOINT).rstrip("/")
+        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self.repo_id = _check_repo_id(repo_id)
         self.branch = revision or "main"
         self.head = ""
@@ -187,6 +192,8 @@ class _Hub:
         if not re.fullmatch(r"[!-~]+", found):
             # Such a header would be refused with an error that quotes it.
             raise UserError("the Hugging Face token holds spaces or characters that no token has; copy it again")
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(f"nothing can be pushed: {OFFLINE}")
         self.token = found
         self.api: HfApi = HfApi(endpoint=self.endpoint, token=found)
 

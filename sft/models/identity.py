@@ -9,6 +9,7 @@ from sft.models.checkpoint import check_checkpoint, json_object
 from sft.tokenizers.load import check_named, names_folder
 from sft.utils.errors import UserError, first_line
 from sft.utils.hashes import folder_hashes
+from sft.utils.hub_ask import hub_or_cache
 from sft.utils.hub_cache import remedy
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def resolved_commit(repo_id: str, revision: str | None = None) -> str:
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
-        path = cached_file(repo_id, "config.json", revision=revision)
+        with hub_or_cache(repo_id, revision):
+            path = cached_file(repo_id, "config.json", revision=revision)
     except Exception as error:  # transformers raises OSError, huggingface_hub its own, httpx's
         raise UserError(f"the model {repo_id} can't be found: {first_line(error)}{remedy(error)}") from error
     commit = extract_commit_hash(path, None)

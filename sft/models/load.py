@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from sft.models.checkpoint import check_checkpoint, json_object
 from sft.models.end_tokens import end_token_ids
 from sft.models.four_bit import loading_options, ready_for_adapters
 from sft.recipe.problems import nearest
-from sft.tokenizers.load import refuse_missing_folder
+from sft.tokenizers.load import refuse_missing
 from sft.utils.errors import UserError, first_line
+from sft.utils.hub_ask import hub_or_cache
 from sft.utils.hub_cache import remedy
 from sft.utils.quiet import no_library_bars
 from sft.utils.say import say
@@ -79,22 +81,23 @@ def load_checkpoint(
 
     import sft.models  # noqa: F401  (registers phi4flash)
 
-    refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
+    refuse_missing(name_or_path, "model", "model.model_name_or_path", revision)
     if Path(name_or_path).is_dir():
         check_checkpoint(name_or_path)
     gc.collect()  # a model that was let go of may hang in a circle: two of them may not fit
     loaded: Any
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        if four_bit is not None:
-            model_type = AutoConfig.from_pretrained(name_or_path, **options).model_type
-            options |= loading_options(model_type, four_bit)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            name_or_path,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            output_loading_info=True,
-            **options,
-        )
+        with hub_or_cache(name_or_path, revision):
+            if four_bit is not None:
+                model_type = AutoConfig.from_pretrained(name_or_path, **options).model_type
+                options |= loading_options(model_type, four_bit)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                name_or_path,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                output_loading_info=True,
+                **options,
+            )
     except UserError:
         raise
     except Exception as error:
@@ -143,8 +146,10 @@ def structure(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    fetch: bool = True,
 ) -> PreTrainedModel:
     """The modules and parameters of a folder's or Hub id's model, or of one from `config`, on torch's meta device.
+    Without `fetch` the Hub isn't asked.
 
     Raises:
         UserError: when the configuration is missing or no model can be built from it.
@@ -155,13 +160,16 @@ def structure(
     from sft.models import Phi4FlashConfig
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if name_or_path is not None:
-        refuse_missing_folder(name_or_path, "model", "model.model_name_or_path")
+    if name_or_path is not None and fetch:
+        refuse_missing(name_or_path, "model", "model.model_name_or_path", revision)
     try:
         if name_or_path is None:
             found: Any = Phi4FlashConfig(**(config or {}))
         else:
-            found = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
+            with hub_or_cache(name_or_path, revision) if fetch else nullcontext():
+                found = AutoConfig.from_pretrained(
+                    name_or_path, revision=revision, local_files_only=not fetch, **options
+                )
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(found, **options)
     except Exception as error:

@@ -26,13 +26,14 @@ def check_adapters(recipe: Recipe) -> None:
     refuse(adapter_problems(recipe), lambda loc: f"stages[{names[int(loc[1])]}].train.{loc[-1]}")
 
 
-def adapter_problems(recipe: Recipe) -> Iterator[KeyProblem]:
-    """What adapters name that the model the run starts from doesn't have, by its place in the recipe."""
+def adapter_problems(recipe: Recipe, *, fetch: bool = True) -> Iterator[KeyProblem]:
+    """What adapters name that the model the run starts from doesn't have, by its place in the recipe. Without `fetch`
+    the Hub isn't asked."""
     # Foreign code isn't run for its structure alone; attach_adapters checks the model itself.
     if recipe.model.trust_remote_code or not any(stage.train.use_peft for stage in recipe.stages):
         return
     section = recipe.model
-    model = structure(section.model_name_or_path, section.config, revision=section.model_revision)
+    model = structure(section.model_name_or_path, section.config, revision=section.model_revision, fetch=fetch)
     for index, stage in enumerate(recipe.stages):
         if stage.train.use_peft:
             try:

@@ -134,6 +134,15 @@ def _running_mean(values: Sequence[float]) -> list[float]:
     return smooth
 
 
+def length_bins(lengths: Sequence[int]) -> list[float]:
+    """The edges of 32 bins, each as many times as long as the one before; lengths that are alike get room around them,
+    or their bar would be too thin to be seen."""
+    shortest, longest = min(lengths), max(lengths) + 1
+    room = max(1.0, 1.5 * shortest / longest) ** 0.5
+    low, high = shortest / room, longest * room
+    return [low * (high / low) ** (index / 32) for index in range(33)]
+
+
 def draw_lengths(run: RunFacts) -> Figure | None:
     """Histogram of completion tokens at each point, right ones over the others; log scale."""
     tokens: dict[str, tuple[list[int], list[int]]] = {}
@@ -145,14 +154,13 @@ def draw_lengths(run: RunFacts) -> Figure | None:
     if not points:
         return None
     everything = [length for point in points for lengths in tokens[point] for length in lengths]
-    shortest, longest = min(everything), max(everything) + 1
-    bins = [shortest * (longest / shortest) ** (index / 32) for index in range(33)]
+    bins = length_bins(everything)
     figure, axes = panels(len(points), height=2.4)
     for axis, point in zip(axes, points, strict=True):
         right, other = tokens[point]
         axis.hist([right, other], bins=bins, stacked=True, color=[COLORS[1], "#a4abb3"], label=["right", "not right"])
         axis.set_xscale("log")
-        axis.set_xlim(shortest / 1.1, longest * 1.1)
+        axis.set_xlim(bins[0] / 1.1, bins[-1] * 1.1)
         log_ticks(axis.xaxis)
         axis.set_title(point)
         axis.set_xlabel("tokens of the completion")

@@ -22,7 +22,7 @@ from sft.tokenizers.vocabulary import check_vocabulary
 from sft.train.arguments import check_arguments
 from sft.train.interrupt import stop_signals
 from sft.train.stage import train_stage
-from sft.utils.distributed import barrier, check_shared_folder, decide, is_main
+from sft.utils.distributed import alike, barrier, check_shared_folder, decide, is_main
 from sft.utils.files import remove_file
 from sft.utils.progress import PhaseLines
 from sft.utils.say import say
@@ -98,8 +98,9 @@ def _one_stage(paths: RunPaths, stage: Stage, others: Sequence[RunPaths]) -> dic
         return plan.done
     check_shared_folder(plan.prepared.path)
     point = starting_point(paths, stage)
-    check_vocabulary(point.model, plan.prepared.largest_id)
-    check_positions(point.model, plan.prepared.manifest["max_document_length"])
+    with alike():
+        check_vocabulary(point.model, plan.prepared.largest_id)
+        check_positions(point.model, plan.prepared.manifest["max_document_length"])
     return train_stage(
         paths.recipe,
         stage,

@@ -6,43 +6,92 @@ What is found is told in one go, each at the line of the recipe where it stands.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.data.read import local
 from sft.recipe.data_checks import recipe_problems
 from sft.recipe.paths import RunPaths
 from sft.recipe.problems import KeyProblem, refuse
-from sft.tokenizers.load import TINY_TOKENIZER, UnreachableError, check_named, start_tokenizer
+from sft.recipe.schema import Source
+from sft.tokenizers.control import template_of
+from sft.tokenizers.load import TINY_TOKENIZER, check_named, names_folder, start_tokenizer
 from sft.utils.errors import UserError
 from sft.utils.files import unwritable
-from sft.utils.hub_cache import cannot_fetch
+from sft.utils.hub_ask import UnreachableError, answers
+from sft.utils.hub_cache import is_cached, lacks_template
 from sft.utils.say import say
 
 if TYPE_CHECKING:
-    from sft.recipe.schema import DataSource, Recipe, Source, Stage
+    from sft.recipe.schema import DataSource, ModelSection, Recipe, Stage
     from sft.recipe.steps import StepEntry
     from sft.recipe.steps.settings import DataSet, Loc
 
 ALL = ("data", "training", "suites")
+REHEARSAL_SECONDS, RUN_SECONDS = 5.0, 30.0
+"""How long the Hub may take for all that it is asked."""
+
+
+class _Named(NamedTuple):
+    """What is left to be asked of the Hub: whether it has a model, tokenizer or data set of this name."""
+
+    what: str
+    name: str
+    revision: str | None = None
+
+    def ask(self) -> None:
+        check_named(self.name, self.what, self.revision, dataset=self.what == "data set")
+
+
+class _Unknown(NamedTuple):
+    """What can't be known before a tokenizer is fetched; the run itself will tell."""
+
+    what: str
 
 
 def check_recipe(
-    recipe: Recipe, parts: Sequence[str] = ALL, *, stage: str | None = None, rehearsal: bool = False
+    recipe: Recipe, parts: Sequence[str] = ALL, *, stage: str | None = None, rehearsal: bool = False, ask: bool = True
 ) -> None:
-    """Raise UsageError with a line for all that is wrong.
+    """Raise UsageError with a line for all that is wrong. The Hub is asked where nothing here is.
 
     Args:
         parts: what of it will be done: `data` is read, `training` and `suites`; the recipe itself is always checked.
         stage: the only one whose files will be read.
         rehearsal: nothing will be done here and now, so a Hub that can't be reached is no obstacle: a line says so.
+        ask: False: the Hub isn't asked at all.
     """
-    paths, problems = RunPaths(recipe), [*recipe_problems(recipe), *_folders(recipe, parts)]
+    problems = [*recipe_problems(recipe), *_problems(recipe, parts, stage)]
+    unknown = [found for found in problems if isinstance(found.value, _Named | _Unknown)]
+    refuse((found for found in problems if found not in unknown), recipe.place)
+    if not ask:
+        return
+    found_out = _answered(unknown, REHEARSAL_SECONDS if rehearsal else RUN_SECONDS)
+    unasked = [found for found in found_out if isinstance(found.value, UnreachableError)] if rehearsal else []
+    open_ones = [*(found for found in found_out if isinstance(found.value, _Unknown)), *unasked]
+    refuse((found for found in found_out if found not in open_ones), recipe.place)
+    if rehearsal:
+        for loc, message in {one.loc: one.message for one in open_ones}.items():
+            say(f"{recipe.place(loc)}: not checked: {message}")
+    if "training" in parts and not any(found.loc == ("model", "model_name_or_path") for found in unasked):
+        from sft.models.lora_targets import adapter_problems
+        from sft.train.optimizer import group_problems
+
+        # A rehearsal doesn't wait for a Hub where what it needs is here.
+        name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
+        here = rehearsal and name is not None and is_cached(name, revision)
+        refuse([*adapter_problems(recipe, fetch=not here), *group_problems(recipe, fetch=not here)], recipe.place)
+
+
+def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterator[KeyProblem]:
+    """What is wrong around the recipe, and what is left to be asked of the Hub."""
+    paths = RunPaths(recipe)
+    yield from _folders(recipe, parts)
     if "data" in parts or "training" in parts:
-        problems += list(_start(recipe, loaded="training" in parts))
+        yield from _start(recipe, loaded="training" in parts)
     if "training" in parts:
-        problems += list(_four_bit(recipe))
+        yield from _four_bit(recipe)
     for index, one_stage in enumerate(recipe.stages):
         found: list[KeyProblem] = []
         if "data" in parts and stage in (None, one_stage.name):
@@ -55,17 +104,20 @@ def check_recipe(
                 found += _files(suite.source, ("evaluate", "suites", number, "source"))
         if "training" in parts:
             found += _training(one_stage)
-        problems += [one._replace(loc=("stages", index, *one.loc)) for one in found]
-    unasked = [found for found in problems if isinstance(found.value, UnreachableError)] if rehearsal else []
-    for one in unasked:
-        say(f"{recipe.place(one.loc)}: not checked: {one.message}")
-    refuse((found for found in problems if found not in unasked), recipe.place)
-    if "training" in parts:
-        from sft.models.lora_targets import adapter_problems
-        from sft.train.optimizer import group_problems
+        yield from (one._replace(loc=("stages", index, *one.loc)) for one in found)
 
-        if not any(found.loc == ("model", "model_name_or_path") for found in unasked):
-            refuse([*adapter_problems(recipe), *group_problems(recipe)], recipe.place)
+
+def _answered(problems: list[KeyProblem], seconds: float) -> list[KeyProblem]:
+    """The problems, with the Hub's answers in the place of what was left to be asked; each name is asked for once."""
+    names = list(dict.fromkeys(found.value for found in problems if isinstance(found.value, _Named)))
+    said = dict(zip(names, answers([(one.what, one.name, one.ask) for one in names], seconds), strict=True))
+    told = []
+    for found in problems:
+        if not isinstance(found.value, _Named):
+            told.append(found)
+        elif (error := said[found.value]) is not None:
+            told.append(found._replace(message=str(error), value=error))
+    return told
 
 
 def _folders(recipe: Recipe, parts: Sequence[str]) -> Iterator[KeyProblem]:
@@ -82,28 +134,72 @@ def _folders(recipe: Recipe, parts: Sequence[str]) -> Iterator[KeyProblem]:
 def _start(recipe: Recipe, *, loaded: bool) -> Iterator[KeyProblem]:
     """What is wrong with the model that the run starts from, which rows alone don't need `loaded`, or else with its
     tokenizer."""
-    section, key = recipe.model, "model_name_or_path"
+    wrong = list(_start_model(recipe.model, loaded=loaded))
+    yield from wrong
+    if recipe.model.tokenizer or not any(isinstance(found.value, UserError) for found in wrong):
+        yield from _start_tokenizer(recipe.model, loaded=loaded)
+
+
+def _start_model(section: ModelSection, *, loaded: bool) -> Iterator[KeyProblem]:
+    name, revision, loc = section.model_name_or_path, section.model_revision, ("model", "model_name_or_path")
+    if name is None:
+        return
+    if Path(name).is_dir() and loaded:
+        from sft.models.identity import check_there
+
+        yield from _told(loc, partial(check_there, name, revision))
+    elif loaded or section.tokenizer is None:
+        yield from _named("model", name, loc, revision)
+    else:
+        yield from _told(loc, partial(check_named, name, "model", hub=False))
+
+
+def _told(loc: Loc, look: Callable[[], Any]) -> Iterator[KeyProblem]:
     try:
-        if section.model_name_or_path is not None and not loaded:
-            check_named(section.model_name_or_path, "model", section.model_revision, hub=section.tokenizer is None)
-        elif section.model_name_or_path is not None:
-            from sft.models.identity import check_there
-
-            check_there(section.model_name_or_path, section.model_revision)
-        key = "tokenizer" if section.tokenizer else key
-        name = section.tokenizer or str(section.model_name_or_path)
-        if name != TINY_TOKENIZER and not Path(name).exists():
-            # A Hub id's is asked for, not fetched: that is for the run itself.
-            check_named(name, "tokenizer", None if section.tokenizer else section.model_revision)
-            return
-        tokenizer = start_tokenizer(section)
-        if section.config is not None and loaded:
-            from sft.models.load import scratch_config
-
-            key = "config"
-            scratch_config(section, tokenizer)
+        look()
     except UserError as error:
-        yield KeyProblem(("model", key), str(error).removeprefix("model.config: "), error)
+        yield KeyProblem(loc, str(error).removeprefix("model.config: "), error)
+
+
+def _named(what: str, name: str, loc: Loc, revision: str | None = None) -> Iterator[KeyProblem]:
+    """What is wrong with a name, or that it is left to be asked for."""
+    try:
+        check_named(name, what, revision, hub=False)
+    except UserError as error:
+        yield KeyProblem(loc, str(error), error)
+    else:
+        if not Path(name).expanduser().exists():
+            yield KeyProblem(loc, "", _Named(what, name, revision))
+
+
+def _start_tokenizer(section: ModelSection, *, loaded: bool) -> Iterator[KeyProblem]:
+    """What is wrong with the tokenizer, its chat template, and the configuration of a model made for it. One that would
+    have to be fetched is for the run itself to look into."""
+    key, name = ("tokenizer", section.tokenizer) if section.tokenizer else ("model_name_or_path", None)
+    revision = None if section.tokenizer else section.model_revision
+    name = str(name or section.model_name_or_path)
+    here = name == TINY_TOKENIZER or Path(name).exists()
+    if not here and section.tokenizer:
+        yield from _named("tokenizer", name, ("model", key))
+    if not here and (names_folder(name) or not is_cached(name, revision)):
+        if section.chat_template is None and not names_folder(name):
+            what = f"whether the tokenizer {name} has a chat template that can be trained with; it isn't here yet"
+            yield KeyProblem(("model", key), what, _Unknown(what))
+        return
+    try:
+        tokenizer = start_tokenizer(section, fetch=False)
+    except UserError as error:
+        if here:
+            yield KeyProblem(("model", key), str(error), error)
+        return
+    if here or template_of(tokenizer) is not None or lacks_template(name, revision):
+        from sft.data.tokenize.render import Renderer
+
+        yield from _told(("model", key), partial(Renderer, tokenizer))
+    if section.config is not None and loaded:
+        from sft.models.load import scratch_config
+
+        yield from _told(("model", "config"), partial(scratch_config, section, tokenizer))
 
 
 def _four_bit(recipe: Recipe) -> Iterator[KeyProblem]:
@@ -143,32 +239,21 @@ def _steps(steps: Sequence[StepEntry], loc: Loc, made: set[Path]) -> Iterator[Ke
 
 
 def _place(place: DataSet | str, loc: Loc) -> Iterator[KeyProblem]:
-    try:
-        if isinstance(place, str):
-            check_named(place, "model or tokenizer")
-        else:
-            _find(place.path, place.split, None, place.config)
-    except UserError as error:
-        yield KeyProblem(loc, str(error), error)
+    if isinstance(place, str):
+        yield from _named("model or tokenizer", place, loc)
+    else:
+        yield from _found(Source(path=place.path, split=place.split, config=place.config), loc)
 
 
 def _files(source: Source, loc: Loc) -> Iterator[KeyProblem]:
     if source.path is not None:
-        try:
-            _find(source.path, source.split, source.data_files, source.config)
-        except UserError as error:
-            yield KeyProblem((*loc, "path"), str(error), source.path)
+        yield from _found(source, (*loc, "path"))
 
 
-def _find(path: str, split: str, data_files: Any, config: str | None) -> None:
-    """Raise UserError for local files that aren't there, and for a data set that couldn't be kept here; whether the Hub
-    has it is found when it is read."""
-    from huggingface_hub import constants
-
+def _found(source: Source, loc: Loc) -> Iterator[KeyProblem]:
+    """Local files that aren't there; a data set is left to be asked for."""
+    path = str(source.path)
     if local.looks_local(path):
-        local.find_files(path, split, data_files, config)
-        return
-    check_named(path, "data set", hub=False)
-    known = Path(constants.HF_HOME) / "datasets" / path.replace("/", "___").lower()
-    if not known.exists() and (why := cannot_fetch("data set", path, dataset=True)):
-        raise UserError(why)
+        yield from _told(loc, partial(local.find_files, path, source.split, source.data_files, source.config))
+    else:
+        yield from _named("data set", path, loc, source.revision)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sft.recipe.asked import asked_as
 from sft.run.checks import check_recipe
-from sft.run.identity import point_identity, trained_stages
+from sft.run.identity import point_identity, trained_stages, untrained_stages
 from sft.run.lock import lock
 from sft.run.sharing import copy_folder
-from sft.train.handover import load_stage_model
 from sft.utils.distributed import decide
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json, write_sealed
@@ -76,6 +75,7 @@ def _done(folder: Path, owner: Stage, key: str) -> dict[str, Any] | None:
 def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) -> dict[str, Any]:
     from sft.evaluate.runner import evaluate
     from sft.models.load import on_device
+    from sft.train.handover import load_stage_model
 
     point = stage or "start"
     model, tokenizer = load_stage_model(paths, stage)
@@ -119,20 +119,26 @@ def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None =
 
     Raises UserError when there is nothing to evaluate yet.
     """
-    check_recipe(paths.recipe, ("suites",), stage=stage)
-    points: list[str | None] = [None] if start else [stage] if stage else list(trained_stages(paths))
+    trained = [] if start else trained_stages(paths)
+    points: list[str | None] = [None] if start else [stage] if stage else list(trained)
+    ready = start or (stage in trained if stage else bool(trained))
+    check_recipe(paths.recipe, ("suites",), stage=stage, ask=ready)
     if not points:
         raise UserError(f"no stage is trained in {paths.root}; `sft run` trains, `--start` evaluates the start")
+    if not start and stage is None and (missing := untrained_stages(paths)):
+        say(f"not trained yet, so not evaluated: {', '.join(missing)}")
     return {point or "start": evaluate_point(paths, point) for point in points}
 
 
 def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, dict[str, Any]]:
     """Suites of `stage` (default: the last one) on a model that isn't the run's; metrics by point and suite."""
+    owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
+    check_recipe(paths.recipe, ("suites",), stage=owner.name)
+    if not owner.evaluate.suites:
+        raise UserError(f"stage {owner.name} has no suites to evaluate a model on; --stage NAME takes another's")
     from sft.evaluate.runner import evaluate, model_fingerprint
     from sft.run.named import load_named
 
-    owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
-    check_recipe(paths.recipe, ("suites",), stage=owner.name)
     model, tokenizer = load_named(name, paths.recipe.model.trust_remote_code)
     key = model_fingerprint(model)
     point = _point_of(paths, name, key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sft.models.identity import start_identity
 from sft.train.checkpoints import describe_difference
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json
@@ -73,6 +72,12 @@ def trained_stages(paths: RunPaths) -> list[str]:
     return [stage.name for stage in paths.recipe.stages if done_manifest(paths, stage.name) is not None]
 
 
+def untrained_stages(paths: RunPaths) -> list[str]:
+    """The stages that aren't done, in the recipe's order."""
+    trained = trained_stages(paths)
+    return [stage.name for stage in paths.recipe.stages if stage.name not in trained]
+
+
 def check_done(paths: RunPaths, stage: Stage, parts: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Raise UserError when a stage that is done was made with other settings than `parts`."""
     before = {name: manifest["parts"].get(name) for name in parts}
@@ -98,7 +103,7 @@ def check_all_done(paths: RunPaths) -> None:
 def point_identity(paths: RunPaths, stage: str | None) -> dict[str, Any]:
     """What the model and tokenizer after `stage` (None: at the start) are known by."""
     if stage is None:
-        return {"start": start_identity(paths.recipe)}
+        return {"start": _run_start(paths)}
     manifest = done_manifest(paths, stage)
     if manifest is None:
         raise UserError(f"Stage {stage} isn't done: run `sft train --stage {stage}` first.")
@@ -108,7 +113,14 @@ def point_identity(paths: RunPaths, stage: str | None) -> dict[str, Any]:
 def _start(paths: RunPaths, stage: Stage) -> dict[str, Any]:
     before = previous_stage(paths, stage)
     if before is None:
-        return start_identity(paths.recipe)
+        return _run_start(paths)
     if done_manifest(paths, before.name) is None:
         raise UserError(f"Stage {stage.name} starts from stage {before.name}, which isn't done: train that first.")
     return {"stage": before.name, **point_identity(paths, before.name)}
+
+
+def _run_start(paths: RunPaths) -> dict[str, Any]:
+    # What has been trained is told without torch, which takes seconds to import.
+    from sft.models.identity import start_identity
+
+    return start_identity(paths.recipe)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sft.models.load import CPU_FLOAT32, load_checkpoint, machine_dtype, on_device
-from sft.tokenizers.load import load_tokenizer
+from sft.tokenizers.load import check_named, load_tokenizer
 
 
 def load_named(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -14,7 +13,10 @@ def load_named(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     Raises:
         UserError: when there is none, or an adapter's base model can't be had.
     """
+    # Before torch, whose import takes seconds.
+    check_named(name, "model")
     from sft.hub.source import handed_on, is_adapter, open_source
+    from sft.models.load import load_checkpoint, machine_dtype, on_device
 
     name = handed_on(name)
     if is_adapter(name):
@@ -28,6 +30,8 @@ def load_named(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
 def _widened(model: Any) -> Any:
     """In float32 on a CPU, where that isn't too large: see `machine_dtype`."""
     import torch
+
+    from sft.models.load import CPU_FLOAT32
 
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
     return model if torch.cuda.is_available() or size > CPU_FLOAT32 else model.float()

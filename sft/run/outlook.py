@@ -8,40 +8,60 @@ from typing import TYPE_CHECKING
 
 from sft.recipe.paths import RunPaths
 from sft.recipe.source_names import source_name
+from sft.run.checks import ALL
+from sft.run.publish import push_obstacle
 from sft.utils.distributed import world_size
 from sft.utils.files import read_sealed
 from sft.utils.tables import counted
 
 if TYPE_CHECKING:
-    from sft.recipe.schema import DataSource, Recipe, Stage
+    from sft.recipe.schema import DataSource, Recipe, Stage, SuiteSection
     from sft.recipe.steps import StepEntry
 
 
-def outlook(recipe: Recipe, only: str | None = None) -> Iterator[str]:
-    """Lines for people: the start, each stage, and what comes after them; `only`: of the stage of this name alone."""
+def outlook(recipe: Recipe, only: str | None = None, parts: Sequence[str] = ALL) -> Iterator[str]:
+    """Lines for people: the start, each stage, and what comes after them.
+
+    Args:
+        only: of the stage of this name alone.
+        parts: what of it will be done: `data`, `training`, `suites`; what comes after all stages is told with all.
+    """
     paths, model = RunPaths(recipe), recipe.model
     start = model.model_name_or_path or "random weights"
-    yield f"{recipe.name}: {counted(len(recipe.stages), 'stage')} in {paths.root}, from {start}"
+    stages = counted(len(recipe.stages), "stage")
+    rows_alone = f"{recipe.name}: rows of {stages}, kept in {paths.prepared}"
+    yield f"{recipe.name}: {stages} in {paths.root}, from {start}" if "training" in parts else rows_alone
     for number, stage in enumerate(recipe.stages, start=1):
-        if only not in (None, stage.name):
-            continue
-        yield f"{number}. {stage.name}: {stage_state(paths, stage)}"
-        yield f"   sources: {', '.join(_sources(stage.data.sources))}"
-        if stage.data.steps:
-            yield f"   then all: {' > '.join(entry.name for entry in stage.data.steps)}"
+        if only in (None, stage.name):
+            yield from _stage(paths, number, stage, parts)
+    others = [stage.name for stage in recipe.stages if stage.name != only]
+    if set(ALL) <= set(parts) and (only is None or all(paths.stage_manifest(name).exists() for name in others)):
+        target = recipe.push.repo_id
+        seen = "private" if recipe.push.private else "public"
+        yield f"then: export to {paths.export}, {f'push to {target} ({seen})' if target else 'no push'}, report"
+        if target and (obstacle := push_obstacle(target)):
+            yield f"   now the push would be refused: {obstacle}"
+
+
+def _stage(paths: RunPaths, number: int, stage: Stage, parts: Sequence[str]) -> Iterator[str]:
+    yield f"{number}. {stage.name}{f': {stage_state(paths, stage)}' if 'training' in parts else ''}"
+    yield f"   sources: {', '.join(_sources(stage.data.sources))}"
+    if stage.data.steps:
+        yield f"   then all: {' > '.join(entry.name for entry in stage.data.steps)}"
+    if "training" in parts:
         yield f"   training: {_training(stage)}"
-        if stage.data.validation is not None:
-            yield f"   held out: {_held_out(stage)}"
-        points = (["start"] if number == 1 and stage.evaluate.before_first_stage else []) + [stage.name]
-        for suite in stage.evaluate.suites:
-            done = [point for point in points if (paths.eval_dir(point, suite.name) / "metrics.json").is_file()]
-            told = f", done at {' and '.join(done)}" if done else ""
-            yield f"   suite: {suite.name} at {' and '.join(points)}{told}"
-    if only is not None:
-        return
-    target = recipe.push.repo_id
-    seen = "private" if recipe.push.private else "public"
-    yield f"then: export to {paths.export}, {f'push to {target} ({seen})' if target else 'no push'}, report"
+    if stage.data.validation is not None:
+        yield f"   held out: {_held_out(stage, losses='training' in parts)}"
+    points = (["start"] if number == 1 and stage.evaluate.before_first_stage else []) + [stage.name]
+    for suite in stage.evaluate.suites if "suites" in parts else ():
+        done = [point for point in points if answered(paths, point, suite)]
+        told = f", done at {' and '.join(done)}" if done else ""
+        yield f"   suite: {suite.name} at {' and '.join(points)}{told}"
+
+
+def answered(paths: RunPaths, point: str, suite: SuiteSection) -> bool:
+    """Whether there are results of a suite."""
+    return (paths.eval_dir(point, suite.name) / "metrics.json").is_file()
 
 
 def stage_state(paths: RunPaths, stage: Stage) -> str:
@@ -88,10 +108,12 @@ def _engine(stage: Stage) -> str:
     return f"DeepSpeed {given if isinstance(given, str) else 'as the recipe has it'}, "
 
 
-def _held_out(stage: Stage) -> str:
+def _held_out(stage: Stage, *, losses: bool) -> str:
     held, train = stage.data.validation, stage.train
     assert held is not None
     rows = f"{held.size:g} of the rows" if held.size is not None else ", ".join(_sources(held.sources or []))
+    if not losses:
+        return rows
     every = train.logging_steps if train.eval_steps is None else train.eval_steps
     between = {"no": "", "epoch": ", after each epoch", "steps": f", each {every:g} steps"}[train.eval_strategy]
     return f"{rows}; their loss before training{between} and at the end"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.run.identity import done_manifest, trained_stages
+from sft.run.identity import done_manifest, trained_stages, untrained_stages
 from sft.run.lock import lock
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, remove_file, sha256_json, write_sealed
@@ -26,6 +26,21 @@ def last_trained(paths: RunPaths) -> str:
     return trained[-1]
 
 
+def taken_stage(paths: RunPaths, stage: str | None, progress: Say | None = None) -> str:
+    """`stage`, or the last one that is trained; of a run that isn't done a line says which, and what isn't trained.
+
+    Raises UserError when it isn't trained.
+    """
+    if stage is not None:
+        if done_manifest(paths, stage) is None:
+            raise UserError(f"stage {stage} isn't trained in {paths.root}; run `sft run` or `sft train` first")
+        return stage
+    taken, missing = last_trained(paths), untrained_stages(paths)
+    if missing and progress is not None:
+        progress(f"the model after stage {taken} is taken; not trained yet: {', '.join(missing)}")
+    return taken
+
+
 def export_stage(
     paths: RunPaths,
     *,
@@ -40,20 +55,19 @@ def export_stage(
     With `reuse`, an export in the run's own folder that is whole and still of this model, recipe and results stays as
     it is, with whatever its model card has been edited to.
     """
-    from sft.hub.export import export
-
-    name = stage or last_trained(paths)
+    name = taken_stage(paths, stage, progress)
     done = done_manifest(paths, name)
-    if done is None:
-        raise UserError(f"stage {name} isn't trained in {paths.root}; run `sft run` or `sft train` first")
+    assert done is not None
     folder = out or paths.export
     wanted = _contents(paths, name, done, dtype or paths.recipe.model.dtype)
-    note = paths.root / "export.json"
+    seal = _seal(paths)
     with lock(paths.root / ".export.lock", f"{folder} is being written by another command: wait for it."):
-        if reuse and out is None and read_sealed(note) == wanted and _whole(folder):
+        if reuse and out is None and _is(paths, wanted):
             return folder
         if out is None:
-            remove_file(note)
+            remove_file(seal)
+        from sft.hub.export import export
+
         export(
             paths.final_dir(name),
             folder,
@@ -63,8 +77,23 @@ def export_stage(
             progress=progress,
         )
         if out is None:
-            write_sealed(note, wanted)
+            write_sealed(seal, wanted)
     return folder
+
+
+def export_is_current(paths: RunPaths) -> bool:
+    """Whether the run's export is whole and of the last stage trained, with the recipe and results as they are now."""
+    name = last_trained(paths)
+    done = done_manifest(paths, name)
+    return done is not None and _is(paths, _contents(paths, name, done, paths.recipe.model.dtype))
+
+
+def _is(paths: RunPaths, wanted: dict[str, Any]) -> bool:
+    return read_sealed(_seal(paths)) == wanted and _whole(paths.export)
+
+
+def _seal(paths: RunPaths) -> Path:
+    return paths.root / "export.json"
 
 
 def _contents(paths: RunPaths, stage: str, done: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -89,6 +118,29 @@ def _whole(folder: Path) -> bool:
         return is_export(folder) and bool(list_files(folder))
     except UserError:
         return False
+
+
+def push_obstacle(repo_id: str) -> str | None:
+    """What would keep a push to `repo_id` from beginning and is known here; None for nothing."""
+    from sft.hub.push import check_destination
+
+    try:
+        check_destination(repo_id)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def check_push(paths: RunPaths, *, folder: Path | None = None, repo_id: str | None = None) -> None:
+    """Raise UserError for what keeps a push from beginning and is known here, before anything is exported or sent."""
+    from sft.hub.folder import read_manifest
+    from sft.hub.push import check_destination
+
+    if folder is None:
+        last_trained(paths)
+    else:
+        read_manifest(folder)
+    check_destination(repo_id or str(paths.recipe.push.repo_id))
 
 
 def push_export(

@@ -23,6 +23,8 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str
         )
     control = ControlTokens(tokenizer)
     for message in messages:
+        if not _encodable(str(message["content"])):
+            raise RefusedPromptError(f"{what} holds bytes that are no UTF-8 text (in the {message['role']} message).")
         token = control.find(f"{message['content']}{message.get('tools') or ''}")
         if token is not None:
             raise RefusedPromptError(
@@ -33,3 +35,11 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str
         return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
     except RENDER_ERRORS as error:
         raise RefusedPromptError(f"{what}: the chat template refused it: {error}") from error
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

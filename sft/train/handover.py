@@ -49,15 +49,14 @@ def load_stage_model(
     see `default_dtype`. Adapters are always held in float32.
     Raises UserError when the stage isn't done or its files are gone.
     """
-    dtype = dtype or default_dtype(paths)
     if stage is None:
-        return load_start(paths, dtype=dtype)
+        return load_start(paths, dtype=dtype or default_dtype(paths))
     final = paths.final_dir(stage)
     if not paths.stage_manifest(stage).exists() or not final.exists():
         raise UserError(
             f"Stage {stage} isn't done (no {paths.stage_manifest(stage)}): run `sft train --stage {stage}` first."
         )
-    return load_final(paths, final, dtype=dtype, trainable=trainable)
+    return load_final(paths, final, dtype=dtype or default_dtype(paths), trainable=trainable)
 
 
 def load_final(

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from sft.utils.distributed import is_main
 from sft.utils.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -34,6 +35,8 @@ ECHO = 2.0
 
 class Interrupted(UserError):  # noqa: N818 (nothing went wrong)
     """Stopped on a signal after saving; `exit_code` is 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1."""
+
+    from_rank = 0  # it is raised on all processes, and told by the main one
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -105,6 +108,8 @@ class StopSignals:
         self.received, self._since = signum, time.monotonic()
         if not self._saving:
             raise Stopped(signum)
+        if not is_main():
+            return
         name = signal.Signals(signum).name
         # os.write: a handler may run in the middle of a print.
         text = f"\n{name}: saving, then stopping; a second signal stops at once.\n"

@@ -106,8 +106,9 @@ def check_groups(model: Any, train: TrainSection, where: str) -> None:
         raise UsageError(f"{where}.optim: this stage trains no matrix of a hidden layer, which is what muon is for.")
 
 
-def group_problems(recipe: Recipe) -> Iterator[KeyProblem]:
-    """Patterns that match no parameter of the model that the run starts from, found without its weights.
+def group_problems(recipe: Recipe, *, fetch: bool = True) -> Iterator[KeyProblem]:
+    """Patterns that match no parameter of the model that the run starts from, found without its weights. Without
+    `fetch` the Hub isn't asked.
 
     Adapters aren't there yet, so stages that train them are looked at when the model is loaded.
     """
@@ -117,7 +118,7 @@ def group_problems(recipe: Recipe) -> Iterator[KeyProblem]:
     if not stages or recipe.model.trust_remote_code:
         return
     section = recipe.model
-    model = structure(section.model_name_or_path, section.config, revision=section.model_revision)
+    model = structure(section.model_name_or_path, section.config, revision=section.model_revision, fetch=fetch)
     for place, stage in stages:
         for index, reason in _idle_patterns(model, stage.train):
             yield KeyProblem(("stages", place, "train", "param_groups", index, "match"), reason, None)

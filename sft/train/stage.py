@@ -18,7 +18,7 @@ from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.optimizer import check_groups
 from sft.train.precision import precision_of
-from sft.utils.distributed import decide, gather
+from sft.utils.distributed import alike, decide, gather
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import sha256_file, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
@@ -87,9 +87,10 @@ def train_stage(
     model = _ready(model, stage, args)
     check_groups(model, stage.train, f"stages[{stage.name}].train")
     identity = {**parts, **asked_engine(args), "base": base}
-    rows = training_rows(prepared.dataset, args, stage.name)
     held = getattr(prepared, "validation", None)
-    _refuse_different_ranks({**identity, "rows": len(rows)})
+    with alike():
+        rows = training_rows(prepared.dataset, args, stage.name)
+        _refuse_different_ranks({**identity, "rows": len(rows)})
     checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
     if started is not None:
         started()

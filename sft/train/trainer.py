@@ -29,6 +29,7 @@ from sft.train.neftune import document_noise
 from sft.train.optimizer import groups_of_its_own, regrouped, takes_decay
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
+from sft.utils.distributed import alike
 from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -308,10 +309,11 @@ class SambayTrainer(SFTTrainer):
             return
         stage, good = self.identity.get("stage"), newest_whole(Path(str(self.args.output_dir)), self.state.global_step)
         kept = f"The newest checkpoint with finite weights is {good}." if good else "No checkpoint was saved before it."
-        raise UserError(
-            f"{fault}: training diverged. {kept} Lower learning_rate, raise warmup_steps or lower max_grad_norm, and "
-            f"start the stage again with --restart {stage}."
-        )
+        with alike():
+            raise UserError(
+                f"{fault}: training diverged. {kept} Lower learning_rate, raise warmup_steps or lower max_grad_norm, "
+                f"and start the stage again with --restart {stage}."
+            )
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         """The state that a resume goes on from, but for logging_steps and save_steps, which are the recipe's."""

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.train.probe import undisturbed
-from sft.utils.distributed import gather
+from sft.utils.distributed import alike, gather
 from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,14 +70,19 @@ class Validation(TrainerCallback):
     def _look(self, state: TrainerState, control: TrainerControl) -> None:
         self._trainer.pause()
         loss, tokens = held_out_loss(self._trainer, self._rows, self._batch_size)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The loss of the held-out rows (data.validation) after step {state.global_step} isn't finite: the "
-                "model's weights are broken, or training diverged."
-            )
+        with alike():
+            _refuse_infinite(loss, state.global_step)
         asked = control.should_log
         self._trainer.log_held_out({LOSS: loss, TOKENS: tokens})
         control.should_log = asked  # the step's own line is still to come
+
+
+def _refuse_infinite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"The loss of the held-out rows (data.validation) after step {step} isn't finite: the model's weights are "
+            "broken, or training diverged."
+        )
 
 
 def held_out_loss(trainer: SambayTrainer, rows: Dataset, batch_size: int) -> tuple[float, int]:

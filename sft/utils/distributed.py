@@ -14,7 +14,8 @@ import pickle
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,6 +107,16 @@ def together(function: Callable[[], Result]) -> Result:
 def barrier() -> None:
     """Go on when every rank has come here."""
     gather(None)
+
+
+@contextmanager
+def alike() -> Iterator[None]:
+    """For what all ranks find alike, such as a wrong word of their command: rank 0 alone is to tell it."""
+    try:
+        yield
+    except UserError as error:
+        error.__dict__.setdefault("from_rank", 0)
+        raise
 
 
 def check_shared_folder(path: str | os.PathLike[str]) -> None:

@@ -105,3 +105,27 @@ def test_a_launcher_that_dies_leaves_no_process_behind(tmp_path):
     finally:
         launcher.kill()
     assert len(list((tmp_path / "stages/one").glob("checkpoint-*/complete.json"))) == 1
+
+
+@pytest.mark.parametrize("words", [["--seeed", "1"], ["--stage", "none"], ["--restart"]])
+def test_a_mistake_is_told_once(tmp_path, words):
+    done = subprocess.run(
+        [*LAUNCH, "-m", "sft", "run", "tiny", "--output_dir", str(tmp_path), *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode != 0 and done.stderr.count("sft: ") == 1, done.stderr
+
+
+def test_a_rehearsal_is_told_once(tmp_path):
+    done = subprocess.run(
+        [*LAUNCH, "-m", "sft", "run", "tiny", "--output_dir", str(tmp_path), "--dry_run"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0 and done.stdout == f"{tmp_path}/resolved.yaml\n", done.stderr
+    assert done.stderr.count("tiny: 3 stages") == 1 and "x 2 processes" in done.stderr

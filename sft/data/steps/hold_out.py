@@ -95,6 +95,8 @@ class HoldOut(TableStep):
 def _count(db: duckdb.DuckDBPyConnection, size: float) -> int:
     """How many conversations to hold out."""
     (found,) = db.execute("SELECT count(DISTINCT content) FROM sketches WHERE fit").fetchall()[0]
+    if not found:
+        return 0  # that no row is left, and why, is told once all steps have run
     count = int(size) if size >= 1 else max(1, round(size * found))
     if count >= found:
         raise UserError(

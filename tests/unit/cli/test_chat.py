@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,81 @@ def test_nothing_is_between_the_options_and_the_logits(
 @pytest.mark.parametrize("options", [("--top_k", "-1"), ("--repetition_penalty", "0"), ("--repetition_penalty", "nan")])
 def test_settings_that_mean_nothing_are_refused(plain: Path, options: tuple[str, ...]) -> None:
     assert main(["chat", "--model", str(plain), "--prompt", "x", *options]) == 2
+
+
+# ---- a conversation at the keyboard ----
+
+
+def converse(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *typed: str | BaseException
+) -> tuple[str, str]:
+    """What is said to lines, or to signals in their place, until end of input."""
+    left = [*typed, EOFError()]
+
+    def read(prompt: str) -> str:
+        one = left.pop(0)
+        if isinstance(one, BaseException):
+            raise one
+        return one
+
+    monkeypatch.setattr("builtins.input", read)
+    assert main(["chat", "--model", str(model), "--max_new_tokens", "3"]) == 0
+    return capsys.readouterr()
+
+
+def test_ctrl_c_drops_what_is_being_typed_and_the_conversation_goes_on(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sft.train.interrupt import Stopped
+
+    out, err = converse(plain, monkeypatch, capsys, "", Stopped(signal.SIGINT), "2 + 2?", Stopped(signal.SIGINT))
+    assert out and err.count("Ctrl-D ends, /clear starts afresh") == 3 and "sft:" not in err
+
+
+def test_a_signal_that_is_not_ctrl_c_ends_it(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sft.train.interrupt import Stopped
+
+    def read(prompt: str) -> str:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("builtins.input", read)
+    assert main(["chat", "--model", str(plain)]) == 143
+    # Nothing of a conversation is kept, so no command goes on with it.
+    assert capsys.readouterr().err.endswith("\nsft: interrupted\n")
+
+
+def test_a_command_that_is_none_is_not_asked(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = converse(plain, monkeypatch, capsys, "/help", "/exit", "/clear")
+    assert out == "" and "there is no command /help. Ctrl-D ends" in err and "there is no command /exit" in err
+    assert converse(plain, monkeypatch, capsys, "/usr/bin is what?")[0]
+
+
+def test_text_that_is_none_is_refused_and_the_conversation_goes_on(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undecodable = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    out, err = converse(plain, monkeypatch, capsys, "caf\udce9", undecodable, "2 + 2?")
+    assert "The prompt holds bytes that are no UTF-8 text (in the user message)." in err and out
+    assert "that was no UTF-8 text" in err
+    assert main(["chat", "--model", str(plain), "--prompt", "caf\udce9"]) == 1
+    assert capsys.readouterr().err.endswith("bytes that are no UTF-8 text (in the user message).\n")
+
+
+def test_an_answer_that_was_cut_off_is_told(
+    plain: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert said(plain, capsys)[1].endswith("[cut off after 12 tokens: see --max_new_tokens]\n")
+    from sft.cli import chat
+
+    # A model that ends its answer with its last token wasn't cut off.
+    monkeypatch.setattr(chat, "_only_as_asked", lambda model, *rest: _ends_everywhere(model))
+    assert "cut off" not in said(plain, capsys)[1]
+
+
+def _ends_everywhere(model: Any) -> str:
+    model.generation_config.eos_token_id = list(range(model.config.vocab_size))
+    return "greedy"

@@ -101,6 +101,12 @@ def test_nothing_may_not_be_left(size: float, tmp_path: Path) -> None:
         prepared(tmp_path, [row(n) for n in range(4)], {"size": size})
 
 
+@pytest.mark.parametrize("size", [0.05, 3])
+def test_where_no_row_can_be_trained_on_the_reason_is_told(size: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No row is left to train on \(over_length: 5\).*max_length is 8; raise it"):
+        prepared(tmp_path, [row(n) for n in range(5)], {"size": size}, train={"max_length": 8})
+
+
 def test_clean_keeps_both(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", [row(n) for n in range(9)])
     recipe = stage_of([{"path": str(tmp_path / "rows.jsonl")}], tmp_path / "out", {}, {"validation": {"size": 2}})

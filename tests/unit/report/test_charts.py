@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from html import unescape
@@ -17,7 +18,7 @@ from sft.report import write_report
 from sft.report.chart import chart
 from sft.report.collect import collect
 from sft.report.drawing import as_chart, as_svg, drawing, panels
-from sft.report.figures import FIGURES
+from sft.report.figures import FIGURES, length_bins
 from sft.report.readings import Panel, Reading, Series, readings, table_of, thinned
 from sft.train.callbacks import EventsFile
 
@@ -157,3 +158,14 @@ def test_a_figure_without_values_to_read_off_is_an_image_with_a_name() -> None:
     assert html.count('role="img" aria-label="Bars &amp; &lt;so on&gt;."') == 2 and "tabindex" not in html
     assert png.startswith(b"\x89PNG") and caption == "Bars & <so on>."
     assert as_chart(lambda source: None, None, "") is None
+
+
+@pytest.mark.parametrize("lengths", [[200] * 6, [1, 1], [1, 2], [199, 200, 201], [5, 4000]])
+def test_a_bar_of_lengths_is_wide_enough_to_be_seen(lengths: list[int]) -> None:
+    from math import log
+
+    edges = length_bins(lengths)
+    assert edges[0] <= min(lengths) and max(lengths) < edges[-1] and edges == sorted(edges)
+    # A log axis from a tenth below the first edge to a tenth above the last: a bar takes at least a hundredth of it.
+    axis = log(edges[-1] * 1.1) - log(edges[0] / 1.1)
+    assert all((log(b) - log(a)) / axis > 0.01 for a, b in itertools.pairwise(edges))
