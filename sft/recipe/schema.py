@@ -23,7 +23,7 @@ from sft.utils.errors import UsageError
 RESERVED_STAGE_NAMES = ("all", "start")
 RESERVED_SUITE_NAMES = ("all", "manifest.json")
 PlainColumn = Literal["messages", "prompt", "input", "completion", "id", "system"]
-TrainColumn = PlainColumn | Literal["answer", "domain", "reasoning", "tools", "chat_template_kwargs"]
+TrainColumn = PlainColumn | Literal["answer", "domain", "reasoning", "history", "tools", "chat_template_kwargs"]
 
 
 class ModelSection(Section):
@@ -166,8 +166,8 @@ class DataSource(Source, Templates):
     columns: dict[TrainColumn, str | None] | None = Field(  # type: ignore[assignment]
         default=None,
         description="Which column is what, e.g. {prompt: problem, answer: answer}. Default: found by name (of Alpaca's "
-        "rows `input` follows the instruction on a line of its own); null leaves input, system, tools or "
-        "chat_template_kwargs out.",
+        "rows `input` follows the instruction on a line of its own, and `history` holds the turns before it); null "
+        "leaves input, history, system, tools or chat_template_kwargs out.",
     )
     rows: Literal["conversations", "problems"] = Field(
         default="conversations",
