@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
 
 
+PIPED_WIDTH = 160
 CONFIG_HELP = "recipe file, or a name from `sft recipes`; may stand without --config"
 
 
@@ -128,11 +130,15 @@ def prepare_with_progress(recipe: Recipe, stage: Stage, tokenizer: Any, engine: 
 
 
 def console() -> Console:
-    """Where tables go: the terminal, or lines that aren't folded when it isn't one."""
+    """Where tables go: the terminal; or, when it isn't one, lines as wide as COLUMNS says, else 160."""
     from rich.console import Console
 
+    columns = os.environ.get("COLUMNS", "")
+    asked = int(columns) if columns.isdecimal() and int(columns) else None
     # What users call things is shown as it is: `[red]` and `:smile:` in a path are no markup.
-    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+    return Console(
+        markup=False, emoji=False, highlight=False, width=asked or (None if sys.stdout.isatty() else PIPED_WIDTH)
+    )
 
 
 def show_results(recipe: Recipe, result: dict[str, Any]) -> None:
