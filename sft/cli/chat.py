@@ -70,7 +70,7 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any
     from sft.run.publish import last_trained
     from sft.train.handover import load_stage_model
 
-    paths = RunPaths(recipe_of(arguments, overrides))
+    paths = RunPaths(recipe_of(arguments, overrides, as_run=True))
     stage = arguments.stage or last_trained(paths)
     model, tokenizer = load_stage_model(paths, stage)
     return on_device(model), tokenizer

@@ -66,17 +66,32 @@ def file_path(text: str) -> str:
 # ---- the recipe ----
 
 
-def recipe_of(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
-    """The recipe that the command line means; its --stage and --restart are checked too. Raises UsageError."""
+def recipe_of(arguments: argparse.Namespace, overrides: list[str], *, as_run: bool = False) -> Recipe:
+    """The recipe that the command line means; its --stage and --restart are checked too. Raises UsageError.
+
+    `as_run`: what the command line of its run set needn't be said again.
+    """
     name, keys = recipe_and_keys(arguments.config, overrides)
     if name is None:
         raise UsageError(f"the following arguments are required: --config; see `{arguments.prog} --help`")
-    recipe = load_recipe(name, keys)
+    recipe = load_recipe(name, [*(_as_run(name, keys) if as_run else ()), *keys])
     refuse(recipe_problems(recipe), recipe.place)
     for option in ("stage", "restart"):
         if getattr(arguments, option, None):
             recipe.stage(getattr(arguments, option))
     return recipe
+
+
+def _as_run(name: str, keys: list[str]) -> list[str]:
+    """What the run's command line set; a line says so, without the values, which may be secret."""
+    from sft.run.record import overrides_as_run
+
+    before = overrides_as_run(name, keys)
+    told = {word.partition("=")[0] for word in keys if word.startswith("--")}
+    options = dict.fromkeys(word.partition("=")[0] for word in before if word.startswith("--"))
+    if again := [option for option in options if option not in told]:
+        say(f"as it ran: {' '.join(again)} as then")
+    return before
 
 
 def recipe_and_keys(config: str | None, words: list[str]) -> tuple[str | None, list[str]]:

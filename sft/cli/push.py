@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Export where nothing is named, upload what the Hub hasn't got yet, reload and compare."""
-    recipe = recipe_of(arguments, overrides)
+    recipe = recipe_of(arguments, overrides, as_run=True)
     if arguments.dry_run:
         return dry_run(recipe)
     if not (arguments.repo_id or recipe.push.repo_id):

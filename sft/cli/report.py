@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Write it from what the run has left so far."""
-    recipe = recipe_of(arguments, overrides)
+    recipe = recipe_of(arguments, overrides, as_run=True)
     if arguments.dry_run:
         return dry_run(recipe)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)

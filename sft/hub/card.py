@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from sft.tokenizers.dates import DATE
+
 BASE_LICENCES = {"microsoft/Phi-4-mini-flash-reasoning": "mit"}
 
 CODE_LICENCE = """\
@@ -165,6 +167,10 @@ def _usage(facts: dict[str, Any]) -> str:
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))'
     )
     text = f"```python\n{code}\n```"
+    if facts.get("writes_date"):
+        text += (
+            f"\n\nThe chat template writes the day's date; in training and evaluation it always was {DATE:%d %b %Y}."
+        )
     if facts["model_type"] == "phi4flash" and not facts["adapter_base"]:
         text += (
             f"\n\nIt needs torch and transformers 5 (written with {facts['transformers']}), and runs on a CPU too. "

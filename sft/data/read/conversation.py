@@ -13,7 +13,10 @@ from sft.recipe.schema import Templates
 
 # What the renderer says itself. A row that set a special token would forge it.
 _RESERVED = frozenset(
-    ("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
+    (
+        *("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+        "strftime_now",
+    )
 )
 
 

@@ -16,6 +16,7 @@ from sft.data.tokenize.forms import Form, forms, unread
 from sft.data.tokenize.marks import NONCHARACTER, Marked, Plain, Span, marked, said_in, unmarked
 from sft.data.tokenize.template import TRAINING_TEMPLATE, has_marks, training_template
 from sft.tokenizers.control import ControlTokens
+from sft.tokenizers.dates import with_fixed_date
 from sft.tokenizers.turns import RENDER_ERRORS, Turn, find_turn
 from sft.utils.errors import UserError
 
@@ -44,6 +45,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.template = training_template(tokenizer)
+        self._dated = with_fixed_date(self.template)
         self._special = dict(tokenizer.special_tokens_map)
         self._control = ControlTokens(tokenizer)
         self._turn = cast(Turn, find_turn(tokenizer, self.template))
@@ -109,7 +111,7 @@ class Renderer:
         try:
             texts, spans = cast(Any, render_jinja_template)(
                 conversations=[list(messages)],
-                chat_template=self.template,
+                chat_template=self._dated,
                 return_assistant_tokens_mask=self._has_marks,
                 **{**self._special, **options},
             )
