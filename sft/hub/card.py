@@ -229,8 +229,9 @@ def _funnels(record: dict[str, Any]) -> str:
         taken = _number(funnel.get("rows"))
         if funnel.get("made"):
             taken += f" (made into {_number(funnel['rows'] + funnel['made'])} by steps)"
-        rows.append([stage["name"], taken, _number(funnel.get("kept")), dropped or "none", cut])
-    text = _table(["stage", "rows in", "kept", "dropped", "truncated"], rows)
+        held = _number(funnel.get("held_out", 0))
+        rows.append([stage["name"], taken, _number(funnel.get("kept")), held, dropped or "none", cut])
+    text = _table(["stage", "rows in", "kept", "held out", "dropped", "truncated"], rows)
     licences = sorted({(s["name"], s["license"] or "not stated") for st in record["stages"] for s in st["sources"]})
     return text + "\n\nLicences: " + "; ".join(f"{name}: {licence}" for name, licence in licences) + "."
 
