@@ -139,8 +139,9 @@ class Templates(Section):
     def turns(self, problem: str, completion: str) -> list[dict[str, Any]]:
         """The messages of a problem and its answer, without a system message."""
         # Not str.format: prompts and templates are full of LaTeX braces.
-        user = (self.prompt_template or "{prompt}").replace("{prompt}", problem)
-        assistant = (self.completion_template or "{completion}").replace("{completion}", completion)
+        prompt, answer = self.prompt_template, self.completion_template
+        user = prompt.replace("{prompt}", problem) if prompt else problem
+        assistant = answer.replace("{completion}", completion) if answer else completion
         return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
     def conversation(self, problem: str, completion: str) -> list[dict[str, Any]]:
