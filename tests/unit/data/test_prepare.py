@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,3 +349,25 @@ def test_only_the_first_of_many_bad_rows_are_written(
         prepare(write_rows([{"prompt": "q", "completion": "a"}] + [{"prompt": f"{n}"} for n in range(300)]))
     told = re.search(r"in (\S+bad-rows\.jsonl)", str(refused.value))
     assert told is not None and len(Path(told[1]).read_text().splitlines()) == 3
+
+
+def test_a_row_of_any_size_takes_a_few_times_its_size(prepare: Prepare, write_rows: Write) -> None:
+    size, word = 8_000_000, "The quick brown fox. "
+    text = (word * (size // len(word))).strip()
+    rows = [
+        {"prompt": "q", "completion": "a"},
+        {"prompt": "q", "completion": text},
+        {"prompt": "q", "completion": "{", "x": text},
+    ]
+    source = write_rows(rows)
+    prepare(write_rows(rows[:1], "small.jsonl"))  # what is loaded once is no matter
+    tracemalloc.start()
+    try:
+        prepared = prepare(source, train={"max_length": 64})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert prepared.manifest["funnel"]["dropped"] == {"over_length": 1} and prepared.manifest["documents"] == 2
+    (aside,) = put_aside(prepared)
+    assert aside["messages"][1]["content"] == text
+    assert peak < 6 * size
