@@ -70,7 +70,7 @@ def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any
         return load_named(arguments.model, arguments.trust_remote_code)
     from sft.run.publish import taken_stage
 
-    paths = RunPaths(recipe_of(arguments, overrides))
+    paths = RunPaths(recipe_of(arguments, overrides, as_run=True))
     stage = taken_stage(paths, arguments.stage, say)
     from sft.models.load import on_device
     from sft.train.handover import load_stage_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
 
 
+PIPED_WIDTH = 160
 CONFIG_HELP = "recipe file, or a name from `sft recipes`; may stand without --config"
 
 
@@ -65,12 +67,15 @@ def file_path(text: str) -> str:
 # ---- the recipe ----
 
 
-def recipe_of(arguments: argparse.Namespace, overrides: list[str]) -> Recipe:
-    """The recipe that the command line means; its --stage and --restart are checked too. Raises UsageError."""
+def recipe_of(arguments: argparse.Namespace, overrides: list[str], *, as_run: bool = False) -> Recipe:
+    """The recipe that the command line means; its --stage and --restart are checked too. Raises UsageError.
+
+    `as_run`: what the command line of its run set needn't be said again.
+    """
     name, keys = recipe_and_keys(arguments.config, overrides)
     if name is None:
         raise UsageError(f"the following arguments are required: --config; see `{arguments.prog} --help`")
-    recipe = load_recipe(name, keys)
+    recipe = load_recipe(name, [*(_as_run(name, keys) if as_run else ()), *keys])
     refuse(recipe_problems(recipe), recipe.place)
     for option in ("stage", "restart"):
         if getattr(arguments, option, None):
@@ -84,6 +89,18 @@ def recipe_for_all(arguments: argparse.Namespace, overrides: list[str]) -> Recip
 
     recipe: Recipe = decide(lambda: recipe_of(arguments, overrides))
     return recipe
+
+
+def _as_run(name: str, keys: list[str]) -> list[str]:
+    """What the run's command line set; a line says so, without the values, which may be secret."""
+    from sft.run.record import overrides_as_run
+
+    before = overrides_as_run(name, keys)
+    told = {word.partition("=")[0] for word in keys if word.startswith("--")}
+    options = dict.fromkeys(word.partition("=")[0] for word in before if word.startswith("--"))
+    if again := [option for option in options if option not in told]:
+        say(f"as it ran: {' '.join(again)} as then")
+    return before
 
 
 def recipe_and_keys(config: str | None, words: list[str]) -> tuple[str | None, list[str]]:
@@ -139,11 +156,15 @@ def prepare_with_progress(recipe: Recipe, stage: Stage, tokenizer: Any, engine: 
 
 
 def console() -> Console:
-    """Where tables go: the terminal, or lines that aren't folded when it isn't one."""
+    """Where tables go: the terminal; or, when it isn't one, lines as wide as COLUMNS says, else 160."""
     from rich.console import Console
 
+    columns = os.environ.get("COLUMNS", "")
+    asked = int(columns) if columns.isdecimal() and int(columns) else None
     # What users call things is shown as it is: `[red]` and `:smile:` in a path are no markup.
-    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+    return Console(
+        markup=False, emoji=False, highlight=False, width=asked or (None if sys.stdout.isatty() else PIPED_WIDTH)
+    )
 
 
 def show_results(recipe: Recipe, result: dict[str, Any]) -> None:

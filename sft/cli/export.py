@@ -30,7 +30,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Export the model after --stage, or after the last stage trained; push.merge_lora says whether merged."""
     if arguments.model is not None:
         return _folder(arguments, overrides)
-    recipe = recipe_of(arguments, overrides)
+    recipe = recipe_of(arguments, overrides, as_run=True)
     out = Path(arguments.out) if arguments.out else None
     if arguments.dry_run:
         from sft.run.outlook_of_results import export_outlook

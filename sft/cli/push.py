@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Export where nothing is named, upload what the Hub hasn't got yet, reload and compare."""
-    recipe = recipe_of(arguments, overrides)
+    recipe = recipe_of(arguments, overrides, as_run=True)
     paths, folder = RunPaths(recipe), Path(arguments.folder) if arguments.folder else None
     asked: dict[str, Any] = {
         "folder": folder,

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Write it from what the run has left so far."""
-    recipe = recipe_of(arguments, overrides)
+    recipe = recipe_of(arguments, overrides, as_run=True)
     if arguments.dry_run:
         from sft.run.outlook_of_results import report_outlook
 

@@ -27,6 +27,7 @@ from sft.data.steps.hold_out import Part
 from sft.data.tokenize.template import training_template
 from sft.data.tokenize.tokens import check_tokenizer, tokenizer_hash
 from sft.recipe.schema import DataSection, Recipe, Stage
+from sft.tokenizers.dates import DATE, reads_clock
 from sft.tokenizers.turns import largest_format_id, spelled_end
 from sft.tokenizers.vocabulary import refuse_beyond, vocabulary_size
 from sft.utils.errors import UserError
@@ -115,11 +116,8 @@ def _prepared(
     recipe: Recipe, stage: Stage, tokenizer: Any, part: Part, progress: Progress | None, engine: str
 ) -> PreparedStage:
     job = _plan(stage, tokenizer, prepared_root(recipe), part)
-    if part == "training" and (end := spelled_end(tokenizer, training_template(tokenizer))):
-        say(
-            f"{stage.name}: {end!r}, which ends answers in this chat template, is no token of this tokenizer: nothing "
-            "will stop the model there. `model.chat_template: chatml` ends them with the tokenizer's end of text."
-        )
+    if part == "training":
+        _say_of_template(stage.name, tokenizer)
     known = vocabulary_size(recipe.model)
     if known is not None:
         refuse_beyond(known, largest_format_id(tokenizer, training_template(tokenizer)))
@@ -136,6 +134,22 @@ def _prepared(
     if part == "training":  # whose funnel has the held-out rows too
         check_outcome(manifest, prepared.passes, stage.data.max_bad_fraction)
     return prepared
+
+
+def _say_of_template(stage: str, tokenizer: Any) -> None:
+    """What the chat template does that its user may not expect."""
+    template = training_template(tokenizer)
+    if end := spelled_end(tokenizer, template):
+        say(
+            f"{stage}: {end!r}, which ends answers in this chat template, is no token of this tokenizer: nothing "
+            "will stop the model there. `model.chat_template: chatml` ends them with the tokenizer's end of text."
+        )
+    if reads_clock(template):
+        say(
+            f"{stage}: the chat template writes the day's date; so that rows are the same on every day, it is "
+            f"{DATE:%d %b %Y} here, for problems that are asked too (a row's own is a template argument of "
+            "chat_template_kwargs, such as Llama's date_string)."
+        )
 
 
 def passes_there(recipe: Recipe, stage: Stage, tokenizer: Any) -> list[Path]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from sft.tokenizers.dates import DATE
+
 BASE_LICENCES = {"microsoft/Phi-4-mini-flash-reasoning": "mit"}
 
 CODE_LICENCE = """\
@@ -165,6 +167,10 @@ def _usage(facts: dict[str, Any]) -> str:
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))'
     )
     text = f"```python\n{code}\n```"
+    if facts.get("writes_date"):
+        text += (
+            f"\n\nThe chat template writes the day's date; in training and evaluation it always was {DATE:%d %b %Y}."
+        )
     if facts["model_type"] == "phi4flash" and not facts["adapter_base"]:
         text += (
             f"\n\nIt needs torch and transformers 5 (written with {facts['transformers']}), and runs on a CPU too. "
@@ -223,8 +229,9 @@ def _funnels(record: dict[str, Any]) -> str:
         taken = _number(funnel.get("rows"))
         if funnel.get("made"):
             taken += f" (made into {_number(funnel['rows'] + funnel['made'])} by steps)"
-        rows.append([stage["name"], taken, _number(funnel.get("kept")), dropped or "none", cut])
-    text = _table(["stage", "rows in", "kept", "dropped", "truncated"], rows)
+        held = _number(funnel.get("held_out", 0))
+        rows.append([stage["name"], taken, _number(funnel.get("kept")), held, dropped or "none", cut])
+    text = _table(["stage", "rows in", "kept", "held out", "dropped", "truncated"], rows)
     licences = sorted({(s["name"], s["license"] or "not stated") for st in record["stages"] for s in st["sources"]})
     return text + "\n\nLicences: " + "; ".join(f"{name}: {licence}" for name, licence in licences) + "."
 

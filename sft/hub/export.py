@@ -25,6 +25,8 @@ from sft.hub.source import Source, open_source
 from sft.models.merge import base_of
 from sft.models.savable import check_savable
 from sft.models.save import drop_absent_code, save_model
+from sft.tokenizers.control import template_of
+from sft.tokenizers.dates import reads_clock
 from sft.utils.errors import UserError, disk_full
 from sft.utils.files import atomic_folder, read_json, recover_folder, write_json, write_text
 
@@ -249,6 +251,7 @@ def _facts(source: Source, parameters: int) -> dict[str, Any]:
         "vocab_size": config.get_text_config().vocab_size,
         "has_tokenizer": source.tokenizer is not None,
         "has_template": bool(getattr(source.tokenizer, "chat_template", None)),
+        "writes_date": source.tokenizer is not None and reads_clock(template_of(source.tokenizer) or ""),
         "adapter_base": source.base if source.is_adapter and not source.merges else None,
         "transformers": transformers.__version__,
     }

@@ -115,7 +115,7 @@ class _Check:
 
     def _columns(self, source: DataSource, loc: Loc) -> None:
         given = set(source.columns or {})
-        if "messages" in given and {"prompt", "input", "completion"} & given:
+        if "messages" in given and {"prompt", "input", "history", "completion"} & given:
             reason = "maps both messages and prompt/completion; a row can be only one of them"
         elif source.rows == "problems" and {"messages", "completion"} & given:
             reason = "`rows: problems` takes the column of the prompt alone, not those of an answer"

@@ -12,7 +12,14 @@ import yaml
 from pydantic import ValidationError
 
 from sft.recipe.error_lines import explain
-from sft.recipe.merge import escaped, forget_data_recipes, include_data_recipes, merge_defaults, substitute
+from sft.recipe.merge import (
+    escaped,
+    forget_data_recipes,
+    include_data_recipes,
+    merge_defaults,
+    substitute,
+    substitute_text,
+)
 from sft.recipe.overrides import Override, apply_override, parse_overrides, tell_defaults
 from sft.recipe.packaged import find_data_recipe, find_recipe
 from sft.recipe.problems import Section, in_file_order
@@ -37,6 +44,26 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     tell_defaults(document, parsed)
     recipe._given = Given(text, tuple(overrides), document)
     return recipe
+
+
+def output_dir_of(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[str, str | None]:
+    """(text of the recipe's file, the `output_dir` that it and `overrides` mean), though variables may be missing.
+
+    The folder is None where that can't be told. Raises UsageError for a file that is no recipe.
+    """
+    file = find_recipe(os.fspath(path))
+    text = _text(file)
+    document = _parsed(text, file)
+    for override in parse_overrides(overrides):
+        if not override.needs_stages:
+            apply_override(document, override)
+    folder = document.value.get("output_dir")
+    if not isinstance(folder, str):
+        return text, None
+    try:
+        return text, os.path.expanduser(str(substitute_text(folder, document, ("output_dir",))))
+    except UsageError:
+        return text, None
 
 
 def _filled(text: str, file: Path, overrides: Sequence[Override]) -> tuple[Recipe, Document]:

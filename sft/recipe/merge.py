@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sft.recipe.problems import nearest
-from sft.recipe.yaml_marks import MOST_VALUES, Document, Path
+from sft.recipe.yaml_marks import MOST_VALUES, Document, Origin, Path
 from sft.utils.errors import UsageError
 
 SECTIONS = ("data", "train", "evaluate")
@@ -66,10 +66,12 @@ def _copied(target: Document, path: Path, value: Any, source: Document, source_p
 def include_data_recipes(document: Document, find: Callable[[str], Document]) -> None:
     """Fill `data: {recipe: NAME}` of every stage from that data recipe, and its variables into the recipe's.
 
-    The same for each source that names a data recipe, however deep. Raises UsageError for one that includes itself.
+    The same for each source that names a data recipe, however deep. Raises UsageError for one that includes itself, and
+    for a section that has sources beside it.
     """
     for index, stage in _stages(document):
         if isinstance(stage.get("data"), dict):
+            _refuse_two(document, ("stages", index, "data"))
             _include(document, ("stages", index, "data"), find, ())
 
 
@@ -89,6 +91,23 @@ def _include(document: Document, path: Path, find: Callable[[str], Document], ar
     _spell_out_steps(section)
     for inside, _ in _inner(section):
         _include(document, (*path, *inside), find, around)
+
+
+def _refuse_two(document: Document, path: Path) -> None:
+    """Raise UsageError where a file says a section's sources and its data recipe, which brings its own: its steps speak
+    of those. (An override may put others in their place.)"""
+    section = document.at(path)
+    places = [document.origin((*path, key)) for key in ("sources", "recipe")]
+    if section.get("sources") and isinstance(section.get("recipe"), str) and _same_file(places):
+        raise UsageError(
+            f"{places[1]}: the data recipe {section['recipe']} brings its own sources, and {places[0]} says others for "
+            "the same stage: take one out, or name the recipe as one of the sources, {recipe: NAME}"
+        )
+
+
+def _same_file(places: list[Origin]) -> bool:
+    first, second = (place.place.rpartition(":")[0] for place in places)
+    return first == second and bool(first)
 
 
 def forget_data_recipes(document: Document) -> None:

@@ -23,7 +23,7 @@ from sft.utils.errors import UsageError
 RESERVED_STAGE_NAMES = ("all", "start")
 RESERVED_SUITE_NAMES = ("all", "manifest.json")
 PlainColumn = Literal["messages", "prompt", "input", "completion", "id", "system"]
-TrainColumn = PlainColumn | Literal["answer", "domain", "reasoning", "tools", "chat_template_kwargs"]
+TrainColumn = PlainColumn | Literal["answer", "domain", "reasoning", "history", "tools", "chat_template_kwargs"]
 
 
 class ModelSection(Section):
@@ -139,8 +139,9 @@ class Templates(Section):
     def turns(self, problem: str, completion: str) -> list[dict[str, Any]]:
         """The messages of a problem and its answer, without a system message."""
         # Not str.format: prompts and templates are full of LaTeX braces.
-        user = (self.prompt_template or "{prompt}").replace("{prompt}", problem)
-        assistant = (self.completion_template or "{completion}").replace("{completion}", completion)
+        prompt, answer = self.prompt_template, self.completion_template
+        user = prompt.replace("{prompt}", problem) if prompt else problem
+        assistant = answer.replace("{completion}", completion) if answer else completion
         return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
     def conversation(self, problem: str, completion: str) -> list[dict[str, Any]]:
@@ -166,8 +167,8 @@ class DataSource(Source, Templates):
     columns: dict[TrainColumn, str | None] | None = Field(  # type: ignore[assignment]
         default=None,
         description="Which column is what, e.g. {prompt: problem, answer: answer}. Default: found by name (of Alpaca's "
-        "rows `input` follows the instruction on a line of its own); null leaves input, system, tools or "
-        "chat_template_kwargs out.",
+        "rows `input` follows the instruction on a line of its own, and `history` holds the turns before it); null "
+        "leaves input, history, system, tools or chat_template_kwargs out.",
     )
     rows: Literal["conversations", "problems"] = Field(
         default="conversations",

@@ -119,11 +119,22 @@ def _trained(stage: StageFacts) -> str:
     return f"{'DoRA' if lora.get('use_dora') else 'LoRA'} adapters of rank {lora.get('r', '?')}"
 
 
-DATA_HEAD = ("stage", "rows read", "dropped", "truncated", "kept", "packs", "tokens", "supervised", "longest")
+DATA_HEAD = (
+    "stage",
+    "rows read",
+    "dropped",
+    "held out",
+    "truncated",
+    "kept",
+    "packs",
+    "tokens",
+    "supervised",
+    "longest",
+)
 
 
 def data_rows(run: RunFacts) -> list[list[str]]:
-    """The funnel of each stage's data: read (and made by steps) = kept + dropped, with the reasons."""
+    """The funnel of each stage's data: read (and made by steps) = kept + held out + dropped, with the reasons."""
     rows = []
     for stage in run.stages:
         data = stage.data
@@ -133,6 +144,7 @@ def data_rows(run: RunFacts) -> list[list[str]]:
                 stage.name,
                 count(funnel.get("rows", data.get("rows"))) + (f" ({funnel['made']:+,})" if funnel.get("made") else ""),
                 _dropped(funnel) if funnel else "–",
+                count(funnel.get("held_out")),
                 count(funnel.get("truncated")),
                 count(funnel.get("kept", data.get("documents"))),
                 count(data.get("packs")),

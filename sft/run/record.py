@@ -6,11 +6,14 @@ done is told with the settings that it was trained with, whatever a later comman
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sft.recipe import Recipe, RunPaths, resolved_yaml
+from sft.recipe.load import output_dir_of
 from sft.utils.distributed import is_main
 from sft.utils.environment import environment
+from sft.utils.errors import UsageError
 from sft.utils.files import read_sealed, sha256_file, write_sealed, write_text
 
 _STAGE = (
@@ -51,6 +54,22 @@ def write_record(paths: RunPaths) -> None:
             "evaluations": {point: told for point in _points(ran) if (told := _evaluation(paths, point))},
         },
     )
+
+
+def overrides_as_run(name: str, overrides: Sequence[str]) -> list[str]:
+    """What the command line set when the recipe called `name` ran, where it ran in the folder that it means now, and
+    its file says the same still; else nothing."""
+    try:
+        text, folder = output_dir_of(name, overrides)
+    except UsageError:  # told, with its line, where the recipe is loaded
+        return []
+    if folder is None:
+        return []
+    paths = RunPaths(Recipe.model_construct(output_dir=folder, prepared_dir=None))
+    record = read_sealed(paths.manifest)
+    if record is None or not paths.given.is_file() or paths.given.read_text(encoding="utf-8") != text:
+        return []
+    return list(map(str, record.get("overrides") or ()))
 
 
 def recipe_as_run(paths: RunPaths) -> Recipe:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft.tokenizers.control import ControlTokens, template_of
+from sft.tokenizers.dates import with_fixed_date
 from sft.tokenizers.turns import RENDER_ERRORS
 from sft.utils.errors import RefusedPromptError, UserError
 
@@ -17,7 +18,8 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str
         RefusedPromptError: for a message that spells a control token out, or messages that the template refuses.
         UserError: for a tokenizer without a template.
     """
-    if template_of(tokenizer) is None:
+    template = template_of(tokenizer)
+    if template is None:
         raise UserError(
             "The tokenizer has no chat template: set model.chat_template, or use one that was made for chat."
         )
@@ -32,7 +34,8 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str
                 "token: take it out or write it differently."
             )
     try:
-        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        options = {"chat_template": with_fixed_date(template), "add_generation_prompt": True}
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
     except RENDER_ERRORS as error:
         raise RefusedPromptError(f"{what}: the chat template refused it: {error}") from error
 

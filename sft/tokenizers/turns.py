@@ -10,6 +10,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from sft.tokenizers.control import ControlTokens, template_of
+from sft.tokenizers.dates import with_fixed_date
 
 RENDER_ERRORS: tuple[type[Exception], ...] = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """What a template may raise that can't say a conversation."""
@@ -88,7 +89,8 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], special: Mappin
     from transformers.utils.chat_template_utils import render_jinja_template
 
     conversations: Any = [list(messages)]
-    return str(render_jinja_template(conversations, chat_template=template, **special, **options)[0][0])
+    fixed = with_fixed_date(template)
+    return str(render_jinja_template(conversations, chat_template=fixed, **special, **options)[0][0])
 
 
 def _messages(count: int) -> list[dict[str, str]]:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sft.data.engine.builder import Built, bad_rows
+from sft.data.engine.bad import bad_rows
+from sft.data.engine.builder import Built
 from sft.data.engine.plan import READ, Node
 from sft.data.engine.shards import merged
-from sft.data.steps import FIT, TOKENIZE
+from sft.data.steps import FIT, HOLD_OUT, TOKENIZE
+from sft.data.steps.hold_out import HELD_OUT
 from sft.utils.tables import numbers_table
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 FUNNEL_FILE = "funnel.json"
 LAST = "rows to train on"
+HELD = "rows held out"
 HEAD = ("step", "rows in", "rows out", "tokens in", "tokens out", "dropped", "seconds")
 _UNKNOWN = "–"
 
@@ -88,7 +91,7 @@ def funnel_entries(passes: Sequence[Built]) -> list[dict[str, Any]]:
 def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """The whole funnel in one line: rows read, made beside them, kept, dropped by step and reason, bad by reason.
 
-    rows + made = kept + dropped, where `dropped` counts the bad ones too. `truncated`: kept, but cut.
+    rows + made = kept + held_out (where some are) + dropped, which counts the bad ones too. `truncated`: kept, but cut.
     """
     dropped: Counter[str] = Counter()
     bad: Counter[str] = Counter()
@@ -97,26 +100,45 @@ def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
         bad.update(unusable)
         if entry["step"] not in (READ, TOKENIZE):
             prefix = "" if entry["step"] == FIT else f"{entry['step']}: "
-            dropped.update({f"{prefix}{reason}": count for reason, count in entry["reasons"].items()})
+            dropped.update({f"{prefix}{reason}": count for reason, count in _reasons(entry).items()})
     if bad:
         dropped["bad"] = bad.total()
     ends = [entry for entry in entries if entry["step"] == FIT]
+    held = sum(map(_held_out, entries))
     funnel = {
         "rows": sum(entry["taken"]["rows"] for entry in entries if entry["step"] == READ),
         "made": sum(entry["made"]["rows"] - entry["replaced"]["rows"] for entry in entries),
         "kept": sum(entry["kept"]["rows"] for entry in ends),
+        **({"held_out": held} if any(entry["step"] == HOLD_OUT for entry in entries) else {}),
         "dropped": dict(sorted(dropped.items())),
         "bad": dict(sorted(bad.items())),
         "truncated": sum(entry["cut"] for entry in ends),
     }
-    if funnel["rows"] + funnel["made"] != funnel["kept"] + dropped.total():
+    if funnel["rows"] + funnel["made"] != funnel["kept"] + held + dropped.total():
         raise AssertionError(f"one row was lost: {funnel}")
     return funnel
 
 
 def funnel_lines(manifest: dict[str, Any]) -> list[FunnelLine]:
-    """The funnel of a prepared stage: a line for each step, the last from rows to what is trained on."""
-    return [_line(entry) for entry in manifest["steps"]]
+    """The funnel of a prepared stage: a line for each step, one for rows that are held out, the last from rows to what
+    is trained on."""
+    lines = []
+    for entry in manifest["steps"]:
+        lines.append(_line(entry))
+        if held := _held_out(entry):
+            lines.append(FunnelLine(HELD, entry["step"], held, held, _UNKNOWN, _UNKNOWN, []))
+    return lines
+
+
+def _held_out(entry: dict[str, Any]) -> int:
+    """Rows that a step has set aside to be measured on: they aren't dropped."""
+    held: int = entry["reasons"].get(HELD_OUT, 0) if entry["step"] == HOLD_OUT else 0
+    return held
+
+
+def _reasons(entry: dict[str, Any]) -> dict[str, int]:
+    """Why rows were dropped at a step."""
+    return {reason: n for reason, n in entry["reasons"].items() if reason != HELD_OUT or entry["step"] != HOLD_OUT}
 
 
 def _line(entry: dict[str, Any]) -> FunnelLine:
@@ -128,7 +150,7 @@ def _line(entry: dict[str, Any]) -> FunnelLine:
         rows_out=entry["kept"]["rows"],
         tokens_in=tokens_of(entry["taken"]),
         tokens_out=tokens_of(entry["kept"]),
-        reasons=_most_first(entry["reasons"]),
+        reasons=_most_first(_reasons(entry)),
         examples=entry["examples"],
         seconds=entry["seconds"],
     )

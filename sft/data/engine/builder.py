@@ -19,13 +19,13 @@ from typing import Any
 import sft
 from sft.data import store
 from sft.data.engine import worker
+from sft.data.engine.bad import bad_rows, first_bad, refuse_bad_rows, where_bad, write_bad_rows
 from sft.data.engine.local import Engine
 from sft.data.engine.passes import Pass, make_passes
 from sft.data.engine.plan import Node
 from sft.data.engine.shards import kept_path, merged, read_marker, read_whole
-from sft.data.read.records import BAD
 from sft.data.read.row import Part, Row
-from sft.data.steps import TOKENIZE, TableStep, step_class
+from sft.data.steps import TableStep, step_class
 from sft.data.steps.context import Context
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, write_sealed
@@ -125,6 +125,7 @@ class Builder:
             "files": {name: content for marker in markers for name, content in marker["files"].items()},
             "accounts": accounts,
         }
+        write_bad_rows(folder, {node.title: node.step for node in made.nodes})
         # First, so that no kill leaves them beside a manifest that says that nothing is to be done.
         for pattern in ("sketch-*", ".*.tmp"):
             for path in folder.glob(pattern):
@@ -228,36 +229,8 @@ class Builder:
             name = node.opened.name if node.opened else node.title
             if node.opened is not None and rows == 0:
                 raise UserError(f"{name}: the data is empty, there is no row in it.")
-            first = _first_bad(node.step, bad, account["examples"])
-            refuse_bad_rows(
-                name, bad, rows, self.max_bad_fraction, f"{first}see them in {built.folder}/aside-*.parquet"
-            )
-
-
-def bad_rows(step: str, reasons: dict[str, int]) -> dict[str, int]:
-    """Of the rows that ended at a step, those that couldn't be used at all, by reason."""
-    if step == TOKENIZE:
-        return reasons
-    return {reason[len(BAD) :]: count for reason, count in reasons.items() if reason.startswith(BAD)}
-
-
-def _first_bad(step: str, bad: dict[str, int], examples: dict[str, list[dict[str, str]]]) -> str:
-    """Of the most frequent reason the first row, and what is wrong with it."""
-    if not bad:
-        return ""
-    reason = max(bad, key=lambda name: bad[name])
-    row = examples[reason if step == TOKENIZE else f"{BAD}{reason}"][0]
-    return f"{row['id']}: {row['detail']}; "
-
-
-def refuse_bad_rows(name: str, bad: dict[str, int], rows: int, limit: float, look: str) -> None:
-    """Raise UserError where more than `limit` of the rows are bad; `look`: what is seen of them, and where."""
-    if sum(bad.values()) > limit * rows:
-        counted = ", ".join(f"{reason}: {count}" for reason, count in bad.items())
-        raise UserError(
-            f"{name}: {sum(bad.values())} of {rows} rows are bad ({counted}), more than data.max_bad_fraction "
-            f"{limit:g} allows. {look}, then mend the data or raise the limit."
-        )
+            look = f"{first_bad(node.step, bad, account['examples'])}{where_bad([built.folder], sum(bad.values()))}"
+            refuse_bad_rows(name, bad, rows, self.max_bad_fraction, look)
 
 
 def _nothing() -> Iterator[Row]:

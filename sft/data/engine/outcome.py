@@ -6,8 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sft.data.engine.builder import refuse_bad_rows
-from sft.data.steps import HOLD_OUT
+from sft.data.engine.bad import refuse_bad_rows, where_bad
 from sft.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -17,17 +16,19 @@ def check_outcome(manifest: dict[str, Any], passes: list[Path], max_bad_fraction
     """Say what was dropped; raise UserError when too much was, or nothing is left."""
     funnel, files = manifest["funnel"], f"{passes[-1].parent}/*/aside-*.parquet"
     rows = funnel["rows"] + funnel["made"]
-    refuse_bad_rows("the stage's data", funnel["bad"], rows, max_bad_fraction, f"see them in {files}")
+    where = where_bad(passes, sum(funnel["bad"].values()))
+    refuse_bad_rows("the stage's data", funnel["bad"], rows, max_bad_fraction, where)
     if funnel["kept"] == 0:
         raise UserError(f"No row is left to train on ({_counts(funnel['dropped'])}){_length_hint(manifest)}.")
     dropped = dict(funnel["dropped"])
-    bad, held = dropped.pop("bad", 0), dropped.pop(f"{HOLD_OUT}: held_out", 0)
+    bad, held = dropped.pop("bad", 0), funnel.get("held_out", 0)
     if held:
-        log.info("%d of %d rows are held out: %s", held, rows, files)
+        log.info("%d of %d rows are held out", held, rows)
     if bad:
-        log.warning("%d of %d rows are bad (%s): %s", bad, rows, _counts(funnel["bad"]), files)
+        log.warning("%d of %d rows are bad (%s): %s", bad, rows, _counts(funnel["bad"]), where)
     if dropped:
-        log.warning("%d of %d rows dropped (%s): %s", sum(dropped.values()), rows, _counts(dropped), files)
+        told = (sum(dropped.values()), rows, _counts(dropped), files)
+        log.warning("%d of %d rows dropped (%s): %s; `sft prepare --explain ROW` tells of one", *told)
     if funnel["truncated"]:
         log.warning("%d of %d rows cut at max_length, without an end token: %s", funnel["truncated"], rows, files)
 

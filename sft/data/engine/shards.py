@@ -17,8 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from sft.data.read.message import spelled
 from sft.data.read.outcomes import Dropped, Kept, Outcome
 from sft.data.read.record import Record, aside_schema, fingerprint, from_table, renewed, schema, to_table
+from sft.data.read.row import characters_in, shortened
 from sft.utils.files import PartFile, read_sealed, sha256_file, write_sealed
 from sft.utils.hashes import folder_hashes
 
@@ -32,6 +34,7 @@ EXCERPT = 200
 CUT = "cut at max_length"
 COUNTED = ("taken", "kept", "dropped", "replaced", "made")
 _MODULUS = 1 << 128
+_ALIKE = ("source", "domain", "step", "reason", "messages.list.element.role")
 
 
 class Counts:
@@ -111,8 +114,7 @@ class Account:
         self._reasons[outcome.reason] += 1
         examples = self._examples.setdefault(outcome.reason, [])
         if len(examples) < EXAMPLES:
-            # Of a row that couldn't be read, what was found there.
-            text = _writable(" ".join((record.text or str(record.carried.get("raw", ""))).split())[:EXCERPT])
+            text = _writable(" ".join(_beginning(record).split())[:EXCERPT])
             examples.append({"id": record.id, "detail": detail[:EXCERPT], "text": text})
         self._aside.add(record, self.title, outcome.reason, detail)
 
@@ -134,6 +136,13 @@ class Account:
             "cut": self.cut,
             "seconds": round(self.seconds, 3),
         }
+
+
+def _beginning(record: Record) -> str:
+    """What the row says at its beginning; of one that couldn't be read, what was found there. It may be of any size."""
+    most = 4 * EXCERPT  # some of it may be spaces
+    said = "\n".join(map(spelled, shortened(record.messages, most))) if record.messages else record.problem or ""
+    return (said or str(shortened(record.carried.get("raw", ""), most)))[:most]
 
 
 def _writable(text: str) -> str:
@@ -186,7 +195,15 @@ class Groups(PartFile):
         import pyarrow.parquet as pq
 
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self.temporary, self._schema, compression="zstd", compression_level=1)
+            # Dictionaries and statistics of texts that are all different would be copies of them.
+            self._writer = pq.ParquetWriter(
+                self.temporary,
+                self._schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=list(_ALIKE),
+                write_statistics=False,
+            )
         if not self._rows:
             return
         own = self._schema.names.index("step") if "step" in self._schema.names else len(self._schema)
@@ -200,9 +217,10 @@ class Groups(PartFile):
 
 def size_of(record: Record) -> int:
     """About how many bytes the row takes."""
-    size = len(record.text) + 12 * len(record.teacher_ids or ())
-    size += 6 * record.teacher_top.top.ids.size if record.teacher_top is not None else 0
-    return size + sum(len(str(value)) for value in record.carried.values())
+    said: Any = record.messages or record.problem
+    teacher = 12 * len(record.teacher_ids or ())
+    teacher += 6 * record.teacher_top.top.ids.size if record.teacher_top is not None else 0
+    return characters_in([said, record.tools, record.carried]) + teacher
 
 
 class ShardWriter:

@@ -165,6 +165,7 @@ def _read(given: Input, account: Account) -> Iterator[list[Record]]:
         for record in account.add(given.reading.outcome(row)):
             group.append(record)
             characters += size_of(record)
+        del row  # with columns that nobody needs, which may be large
         if len(group) >= GROUP_ROWS or characters >= GROUP_CHARACTERS:
             account.seconds += time.monotonic() - started
             yield group

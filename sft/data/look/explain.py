@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sft.data.engine.plan import READ
 from sft.data.look.find import rows_with, same_row
 from sft.data.steps import FIT, TOKENIZE
+from sft.data.steps.hold_out import HELD_OUT
 from sft.data.store import MANIFEST_FILE
 from sft.utils.files import read_sealed
 
@@ -97,7 +98,13 @@ def _through(nodes: Sequence[tuple[str, str]], row: dict[str, Any], known: dict[
     for news, group in groupby(told, key=lambda one: one[1]):
         yield f"{', '.join(title for title, _ in group)}: {who} {news or 'goes on as it is'}"
     if last is not None:
-        yield f"{last}: {who} {row['reason']}: {row['detail'][:SHOWN]}"
+        yield f"{last}: {who} {_ended(row)}"
+
+
+def _ended(row: dict[str, Any]) -> str:
+    if row["reason"] == HELD_OUT:
+        return "is held out: its loss is taken, and it isn't trained"
+    return f"{row['reason']}: {row['detail'][:SHOWN]}" if row["detail"] else str(row["reason"])
 
 
 def _of_parent(name: str, known: dict[str, _Known]) -> _Known:

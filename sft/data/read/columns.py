@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from sft.utils.errors import UsageError, UserError
@@ -23,22 +23,40 @@ PAIR_COLUMNS = (
     ("question", "response"),
     ("query", "response"),
     ("instruction", "output"),
+    ("instruction", "response"),
 )
-# Alpaca's rows: what the instruction is about stands in a column of its own, which a row may lack.
-INPUT_OF = {"instruction": "input"}
-# Looked for in every row: of a JSON Lines file the first rows needn't have them.
-OPTIONAL_COLUMNS = ("system", "tools", "chat_template_kwargs")
+# What may stand beside a conversation, and what sets call it. Looked for in every row: of a JSON Lines file the first
+# rows needn't have it. `input`: what an instruction is about (Alpaca, Dolly); `history`: turns before it.
+BESIDE = {
+    "input": ("input", "context"),
+    "history": ("history",),
+    "system": ("system", "system_prompt"),
+    "tools": ("tools", "functions"),
+    "chat_template_kwargs": ("chat_template_kwargs",),
+}
+OF_PAIRS = ("input", "history")
 ID_COLUMNS = ("id", "uuid", "unique_id", "problem_id")
+LABELS = ("label", "kto_tag")
+MEDIA = ("images", "image", "videos", "audios")
+REJECTED = ("rejected", "rejected_response", "rejected_messages")
+UNREAD = (*MEDIA, "chosen", *REJECTED)
+"""Columns that other trainers learn from, and this one can't."""
+NAMED = ("messages", "prompt", "completion")
 
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Which column of a source is what. Of `OPTIONAL_COLUMNS`, "" is one that the recipe leaves out."""
+    """Which column of a source is what. Of what stands `BESIDE`, "" is a column that is left out.
+
+    `label`: says of an answer whether it is a good one. `named`: the recipe says itself where the conversation is, so
+    that no other column's meaning is guessed.
+    """
 
     messages: str | None = None
     prompt: str | None = None
     completion: str | None = None
     input: str | None = None
+    history: str | None = None
     system: str | None = None
     id: str | None = None
     answer: str | None = None
@@ -46,19 +64,21 @@ class ColumnMap:
     reasoning: str | None = None
     tools: str | None = None
     chat_template_kwargs: str | None = None
+    label: str | None = None
+    named: bool = False
 
     def optional(self, role: str) -> str:
-        """The column of one of `OPTIONAL_COLUMNS`, which a row may lack; "" where it is left out."""
+        """The column of what stands `BESIDE` the conversation, which a row may lack; "" where it is left out."""
         found: str | None = getattr(self, role)
-        return role if found is None else found
+        return BESIDE[role][0] if found is None else found
 
     def needed(self) -> set[str]:
         """Every column that a row may be made of."""
-        return {*self.described().values(), *filter(None, map(self.optional, OPTIONAL_COLUMNS))}
+        return {*self.described().values(), *filter(None, map(self.optional, BESIDE))}
 
     def described(self) -> dict[str, str]:
         """The roles that have a column, for the manifest."""
-        return {role: column for role, column in vars(self).items() if column}
+        return {role: column for role, column in vars(self).items() if column and role != "named"}
 
 
 def choose_columns(
@@ -75,10 +95,10 @@ def choose_columns(
     columns = sorted(set(present))
     given = {role: column for role, column in (asked or {}).items() if column is not None}
     left_out = set(asked or {}) - set(given)
-    optional = ("input", *OPTIONAL_COLUMNS)
-    if left_out - set(optional):
-        listed = ", ".join(optional)
-        raise UsageError(f"{name}: columns.{min(left_out - set(optional))} is null, which only {listed} can be.")
+    if left_out - set(BESIDE):
+        raise UsageError(
+            f"{name}: columns.{min(left_out - set(BESIDE))} is null, which only {', '.join(BESIDE)} can be."
+        )
     if "id" in given and given["id"] not in columns:
         log.warning("%s: there is no column '%s' for ids; rows are named by their place", name, given.pop("id"))
     for role, column in given.items():
@@ -88,18 +108,68 @@ def choose_columns(
             raise UserError(
                 f"{name}: columns.{role} names a column '{column}' that isn't there; {hint}: {_list(columns)}."
             )
-    if "messages" in given and {"prompt", "input", "completion"} & set(given):
+    if "messages" in given and {"prompt", "completion", *OF_PAIRS} & set(given):
         raise UsageError(f"{name}: `columns` maps both messages and prompt/completion; a row can be only one of them.")
+    named = bool(set(NAMED) & set(given))
+    if not (named or problems):
+        _refuse_unread(name, columns)
     chosen = _problem_column(name, columns, given) if problems else _conversation_columns(name, columns, given)
     for role in ("answer", "domain", "reasoning"):
         chosen[role] = given.get(role)
-    chosen["input"] = None if "input" in left_out else given.get("input", INPUT_OF.get(chosen.get("prompt") or ""))
     if chosen["reasoning"] and not chosen.get("completion"):
         raise UsageError(f"{name}: `columns.reasoning` stands in front of a completion's column: name that too.")
-    for role in OPTIONAL_COLUMNS:
-        chosen[role] = "" if role in left_out else given.get(role, role if role in columns else None)
+    used = {*given.values(), *chosen.values()}
+    for role in BESIDE:
+        fits = role not in OF_PAIRS or (chosen.get("prompt") and (role != "input" or chosen["prompt"] == "instruction"))
+        chosen[role] = given.get(role, "" if role in left_out or not fits else _beside(name, role, columns, used))
+    if chosen["input"] is None:
+        chosen["input"] = "input"
     chosen["id"] = given.get("id") or next((column for column in ID_COLUMNS if column in columns), None)
-    return ColumnMap(**chosen)
+    label = None if named else next((column for column in LABELS if column in columns and column not in used), None)
+    return ColumnMap(**chosen, label=label, named=named)
+
+
+def _beside(name: str, role: str, columns: list[str], used: Collection[str | None]) -> str | None:
+    """The column of what stands beside a conversation; None where the rows that were looked at have none."""
+    found = [column for column in BESIDE[role] if column in columns and column not in used]
+    if len(found) > 1:
+        raise UserError(
+            f"{name}: has the columns {' and '.join(found)}, which both may be the {role}: say in the source's "
+            f"`columns` which one is, e.g. {{{role}: {found[0]}}}."
+        )
+    # A column of the usual name that is something else, as the recipe says, isn't looked at in later rows either.
+    return found[0] if found else "" if BESIDE[role][0] in used else None
+
+
+def _refuse_unread(name: str, columns: list[str]) -> None:
+    """Raise UserError for rows that say more than is learned here, unless the recipe names what is."""
+    if media := [column for column in MEDIA if column in columns]:
+        raise UserError(
+            f"{name}: has a column {media[0]}, and only text is trained here. To learn the text alone, name its "
+            f"columns in the source's `columns`, e.g. {_named(columns) or '{messages: messages}'}."
+        )
+    if not {"chosen", *REJECTED} & set(columns):
+        return
+    asks = (*MESSAGE_COLUMNS, *(prompt for prompt, _ in PAIR_COLUMNS))
+    prompt = next((column for column in asks if column in columns), None)
+    if "chosen" in columns:
+        use = f"{{prompt: {prompt}, completion: chosen}}" if prompt else "{messages: chosen}"
+        whole = ", or {messages: chosen} where that holds the prompt too" if prompt else ""
+    else:
+        use, whole = _named(columns) or "{prompt: question, completion: answer}", ""
+    raise UserError(
+        f"{name}: holds preference data ({', '.join(c for c in columns if c in ('chosen', *REJECTED))}), and there is "
+        f"no preference training here. To learn the better answers, say so in the source's `columns`: {use}{whole}."
+    )
+
+
+def _named(columns: list[str]) -> str:
+    """What a recipe would say to have the columns read that are found by name; empty where none are."""
+    try:
+        found = _conversation_columns("", columns, {})
+    except UserError:
+        return ""
+    return f"{{{', '.join(f'{role}: {column}' for role, column in found.items())}}}"
 
 
 def _conversation_columns(name: str, columns: list[str], given: dict[str, str]) -> dict[str, str | None]:
@@ -123,9 +193,24 @@ def _conversation_columns(name: str, columns: list[str], given: dict[str, str]) 
             f"It has {_list(columns)}."
         )
     raise UserError(
-        f"{name}: can't tell which columns to learn from; it has {_list(columns)}. Name them in the source's "
-        "`columns`, e.g. {prompt: question, completion: answer} or {messages: conversation}."
+        f"{name}: {_told(columns)}Name the columns in the source's `columns`, e.g. {{prompt: question, completion: "
+        "answer} or {messages: conversation}."
     )
+
+
+def _told(columns: list[str]) -> str:
+    """Why no conversation is found; of a known other kind of rows, what they are."""
+    if "text" in columns:
+        return (
+            f"holds texts (the column text; it has {_list(columns)}), and what is trained here are answers to what "
+            "somebody asks: give each row `messages`, or a prompt and a completion. "
+        )
+    if "input_ids" in columns:
+        return (
+            f"holds token ids (it has {_list(columns)}), and rows are tokenised here: give the texts that they were "
+            "made from. "
+        )
+    return f"can't tell which columns to learn from; it has {_list(columns)}. "
 
 
 def _problem_column(name: str, columns: list[str], given: dict[str, str]) -> dict[str, str | None]:

@@ -6,14 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sft.data.read.columns import ColumnMap
+from sft.data.read.columns import UNREAD, ColumnMap
 from sft.data.read.message import Message, UnusableError, from_json, to_json, to_message, to_text, with_thinking
 from sft.data.read.row import BadRow
 from sft.recipe.schema import Templates
 
 # What the renderer says itself. A row that set a special token would forge it.
 _RESERVED = frozenset(
-    ("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
+    (
+        *("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+        "strftime_now",
+    )
 )
 
 
@@ -35,6 +38,7 @@ def to_messages(value: Mapping[str, Any], mapping: ColumnMap, data: Templates) -
     can lose it. Answers that are context only carry `weight: 0`.
     """
     try:
+        _check_good(value, mapping)
         if mapping.messages is not None:
             messages = _conversation(_get(value, mapping.messages), mapping.messages)
         else:
@@ -50,6 +54,8 @@ def to_problem(value: Mapping[str, Any], mapping: ColumnMap) -> str | BadRow:
     assert mapping.prompt is not None
     try:
         problem = _asked(value, mapping)
+        if _history(value, mapping):
+            return BadRow("wrong_type", f"'{mapping.optional('history')}' holds turns before the problem, which is one")
     except UnusableError as error:
         return error.bad
     if not isinstance(problem, str):
@@ -114,25 +120,78 @@ def _pair(value: Mapping[str, Any], mapping: ColumnMap, data: Templates) -> list
         raise UnusableError("no_assistant_turn", f"'{mapping.completion}' has no assistant message")
     asked, answered = data.turns(*(side if isinstance(side, str) else "" for side in (prompt, completion)))
     before = [{**message, "weight": 0} for message in prompt] if isinstance(prompt, list) else [asked]
+    if history := _history(value, mapping):
+        if isinstance(prompt, list):
+            raise UnusableError("wrong_type", f"'{mapping.prompt}' holds messages, and so does columns.history")
+        before = [*history, asked]
+    if isinstance(completion, list):
+        _check_once(before, completion, mapping)
     return [*before, *(completion if isinstance(completion, list) else [answered])]
+
+
+def _check_once(before: list[Message], completion: list[Message], mapping: ColumnMap) -> None:
+    """Preference sets may have the prompt in a column of its own and in front of the answer: refuse to say it twice."""
+    asked, again = ([m["content"] for m in side if m["role"] != "system"] for side in (before, completion))
+    if completion[0]["role"] != "assistant" and asked and again[: len(asked)] == asked:
+        raise UnusableError(
+            "prompt_twice",
+            f"'{mapping.completion}' begins with the prompt: map the conversation, {{messages: {mapping.completion}}}",
+        )
+
+
+def _history(value: Mapping[str, Any], mapping: ColumnMap) -> list[Message]:
+    """The turns before a prompt: [question, answer] pairs (as LLaMA-Factory and ms-swift have them), or messages."""
+    column = mapping.optional("history")
+    found = from_json(value.get(column))
+    if found is None or found == "" or found == []:
+        return []
+    if isinstance(found, list) and all(isinstance(turn, dict) for turn in found):
+        return _list(found, column)
+    turns: list[Message] = []
+    for number, pair in enumerate(found if isinstance(found, list) else [None]):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise UnusableError(
+                "wrong_type",
+                f"'{column}' isn't a list of [question, answer] pairs, the turns before the prompt; "
+                f"columns.{{history: null}} leaves it out",
+            )
+        for role, said in zip(("user", "assistant"), pair, strict=True):
+            turns.append(to_message({"role": role, "content": said}, f"{column}[{number}]"))
+    return turns
+
+
+def _check_good(value: Mapping[str, Any], mapping: ColumnMap) -> None:
+    """Refuse an answer that its row says isn't a good one, and what only later rows have of what can't be read."""
+    if mapping.label is not None and value.get(mapping.label) is False:
+        raise UnusableError(
+            "rejected_answer",
+            f"'{mapping.label}' is false, which marks an answer that isn't to be learned; take such rows out, or name "
+            "what to learn in the source's `columns`",
+        )
+    if not mapping.named:
+        for column in UNREAD:
+            if value.get(column):
+                raise UnusableError(
+                    "unread_column", f"has '{column}', which isn't read: text and one answer are trained"
+                )
 
 
 def _asked(value: Mapping[str, Any], mapping: ColumnMap) -> str | list[Message]:
     """The prompt, with what it is about on a line of its own (as LLaMA-Factory reads Alpaca's rows)."""
     assert mapping.prompt is not None
     prompt = _side(value, mapping.prompt)
-    about = value.get(mapping.input) if mapping.input is not None else None
+    about = value.get(mapping.input) if mapping.input else None
     if about is None or about == "":
         return prompt
     text = to_text(about, f"'{mapping.input}'")
     if isinstance(prompt, list):
         raise UnusableError("wrong_type", f"'{mapping.prompt}' holds messages, and columns.input takes text")
-    return f"{prompt}\n{text}" if text.strip() else prompt
+    return "\n".join(part for part in (prompt, text) if part.strip())
 
 
 def question(value: Mapping[str, Any], mapping: ColumnMap) -> str | None:
-    """What a row asks by its prompt's column, without templates; None where it holds messages."""
-    if mapping.messages is not None or mapping.prompt is None:
+    """What a row asks by its prompt's column, without templates; None where it holds messages, or turns before it."""
+    if mapping.messages is not None or mapping.prompt is None or _history(value, mapping):
         return None
     asked = _asked(value, mapping)
     return asked if isinstance(asked, str) else None

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from typing import IO, Any, cast
 from sft.data.read.arrow_rows import parquet_batches, to_rows
 from sft.data.read.csv_rows import csv_columns, csv_parts, read_csv
 from sft.data.read.json_rows import holds_list, list_lines
-from sft.data.read.row import MOST_NESTED, PEEK_ROWS, BadRow, Part, Row, deeper, first_columns
+from sft.data.read.row import MOST_NESTED, PEEK_ROWS, BadRow, Part, Row, counted_columns, deeper
 from sft.utils.errors import UserError, first_line
 from sft.utils.files import sha256_file
 
@@ -139,10 +140,9 @@ def columns_of(files: list[tuple[str, Path]]) -> set[str] | None:
             elif path.suffix == ".csv":
                 count, found = PEEK_ROWS, csv_columns(path)
             else:
-                readable = (row for row in _read_lines_of(name, path) if row.value is not None)
-                peeked = list(islice(readable, PEEK_ROWS - rows))
-                count, found = len(peeked), list(first_columns(peeked) or ())
-        names |= set(found if count else ())
+                count, names_there = counted_columns(_read_lines_of(name, path), PEEK_ROWS - rows)
+                found = list(names_there)
+        names |= set(found) if count else set()
         rows += count
         if rows >= PEEK_ROWS:
             break
@@ -216,7 +216,8 @@ def _jsonl_parts(name: str, path: Path, rows: int, first_line: int = 1) -> list[
     with path.open("rb") as handle:
         for raw in handle:
             end += len(raw)
-            count += bool((raw.removeprefix(BOM) if line == 1 else raw).strip())
+            said = raw.removeprefix(BOM) if line == 1 else raw
+            count += bool(said) and not said.isspace()
             line += 1
             if count == rows:
                 parts.append(Part(partial(_read_lines, name, path, start, end, begun), count))
@@ -243,14 +244,7 @@ def _read_lines(name: str, path: Path, start: int, end: int, first_line: int) ->
     """The rows between two places of a file, whose first line has the number `first_line`."""
     with path.open("rb") as handle:
         handle.seek(start)
-        for line, raw in enumerate(handle, start=first_line):
-            if start >= end:
-                return
-            start += len(raw)
-            if line == 1:
-                raw = raw.removeprefix(BOM)
-            if raw.strip():
-                yield parse_line(name, line, raw)
+        yield from _rows_of(name, handle, first_line, end - start)
 
 
 def _read_lines_of(name: str, path: Path) -> Iterator[Row]:
@@ -258,11 +252,24 @@ def _read_lines_of(name: str, path: Path) -> Iterator[Row]:
         yield from (parse_line(name, number, raw) for number, raw in enumerate(list_lines(path), start=1))
         return
     with _open_bytes(path) as handle:
-        for line, raw in enumerate(handle, start=1):
-            if line == 1:
-                raw = raw.removeprefix(BOM)
-            if raw.strip():
-                yield parse_line(name, line, raw)
+        yield from _rows_of(name, handle, 1)
+
+
+def _rows_of(name: str, lines: IO[bytes], line: int, size: int = sys.maxsize) -> Iterator[Row]:
+    """The rows of the lines in the next `size` bytes, of which the first has the number `line`.
+
+    A line isn't held any longer (as `enumerate` would) while its row is worked on.
+    """
+    while size > 0 and (raw := lines.readline()):
+        size -= len(raw)
+        if line == 1:
+            raw = raw.removeprefix(BOM)
+        row = parse_line(name, line, raw) if raw and not raw.isspace() else None
+        line += 1
+        del raw
+        if row is not None:
+            yield row
+            del row
 
 
 def _open_bytes(path: Path) -> IO[bytes]:

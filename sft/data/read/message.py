@@ -17,9 +17,15 @@ Message = dict[str, Any]
 ROLES = frozenset({"system", "user", "assistant", "tool", "tool_response"})
 # What ShareGPT-like sets call the roles, and OpenAI did before or does since.
 ROLE_NAMES = {
-    **{"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"},
-    **{"developer": "system", "function": "tool", "observation": "tool"},
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
+    "developer": "system",
+    **dict.fromkeys(("function", "observation", "function_response", "ipython"), "tool"),
 }
+CALLING = ("function_call", "tool_call")
+"""Roles of turns that are calls."""
+TRAINED = ("weight", "train", "training", "loss", "loss_scale")
+"""Keys by which messages say whether they are trained: OpenAI's, axolotl's, ms-swift's."""
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -37,7 +43,7 @@ def to_message(found: Any, where: str) -> Message:
         raise UnusableError(
             "wrong_type", f"{where} is {type(found).__name__}, expected a mapping with role and content"
         )
-    keys = ("role", "content") if "role" in found else ("from", "value")
+    keys = _keys(found)
     found = _turn_that_calls(found, keys, where)
     role = _role(found, keys[0], where)
     calls = _calls(found, role, where)
@@ -58,6 +64,13 @@ def to_message(found: Any, where: str) -> Message:
     if not _trained(found, role, where):
         message["weight"] = 0
     return message
+
+
+def _keys(found: dict[str, Any]) -> tuple[str, str]:
+    """What a message calls its role and its content."""
+    role = "role" if "role" in found else "from"
+    usual, other = ("content", "value") if role == "role" else ("value", "content")
+    return role, other if other in found and usual not in found else usual
 
 
 def spelled(message: Message) -> str:
@@ -127,7 +140,7 @@ def _role(found: dict[str, Any], key: str, where: str) -> str:
     if key not in found:
         raise UnusableError("missing_key", f"{where} has no 'role'")
     said = found[key]
-    role = ROLE_NAMES.get(said, said) if isinstance(said, str) else said
+    role = ROLE_NAMES.get(said.lower(), said.lower()) if isinstance(said, str) else said
     if not isinstance(role, str) or role not in ROLES:
         raise UnusableError("unknown_role", f"{where} has the role {str(said)[:40]!r}")
     return role
@@ -171,11 +184,13 @@ def _calls(found: dict[str, Any], role: str, where: str) -> list[dict[str, Any]]
 
 def _turn_that_calls(found: dict[str, Any], keys: tuple[str, str], where: str) -> dict[str, Any]:
     """ShareGPT-like sets have calls as turns of their own, `{"from": "function_call", "value": '{"name": ...}'}`."""
-    if found.get(keys[0]) != "function_call":
+    if found.get(keys[0]) not in CALLING:
         return found
     called = from_json(found.get(keys[1]))
     if not called or found.get("tool_calls") or found.get("function_call"):
-        raise UnusableError("tool_calls", f"{where} has the role 'function_call', whose {keys[1]} alone says the call")
+        raise UnusableError(
+            "tool_calls", f"{where} has the role '{found[keys[0]]}', whose {keys[1]} alone says the call"
+        )
     return {
         **found,
         keys[0]: "assistant",
@@ -206,12 +221,15 @@ def _tools(found: Any, role: str, where: str) -> str:
 
 
 def _trained(found: dict[str, Any], role: str, where: str) -> bool:
-    """Whether `weight` and `train` let a message be trained; of other roles than the assistant's no message is."""
-    for key in ("weight", "train"):
+    """Whether what a message says lets it be trained; of other roles than the assistant's no message is."""
+    for key in TRAINED:
         if found.get(key) not in (None, 0, 1):
             raise UnusableError("wrong_type", f"{where}.{key} is {found[key]!r:.40}, expected 0 or 1")
-    if role != "assistant" and found.get("train"):
+    wanted = next((key for key in TRAINED[1:] if found.get(key)), None)
+    if role != "assistant" and wanted:
         raise UnusableError(
-            "untrainable", f"{where} ({role}) says train, and only an assistant's message can be trained"
+            "untrainable", f"{where} ({role}) says {wanted}, and only an assistant's message can be trained"
         )
-    return found.get("weight") not in (0,) and found.get("train") not in (0,)
+    if found.get("train_detail"):
+        raise UnusableError("untrainable", f"{where} has train_detail, and an answer is trained whole here, or not")
+    return all(found.get(key) not in (0,) for key in TRAINED)

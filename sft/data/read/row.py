@@ -61,8 +61,36 @@ def deeper(found: Any, levels: int) -> bool:
     return levels < 0 or any(deeper(value, levels - 1) for value in inner if isinstance(value, (dict, list)))
 
 
+def characters_in(value: Any) -> int:
+    """About how many characters a value takes as text, which isn't made: it may be large."""
+    if isinstance(value, dict):
+        return sum(len(str(key)) + characters_in(inner) for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return sum(map(characters_in, value))
+    return len(value) if isinstance(value, (str, bytes)) else 8
+
+
+def shortened(value: Any, most: int) -> Any:
+    """A value of which only the beginning is looked at: its texts and lists are cut at `most`."""
+    if isinstance(value, dict):
+        return {key: shortened(inner, most) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shortened(inner, most) for inner in value[:most]]
+    return value[:most] if isinstance(value, (str, bytes)) else value
+
+
 def first_columns(rows: Iterable[Row]) -> set[str] | None:
     """The columns that the first readable rows have; None: no row can be read."""
-    readable = islice((row.value for row in rows if row.value is not None), PEEK_ROWS)
-    names = [set(value) for value in readable]
-    return set().union(*names) if names else None
+    return counted_columns(rows, PEEK_ROWS)[1] or None
+
+
+def counted_columns(rows: Iterable[Row], most: int) -> tuple[int, set[str]]:
+    """How many readable rows were found, up to `most`, and their columns. No row is kept: it may be large."""
+    count, names = 0, set[str]()
+    for value in (row.value for row in rows):
+        if value is not None:
+            names |= value.keys()
+            count += 1
+        if count == most:
+            break
+    return count, names

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Part = Literal["training", "validation"]
+HELD_OUT = "held_out"
 OWN_SOURCE = "validation/"
 """What the rows of `data.validation.sources` say as their source: nothing that a recipe could call one."""
 
@@ -81,10 +82,10 @@ class HoldOut(TableStep):
                 which = 'row_number() OVER (PARTITION BY content ORDER BY NOT fit, tie, "row") = 1'
             db.execute(
                 "CREATE VIEW fates AS SELECT \"row\", CASE WHEN held.content IS NULL THEN 'not_held_out'"
-                f" WHEN {which} THEN 'held_out' ELSE 'same_as_held_out' END AS reason"
+                f" WHEN {which} THEN '{HELD_OUT}' ELSE 'same_as_held_out' END AS reason"
                 f" FROM sketches LEFT JOIN ({held}) AS held USING (content)"
             )
-            goes_on = "not_held_out" if self.config.part == "training" else "held_out"
+            goes_on = "not_held_out" if self.config.part == "training" else HELD_OUT
             dropped = f"SELECT \"row\", reason, '' AS detail FROM fates WHERE reason <> '{goes_on}'"
             none = 'SELECT "row", 1 AS copies, NULL::VARCHAR AS facts FROM sketches WHERE false'
             write_parquet(db, dropped, scratch / "dropped.parquet")

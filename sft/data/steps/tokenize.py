@@ -53,8 +53,9 @@ class Tokenize(RowStep):
     @cached_property
     def _renderer(self) -> Any:
         from sft.data.tokenize.render import Renderer
+        from sft.data.tokenize.tokens import most_characters
 
-        return Renderer(self.context.tokenizer)
+        return Renderer(self.context.tokenizer, most_characters(self.context.tokenizer, self.config.most))
 
     def _render(self, record: Record) -> Any:
         untrained = self._untrained(record)

@@ -57,6 +57,28 @@ def thinking_apart(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return apart
 
 
+def within(messages: Sequence[dict[str, Any]], most: int | None) -> Sequence[dict[str, Any]]:
+    """The messages without the middle of what they say at a stretch, where that is longer than twice `most`.
+
+    Of such a text nobody reads more than its first `most` characters; rendering it takes ten copies.
+    """
+    if most is None or all(len(message["content"]) <= 2 * most for message in messages):
+        return messages
+    return [{**message, "content": _without_middle(message["content"], most)} for message in messages]
+
+
+def _without_middle(text: str, most: int) -> str:
+    parts = _THINKING.split(text)
+    for place, part in enumerate(parts):
+        words = part.strip()
+        if len(words) > 2 * most:
+            # Space around the words stays: a token may swallow it.
+            begin = part.index(words[0])
+            end = begin + len(words)
+            parts[place] = part[: begin + most] + part[end - most :]
+    return "".join(parts)
+
+
 def marked(messages: Sequence[Mapping[str, Any]]) -> Marked:
     """Copies of the messages with the assistant's words marked."""
     made = Marked([dict(message) for message in messages])

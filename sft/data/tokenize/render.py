@@ -13,9 +13,10 @@ from typing import Any, cast
 from sft.data.read.message import Message, from_json, spelled
 from sft.data.read.row import BadRow
 from sft.data.tokenize.forms import Form, forms, unread
-from sft.data.tokenize.marks import NONCHARACTER, Marked, Plain, Span, marked, said_in, unmarked
+from sft.data.tokenize.marks import NONCHARACTER, Marked, Plain, Span, marked, said_in, unmarked, within
 from sft.data.tokenize.template import TRAINING_TEMPLATE, has_marks, training_template
 from sft.tokenizers.control import ControlTokens
+from sft.tokenizers.dates import with_fixed_date
 from sft.tokenizers.turns import RENDER_ERRORS, Turn, find_turn
 from sft.utils.errors import UserError
 
@@ -42,8 +43,11 @@ class _RefusedError(Exception):
 class Renderer:
     """Renders conversations with a tokenizer's training template, and proves of each that nothing of it was lost."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, most_characters: int | None = None) -> None:
+        """`most_characters`: of a text nothing beyond so many is read; a longer one may lack its middle."""
+        self._most = most_characters
         self.template = training_template(tokenizer)
+        self._dated = with_fixed_date(self.template)
         self._special = dict(tokenizer.special_tokens_map)
         self._control = ControlTokens(tokenizer)
         self._turn = cast(Turn, find_turn(tokenizer, self.template))
@@ -74,6 +78,7 @@ class Renderer:
                 raise _RefusedError("tools", "the row declares tools, and its system message declares others")
         except _RefusedError as error:
             return error.bad
+        messages = within(messages, self._most)
         refused = BadRow("tools", "")
         for form in forms(messages, tools, arguments):
             try:
@@ -89,7 +94,9 @@ class Renderer:
         messages = form.messages
         made = marked(messages)
         text, marks = self._text(made.messages, form.options)
+        made.messages.clear()  # copies, of what may be large
         plain = unmarked(text)
+        del text
         # Our own template says every message as it is, whatever it says.
         if self.template != TRAINING_TEMPLATE and self._text(messages, form.options)[0] != plain.text:
             raise _RefusedError("template", "the chat template changes with a message's words: they can't be found")
@@ -109,7 +116,7 @@ class Renderer:
         try:
             texts, spans = cast(Any, render_jinja_template)(
                 conversations=[list(messages)],
-                chat_template=self.template,
+                chat_template=self._dated,
                 return_assistant_tokens_mask=self._has_marks,
                 **{**self._special, **options},
             )

@@ -40,7 +40,7 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered], most: int | None = No
     if not rendered:
         return
     backend, lengths = _as_it_is(tokenizer), _byte_lengths(tokenizer, len(tokenizer))
-    longest = None if most is None else (most + 1) * _longest_token(tokenizer, len(tokenizer))
+    longest = most_characters(tokenizer, most)
     heads = [item.text[:longest] for item in rendered]
     for item, head, found in zip(rendered, heads, _ids(heads, tokenizer, backend), strict=True):
         if most is not None and len(head) < len(item.text):
@@ -55,6 +55,11 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered], most: int | None = No
             mask[first_from(start) : first_from(end)] = 1
         mask[:1] = 0
         yield Tokens(ids, mask)
+
+
+def most_characters(tokenizer: Any, most: int | None) -> int | None:
+    """How many characters of a text hold more than `most` tokens in any case; None where there is no limit."""
+    return None if most is None else (most + 1) * _longest_token(tokenizer, len(tokenizer))
 
 
 def _ids(texts: Sequence[str], tokenizer: Any, backend: Any) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,3 +76,16 @@ def test_what_a_terminal_would_obey_is_written_out(capsys: pytest.CaptureFixture
     assert main(["run", "--config", "no\x1b[2Jwhere"]) == 2
     told = capsys.readouterr().err
     assert "\x1b" not in told and "no\\x1b[2Jwhere" in told
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [("80", 80), ("240", 240), (None, 160), ("", 160), ("0", 160), ("x", 160)]
+)
+def test_tables_that_go_to_a_file_are_as_wide_as_asked(
+    monkeypatch: pytest.MonkeyPatch, columns: str | None, width: int
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert console().width == width

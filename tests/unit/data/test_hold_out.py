@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from data_toys import byte_tokenizer, stage_of
 
+from sft.data.engine.accounts import funnel_lines
+from sft.data.look.explain import story
 from sft.data.prepare import PreparedStage, clean, prepare_stage
 from sft.utils.errors import UserError
 
@@ -51,8 +53,7 @@ def test_a_share_or_a_number(size: float, held: int, tmp_path: Path) -> None:
     texts, kept = said(done), said(done.validation)
     assert len(set(texts) | set(kept)) == 30 and not set(texts) & set(kept)
     funnel = done.manifest["funnel"]
-    assert (funnel["rows"], funnel["kept"]) == (30, 30 - held)
-    assert funnel["dropped"] == {"hold_out: held_out": held}
+    assert (funnel["rows"], funnel["kept"], funnel["held_out"], funnel["dropped"]) == (30, 30 - held, held, {})
 
 
 def test_the_same_rows_in_any_order_packing_and_number_of_processes(tmp_path: Path) -> None:
@@ -72,8 +73,9 @@ def test_what_says_the_same_is_not_trained(tmp_path: Path) -> None:
     done = prepared(tmp_path, rows, {"size": 3}, steps=mix)
     trained, held = said(done), said(done.validation)
     assert len(held) == 3 and len(set(trained)) == 7 and not set(trained) & set(held)
-    dropped = done.manifest["funnel"]["dropped"]
-    assert dropped["hold_out: held_out"] == 3 and dropped["hold_out: same_as_held_out"] >= 6
+    funnel = done.manifest["funnel"]
+    assert funnel["held_out"] == 3 and list(funnel["dropped"]) == ["hold_out: same_as_held_out"]
+    assert funnel["rows"] + funnel["made"] == funnel["kept"] + funnel["held_out"] + sum(funnel["dropped"].values())
 
 
 def test_rows_of_their_own(tmp_path: Path) -> None:
@@ -81,7 +83,8 @@ def test_rows_of_their_own(tmp_path: Path) -> None:
     done = prepared(tmp_path / "run", [row(n) for n in range(10)], {"sources": [{"path": str(own)}]})
     assert len(said(done.validation)) == 3 and len(said(done)) == 8
     assert not set(said(done)) & set(said(done.validation))
-    assert done.manifest["funnel"]["dropped"] == {"hold_out: held_out": 3, "hold_out: same_as_held_out": 2}
+    funnel = done.manifest["funnel"]
+    assert funnel["held_out"] == 3 and funnel["dropped"] == {"hold_out: same_as_held_out": 2}
     again = prepared(tmp_path / "run", [row(n) for n in range(10)], {"sources": [{"path": str(own)}]})
     assert again.manifest["key"] == done.manifest["key"]
     write(own, [row(91)])
@@ -92,7 +95,23 @@ def test_rows_too_long_to_train_on_are_not_held_out(tmp_path: Path) -> None:
     rows = [row(n) for n in range(4)] + [row(10**300 + n) for n in range(40)]
     done = prepared(tmp_path, rows, {"size": 2}, max_bad_fraction=1.0)
     assert len(said(done.validation)) == 2 and len(said(done)) == 2
-    assert done.manifest["funnel"]["dropped"] == {"hold_out: held_out": 2, "over_length": 40}
+    assert done.manifest["funnel"]["held_out"] == 2 and done.manifest["funnel"]["dropped"] == {"over_length": 40}
+
+
+def test_held_out_rows_have_a_line_of_their_own(tmp_path: Path) -> None:
+    done = prepared(tmp_path, [*(row(n) for n in range(10)), row(0)], {"size": 2})
+    lines = {line.title: line for line in funnel_lines(done.manifest)}
+    assert (lines["rows held out"].rows_in, lines["rows held out"].rows_out, lines["rows held out"].reasons) == (
+        2,
+        2,
+        [],
+    )
+    step = lines["hold_out"]
+    assert step.rows_in == step.rows_out + step.dropped + lines["rows held out"].rows_in == 11
+    assert "held_out" not in dict(step.reasons) and lines["rows to train on"].rows_in == step.rows_out
+    held = done.validation.dataset["document_ids"][0][0] if done.validation else ""
+    (told,) = [line for line in story(done, held) if line.startswith("hold_out")]
+    assert told.endswith("is held out: its loss is taken, and it isn't trained")
 
 
 @pytest.mark.parametrize("size", [4, 0.9, 100])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
+import re
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from data_toys import stage_of
 from hypothesis import given, settings
@@ -101,8 +101,8 @@ def test_too_many_bad_rows_stop_the_run_and_say_where_they_are(prepare: Prepare,
             prepare(path)
         assert caught.value.exit_code == 1
         assert "allows. rows.jsonl:98: " in str(caught.value)  # a first one, with what is wrong with it
-    (files,) = glob.glob(str(caught.value).split("see them in ")[1].split(",")[0])
-    assert pq.read_table(files)["reason"].to_pylist() == ["bad: broken_json"] * 3
+    file = Path(str(caught.value).split("; see ")[1].split(",")[0])
+    assert [json.loads(line)["reason"] for line in file.read_text().splitlines()] == ["broken_json"] * 3
     assert prepare(path, max_bad_fraction=0.03).manifest["documents"] == 97
 
 
@@ -304,3 +304,70 @@ def test_ids_beyond_the_vocabulary_are_told(
     with pytest.raises(UserError, match=f"makes token {beyond}, but the model's vocabulary ends at {size - 1}"):
         prepare_stage(recipe, recipe.stages[0], toy)
     assert (tmp_path / "out").exists() == (beyond == 260)
+
+
+def test_bad_rows_are_written_as_lines_that_anybody_can_open(
+    prepare: Prepare, write_rows: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = {"prompt": "2+2?", "completion": "4"}
+    bad = [
+        "{no json",
+        {"prompt": "q"},
+        {"prompt": "<|end|>", "completion": "x"},
+        {"prompt": "q", "completion": "x" * 30_000, "label": False},
+    ]
+    source = write_rows([good, *bad])
+    with pytest.raises(UserError, match=r"see \S+/bad-rows\.jsonl, then mend") as refused:
+        prepare(source)
+    told = re.search(r"see (\S+bad-rows\.jsonl)", str(refused.value))
+    assert told is not None
+    first = [json.loads(line) for line in Path(told[1]).read_text().splitlines()]
+    prepared = prepare(source, max_bad_fraction=1.0)
+    found = [
+        json.loads(line) for path in prepared.passes for line in (path / "bad-rows.jsonl").read_text().splitlines()
+    ]
+    assert first == found and [row["place"] for row in found] == [f"rows.jsonl:{n}" for n in (2, 3, 5, 4)]
+    assert [row["reason"] for row in found] == ["broken_json", "missing_key", "rejected_answer", "control_token"]
+    assert (
+        found[0]["row"] == "{no json" and found[1]["row"] == {"prompt": "q"} and "no 'completion'" in found[1]["detail"]
+    )
+    assert found[2]["row"].endswith("characters more") and len(found[2]["row"]) < 21_000
+    assert found[3]["row"]["messages"][0]["content"] == "<|end|>"
+    assert str(prepared.passes[0] / "bad-rows.jsonl") in caplog.text
+
+
+def test_where_nothing_is_bad_there_is_no_file(prepare: Prepare, write_rows: Write) -> None:
+    prepared = prepare(write_rows([{"prompt": "2+2?", "completion": "4"}]))
+    assert not [path for folder in prepared.passes for path in folder.glob("bad-rows*")]
+
+
+def test_only_the_first_of_many_bad_rows_are_written(
+    prepare: Prepare, write_rows: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sft.data.engine.bad.MOST_ROWS", 3)
+    with pytest.raises(UserError, match=r"the first 3 are in (\S+bad-rows\.jsonl), then") as refused:
+        prepare(write_rows([{"prompt": "q", "completion": "a"}] + [{"prompt": f"{n}"} for n in range(300)]))
+    told = re.search(r"in (\S+bad-rows\.jsonl)", str(refused.value))
+    assert told is not None and len(Path(told[1]).read_text().splitlines()) == 3
+
+
+def test_a_row_of_any_size_takes_a_few_times_its_size(prepare: Prepare, write_rows: Write) -> None:
+    size, word = 8_000_000, "The quick brown fox. "
+    text = (word * (size // len(word))).strip()
+    rows = [
+        {"prompt": "q", "completion": "a"},
+        {"prompt": "q", "completion": text},
+        {"prompt": "q", "completion": "{", "x": text},
+    ]
+    source = write_rows(rows)
+    prepare(write_rows(rows[:1], "small.jsonl"))  # what is loaded once is no matter
+    tracemalloc.start()
+    try:
+        prepared = prepare(source, train={"max_length": 64})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert prepared.manifest["funnel"]["dropped"] == {"over_length": 1} and prepared.manifest["documents"] == 2
+    (aside,) = put_aside(prepared)
+    assert aside["messages"][1]["content"] == text
+    assert peak < 6 * size

@@ -127,6 +127,7 @@ def test_home_and_tokens_are_not_published(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_run(run: Path) -> None:
+    assert "26 Jul 2024" in model_card(None, {**FACTS, "writes_date": True}) and "2024" not in model_card(None, FACTS)
     card = model_card(None, {**FACTS, "reload": None, "has_template": False})
     assert "license" not in metadata(card) and "base_model" not in metadata(card)
     assert card.count("Not recorded.") == 3 and "Not evaluated." in card

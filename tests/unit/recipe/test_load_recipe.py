@@ -342,6 +342,33 @@ def test_data_recipe_fills_in_what_the_stage_does_not_say(load: Any, tmp_path: P
         load(text)
 
 
+@pytest.mark.parametrize(
+    ("defaults", "stage", "said"),
+    [
+        ("sources: [{path: x.jsonl}]", "recipe: distill-stage1", ["r.yaml:8: stages[0].data.recipe", "r.yaml:5: defaults.data.sources"]),
+        ("recipe: distill-stage1", "sources: [{path: x.jsonl}]", ["r.yaml:5: defaults.data.recipe", "r.yaml:8: stages[0].data.sources"]),
+        ("{sources: [{path: x.jsonl}], recipe: distill-stage1}", "seed: 1", ["defaults.data.recipe", "defaults.data.sources"]),
+        ("seed: 1", "{sources: [{path: x.jsonl}], recipe: distill-stage1}", ["stages[0].data.recipe", "stages[0].data.sources"]),
+    ],
+)  # fmt: skip
+def test_sources_beside_a_data_recipe_are_one_sentence(
+    problems: Any, load: Any, defaults: str, stage: str, said: list[str]
+) -> None:
+    def written(section: str) -> str:
+        return section if section.startswith("{") else f"{{{section}}}"
+
+    text = (
+        f"name: x\noutput_dir: runs/x\nmodel: {{tokenizer: tiny, config: {{}}}}\ndefaults:\n  data: {written(defaults)}\n"
+        f"stages:\n  - name: s\n    data: {written(stage)}\n"
+    )
+    (line,) = problems(text)
+    assert all(place in line for place in said) and "take one out" in line
+    if "seed" in defaults:  # an override may take its sources' place
+        alone = text.replace("sources: [{path: x.jsonl}], recipe: distill-stage1", "recipe: gsm8k")
+        source = load(alone, ["--stages.s.data.sources", "[{path: x.jsonl}]"]).stages[0].data.sources[0]
+        assert source.path == "x.jsonl"
+
+
 def test_unknown_data_recipe_names_the_place(problems: Any) -> None:
     (line,) = problems(swapped("      sources:\n        - path: ${data}\n", "      recipe: gsm9k\n"))
     assert line.startswith("r.yaml:19: stages[0].data.recipe: gsm9k: no such data recipe file")

@@ -176,7 +176,7 @@ def test_what_was_trained_is_told(whole: Recipe) -> None:
 
 def test_rows_that_are_kept_and_dropped_add_up(whole: Recipe) -> None:
     first = data_rows(collect(whole, RunPaths(whole)))[0]
-    assert first[:5] == ["broad", "1,000", "2 bad (2 json); 5 over_length", "0", "993"]
+    assert first[:6] == ["broad", "1,000", "2 bad (2 json); 5 over_length", "–", "0", "993"]
 
 
 @pytest.mark.usefixtures("no_figures")

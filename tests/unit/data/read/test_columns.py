@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.data.read.columns import ColumnMap, choose_columns
-from sft.data.read.conversation import question, row_id, to_messages
+from sft.data.read.conversation import question, row_id, to_extras, to_messages, to_problem
+from sft.data.read.message import context_only
 from sft.data.read.row import BadRow
 from sft.recipe.schema import DataSection
 from sft.utils.errors import UsageError, UserError
@@ -186,3 +188,132 @@ def test_row_id() -> None:
     assert row_id({"id": 7}, mapping, "rows.jsonl", 3) == "7"
     for unusable in ({"id": None}, {"id": " "}, {"id": "a\nb"}, {"id": ["x"]}, {}):
         assert row_id(unusable, mapping, "rows.jsonl", 3) == "rows.jsonl:3"
+
+
+# ---- what other trainers read ----
+
+ALPACA = {"instruction": "And 3+3?", "input": "", "output": "6"}
+
+
+def _read(row: dict[str, Any], asked: dict[str, str | None] | None = None) -> Any:
+    return to_messages(row, choose_columns("rows.jsonl", row, asked), _data())
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("names", [("instruction", "output"), ("query", "response"), ("prompt", "completion")])
+def test_history_is_the_turns_before_and_its_answers_are_trained(names: tuple[str, str], text: bool) -> None:
+    history: Any = [["2+2?", "4"], ["And 5+5?", "10"]]
+    row = {names[0]: "And 3+3?", names[1]: "6", "history": json.dumps(history) if text else history}
+    messages = _read({**row, "system": "Be brief."})
+    assert [(message["role"], message["content"]) for message in messages] == [
+        ("system", "Be brief."),
+        *(("user", "2+2?"), ("assistant", "4"), ("user", "And 5+5?"), ("assistant", "10")),
+        *(("user", "And 3+3?"), ("assistant", "6")),
+    ]
+    assert context_only(messages) == []
+    assert question(row, choose_columns("rows.jsonl", row, None)) is None
+
+
+def test_history_may_be_messages_or_come_in_later_rows_or_be_left_out() -> None:
+    mapping = choose_columns("rows.jsonl", ["instruction", "output"], None)
+    row = {**ALPACA, "history": [USER, ASSISTANT]}
+    assert [m["content"] for m in to_messages(row, mapping, _data())] == ["q", "a", "And 3+3?", "6"]  # type: ignore[union-attr]
+    assert len(_read(row, {"history": None})) == 2
+    assert len(_read({**ALPACA, "turns": [["q", "a"]]}, {"history": "turns"})) == 4
+    assert [len(_read({**ALPACA, "history": none})) for none in ([], "", None)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("history", [["q", "a"], [["q"]], [["q", "a", "b"]], "earlier: q", 3, [["q", 2]], [["q", ""]]])
+def test_a_history_that_is_none_makes_its_row_bad(history: Any) -> None:
+    assert isinstance(_read({**ALPACA, "history": history}), BadRow)
+
+
+def test_a_problem_with_turns_before_it_is_bad() -> None:
+    row = {"instruction": "And 3+3?", "history": [["q", "a"]]}
+    mapping = choose_columns("rows.jsonl", row, None, problems=True)
+    assert isinstance(to_problem(row, ColumnMap(prompt=mapping.prompt)), BadRow)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"instruction": "", "input": "2+2?", "output": "4"}, ["2+2?", "4"]),
+        ({"instruction": "Sum up.", "context": "Long.", "response": "S"}, ["Sum up.\nLong.", "S"]),
+        ({"system_prompt": "Be brief.", "question": "2+2?", "response": "4"}, ["Be brief.", "2+2?", "4"]),
+    ],
+)
+def test_other_names_of_what_stands_beside(row: dict[str, str], messages: list[str]) -> None:
+    assert [message["content"] for message in _read(row)] == messages
+
+
+def test_tools_may_be_called_functions() -> None:
+    row = {"messages": [USER, ASSISTANT], "functions": [{"name": "f"}]}
+    assert to_extras(row, choose_columns("rows.jsonl", row, None)).tools == '[{"name": "f"}]'  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"functions.*tools.*\{tools: tools\}|tools and functions"):
+        choose_columns("rows.jsonl", ["messages", "tools", "functions"], None)
+    assert choose_columns("rows.jsonl", ["messages", "tools", "functions"], {"tools": "tools"}).tools == "tools"
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (["text"], "holds texts .*`messages`, or a prompt and a completion"),
+        (["id", "meta", "text"], "holds texts"),
+        (["input_ids", "labels"], "token ids"),
+        (["prompt", "chosen", "rejected"], r"preference data.*\{prompt: prompt, completion: chosen\}, or \{messages"),
+        (["instruction", "input", "chosen", "rejected"], r"\{prompt: instruction, completion: chosen\}"),
+        (["conversations", "chosen", "rejected"], r"\{prompt: conversations, completion: chosen\}"),
+        (["chosen", "rejected", "score"], r"say so in the source's `columns`: \{messages: chosen\}\."),
+        (["messages", "rejected_response"], r"\{messages: messages\}"),
+        (["instruction", "output", "images"], r"only text.*\{prompt: instruction, completion: output\}"),
+    ],
+)
+def test_rows_of_another_kind_are_told_as_what_they_are(columns: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        choose_columns("rows.jsonl", columns, None)
+
+
+CHOSEN = [
+    ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "prompt", "completion": "chosen"}),
+    ({"prompt": [USER], "chosen": [ASSISTANT], "rejected": []}, {"prompt": "prompt", "completion": "chosen"}),
+    ({"chosen": [USER, ASSISTANT], "rejected": [USER]}, {"messages": "chosen"}),
+    (
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+        {"prompt": "conversations", "completion": "chosen"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "columns"), CHOSEN)
+def test_the_better_answers_of_preference_data_are_learned_as_the_sentence_says(row: Any, columns: Any) -> None:
+    with pytest.raises(UserError) as told:
+        choose_columns("rows.jsonl", row, None)
+    assert ", ".join(f"{role}: {column}" for role, column in columns.items()) in str(told.value)
+    assert [(m["role"], m["content"]) for m in _read(row, columns)] == [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize("prompt", ["q", [USER], [{"role": "system", "content": "s"}, USER]])
+def test_a_prompt_that_the_answer_holds_too_is_not_said_twice(prompt: Any) -> None:
+    row = {"prompt": prompt, "chosen": [USER, ASSISTANT], "rejected": [USER]}
+    found = _read(row, {"prompt": "prompt", "completion": "chosen"})
+    assert isinstance(found, BadRow) and "{messages: chosen}" in found.detail
+
+
+@pytest.mark.parametrize("column", ["label", "kto_tag"])
+def test_answers_that_are_labelled_as_bad_are_not_learned(column: str) -> None:
+    row = {"prompt": "q", "completion": "a", column: False}
+    assert _read(row).reason == "rejected_answer"
+    assert len(_read(row, {"prompt": "prompt", "completion": "completion"})) == 2
+    assert [len(_read({**row, column: fine})) for fine in (True, None, 0, "false", 7)] == [2] * 5
+
+
+def test_what_cant_be_read_makes_later_rows_bad() -> None:
+    mapping = choose_columns("rows.jsonl", ["messages"], None)
+    for extra in ({"images": ["a.png"]}, {"rejected_response": "b"}, {"chosen": "c"}):
+        bad = to_messages({"messages": [USER, ASSISTANT], **extra}, mapping, _data())
+        assert isinstance(bad, BadRow) and bad.reason == "unread_column"
+    assert len(to_messages({"messages": [USER, ASSISTANT], "images": []}, mapping, _data())) == 2  # type: ignore[arg-type]

@@ -82,6 +82,9 @@ def test_blank_reasoning_is_none() -> None:
         ({"content": "4", "function_call": "auto"}, "tool_calls"),
         ({"role": "user", "content": "4", "tool_calls": [{"name": "f"}]}, "tool_calls"),
         ({"role": "user", "content": "4", "train": True}, "untrainable"),
+        ({"role": "user", "content": "4", "loss": True}, "untrainable"),
+        ({"content": "4", "loss_scale": 0.5}, "wrong_type"),
+        ({"content": "4", "train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}, "untrainable"),
         ({"role": "tool", "content": "4", "name": 3}, "wrong_type"),
         ({"role": "system", "content": "4", "tools": {"f": {1, 2}}}, "wrong_type"),
     ],
@@ -101,6 +104,9 @@ def test_what_cant_be_used_is_bad(said: dict[str, Any], reason: str) -> None:
         ({"weight": 0.0}, [1]),
         ({"train": False}, [1]),
         ({"weight": 1, "train": False}, [1]),
+        ({"training": False}, [1]),
+        ({"loss": False}, [1]),
+        ({"loss": True, "loss_scale": 0.0}, [1]),
     ],
 )
 def test_messages_that_are_context_only(said: dict[str, Any], untrained: list[int]) -> None:
@@ -110,10 +116,11 @@ def test_messages_that_are_context_only(said: dict[str, Any], untrained: list[in
     assert messages == [USER, answer, USER, answer]
 
 
+@pytest.mark.parametrize("role", ["function_call", "tool_call"])
 @pytest.mark.parametrize("many", [False, True])
-def test_a_turn_that_is_a_call(many: bool) -> None:
+def test_a_turn_that_is_a_call(many: bool, role: str) -> None:
     call = {"name": "add_up", "arguments": {"a": 2}}
-    said = {"from": "function_call", "value": json.dumps([call, call] if many else call), "weight": 0}
+    said = {"from": role, "value": json.dumps([call, call] if many else call), "weight": 0}
     found = _messages(USER, said, {"from": "observation", "value": "4"}, {"from": "gpt", "value": "It is 4."})
     assert [message["role"] for message in found] == ["user", "assistant", "tool", "assistant"]
     assert [one["function"] for one in found[1]["tool_calls"]] == [call] * (2 if many else 1)
@@ -127,10 +134,24 @@ def test_a_turn_that_names_no_call(wrong: dict[str, Any]) -> None:
     assert caught.value.bad.reason == "tool_calls"
 
 
-@pytest.mark.parametrize(("role", "is_"), [("developer", "system"), ("function", "tool"), ("observation", "tool")])
-def test_other_names_of_roles(role: str, is_: str) -> None:
-    found = _messages({"role": role, "content": "x"}, USER, {"role": "assistant", "content": "a"})
+ROLES = {
+    **{"developer": "system", "function": "tool", "observation": "tool", "tool": "tool", "ipython": "tool"},
+    **{"chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "assistant": "assistant", "gpt": "assistant"},
+    **{"Human": "user", "USER": "user", "human": "user", "System": "system"},
+}
+
+
+@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value"), ("role", "value"), ("from", "content")])
+@pytest.mark.parametrize(("role", "is_"), ROLES.items())
+def test_other_names_of_roles_and_keys(role: str, is_: str, keys: tuple[str, str]) -> None:
+    found = _messages({keys[0]: role, keys[1]: "x"}, USER, {"role": "assistant", "content": "a"})
     assert found[0] == {"role": is_, "content": "x"}
+
+
+@pytest.mark.parametrize(("found", "named"), [({"role": "user"}, "content"), ({"from": "human"}, "value")])
+def test_a_message_without_content_is_told_by_the_usual_key(found: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnusableError, match=f"m has no '{named}'"):
+        to_message(found, "m")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.read.local import parse_line
+from sft.data.read.local import columns_of, find_files, parse_line
+from sft.data.read.row import characters_in, shortened
 from sft.data.read.sources import open_source
 from sft.recipe.schema import Source
 from sft.utils.errors import UsageError, UserError
@@ -133,3 +135,26 @@ def test_generated_problems_are_a_source() -> None:
 def test_a_source_of_nothing_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="either"):
         open_source(Source.model_construct(path=None, generate=None))
+
+
+def test_a_large_value_is_measured_and_quoted_without_a_copy() -> None:
+    value = {"a": ["x" * 10_000_000, 3, None], "b": {"c": b"y" * 5_000_000}}
+    tracemalloc.start()
+    try:
+        size, quoted = characters_in(value), str(shortened(value, 100))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 15_000_000 < size < 15_000_100 and len(quoted) < 400 and peak < 1_000_000
+
+
+def test_columns_are_seen_without_keeping_rows(write_rows: Callable[..., Path]) -> None:
+    source = write_rows([{"prompt": "x" * 1_000_000, f"c{n}": n} for n in range(40)])
+    files = find_files(str(source), "train")
+    tracemalloc.start()
+    try:
+        columns = columns_of(files)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert columns == {"prompt", *(f"c{n}" for n in range(40))} and peak < 6_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tokenizers import normalizers, pre_tokenizers
 import sft.data.tokenize.tokens as tokens_module
 from sft.data.read.row import BadRow
 from sft.data.tokenize.render import Rendered, Renderer
-from sft.data.tokenize.tokens import Tokens, tokenize, tokenizer_hash
+from sft.data.tokenize.tokens import Tokens, most_characters, tokenize, tokenizer_hash
 from sft.utils.errors import UserError
 
 ANSWERS = ["four", "\n\n<think>\n 2+2 \n</think>\n4", "  4", "\u00e9\U0001f600 \u0301x", "a\n", "4<"]
@@ -204,3 +205,34 @@ def test_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(UserError, match="fast"):
         check_tokenizer(object())
+
+
+# ---- texts of any size ----
+
+
+@pytest.mark.parametrize("think", [False, True])
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+@pytest.mark.parametrize("pad", ["", " " * 3000, "\n" * 7])
+def test_what_lies_beyond_what_is_read_changes_nothing(toy: Any, role: str, pad: str, think: bool) -> None:
+    """A longer text may be rendered without its middle: its first tokens are the same, and it is known to be longer."""
+    most, rng = 300, random.Random(0)
+    said = pad + "".join(rng.choice("abc <x/>\n") for _ in range(100_000)) + "end" + pad
+    if think:
+        said = f"<think>\n{said}\n</think>\n\n{said}"
+    contents = {"system": "s", "user": "q", "assistant": "a", role: said}
+    messages = [{"role": name, "content": contents[name]} for name in ("system", "user", "assistant")]
+    cut, whole = Renderer(toy, most_characters(toy, most)).render(messages), Renderer(toy).render(messages)
+    assert isinstance(cut, Rendered) and isinstance(whole, Rendered) and len(cut.text) < 40_000 < len(whole.text)
+    first, every = next(tokenize(toy, [cut], most)), next(tokenize(toy, [whole]))
+    assert len(first.ids) > most
+    assert first.ids[:most].tolist() == every.ids[:most].tolist()
+    assert first.mask[:most].tolist() == every.mask[:most].tolist()
+
+
+def test_a_control_token_in_the_middle_of_a_large_text_is_found(toy: Any) -> None:
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a" * 90_000 + "<|end|>" + "a" * 90_000},
+    ]
+    found = Renderer(toy, most_characters(toy, 100)).render(messages)
+    assert isinstance(found, BadRow) and found.reason == "control_token"
