@@ -44,7 +44,7 @@ class Phi4FlashConfig(PretrainedConfig):
     """
 
     model_type = "phi4flash"
-    keys_to_ignore_at_inference = ("past_key_values", "cache")
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 (transformers adds a list to it)
 
     def __init__(
         self,

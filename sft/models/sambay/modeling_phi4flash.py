@@ -575,7 +575,6 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         skip_logits: bool | None = None,
-        label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -589,11 +588,14 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
                 batch); default: the supervised tokens given here.
             skip_logits: with labels, compute the loss alone, in chunks, on supervised tokens only, and skip the
                 cross-decoder for tokens before a document's first supervised one. Default: in training.
-            label_smoothing, z_loss: as in `sambay_kernels.linear_cross_entropy`.
+            z_loss: as in `sambay_kernels.linear_cross_entropy`, and so is the keyword label_smoothing.
             **kwargs: as in `Phi4FlashModel`.
         Returns:
             loss: scalar; logits `(B, T or columns kept, vocab)`, None where skipped.
         """
+        # No parameter: transformers' Trainer takes all with "label" in their names for columns of a batch, and where
+        # one is missing it evaluates without a loss.
+        smoothing = kwargs.pop("label_smoothing", None) or 0.0
         with_loss = labels is not None or kwargs.get("shift_labels") is not None
         if skip_logits and not with_loss:
             raise ValueError("skip_logits leaves nothing to compute where there are no labels")
@@ -615,7 +617,7 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
         if with_loss:
             targets = output.targets.reshape(-1)
             tokens = hidden.reshape(-1, hidden.shape[-1])
-            summed = self.lm_head(tokens, targets, label_smoothing=label_smoothing, z_loss=z_loss)
+            summed = self.lm_head(tokens, targets, label_smoothing=smoothing, z_loss=z_loss)
             count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
             loss = summed / torch.as_tensor(count, device=summed.device).clamp(min=1)
         logits = None if loss_only else self.lm_head(keep_columns(hidden, logits_to_keep))
@@ -626,9 +628,7 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
 _OF_DOCUMENTS = {field.name for field in fields(Documents)}
 _FORWARDS = (Phi4FlashForCausalLM.forward, Phi4FlashModel.forward)
 # What a misspelt keyword is compared with.
-_KEYWORDS = _OF_DOCUMENTS.union({"cache"}, *(inspect.signature(forward).parameters for forward in _FORWARDS)) - {
-    "self",
-    "kwargs",
-}
+_NAMES = {name for forward in _FORWARDS for name in inspect.signature(forward).parameters}
+_KEYWORDS = (_OF_DOCUMENTS | _NAMES | {"cache", "label_smoothing"}) - {"self", "kwargs"}
 
 __all__ = ["Phi4FlashForCausalLM", "Phi4FlashModel", "Phi4FlashPreTrainedModel"]
