@@ -13,9 +13,11 @@ from sft.models.lora import attach_adapters, lora_settings
 from sft.models.lora_targets import check_targets
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
+from sft.train.collator import WEIGHTS
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
+from sft.train.objective import Objective, refuse_own_loss
 from sft.utils.distributed import decide, gather
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import sha256_file, sha256_json, write_sealed
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from sft.train.trainer import SambayTrainer
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
+BESIDE = [WEIGHTS]
+"""Columns that rows may have beside those."""
 
 
 @dataclass
@@ -163,8 +167,10 @@ def _put_together(
         model.to(args.device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     path = TrainedPath.of(args, stage.train.max_length)
+    objective = Objective.of(stage.train)
     collator = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path))
     chunk_own_loss(model, collator)
+    refuse_own_loss(model, objective, stage.name)
     scaling = decide(lambda: loss_scaling(model, collator, path))
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
@@ -175,9 +181,10 @@ def _put_together(
             model,
             args=args,
             loss_scaling=scaling,
+            objective=objective,
             identity=identity,
             counters=checkpoint.marker["counters"] if checkpoint else None,
-            data_collator=collator,
+            data_collator=type(collator)(collator.pad_token_id, objective.normalize),
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -199,11 +206,11 @@ def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
 
     if len(dataset) == 0:
         raise UserError(f"Stage {stage} has no row to train on: see the funnel that `sft prepare` prints.")
-    rows = dataset.select_columns(COLUMNS)
+    rows = dataset.select_columns([*COLUMNS, *(name for name in BESIDE if name in dataset.column_names)])
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     missing = -len(rows) % step
     if missing and not args.dataloader_drop_last:
-        empty = HFDataset.from_dict({column: [[]] * missing for column in COLUMNS}, features=rows.features)
+        empty = HFDataset.from_dict({column: [[]] * missing for column in rows.column_names}, features=rows.features)
         rows = concatenate_datasets([rows, empty])
     if len(rows) < step:
         raise UserError(f"Stage {stage} has {len(rows)} rows, fewer than the {step} of one step; set a smaller batch.")

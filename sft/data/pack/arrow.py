@@ -22,29 +22,29 @@ PackedRow = Sequence[tuple[str, Tokens]]
 """The documents of a row: (id, tokens) each."""
 
 
-def row_schema() -> pa.Schema:
-    """The columns of a prepared row."""
+def row_schema(weighted: bool = False) -> pa.Schema:
+    """The columns of a prepared row; `weighted`: with the weight of each token's loss."""
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            ("input_ids", pa.list_(pa.int32())),
-            ("assistant_masks", pa.list_(pa.uint8())),
-            ("seq_lengths", pa.list_(pa.int32())),
-            ("document_ids", pa.list_(pa.string())),
-        ]
-    )
+    columns = {
+        "input_ids": pa.int32(),
+        "assistant_masks": pa.uint8(),
+        "seq_lengths": pa.int32(),
+        "document_ids": pa.string(),
+        **({"loss_weights": pa.float64()} if weighted else {}),
+    }
+    return pa.schema([(name, pa.list_(kind)) for name, kind in columns.items()])
 
 
-def write_rows(path: Path, rows: Iterable[PackedRow]) -> dict[str, Any]:
+def write_rows(path: Path, rows: Iterable[PackedRow], weighted: bool = False) -> dict[str, Any]:
     """Write a file of rows, in batches; its name, rows, largest token id (-1: no tokens), bytes and hash."""
     import pyarrow as pa
 
     count, largest = 0, -1
     with open(path, "wb") as sink:
-        with pa.ipc.new_stream(sink, row_schema()) as stream:
+        with pa.ipc.new_stream(sink, row_schema(weighted)) as stream:
             for batch in _batches(rows):
-                stream.write_batch(_record_batch(batch))
+                stream.write_batch(_record_batch(batch, weighted))
                 count += len(batch)
                 largest = max([largest, *(int(document.ids.max(initial=-1)) for row in batch for _, document in row)])
         sink.flush()
@@ -66,7 +66,7 @@ def _batches(rows: Iterable[PackedRow]) -> Iterator[list[PackedRow]]:
         yield pending
 
 
-def _record_batch(rows: Sequence[PackedRow]) -> pa.RecordBatch:
+def _record_batch(rows: Sequence[PackedRow], weighted: bool) -> pa.RecordBatch:
     import pyarrow as pa
 
     documents = [document for row in rows for document in row]
@@ -81,7 +81,10 @@ def _record_batch(rows: Sequence[PackedRow]) -> pa.RecordBatch:
         pa.ListArray.from_arrays(per_row, pa.array(lengths)),
         pa.ListArray.from_arrays(per_row, pa.array([name for name, _ in documents], pa.string())),
     ]
-    return pa.record_batch(columns, schema=row_schema())
+    if weighted:
+        weights = np.concatenate([document.weights for _, document in documents if document.weights is not None])
+        columns.append(pa.ListArray.from_arrays(tokens, pa.array(weights)))
+    return pa.record_batch(columns, schema=row_schema(weighted))
 
 
 def _offsets(counts: Sequence[int]) -> pa.Array:

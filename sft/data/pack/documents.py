@@ -76,5 +76,5 @@ class Documents:
             place = int(np.searchsorted(self._starts, number, side="right")) - 1
             name, address, length, _ = self._batches[place].slice(number - int(self._starts[place]), 1).columns
             tokens, count = self._tokens[address[0].as_py()], length[0].as_py()
-            taken.append((name[0].as_py(), Tokens(tokens.ids[:count], tokens.mask[:count])))
+            taken.append((name[0].as_py(), tokens.first(count)))
         return taken

@@ -30,14 +30,16 @@ class RowsTask:
     passes: Path
     documents: tuple[Path, ...]
     workers: int
+    weighted: bool = False
 
 
 def plan_rows(
-    folder: Path, passes: Path, files: list[Path], capacity: int | None, workers: int
+    folder: Path, passes: Path, files: list[Path], capacity: int | None, workers: int, weighted: bool = False
 ) -> tuple[list[RowsTask], Documents]:
     """Decide the rows of the documents in `files`, and write the plan to `folder`.
 
     `capacity`: tokens that a packed row holds; None: each document is a row. `passes`: the folder with their tokens.
+    `weighted`: they have weights.
     """
     documents = Documents(passes, files)
     lengths = documents.column("length")
@@ -52,7 +54,7 @@ def plan_rows(
     borders = _borders(lengths[order].cumsum()[ends - 1] if len(ends) else ends)
     found = pairwise(borders)
     paths = tuple(files)
-    tasks = [RowsTask(folder, n, first, end, passes, paths, workers) for n, (first, end) in enumerate(found)]
+    tasks = [RowsTask(folder, n, first, end, passes, paths, workers, weighted) for n, (first, end) in enumerate(found)]
     return tasks, documents
 
 
@@ -76,7 +78,7 @@ def run_rows(task: RowsTask) -> dict[str, Any]:
             start = int(ends[number - 1]) if number else 0
             yield documents.take(order[start : int(ends[number])].tolist())
 
-    return write_rows(task.folder / f"rows-{task.number:05d}.arrow", rows())
+    return write_rows(task.folder / f"rows-{task.number:05d}.arrow", rows(), task.weighted)
 
 
 def write_all(

@@ -18,10 +18,11 @@ BATCH_TOKENS = 1_000_000
 
 
 class TokensWriter(PartFile):
-    """Writes the tokens of a shard to `path`, under a temporary name until `finish`."""
+    """Writes the tokens of a shard to `path`, under a temporary name until `finish`; `weighted`: with weights."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, weighted: bool = False) -> None:
         super().__init__(path)
+        self.weighted = weighted
         self._rows: list[Tokens] = []
         self._pending = self._count = 0
 
@@ -38,6 +39,8 @@ class TokensWriter(PartFile):
         import pyarrow as pa
 
         kinds = {"low": pa.uint16(), "high": pa.uint8(), "mask": pa.bool_()}
+        if self.weighted:
+            kinds["weights"] = pa.float64()
         schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
         self._writer = self._writer or pa.ipc.new_file(self.temporary, schema)
         if not self._rows:
@@ -45,7 +48,9 @@ class TokensWriter(PartFile):
         ends = np.cumsum([0, *(len(tokens.ids) for tokens in self._rows)]).astype(np.int32)
         ids = np.concatenate([tokens.ids for tokens in self._rows])
         mask = np.concatenate([tokens.mask for tokens in self._rows]).astype(bool)
-        values = (ids.astype(np.uint16), (ids >> 16).astype(np.uint8), mask)
+        values = [ids.astype(np.uint16), (ids >> 16).astype(np.uint8), mask]
+        if self.weighted:
+            values.append(np.concatenate([tokens.weights for tokens in self._rows if tokens.weights is not None]))
         columns = [pa.ListArray.from_arrays(pa.array(ends), pa.array(part)) for part in values]
         self._writer.write_batch(pa.record_batch(columns, schema=schema))
         self._rows, self._pending = [], 0
@@ -62,9 +67,11 @@ class TokenFiles:
         name, _, row = address.rpartition(":")
         starts, batches = self._open.get(name) or self._opened(name)
         number = int(np.searchsorted(starts, int(row), side="right")) - 1
-        low, high, mask = (column[int(row) - int(starts[number])].values for column in batches[number].columns)
+        place = int(row) - int(starts[number])
+        low, high, mask, *weights = (column[place].values for column in batches[number].columns)
         ids = low.to_numpy().astype(np.int32) | high.to_numpy().astype(np.int32) << 16
-        return Tokens(ids, mask.to_numpy(zero_copy_only=False).view(np.uint8))
+        of_tokens = weights[0].to_numpy() if weights else None
+        return Tokens(ids, mask.to_numpy(zero_copy_only=False).view(np.uint8), of_tokens)
 
     def _opened(self, name: str) -> tuple[np.ndarray, list[Any]]:
         """Where each batch of a file begins, and the batches."""

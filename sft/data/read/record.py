@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One document: ids (n,) int32 and mask (n,) uint8, 1 where the token is trained."""
+    """One document: ids (n,) int32 and mask (n,) uint8, 1 where the token is trained; and, where the stage's loss has
+    weights, those of its tokens (n,) float64."""
 
     ids: NDArray[np.int32]
     mask: NDArray[np.uint8]
+    weights: NDArray[np.float64] | None = None
+
+    def first(self, count: int) -> Tokens:
+        """The same of its first tokens."""
+        weights = None if self.weights is None else self.weights[:count]
+        return Tokens(self.ids[:count], self.mask[:count], weights)
 
     @property
     def supervised(self) -> int:
