@@ -55,9 +55,10 @@ def raise_problems(title: str, problems: Iterable[KeyProblem], others: Validatio
         for problem in problems
     ]
     for found in others.errors() if others else []:
-        details.append(
-            {"type": found["type"], "loc": found["loc"], "input": found["input"], "ctx": found.get("ctx", {})}
-        )
+        # A section inside this one may have told its problems so already.
+        own = found["type"] == "recipe"
+        kind = PydanticCustomError("recipe", "{reason}", found.get("ctx")) if own else found["type"]
+        details.append({"type": kind, "loc": found["loc"], "input": found["input"], "ctx": found.get("ctx", {})})
     raise ValidationError.from_exception_data(title, details)
 
 

@@ -40,7 +40,7 @@ def documents(weighted: bool = False) -> list[dict[str, Any]]:
 
 def packed(rows: list[dict[str, Any]], packs: tuple[list[int], ...] = PACKS) -> list[dict[str, Any]]:
     """The same documents, several in a row."""
-    return [{name: sum((rows[n][name] for n in pack), []) for name in rows[0]} for pack in packs]
+    return [{name: [value for n in pack for value in rows[n][name]] for name in rows[0]} for pack in packs]
 
 
 def prepared(rows: list[dict[str, Any]]) -> ToyPrepared:
@@ -72,13 +72,13 @@ def plain_loss(model: Any, rows: list[dict[str, Any]], loss: dict[str, Any]) -> 
         kept = labels != IGNORE
         if not kept.any():
             continue
-        log_probs = model(input_ids=ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
         logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        log_probs = logits.log_softmax(-1)
         p = log_probs.gather(1, labels.clamp(min=0)[:, None])[:, 0].exp()
         smoothing = loss.get("label_smoothing", 0.0)
         losses = (1 - smoothing) * of_target(p, loss) - smoothing * log_probs.mean(-1)
         losses = losses + loss.get("z_loss", 0.0) * logits.logsumexp(-1).square()
-        weights = torch.tensor(row[WEIGHTS])[1:] if WEIGHTS in row else torch.ones(len(labels))
+        weights = torch.tensor(row[WEIGHTS], dtype=torch.float64)[1:] if WEIGHTS in row else torch.ones(len(labels))
         weights = torch.where(kept, weights.to(losses.dtype), 0.0)
         if loss.get("normalize") == "sample":
             weights = weights / kept.sum()
