@@ -1,4 +1,4 @@
-"""The keys of a stage's `train.loss`: what its tokens are trained to minimise."""
+"""The keys of a stage's `train.loss` and `train.distill`: what its tokens are trained to minimise."""
 
 from __future__ import annotations
 
@@ -61,8 +61,49 @@ class LossSection(Section):
             raise_problems("loss", problems)
         return self
 
+    def changes_loss(self) -> bool:
+        """Whether it asks for anything else than the mean cross entropy of all supervised tokens."""
+        return any(self.changed(key) for key in type(self).model_fields)
+
     def options(self) -> dict[str, Any]:
         """Those of `linear_cross_entropy` that aren't its defaults."""
-        told = {"loss_type": self.type, "alpha": self.alpha, "threshold": self.threshold}
+        told: dict[str, Any] = {"loss_type": self.type, "alpha": self.alpha, "threshold": self.threshold}
         told |= {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
         return {name: value for name, value in told.items() if value not in ("nll", None, 0.0)}
+
+
+class DistillSection(Section):
+    """A teacher's best tokens to learn from, beside the labels, at the tokens whose rows say them."""
+
+    weight: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="w in (1 - w) * loss + w * divergence; a token without a teacher has w = 0.",
+    )
+    divergence: Literal["forward", "reverse", "skewed"] = Field(
+        default="forward",
+        description="KL(p || q), KL(q || p) or KL(p || a p + (1 - a) q) (DistiLLM); p: the teacher's, q: the student's.",
+    )
+    alpha: float | None = Field(default=None, ge=0, le=1 - 1e-6, description="a of skewed. Default: 0.1.")
+    tail: Literal["bucket", "renormalize"] = Field(
+        default="bucket",
+        description="All tokens that the teacher doesn't name are one more outcome (bucket), or are left out.",
+    )
+    temperature: float = Field(
+        default=1.0,
+        ge=1e-6,
+        description="t: each side's outcomes become proportional to p^(1/t), the bucket among them.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.alpha is not None and self.divergence != "skewed":
+            problem = KeyProblem(("alpha",), "has no effect without `divergence: skewed`", self.alpha)
+            raise_problems("distill", [problem])
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Those of `linear_cross_entropy`."""
+        told: dict[str, Any] = {"distill_weight": self.weight, "divergence": self.divergence, "tail": self.tail}
+        return {**told, "temperature": self.temperature, "skew": 0.1 if self.alpha is None else self.alpha}

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from sft.recipe.loss_keys import LossSection
+from sft.recipe.loss_keys import DistillSection, LossSection
 from sft.recipe.optimizer_keys import optimizer_problems
 from sft.recipe.packaged import find_deepspeed
 from sft.recipe.problems import KeyProblem, Section, raise_problems
@@ -40,7 +40,7 @@ LORA_KEYS = frozenset(
 EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_batch_size"})
 """When held-out rows (`data.validation`) are looked at."""
 
-PREPARED_KEYS = EVALUATION_KEYS | {"max_length", "packing", "dataset_num_proc", "loss"}
+PREPARED_KEYS = EVALUATION_KEYS | {"max_length", "packing", "dataset_num_proc", "loss", "distill"}
 """What this package does itself when data is prepared, a loss is taken and rows are held out; TRL, which would do some
 of it too, isn't told."""
 
@@ -72,6 +72,9 @@ class TrainSection(Section):
     dataloader_drop_last: bool = Field(default=False, description="Leave out rows that don't fill the last step.")
 
     loss: LossSection = Field(default_factory=LossSection, description="What is minimised. Default: cross entropy.")
+    distill: DistillSection | None = Field(
+        default=None, description="Learn from a teacher's best tokens too, which the rows have to say."
+    )
 
     learning_rate: float = Field(default=2e-5, ge=0, description="Highest learning rate.")
     lr_scheduler_type: Scheduler = Field(default="linear", description="How the learning rate changes.")

@@ -62,9 +62,10 @@ def check_recipe(
     refuse((found for found in problems if found not in unasked), recipe.place)
     if "training" in parts:
         from sft.models.lora_targets import adapter_problems
+        from sft.models.own_loss import loss_problems
 
         if not any(found.loc == ("model", "model_name_or_path") for found in unasked):
-            refuse(adapter_problems(recipe), recipe.place)
+            refuse([*adapter_problems(recipe), *loss_problems(recipe)], recipe.place)
 
 
 def _folders(recipe: Recipe, parts: Sequence[str]) -> Iterator[KeyProblem]:

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sft.models.chunked_head import BESIDE_LABELS
-from sft.train.collator import Normalize
+from sft.train.collator import WEIGHTS, Normalize
 from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from sft.recipe.train_keys import TrainSection
+
+
+TEACHER = ("teacher_ids", "teacher_logprobs")
+"""Columns, and tensors of a batch, with a teacher's best tokens in the place of each token."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +25,28 @@ class Objective:
     Attributes:
         options: those of `sambay_kernels.linear_cross_entropy`, where they aren't its defaults.
         normalize: what counts once.
-        weighted: whether a step's losses are divided by the sum of their weights, not by their number.
+        weights: whether rows have weights.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     normalize: Normalize = "token"
-    weighted: bool = False
+    weights: bool = False
 
     @classmethod
     def of(cls, train: TrainSection) -> Objective:
         """What the stage's `loss` says."""
-        loss = train.loss
-        return cls(loss.options(), loss.normalize, loss.weights is not None or loss.normalize == "sample")
+        loss, teacher = train.loss, train.distill.options() if train.distill else {}
+        return cls({**loss.options(), **teacher}, loss.normalize, loss.weights is not None)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether a step's losses are divided by the sum of their weights, not by their number."""
+        return self.weights or self.normalize == "sample"
+
+    @property
+    def columns(self) -> list[str]:
+        """What rows have to say of each token for it."""
+        return [*([WEIGHTS] if self.weights else []), *(TEACHER if "distill_weight" in self.options else [])]
 
     @property
     def plain(self) -> bool:
@@ -42,7 +55,8 @@ class Objective:
 
     def arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the model's forward is told of it beside the tokens of `batch`."""
-        beside = {name: batch[name] for name in BESIDE_LABELS if batch.get(name) is not None}
+        read = (WEIGHTS, *(TEACHER if "distill_weight" in self.options else ()))
+        beside = {name: batch[name] for name in read if batch.get(name) is not None}
         return {**beside, **({"loss_options": dict(self.options)} if self.options else {})}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from sft.models.lora import attach_adapters, lora_settings
 from sft.models.lora_targets import check_targets
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
-from sft.train.collator import WEIGHTS
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from sft.train.trainer import SambayTrainer
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
-BESIDE = [WEIGHTS]
-"""Columns that rows may have beside those."""
 
 
 @dataclass
@@ -84,7 +81,7 @@ def train_stage(
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
     identity = {**parts, **asked_engine(args), "base": base}
-    rows = training_rows(prepared.dataset, args, stage.name)
+    rows = training_rows(prepared.dataset, args, stage.name, Objective.of(stage.train).columns)
     held = getattr(prepared, "validation", None)
     _refuse_different_ranks({**identity, "rows": len(rows)})
     checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
@@ -195,8 +192,8 @@ def _put_together(
     return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args))
 
 
-def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
-    """The stage's rows, filled up with empty ones to whole optimizer steps.
+def training_rows(dataset: Dataset, args: SFTConfig, stage: str, beside: Sequence[str] = ()) -> Dataset:
+    """The stage's rows, filled up with empty ones to whole optimizer steps. `beside`: columns that its loss reads.
 
     Without them accelerate would repeat rows in an epoch's last step when several processes share it, and a repeated
     token would count twice. Empty rows hold no token and take no part in the loss.
@@ -206,7 +203,10 @@ def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
 
     if len(dataset) == 0:
         raise UserError(f"Stage {stage} has no row to train on: see the funnel that `sft prepare` prints.")
-    rows = dataset.select_columns([*COLUMNS, *(name for name in BESIDE if name in dataset.column_names)])
+    missing_columns = [name for name in beside if name not in dataset.column_names]
+    if missing_columns:
+        raise UserError(f"stages[{stage}].train: its loss reads {missing_columns[0]}, which the rows don't have.")
+    rows = dataset.select_columns([*COLUMNS, *beside])
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     missing = -len(rows) % step
     if missing and not args.dataloader_drop_last:
