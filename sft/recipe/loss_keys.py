@@ -83,7 +83,8 @@ class DistillSection(Section):
     )
     divergence: Literal["forward", "reverse", "skewed"] = Field(
         default="forward",
-        description="KL(p || q), KL(q || p) or KL(p || a p + (1 - a) q) (DistiLLM); p: the teacher's, q: the student's.",
+        description="KL(p || q), KL(q || p) or KL(p || a p + (1 - a) q), as in DistiLLM; p the teacher's, q the "
+        "student's.",
     )
     alpha: float | None = Field(default=None, ge=0, le=1 - 1e-6, description="a of skewed. Default: 0.1.")
     tail: Literal["bucket", "renormalize"] = Field(

@@ -40,7 +40,10 @@ LORA_KEYS = frozenset(
 EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_batch_size"})
 """When held-out rows (`data.validation`) are looked at."""
 
-PREPARED_KEYS = EVALUATION_KEYS | {"max_length", "packing", "dataset_num_proc", "loss", "distill"}
+OWN_KEYS = frozenset({"loss", "distill"})
+"""Keys that TRL has no name for."""
+
+PREPARED_KEYS = EVALUATION_KEYS | OWN_KEYS | {"max_length", "packing", "dataset_num_proc"}
 """What this package does itself when data is prepared, a loss is taken and rows are held out; TRL, which would do some
 of it too, isn't told."""
 

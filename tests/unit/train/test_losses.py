@@ -9,6 +9,8 @@ import pytest
 import torch
 from loss_toys import LOSSES, WEIGHTS, documents, packed, plain_loss, prepared
 from pydantic import ValidationError
+from sambay_kernels.ops.linear_cross_entropy.inputs import LceInputs
+from sambay_kernels.ops.linear_cross_entropy.reference import linear_cross_entropy_reference
 from train_toys import read_metrics, saved_weights, tiny_qwen, tiny_sambay, toy_recipe, train_toy
 
 from sft.recipe import TrainSection
@@ -92,6 +94,66 @@ def test_values_and_gradients_in_float64(make, loss):
             assert (value is None) == (true is None)
             if true is not None:
                 assert (value - true).abs().max() <= tolerance * max(1.0, float(true.abs().max()))
+
+
+DISTILL = [
+    {"weight": 0.5},
+    {"weight": 1.0, "divergence": "reverse", "tail": "renormalize", "temperature": 2.0},
+    {"weight": 0.3, "divergence": "skewed", "alpha": 0.2},
+]
+
+
+def teacher_of(rows: list[dict[str, Any]], k: int = 5) -> dict[str, torch.Tensor]:
+    """A random teacher's best tokens for each token of `rows`, end to end; silent on every fourth."""
+    ids = [token for row in rows for token in row["input_ids"]]
+    generator = torch.Generator().manual_seed(4)
+    table = torch.randn(len(ids), 96, generator=generator, dtype=torch.float64).mul(2).log_softmax(1)
+    log_probs, named = table.topk(k)
+    named[::4] = -1
+    return {"teacher_ids": named[None], "teacher_logprobs": log_probs[None]}
+
+
+@pytest.mark.parametrize("make", [tiny_sambay, tiny_qwen], ids=["sambay", "qwen3"])
+@pytest.mark.parametrize("distill", DISTILL, ids=str)
+def test_a_teacher_s_tokens_stand_where_their_labels_do(make, distill):
+    """Packed and one by one, with logits beside the loss and without: values and gradients are the definition's."""
+    rows, tolerance = documents(), 1e-10 if make is tiny_sambay else 1e-7
+    objective = Objective.of(TrainSection.model_validate({"distill": distill}))
+    model = make().double()
+    chunk_own_loss(model.eval(), PackedCollator())
+    model.train()
+    batch = {**PackedCollator()(packed(rows)), **teacher_of(rows)}
+    starts = np.cumsum([0, *(len(row["input_ids"]) for row in rows)])
+    parts = [
+        {**PackedCollator()([row]), **{name: value[:, start:end] for name, value in teacher_of(rows).items()}}
+        for row, start, end in zip(rows, starts[:-1], starts[1:], strict=True)
+    ]
+    total = torch.tensor(batch["num_supervised"])
+
+    def loss(of: list[dict[str, Any]], **how: Any) -> torch.Tensor:
+        plain = [{k: v for k, v in one.items() if k not in ("teacher_ids", "teacher_logprobs")} for one in of]
+        return sum(
+            model(**accepted_inputs(model, told), **objective.arguments(one), num_items_in_batch=total, **how).loss
+            for one, told in zip(of, plain, strict=True)
+        )
+
+    leaves = [p for p in model.parameters() if p.requires_grad]
+    whole, split = (loss(of, use_cache=False) for of in ([batch], parts))
+    named = batch["teacher_ids"][0].roll(-1, 0), batch["teacher_logprobs"][0].roll(-1, 0)
+    logits = torch.cat([model(input_ids=part["input_ids"], use_cache=False).logits[0] for part in parts])
+    targets = batch["labels"][0].roll(-1)
+    told = objective.options
+    own = (told["distill_weight"], told["divergence"], told["skew"], told["tail"], told["temperature"])
+    identity = torch.eye(96, dtype=torch.float64)
+    inputs = LceInputs(logits, identity, targets, -100, 0.0, 0.0, 256, None, "nll", 0.0, *named, *own)
+    wanted = linear_cross_entropy_reference(inputs) / total
+    grads = [torch.autograd.grad(x, leaves, allow_unused=True) for x in (whole, split, wanted)]
+    assert abs(whole - wanted) <= tolerance and abs(split - wanted) <= tolerance
+    for one, two, true in zip(*grads, strict=True):
+        assert true is None or max((one - true).abs().max(), (two - true).abs().max()) <= tolerance
+    if make is tiny_sambay:
+        with torch.no_grad():
+            assert abs(loss([batch], skip_logits=False) - wanted) <= tolerance
 
 
 def test_held_out_rows_keep_the_plain_loss(tmp_path):

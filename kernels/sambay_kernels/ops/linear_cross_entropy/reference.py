@@ -23,7 +23,7 @@ def linear_cross_entropy_reference(inputs: LceInputs, reduction: str = "sum") ->
     losses = (1.0 - smoothing) * _of_target(log_p, inputs) - smoothing * log_probs.mean(-1)
     losses = losses + inputs.z_loss * logits.logsumexp(-1) ** 2
     if inputs.teacher_ids is not None:
-        far = inputs.distill_weight * (inputs.teacher_ids >= 0).any(1)
+        far = inputs.distill_weight * (inputs.teacher_ids >= 0).any(1).to(wide)
         losses = (1.0 - far) * losses + far * _divergence(logits, inputs)
     if inputs.weights is not None:
         losses = losses * inputs.weights.to(wide)
