@@ -57,7 +57,8 @@ class PreparedStage:
     def dataset(self) -> datasets.Dataset:
         """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids.
 
-        Where `top_k` isn't 0 also teacher_ids and teacher_logprobs, (trained tokens, top_k) each: see `TopLogprobs`.
+        Where the stage's loss has weights also loss_weights; where `top_k` isn't 0 also teacher_ids and
+        teacher_logprobs, (trained tokens, top_k) each: see `TopLogprobs`.
         """
         return open_dataset(self.path, self.manifest)
 
@@ -193,13 +194,18 @@ def _plan(stage: Stage, tokenizer: Any, root: Path, part: Part) -> _Job:
     max_length, packing = train.get("max_length", 1024), bool(train.get("packing", False))
     if packing and max_length is None:
         raise UserError(f"stages.{stage.name}.train: packing needs max_length, the length of a packed row.")
+    weights = (train.get("loss") or {}).get("weights")
     digest = tokenizer_hash(tokenizer, training_template(tokenizer))
-    ends = make_plan(stage.data, digest, max_length, part)
+    ends = make_plan(stage.data, digest, max_length, part, weights)
     settings = {"prompt_template", "completion_template", "system_prompt", "over_length", "mask_history"}
     identity = {
         "format": FORMAT_VERSION,
         "inputs": [node.key for node in ends],
-        "recipe": {**stage.data.model_dump(include=settings), "max_length": max_length, "packing": packing},
+        "recipe": {
+            **stage.data.model_dump(include=settings),
+            **{"max_length": max_length, "packing": packing},
+            **({"weights": weights} if weights else {}),
+        },
         "tokenizer": digest,
     }
     return _Job(stage.data, ends, identity, root, tokenizer, train.get("dataset_num_proc"))
@@ -214,9 +220,11 @@ def _make(job: _Job, engine: Engine, progress: Progress) -> dict[str, Any]:
         for end in job.ends
         for number in range(len(builder.built[end.key].shards))
     ]
-    capacity = job.identity["recipe"]["max_length"] if job.identity["recipe"]["packing"] else None
+    recipe = job.identity["recipe"]
+    capacity = recipe["max_length"] if recipe["packing"] else None
     with store.building(job.root, job.key) as folder:
-        tasks, documents = plan_rows(folder, job.root / STEPS_FOLDER, files, capacity, engine.workers)
+        passes_at, weighted = job.root / STEPS_FOLDER, "weights" in recipe
+        tasks, documents = plan_rows(folder, passes_at, files, capacity, engine.workers, weighted)
         shards = write_all(engine.run, tasks, progress)
         manifest = _manifest(job, passes, documents, shards, tasks[-1].end)
         write_sealed(folder / FUNNEL_FILE, {"steps": manifest["steps"], "total": manifest["funnel"]})

@@ -16,6 +16,10 @@ from sambay_kernels import linear_cross_entropy
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from sft.models.sambay.contract_phi4flash import check_beside, loss_divisor
+
+BESIDE_LABELS = ("loss_weights", "teacher_ids", "teacher_logprobs")
+"""What a model whose loss is ours takes beside labels, said of each of them; `loss_options` are those of the op."""
 _IGNORE = -100
 _KNOWN_OUTPUTS = {"loss", "logits", "past_key_values", "cache", "hidden_states", "attentions"}
 # Large enough that a soft cap on the logits, which leaves small ones as they are, shows.
@@ -91,25 +95,33 @@ def _is_plain(model: Any, backbone: nn.Module, head: nn.Linear, inputs: Mapping[
 
 def _targets(labels: Tensor) -> Tensor:
     """What each token of `(B, T)` has to predict, `(B * T,)`."""
-    return F.pad(labels[:, 1:], (0, 1), value=_IGNORE).reshape(-1)
+    return _next(labels, _IGNORE)
+
+
+def _next(values: Tensor, last: int) -> Tensor:
+    """What stands at the next token, `(B, T, ...)` -> `(B * T, ...)`; `last` behind a row's end."""
+    return torch.cat([values[:, 1:], torch.full_like(values[:, :1], last)], 1).flatten(0, 1)
 
 
 def _install(base: Any, backbone: nn.Module, head: Any) -> None:
     own, project = base.forward, head.forward
 
-    def head_forward(hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+    def head_forward(hidden: Tensor, targets: Tensor | None = None, **options: Any) -> Tensor:
         # Here and not in the model's forward: ZeRO-3 has the weight at hand in its own module's forward only.
-        return project(hidden) if targets is None else linear_cross_entropy(hidden, head.weight, targets)
+        return project(hidden) if targets is None else linear_cross_entropy(hidden, head.weight, targets, **options)
 
     @functools.wraps(own)
     def forward(*args: Any, labels: Tensor | None = None, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         if labels is None:
             return own(*args, **kwargs)
-        hidden = backbone(*args, **kwargs).last_hidden_state
-        targets = _targets(labels)
-        count = (targets != _IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
-        summed = head(hidden.flatten(0, 1), targets)
-        return CausalLMOutput(loss=summed / torch.as_tensor(count, device=summed.device).clamp(min=1))
+        options = dict(kwargs.pop("loss_options", None) or {})
+        told = {name.removeprefix("loss_"): kwargs.pop(name, None) for name in BESIDE_LABELS}
+        beside = {name: _next(value, 0) for name, value in check_beside(labels, told).items()}
+        hidden, targets = backbone(*args, **kwargs).last_hidden_state, _targets(labels)
+        summed = head(hidden.flatten(0, 1), targets, **options, **beside)
+        return CausalLMOutput(
+            loss=summed / loss_divisor(num_items_in_batch, targets != _IGNORE, beside.get("weights"), summed)
+        )
 
     forward.chunks_loss = True  # type: ignore[attr-defined]
     base.forward, head.forward = forward, head_forward

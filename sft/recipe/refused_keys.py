@@ -107,8 +107,8 @@ REFUSED: dict[str, str] = {
 
 FIXED: dict[str, tuple[Any, str]] = {
     "packing_strategy": ("bfd", "`wrapped` cuts documents anywhere and lets them see one another"),
-    "loss_type": ("nll", _LOSS),
-    "label_smoothing_factor": (0, _LOSS),
+    "loss_type": ("nll", "another loss is `loss: {type: ...}`"),
+    "label_smoothing_factor": (0, "set `loss: {label_smoothing: ...}`"),
     "use_liger_kernel": (False, _LOSS),
     "average_tokens_across_devices": (True, "every supervised token of a step counts the same, on whichever process"),
     "fp16": (False, "gradients of float16 overflow, which can't be told from a run that diverges; use bf16"),

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from sft.recipe.loss_keys import DistillSection, LossSection
 from sft.recipe.optimizer_keys import OWN_OPTIMIZERS, ParamGroup, optimizer_problems
 from sft.recipe.packaged import find_deepspeed
 from sft.recipe.problems import KeyProblem, Section, raise_problems
@@ -39,11 +40,12 @@ LORA_KEYS = frozenset(
 EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_batch_size"})
 """When held-out rows (`data.validation`) are looked at."""
 
-PREPARED_KEYS = EVALUATION_KEYS | {"max_length", "packing", "dataset_num_proc"}
-"""What this package does itself when data is prepared and rows are held out; TRL, which would do it too, isn't told."""
-
-OWN_KEYS = frozenset({"adamw_learning_rate", "param_groups"})
+OWN_KEYS = frozenset({"loss", "distill", "adamw_learning_rate", "param_groups"})
 """What no library has a key for: the trainer reads these itself."""
+
+PREPARED_KEYS = EVALUATION_KEYS | OWN_KEYS | {"max_length", "packing", "dataset_num_proc"}
+"""What this package does itself when data is prepared, a loss is taken and rows are held out; TRL, which would do some
+of it too, isn't told."""
 
 NEUTRAL = EVALUATION_KEYS | frozenset(
     {"logging_steps", "logging_first_step", "log_level", "report_to", "run_name", "save_strategy", "save_steps"}
@@ -71,6 +73,11 @@ class TrainSection(Section):
         default="random", description="Order of the rows. group_by_length: similar lengths come together."
     )
     dataloader_drop_last: bool = Field(default=False, description="Leave out rows that don't fill the last step.")
+
+    loss: LossSection = Field(default_factory=LossSection, description="What is minimised. Default: cross entropy.")
+    distill: DistillSection | None = Field(
+        default=None, description="Learn from a teacher's best tokens too, which the rows have to say."
+    )
 
     learning_rate: float = Field(default=2e-5, ge=0, description="Highest learning rate.")
     lr_scheduler_type: Scheduler = Field(default="linear", description="How the learning rate changes.")
@@ -279,7 +286,7 @@ class TrainSection(Section):
             values["deepspeed"] = deepspeed_file(self.deepspeed)
         if self.optim in OWN_OPTIMIZERS:
             values |= OWN_OPTIMIZERS[self.optim]
-        return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS | OWN_KEYS}
+        return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS}
 
     def four_bit_problem(self, stage: str) -> str | None:
         """Why this stage can't train on weights in 4 bits; None where it can."""

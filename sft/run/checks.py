@@ -5,6 +5,7 @@ What is found is told in one go, each at the line of the recipe where it stands.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -76,12 +77,14 @@ def check_recipe(
             say(f"{recipe.place(loc)}: not checked: {message}")
     if "training" in parts and not any(found.loc == ("model", "model_name_or_path") for found in unasked):
         from sft.models.lora_targets import adapter_problems
+        from sft.models.own_loss import loss_problems
         from sft.train.optimizer import group_problems
 
         # A rehearsal doesn't wait for a Hub where what it needs is here.
         name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
         here = rehearsal and name is not None and is_cached(name, revision)
-        refuse([*adapter_problems(recipe, fetch=not here), *group_problems(recipe, fetch=not here)], recipe.place)
+        found_in_model = (find(recipe, fetch=not here) for find in (adapter_problems, group_problems, loss_problems))
+        refuse(itertools.chain.from_iterable(found_in_model), recipe.place)
 
 
 def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterator[KeyProblem]:

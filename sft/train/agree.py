@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,16 @@ def over_processes(values: Sequence[int], operation: Any = None) -> list[int]:
     shared = torch.tensor(values, dtype=torch.int64)
     distributed.all_reduce(shared, op=operation or distributed.ReduceOp.SUM, group=_group())
     return shared.tolist()
+
+
+def sum_over_processes(value: float) -> float:
+    """`value` summed over all processes, correctly rounded: the same number on each, whatever their order."""
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return value
+    mine = torch.tensor([value], dtype=torch.float64)
+    everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(everyone, mine, group=_group())
+    return math.fsum(part.item() for part in everyone)
 
 
 def _group() -> Any:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 IGNORE = -100
 """The label of a token that no loss reads (Hugging Face's convention)."""
 
-COUNT_KEYS = ("num_tokens", "num_supervised", "skipped")
+COUNT_KEYS = ("num_tokens", "num_supervised", "num_weighted", "skipped")
 """Plain numbers that ride along with a batch for the trainer (which adds the last); never passed to the model."""
+WEIGHTS = "loss_weights"
+"""The column with the weight of each token's loss, and the batch's tensor."""
+
+Normalize = Literal["token", "sample"]
+"""What counts once in the loss of a step: each supervised token, or each document that has any."""
 
 
 TEACHER_COLUMNS = ("teacher_ids", "teacher_logprobs")
@@ -27,29 +33,33 @@ class PackedCollator:
 
     Returns a dict: `input_ids`, `labels`, `position_ids` int64 (1, T), `seq_idx` int32 (1, T), `cu_seq_lens_q/k` int32
     (S+1,), `max_length_q/k` int, and COUNT_KEYS. `labels` are not shifted; they are -100 where nothing is trained and
-    on each document's first token, which no token of its own document predicts.
+    on each document's first token, which no token of its own document predicts. Where rows have WEIGHTS or documents
+    are what counts, also `loss_weights` float64 (1, T), as `label_weights` makes them.
 
     Where rows have TEACHER_COLUMNS, also `teacher_ids` int32 (1, T, k), -1 where the teacher says nothing, and
     `teacher_logprobs` float16 (1, T, k): position t speaks of label t.
     """
 
-    def __init__(self, pad_token_id: int = 0) -> None:
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int = 0, normalize: Normalize = "token") -> None:
+        self.pad_token_id, self.normalize = pad_token_id, normalize
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids, masks, lengths = _concatenate(rows)
+        given = _weights(rows, len(ids))
         num_tokens = len(ids)
         if not (lengths >= 2).any():
             # A row that holds nothing to predict still has to run: every process takes part in every step.
             ids = np.concatenate([ids, np.full(2, self.pad_token_id, dtype=np.int64)])
             masks = np.concatenate([masks, np.zeros(2, dtype=bool)])
             lengths = np.concatenate([lengths, np.array([2], dtype=np.int64)])
+            given = None if given is None else np.concatenate([given, np.zeros(2)])
         ends = np.concatenate([[0], np.cumsum(lengths)])
         starts = np.repeat(ends[:-1], lengths)
         labels = np.where(masks, ids, IGNORE)
         labels[ends[:-1]] = IGNORE
         boundaries = torch.from_numpy(ends.astype(np.int32))
         longest = int(lengths.max())
+        weights, total = label_weights(labels != IGNORE, lengths, given, self.normalize)
         return {
             "input_ids": torch.from_numpy(ids)[None],
             "labels": torch.from_numpy(labels)[None],
@@ -61,6 +71,8 @@ class PackedCollator:
             "max_length_k": longest,
             "num_tokens": num_tokens,
             "num_supervised": int((labels != IGNORE).sum()),
+            "num_weighted": total,
+            **({} if weights is None else {WEIGHTS: torch.from_numpy(weights)[None]}),
             **{name: values[None] for name, values in _teacher(rows, masks, labels).items()},
         }
 
@@ -68,15 +80,16 @@ class PackedCollator:
 class PaddedCollator:
     """One document a row, padded on the right, for models that let packed documents see each other.
 
-    Returns `input_ids`, `attention_mask`, `labels` int64 (documents, longest) and COUNT_KEYS; where rows have
-    TEACHER_COLUMNS also `teacher_ids` and `teacher_logprobs` (documents, longest, k), as PackedCollator.
+    Returns `input_ids`, `attention_mask`, `labels` int64 (documents, longest), COUNT_KEYS, and WEIGHTS as a packed
+    batch has them; where rows have TEACHER_COLUMNS also `teacher_ids` and `teacher_logprobs` (documents, longest, k).
     """
 
-    def __init__(self, pad_token_id: int = 0) -> None:
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int = 0, normalize: Normalize = "token") -> None:
+        self.pad_token_id, self.normalize = pad_token_id, normalize
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids, masks, lengths = _concatenate(rows)
+        given = _weights(rows, len(ids))
         lengths = lengths[lengths > 0]
         longest = max(2, int(lengths.max(initial=0)))
         shape = (max(1, len(lengths)), longest)
@@ -88,13 +101,20 @@ class PaddedCollator:
             labels[inside] = np.where(masks, ids, IGNORE)
             labels[:, 0] = IGNORE
         teacher = _teacher(rows, masks, labels[inside] if len(ids) else labels[:0, 0])
+        supervised = labels[inside][: len(ids)] != IGNORE
+        weights, total = label_weights(supervised, lengths, given, self.normalize)
+        spread: dict[str, Any] = {name: _padded(values, inside) for name, values in teacher.items()}
+        if weights is not None:
+            spread[WEIGHTS] = torch.zeros(shape, dtype=torch.float64)
+            spread[WEIGHTS][torch.from_numpy(inside)] = torch.from_numpy(np.resize(weights, int(inside.sum())))
         return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(inside.astype(np.int64)),
             "labels": torch.from_numpy(labels),
             "num_tokens": len(ids),
             "num_supervised": int((labels != IGNORE).sum()),
-            **{name: _padded(values, inside) for name, values in teacher.items()},
+            "num_weighted": total,
+            **spread,
         }
 
 
@@ -126,6 +146,42 @@ def _padded(values: torch.Tensor, inside: np.ndarray) -> torch.Tensor:
     padded = values.new_full((*inside.shape, values.shape[1]), -1 if values.dtype == torch.int32 else 0)
     padded[torch.from_numpy(inside)] = values
     return padded
+
+
+def label_weights(
+    supervised: NDArray[np.bool_],
+    lengths: NDArray[np.int64],
+    given: NDArray[np.float64] | None,
+    normalize: Normalize,
+) -> tuple[NDArray[np.float64] | None, float]:
+    """What each label's loss is multiplied by, (T,), None for 1; and the sum of it all, which a mean divides by.
+
+    A token's weight is that of its data (1 without), and where documents count, divided by the supervised tokens of its
+    document. Then the mean is over documents, each weighing as much as its tokens do on average; without weights each
+    weighs 1, and the sum is the number of documents that have a supervised token. Dividing by the sum of the weights,
+    as torch's cross entropy and Megatron do with class weights and loss masks, leaves a loss that doesn't depend on the
+    weights' scale; a step is as large whatever their mean.
+    """
+    if given is None and normalize == "token":
+        return None, float(supervised.sum())
+    weights = np.where(supervised, 1.0 if given is None else given, 0.0)
+    if normalize == "token":
+        return weights, float(weights.sum())
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    counts = np.bincount(document, supervised, minlength=len(lengths))
+    sums = np.bincount(document, weights, minlength=len(lengths))
+    total = float((sums[counts > 0] / counts[counts > 0]).sum())
+    return weights / np.maximum(counts, 1)[document], total
+
+
+def _weights(rows: Sequence[Mapping[str, Any]], tokens: int) -> NDArray[np.float64] | None:
+    """The weights (T,) of all tokens of `rows`, end to end; None where no row has any."""
+    if not any(WEIGHTS in row for row in rows):
+        return None
+    weights = np.concatenate([np.asarray(row[WEIGHTS], dtype=np.float64) for row in rows])
+    if len(weights) != tokens:
+        raise ValueError(f"the batch has {len(weights)} {WEIGHTS} for {tokens} input_ids")
+    return weights
 
 
 def _concatenate(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from sft.train.collator import COUNT_KEYS, PackedCollator, PaddedCollator
 from sft.train.engine import autocast_dtype
 from sft.utils.errors import UserError
 
-Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+Collator = PackedCollator | PaddedCollator
 LossScaling = Literal["sum", "mean"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_diffe
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
+from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups
 from sft.train.precision import precision_of
 from sft.utils.distributed import alike, decide, gather
@@ -89,7 +90,7 @@ def train_stage(
     identity = {**parts, **asked_engine(args), "base": base}
     held = getattr(prepared, "validation", None)
     with alike():
-        rows = training_rows(prepared.dataset, args, stage.name)
+        rows = training_rows(prepared.dataset, args, stage.name, Objective.of(stage.train).columns)
         _refuse_different_ranks({**identity, "rows": len(rows)})
     checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
     if started is not None:
@@ -173,8 +174,10 @@ def _put_together(
         model.to(args.device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     path = TrainedPath.of(args, stage.train.max_length)
+    objective = Objective.of(stage.train)
     collator = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path))
     chunk_own_loss(model, collator)
+    refuse_own_loss(model, objective, stage.name)
     scaling = decide(lambda: loss_scaling(model, collator, path))
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
@@ -185,9 +188,10 @@ def _put_together(
             model,
             args=args,
             loss_scaling=scaling,
+            objective=objective,
             identity=identity,
             counters=checkpoint.marker["counters"] if checkpoint else None,
-            data_collator=collator,
+            data_collator=type(collator)(collator.pad_token_id, objective.normalize),
             train=stage.train,
             train_dataset=rows,
             processing_class=tokenizer,
@@ -199,8 +203,8 @@ def _put_together(
     return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args))
 
 
-def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
-    """The stage's rows, filled up with empty ones to whole optimizer steps.
+def training_rows(dataset: Dataset, args: SFTConfig, stage: str, beside: Sequence[str] = ()) -> Dataset:
+    """The stage's rows, filled up with empty ones to whole optimizer steps. `beside`: columns that its loss reads.
 
     Without them accelerate would repeat rows in an epoch's last step when several processes share it, and a repeated
     token would count twice. Empty rows hold no token and take no part in the loss.
@@ -210,11 +214,14 @@ def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
 
     if len(dataset) == 0:
         raise UserError(f"Stage {stage} has no row to train on: see the funnel that `sft prepare` prints.")
-    rows = dataset.select_columns(COLUMNS)
+    missing_columns = [name for name in beside if name not in dataset.column_names]
+    if missing_columns:
+        raise UserError(f"stages[{stage}].train: its loss reads {missing_columns[0]}, which the rows don't have.")
+    rows = dataset.select_columns([*COLUMNS, *beside])
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     missing = -len(rows) % step
     if missing and not args.dataloader_drop_last:
-        empty = HFDataset.from_dict({column: [[]] * missing for column in COLUMNS}, features=rows.features)
+        empty = HFDataset.from_dict({column: [[]] * missing for column in rows.column_names}, features=rows.features)
         rows = concatenate_datasets([rows, empty])
     if len(rows) < step:
         raise UserError(f"Stage {stage} has {len(rows)} rows, fewer than the {step} of one step; set a smaller batch.")

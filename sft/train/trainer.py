@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -16,9 +17,9 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
-from sft.models.chunked_head import unchunk_loss
+from sft.models.chunked_head import BESIDE_LABELS, unchunk_loss
 from sft.models.four_bit import is_four_bit
-from sft.train.agree import over_processes
+from sft.train.agree import over_processes, sum_over_processes
 from sft.train.audit import GradientAudit
 from sft.train.checkpoints import newest_whole, rotate, write_marker
 from sft.train.collator import IGNORE
@@ -26,6 +27,7 @@ from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
 from sft.train.interrupt import leave_signals_to_the_run
 from sft.train.neftune import document_noise
+from sft.train.objective import PLAIN_LOSS, Objective
 from sft.train.optimizer import groups_of_its_own, regrouped, takes_decay
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
@@ -40,9 +42,11 @@ class SambayTrainer(SFTTrainer):
     """SFTTrainer for rows that are already prepared and packed.
 
     The loss of an optimizer step is the sum over all its supervised tokens, on every process and in every micro-batch,
-    divided by their number. So 1x8, 2x4 and 8x1 micro-batches and any number of processes train the same.
+    divided by their number, or by the sum of their weights. So 1x8, 2x4 and 8x1 micro-batches and any number of
+    processes train the same.
 
     `loss_scaling` says how the model's own loss treats `num_items_in_batch` (sft.train.probe.loss_scaling);
+    `objective` what a token's loss is, which its own forward has to know where that isn't plain cross entropy;
     `identity` is written into each checkpoint; `counters` continue from a checkpoint's. `train`: the stage's keys,
     where more than transformers' own arguments is wanted of them.
     """
@@ -59,6 +63,7 @@ class SambayTrainer(SFTTrainer):
         identity: Mapping[str, Any],
         counters: Mapping[str, Any] | None = None,
         train: TrainSection | None = None,
+        objective: Objective = PLAIN_LOSS,
         **kwargs: Any,
     ) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -82,6 +87,7 @@ class SambayTrainer(SFTTrainer):
         self.neftune_noise_alpha = None
         self.loss_scaling = loss_scaling
         self.identity = dict(identity)
+        self.objective: Objective = objective
         kept = dict(counters or {})
         self._unlogged: dict[str, float] | None = kept.pop("unlogged", None)
         self.counters: dict[str, float] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0, **kept}
@@ -151,7 +157,8 @@ class SambayTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The micro-batches of one optimizer step, and the number of supervised tokens in it on all processes.
+        """The micro-batches of one optimizer step, and the number of supervised tokens in it on all processes, or the
+        sum of their weights.
 
         Those without a supervised token come first. They aren't run where no process has one, but for the last: it
         sends the gradients on, and gives a step that supervises nothing its gradients of zero.
@@ -164,9 +171,13 @@ class SambayTrainer(SFTTrainer):
             batch["skipped"] = count == 0
         self.counters["tokens"] += tokens
         self.counters["supervised_tokens"] += sum(everywhere)
+        total: float = sum(everywhere)
+        if self.objective.weighted:
+            total = sum_over_processes(math.fsum(batch["num_weighted"] for batch in batches))
         self._tick()
         # torch.full, not torch.tensor: bringing a number to a GPU waits for it.
-        return batches, torch.full((), sum(everywhere), device=device)
+        kind = torch.float64 if self.objective.weighted else torch.int64
+        return batches, torch.full((), total, dtype=kind, device=device)
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -181,6 +192,7 @@ class SambayTrainer(SFTTrainer):
     ) -> Any:
         """The model's own loss of this micro-batch: its summed token losses over the whole step's supervised tokens.
 
+        Without a step (`num_items_in_batch` None) it is the mean cross entropy of the micro-batch, whatever is trained.
         A micro-batch without a supervised token is run with one made-up label and weight zero, so that every parameter
         takes part in every backward pass on every process.
         """
@@ -189,11 +201,14 @@ class SambayTrainer(SFTTrainer):
         if supervised == 0:
             inputs = {**inputs, "labels": _made_up_labels(inputs)}
             supervised, weight = 1, 0.0
-        total = supervised if num_items_in_batch is None else torch.clamp(torch.as_tensor(num_items_in_batch), min=1)
-        arguments: dict[str, Any] = {**inputs, "use_cache": False}
+        total, said = torch.as_tensor(supervised if num_items_in_batch is None else num_items_in_batch), {}
+        total = torch.where(total > 0, total, torch.ones_like(total))
+        arguments = {name: value for name, value in inputs.items() if name not in BESIDE_LABELS} | {"use_cache": False}
         if self.loss_scaling == "sum":
             arguments["num_items_in_batch"] = total
-        outputs = model(**accepted_inputs(self.model, arguments))
+        if num_items_in_batch is not None:
+            said = self.objective.arguments(inputs)
+        outputs = model(**accepted_inputs(self.model, arguments), **said)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         if self.loss_scaling == "mean":
             loss = loss * (supervised / total)

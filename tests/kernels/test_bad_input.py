@@ -50,7 +50,11 @@ CALLS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "linear_cross_entropy": (
         {"hidden": random(3, 2), "weight": random(5, 2), "labels": LABELS},
-        ("ignore_index", "label_smoothing", "z_loss", "reduction", "chunk_size"),
+        (
+            *("ignore_index", "label_smoothing", "z_loss", "reduction", "chunk_size", "weights", "loss_type", "alpha"),
+            *("threshold", "teacher_ids", "teacher_logprobs", "distill_weight", "divergence", "skew", "tail"),
+            "temperature",
+        ),
     ),
     "selective_scan_step": (
         {

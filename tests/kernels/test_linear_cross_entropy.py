@@ -198,16 +198,16 @@ def test_another_ignore_index_and_int32_labels(way: str) -> None:
 def test_opcheck_of_the_sum(wanted: tuple[bool, bool]) -> None:
     hidden, weight, labels = make(torch.float32)
     leaves = [x.detach().requires_grad_(w) for x, w in zip((hidden, weight), wanted, strict=True)]
-    torch.library.opcheck(linear_cross_entropy_sum, (*leaves, labels, -100, 0.1, 0.01, 8, *wanted))
+    torch.library.opcheck(linear_cross_entropy_sum, (*LceInputs(*leaves, labels, -100, 0.1, 0.01, 8), *wanted))
 
 
 def test_opcheck_of_the_losses() -> None:
     hidden, weight, labels = make(torch.float32)
-    plan = (-100, 0.1, 0.01, 8)
-    torch.library.opcheck(linear_cross_entropy_fwd, (hidden, weight, labels, *plan, "torch"))
-    fixed = (hidden.detach(), weight.detach(), labels)
-    losses, lse = linear_cross_entropy_fwd(*fixed, *plan, "torch")
-    torch.library.opcheck(linear_cross_entropy_bwd, (losses, *fixed, lse, *plan, "torch", True, True))
+    inputs = LceInputs(hidden, weight, labels, -100, 0.1, 0.01, 8)
+    torch.library.opcheck(linear_cross_entropy_fwd, (*inputs, "torch"))
+    fixed = inputs._replace(hidden=hidden.detach(), weight=weight.detach())
+    losses, *saved = linear_cross_entropy_fwd(*fixed, "torch")
+    torch.library.opcheck(linear_cross_entropy_bwd, (losses, *saved, *fixed, "torch", True, True))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -248,8 +248,8 @@ def test_memory_stays_far_below_the_logits(way: str, monkeypatch: pytest.MonkeyP
         if way == "by tokens":
             torch_backend.lce_sum(inputs, True, True)
         else:
-            losses, lse = torch_backend.lce_losses(inputs)
-            torch_backend.lce_losses_backward(losses, inputs, lse, True, True)
+            losses, *saved = torch_backend.lce_losses(inputs)
+            torch_backend.lce_losses_backward(losses, inputs, *saved, True, True)
     assert largest.size == 32 * (2000 if way == "by tokens" else 512)
 
 

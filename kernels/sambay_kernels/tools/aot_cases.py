@@ -67,15 +67,17 @@ def _attention(dtype: torch.dtype) -> None:
 
 
 def _loss() -> None:
-    from ..ops.linear_cross_entropy.inputs import LceInputs
-    from ..ops.linear_cross_entropy.triton import gradient_of_block, take_block
+    from ..ops.linear_cross_entropy.triton import give_named, gradient_of_block, take_block, take_named
 
-    tokens, block, vocabulary = 6250, 8192, 200064
+    tokens, block = 6250, 8192
     logits, targets = _tensor(tokens, block, dtype=torch.float32), _tensor(tokens, dtype=torch.int64)
     running = [_tensor(tokens, dtype=torch.float32) for _ in range(4)]
+    ids, named = _tensor(tokens, 64, dtype=torch.int64), _tensor(tokens, 64, dtype=torch.float32)
+    take_named(logits, ids, named, 2 * block)
     take_block(logits, targets, tuple(running), 2 * block, 0.1)
-    inputs = LceInputs(_tensor(tokens, HIDDEN), _tensor(vocabulary, HIDDEN), targets, -100, 0.1, 1e-4)
-    gradient_of_block(logits, targets, running[0], running[1], 2 * block, inputs, torch.bfloat16)
+    terms = _tensor(5, tokens, dtype=torch.float32)
+    out = gradient_of_block(logits, targets, terms, 2 * block, torch.bfloat16)
+    give_named(out, ids, named, targets, terms, 2 * block)
 
 
 def _steps() -> None:

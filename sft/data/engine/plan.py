@@ -24,6 +24,7 @@ from sft.recipe.problems import refuse
 from sft.recipe.schema import DataSection, DataSource, Templates
 from sft.recipe.source_names import source_names
 from sft.recipe.steps import StepEntry
+from sft.utils.errors import UserError
 from sft.utils.files import sha256_json
 
 FORMAT_VERSION = 5  # raised when the same inputs would be stored as other bytes
@@ -72,10 +73,17 @@ class _Chain:
     tokenized: bool = False
 
 
-def make_plan(data: DataSection, tokenizer_hash: str, max_length: int | None, part: Part = "training") -> list[Node]:
+def make_plan(
+    data: DataSection,
+    tokenizer_hash: str,
+    max_length: int | None,
+    part: Part = "training",
+    weights: str | None = None,
+) -> list[Node]:
     """The chains of a section: the last node of each makes documents, in the order in which they are trained on.
 
-    `part`: those of what is trained, or, where the section says so, of what is held out. Opens every source. Raises
+    `part`: those of what is trained, or, where the section says so, of what is held out. `weights`: the column with
+    the weights of the rows' loss. Opens every source. Raises
     UsageError for what the section itself tells to be wrong (sft.recipe.data_checks), and UserError when a source isn't
     there.
     """
@@ -85,7 +93,7 @@ def make_plan(data: DataSection, tokenizer_hash: str, max_length: int | None, pa
     opened = {id(source): open_source(source) for source in _leaves(sources)}
     files = Counter(name for found in opened.values() for name in set(found.files))
     clashing = frozenset(name for name, count in files.items() if count > 1)
-    settings = TokenizeSettings(data.mask_history, most_tokens(max_length))
+    settings = TokenizeSettings(data.mask_history, most_tokens(max_length), weights)
     planner = _Planner(tokenizer_hash, data.seed, settings, opened, clashing)
     templates = _templates(data, Templates())
     chains = planner.with_tokens(planner.group(data.sources, data.steps, templates, ""), "")
@@ -142,6 +150,7 @@ class _Planner:
         if source.sources is not None:
             return self.group(source.sources, source.steps, templates, f"{prefix}{name}/")
         opened = self.opened[id(source)]
+        source = self._carrying_weights(source, opened)
         before = f"{prefix}{name}/" if self.clashing & set(opened.files) else ""
         settings = source.model_dump(include={"columns", "rows", "carry"})
         decided_by = {
@@ -155,6 +164,18 @@ class _Planner:
         reading = how_to_read(opened, source, templates, name, before)
         node = Node(key, key, f"{prefix}{name}: {READ}", READ, opened=opened, reading=reading)
         return self._steps([_Chain(node)], source.steps, templates, f"{prefix}{name}: ")
+
+    def _carrying_weights(self, source: DataSource, opened: OpenSource) -> DataSource:
+        """The source, which carries the column with the weights of the stage's loss along."""
+        column, names = self.tokenize.weights, opened.columns()
+        if column is None or column in source.carry:
+            return source
+        if names is not None and column not in names:
+            listed = ", ".join(sorted(names)[:20])
+            raise UserError(
+                f"{opened.name}: `train.loss.weights` names a column '{column}' that isn't there; it has: {listed}."
+            )
+        return source.model_copy(update={"carry": [*source.carry, column]})
 
     def _steps(self, chains: list[_Chain], steps: list[StepEntry], templates: Templates, prefix: str) -> list[_Chain]:
         for entry in steps:

@@ -149,7 +149,8 @@ def _act(task: Task, place: int, step: Step, writer: ShardWriter) -> Act:
     """The step, made ready for this shard."""
     assert isinstance(step, RowStep)
     if isinstance(step, Tokenize):
-        step.sink = TokensWriter(task.folder / f"tokens-{task.number:05d}-{place}.arrow")
+        path = task.folder / f"tokens-{task.number:05d}-{place}.arrow"
+        step.sink = TokensWriter(path, weighted=step.config.weights is not None)
         writer.files.append(step.sink)
     if isinstance(step, Fit):
         step.passes = task.folder.parent

@@ -23,31 +23,32 @@ PackedRow = Sequence[tuple[str, Tokens]]
 """The documents of a row: (id, tokens) each."""
 
 
-def row_schema(top_k: int = 0) -> pa.Schema:
-    """The columns of a prepared row; with `top_k` also what a teacher says of each trained token, in order."""
+def row_schema(top_k: int = 0, weighted: bool = False) -> pa.Schema:
+    """The columns of a prepared row; with `top_k` also what a teacher says of each trained token, in order; `weighted`:
+    with the weight of each token's loss."""
     import pyarrow as pa
 
-    kinds = {"teacher_ids": pa.int32(), "teacher_logprobs": pa.float16()} if top_k else {}
-    return pa.schema(
-        [
-            ("input_ids", pa.list_(pa.int32())),
-            ("assistant_masks", pa.list_(pa.uint8())),
-            ("seq_lengths", pa.list_(pa.int32())),
-            ("document_ids", pa.list_(pa.string())),
-            *((name, pa.list_(pa.list_(kind, top_k))) for name, kind in kinds.items()),
-        ]
-    )
+    columns = {
+        "input_ids": pa.int32(),
+        "assistant_masks": pa.uint8(),
+        "seq_lengths": pa.int32(),
+        "document_ids": pa.string(),
+        **({"loss_weights": pa.float64()} if weighted else {}),
+    }
+    if top_k:
+        columns |= {"teacher_ids": pa.list_(pa.int32(), top_k), "teacher_logprobs": pa.list_(pa.float16(), top_k)}
+    return pa.schema([(name, pa.list_(kind)) for name, kind in columns.items()])
 
 
-def write_rows(path: Path, rows: Iterable[PackedRow], top_k: int = 0) -> dict[str, Any]:
+def write_rows(path: Path, rows: Iterable[PackedRow], top_k: int = 0, weighted: bool = False) -> dict[str, Any]:
     """Write a file of rows, in batches; its name, rows, largest token id (-1: no tokens), bytes and hash."""
     import pyarrow as pa
 
     count, largest = 0, -1
     with open(path, "wb") as sink:
-        with pa.ipc.new_stream(sink, row_schema(top_k)) as stream:
+        with pa.ipc.new_stream(sink, row_schema(top_k, weighted)) as stream:
             for batch in _batches(rows):
-                stream.write_batch(_record_batch(batch, top_k))
+                stream.write_batch(_record_batch(batch, top_k, weighted))
                 count += len(batch)
                 largest = max([largest, *(int(document.ids.max(initial=-1)) for row in batch for _, document in row)])
         sink.flush()
@@ -73,7 +74,7 @@ def _top_size(document: Tokens) -> int:
     return document.top.ids.size if document.top is not None else 0
 
 
-def _record_batch(rows: Sequence[PackedRow], top_k: int) -> pa.RecordBatch:
+def _record_batch(rows: Sequence[PackedRow], top_k: int, weighted: bool) -> pa.RecordBatch:
     import pyarrow as pa
 
     documents = [document for row in rows for document in row]
@@ -88,12 +89,15 @@ def _record_batch(rows: Sequence[PackedRow], top_k: int) -> pa.RecordBatch:
         pa.ListArray.from_arrays(per_row, pa.array(lengths)),
         pa.ListArray.from_arrays(per_row, pa.array([name for name, _ in documents], pa.string())),
     ]
+    if weighted:
+        weights = np.concatenate([document.weights for _, document in documents if document.weights is not None])
+        columns.append(pa.ListArray.from_arrays(tokens, pa.array(weights)))
     if top_k:
         trained = _offsets([sum(document.supervised for _, document in row) for row in rows])
         for values in zip(*(_top(document, top_k) for _, document in documents), strict=True):
             places = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(values).ravel()), top_k)
             columns.append(pa.ListArray.from_arrays(trained, places))
-    return pa.record_batch(columns, schema=row_schema(top_k))
+    return pa.record_batch(columns, schema=row_schema(top_k, weighted))
 
 
 def _top(document: Tokens, top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float16]]:

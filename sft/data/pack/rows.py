@@ -34,14 +34,16 @@ class RowsTask:
     documents: tuple[Path, ...]
     workers: int
     top_k: int = 0
+    weighted: bool = False
 
 
 def plan_rows(
-    folder: Path, passes: Path, files: list[Path], capacity: int | None, workers: int
+    folder: Path, passes: Path, files: list[Path], capacity: int | None, workers: int, weighted: bool = False
 ) -> tuple[list[RowsTask], Documents]:
     """Decide the rows of the documents in `files`, and write the plan to `folder`.
 
     `capacity`: tokens that a packed row holds; None: each document is a row. `passes`: the folder with their tokens.
+    `weighted`: they have weights.
     """
     documents = Documents(passes, files)
     lengths = documents.column("length")
@@ -57,7 +59,8 @@ def plan_rows(
     found = pairwise(borders)
     paths = tuple(files)
     top_k = int(documents.column("top_k").max(initial=0))
-    tasks = [RowsTask(folder, n, first, end, passes, paths, workers, top_k) for n, (first, end) in enumerate(found)]
+    common = (passes, paths, workers, top_k, weighted)
+    tasks = [RowsTask(folder, n, first, end, *common) for n, (first, end) in enumerate(found)]
     return tasks, documents
 
 
@@ -81,7 +84,7 @@ def run_rows(task: RowsTask) -> dict[str, Any]:
             start = int(ends[number - 1]) if number else 0
             yield documents.take(order[start : int(ends[number])].tolist())
 
-    return write_rows(task.folder / f"rows-{task.number:05d}.arrow", rows(), task.top_k)
+    return write_rows(task.folder / f"rows-{task.number:05d}.arrow", rows(), task.top_k, task.weighted)
 
 
 def write_all(

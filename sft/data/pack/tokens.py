@@ -20,10 +20,11 @@ _NOTHING = TopLogprobs(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float16))
 
 
 class TokensWriter(PartFile):
-    """Writes the tokens of a shard to `path`, under a temporary name until `finish`."""
+    """Writes the tokens of a shard to `path`, under a temporary name until `finish`; `weighted`: with weights."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, weighted: bool = False) -> None:
         super().__init__(path)
+        self.weighted = weighted
         self._rows: list[Tokens] = []
         self._pending = self._count = 0
 
@@ -39,13 +40,10 @@ class TokensWriter(PartFile):
     def _flush(self) -> None:
         import pyarrow as pa
 
-        kinds = {
-            "low": pa.uint16(),
-            "high": pa.uint8(),
-            "mask": pa.bool_(),
-            "top_ids": pa.int32(),
-            "top_logprobs": pa.float16(),
-        }
+        kinds = {"low": pa.uint16(), "high": pa.uint8(), "mask": pa.bool_()}
+        if self.weighted:
+            kinds["weights"] = pa.float64()
+        kinds |= {"top_ids": pa.int32(), "top_logprobs": pa.float16()}
         schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
         self._writer = self._writer or pa.ipc.new_file(self.temporary, schema)
         if not self._rows:
@@ -53,7 +51,9 @@ class TokensWriter(PartFile):
         ends = np.cumsum([0, *(len(tokens.ids) for tokens in self._rows)]).astype(np.int32)
         ids = np.concatenate([tokens.ids for tokens in self._rows])
         mask = np.concatenate([tokens.mask for tokens in self._rows]).astype(bool)
-        values = (ids.astype(np.uint16), (ids >> 16).astype(np.uint8), mask)
+        values = [ids.astype(np.uint16), (ids >> 16).astype(np.uint8), mask]
+        if self.weighted:
+            values.append(np.concatenate([tokens.weights for tokens in self._rows if tokens.weights is not None]))
         columns = [pa.ListArray.from_arrays(pa.array(ends), pa.array(part)) for part in values]
         tops = [tokens.top or _NOTHING for tokens in self._rows]
         sizes = pa.array(np.cumsum([0, *(top.ids.size for top in tops)]).astype(np.int32))
@@ -74,13 +74,15 @@ class TokenFiles:
         name, _, row = address.rpartition(":")
         starts, batches = self._open.get(name) or self._opened(name)
         number = int(np.searchsorted(starts, int(row), side="right")) - 1
-        stored = (column[int(row) - int(starts[number])].values for column in batches[number].columns)
-        low, high, mask, *top = (column.to_numpy(zero_copy_only=False) for column in stored)
-        ids = low.astype(np.int32) | high.astype(np.int32) << 16
-        trained = int(mask.sum())
-        if not len(top[0]):
-            return Tokens(ids, mask.view(np.uint8))
-        return Tokens(ids, mask.view(np.uint8), TopLogprobs(*(part.reshape(trained, -1) for part in top)))
+        place, batch = int(row) - int(starts[number]), batches[number]
+        stored = {name: batch.column(name)[place].values for name in batch.schema.names}
+        found = {name: column.to_numpy(zero_copy_only=False) for name, column in stored.items()}
+        ids = found["low"].astype(np.int32) | found["high"].astype(np.int32) << 16
+        mask, top = found["mask"].view(np.uint8), None
+        if len(found["top_ids"]):
+            shape = (int(mask.sum()), -1)
+            top = TopLogprobs(found["top_ids"].reshape(shape), found["top_logprobs"].reshape(shape))
+        return Tokens(ids, mask, top, found.get("weights"))
 
     def _opened(self, name: str) -> tuple[np.ndarray, list[Any]]:
         """Where each batch of a file begins, and the batches."""

@@ -41,12 +41,14 @@ class TeacherTokens:
 class Tokens:
     """One document: ids (n,) int32 and mask (n,) uint8, 1 where the token is trained.
 
-    `top`: what a teacher found likeliest at each trained token, in order; None where there is no teacher.
+    `top`: what a teacher found likeliest at each trained token, in order; `weights`: of each token's loss, (n,)
+    float64. Each is None where there is none.
     """
 
     ids: NDArray[np.int32]
     mask: NDArray[np.uint8]
     top: TopLogprobs | None = None
+    weights: NDArray[np.float64] | None = None
 
     @property
     def supervised(self) -> int:
@@ -58,7 +60,7 @@ class Tokens:
         mask, top = self.mask[:count], self.top
         trained = int(mask.sum())
         top = None if top is None else TopLogprobs(top.ids[:trained], top.logprobs[:trained])
-        return Tokens(self.ids[:count], mask, top)
+        return Tokens(self.ids[:count], mask, top, None if self.weights is None else self.weights[:count])
 
 
 @dataclass(slots=True)

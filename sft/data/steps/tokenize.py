@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.data.pack.tokens import TokensWriter
 from sft.data.read.outcomes import Dropped, Kept, Outcome
@@ -13,13 +13,18 @@ from sft.data.read.record import Record, Tokens
 from sft.data.read.row import BadRow
 from sft.data.steps.base import RowStep
 
+if TYPE_CHECKING:
+    from sft.data.tokenize.tokens import Owned
+
 
 @dataclass(frozen=True)
 class TokenizeSettings:
-    """`mask_history`: of a conversation the last answer alone is trained. `most`: see `tokenize`."""
+    """`mask_history`: of a conversation the last answer alone is trained. `most`: see `tokenize`. `weights`: the column
+    with the weights of each row's loss."""
 
     mask_history: bool = False
     most: int | None = None
+    weights: str | None = None
 
 
 LEAST = 1 << 15
@@ -35,8 +40,8 @@ class Tokenize(RowStep):
     """Sets the tokens of every conversation as the chat template renders it, and writes them to `sink`.
 
     Dropped are conversations that can't be rendered: a message spells a control token out, the template refuses the
-    roles or leaves out what a message says; and (tokens_do_not_match) those whose teacher's tokens aren't those of the
-    text. The plan puts it where somebody needs the tokens of a text.
+    roles or leaves out what a message says; those whose weights can't be used; and (tokens_do_not_match) those whose
+    teacher's tokens aren't those of the text. The plan puts it where somebody needs the tokens of a text.
     """
 
     version = 2
@@ -47,8 +52,8 @@ class Tokenize(RowStep):
 
     @classmethod
     def settings(cls, config: TokenizeSettings) -> dict[str, Any]:
-        """All of them."""
-        return asdict(config)
+        """All of them; the weights' column where there is one."""
+        return {key: value for key, value in asdict(config).items() if key != "weights" or value is not None}
 
     @cached_property
     def _renderer(self) -> Any:
@@ -70,29 +75,44 @@ class Tokenize(RowStep):
         """Numbers of the assistant's messages."""
         return [number for number, message in enumerate(record.messages or ()) if message["role"] == "assistant"]
 
+    def _weighted(self, record: Record, owned: Owned) -> Tokens | BadRow:
+        """A document's tokens, with their weights where the stage's loss has any."""
+        from sft.data.tokenize.weights import token_weights
+
+        column = self.config.weights
+        if column is None:
+            return owned.tokens
+        weights = token_weights(record.carried.get(column), record.messages or (), owned, column)
+        return weights if isinstance(weights, BadRow) else replace(owned.tokens, weights=weights)
+
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
-        from sft.data.tokenize.tokens import tokenize
+        from sft.data.tokenize.tokens import tokenize_owned
 
         new = [record for record in batch if record.messages is not None and record.tokens_at is None]
         rendered = {id(record): self._render(record) for record in new}
         texts = [found for found in rendered.values() if not isinstance(found, BadRow)]
-        tokens = tokenize(self.context.tokenizer, texts, self.config.most)
+        tokens = tokenize_owned(self.context.tokenizer, texts, self.config.most)
         for record in batch:
             found = rendered.get(id(record))
             if isinstance(found, BadRow):
                 yield Dropped(record, found.reason, found.detail)
                 continue
             if found is not None:
-                encoded = self._with_teacher(record, next(tokens))
-                if isinstance(encoded, str):
-                    yield Dropped(record, "tokens_do_not_match", encoded)
+                encoded = self._with_all(record, next(tokens))
+                if isinstance(encoded, BadRow):
+                    yield Dropped(record, encoded.reason, encoded.detail)
                     continue
                 record.encoded = encoded
                 record.tokens, record.trained = len(encoded.ids), encoded.supervised
                 record.tokens_at = self.sink.add(encoded)
             yield Kept(record)
 
-    def _with_teacher(self, record: Record, tokens: Tokens) -> Tokens | str:
+    def _with_all(self, record: Record, owned: Owned) -> Tokens | BadRow:
+        """A document's tokens with their weights and what a teacher says of them, where there are such."""
+        tokens = self._weighted(record, owned)
+        return tokens if isinstance(tokens, BadRow) else self._with_teacher(record, tokens)
+
+    def _with_teacher(self, record: Record, tokens: Tokens) -> Tokens | BadRow:
         """The tokens with what the row's teacher says of them, or what doesn't match; an answer that isn't trained has
         nothing to learn from a teacher."""
         from sft.data.tokenize.teacher import aligned
@@ -104,4 +124,5 @@ class Tokenize(RowStep):
         if not isinstance(found, int):
             return replace(tokens, top=found)
         text = self.context.tokenizer.decode(said.tokens[max(0, found - 3) : found + 1].clip(0))
-        return f"the teacher's token {found} (the end of {text!r}) is no token of the text as it is tokenised"
+        detail = f"the teacher's token {found} (the end of {text!r}) is no token of the text as it is tokenised"
+        return BadRow("tokens_do_not_match", detail)

@@ -7,7 +7,7 @@ import re
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sft.data.read.message import Message, from_json, spelled
@@ -26,10 +26,12 @@ _TWICE = re.compile(r"<think>\s*</think>\s*<think>")
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as the text the model reads; `spans` are the [start, end) characters that are trained on."""
+    """A conversation as the text the model reads; `spans` are the [start, end) characters that are trained on, and
+    `owners` say of each part of them, in order, whose it is: the message's number."""
 
     text: str
     spans: list[Span]
+    owners: list[tuple[int, Span]] = field(default_factory=list)
 
 
 class _RefusedError(Exception):
@@ -106,9 +108,10 @@ class Renderer:
             owned = self._own_marks(made, plain, [(plain.place(start), plain.place(end)) for start, end in marks])
         else:
             owned = self._found(messages, made, plain)
-        spans = [span for number, span in owned if number not in untrained]
+        trained = [(number - form.added, span) for number, span in owned if number not in untrained]
+        spans = [span for _, span in trained]
         _check_covered(untrained, made, plain, spans)
-        return Rendered(plain.text, _merged(spans))
+        return Rendered(plain.text, _merged(spans), trained)
 
     def _text(self, messages: Sequence[Message], options: Mapping[str, Any]) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template

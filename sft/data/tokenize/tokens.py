@@ -13,13 +13,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers.decoders import ByteLevel
 
 from sft.data.read.record import Tokens
+from sft.data.tokenize.marks import Span
 from sft.data.tokenize.render import Rendered
 from sft.tokenizers.ascii_words import AsciiWords, ascii_words
 from sft.utils.errors import UserError
@@ -28,7 +29,21 @@ from sft.utils.files import sha256_json
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
+class Owned(NamedTuple):
+    """A document's tokens; the message (n,) that each is of, -1 where it isn't trained; whether these are all of
+    them."""
+
+    tokens: Tokens
+    owners: NDArray[np.int64]
+    whole: bool
+
+
 def tokenize(tokenizer: Any, rendered: Sequence[Rendered], most: int | None = None) -> Iterator[Tokens]:
+    """As `tokenize_owned`, the tokens alone."""
+    return (found.tokens for found in tokenize_owned(tokenizer, rendered, most))
+
+
+def tokenize_owned(tokenizer: Any, rendered: Sequence[Rendered], most: int | None = None) -> Iterator[Owned]:
     """Tokens of each rendered conversation, in order; the whole batch goes to the fast tokenizer at once.
 
     The first token of a document is never trained: nothing comes before it to predict it from.
@@ -43,18 +58,32 @@ def tokenize(tokenizer: Any, rendered: Sequence[Rendered], most: int | None = No
     longest = most_characters(tokenizer, most)
     heads = [item.text[:longest] for item in rendered]
     for item, head, found in zip(rendered, heads, _ids(heads, tokenizer, backend), strict=True):
+        whole = True
         if most is not None and len(head) < len(item.text):
             if len(found) <= most:  # of whitespace, say, that a token swallows
                 (found,) = _ids([item.text], tokenizer, backend)
             else:
-                item = Rendered(head, [(start, min(end, len(head))) for start, end in item.spans if start < len(head)])
+                item, whole = _beginning(item, len(head)), False
         ids = np.array(found, dtype=np.int32)
         first_from = _by_length(item.text, ids, lengths) or _by_offset(item.text, backend)
         mask = np.zeros(len(ids), dtype=np.uint8)
         for start, end in item.spans:
             mask[first_from(start) : first_from(end)] = 1
         mask[:1] = 0
-        yield Tokens(ids, mask)
+        owners = np.full(len(ids), -1, dtype=np.int64)
+        for number, (start, end) in item.owners:
+            owners[first_from(start) : first_from(end)] = number
+        yield Owned(Tokens(ids, mask), owners, whole)
+
+
+def _beginning(item: Rendered, length: int) -> Rendered:
+    """The first characters of a rendered conversation."""
+
+    def cut(span: Span) -> Span:
+        return span[0], min(span[1], length)
+
+    owners = [(number, cut(span)) for number, span in item.owners if span[0] < length]
+    return Rendered(item.text[:length], [cut(span) for span in item.spans if span[0] < length], owners)
 
 
 def most_characters(tokenizer: Any, most: int | None) -> int | None:

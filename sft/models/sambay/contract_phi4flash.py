@@ -145,6 +145,34 @@ def check_labels(batch_shape: torch.Size, **labels: Tensor | None) -> None:
             raise ValueError(f"{name} has shape {tuple(given.shape)}; these tokens need {tuple(batch_shape)}")
 
 
+def check_beside(labels: Tensor | None, beside: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What is said of the labels, without what isn't given.
+
+    Raises:
+        ValueError: when it isn't said of each label `(B, T)`, or of none.
+    """
+    given = {name: value for name, value in beside.items() if value is not None}
+    for name, value in given.items():
+        if labels is None:
+            raise ValueError(f"{name}: there are no labels that they could be said of")
+        shape = value.shape if name == "weights" else value.shape[:-1]
+        if shape != labels.shape:
+            raise ValueError(f"{name} have shape {tuple(value.shape)}; these labels need {tuple(labels.shape)} of them")
+    return given
+
+
+def loss_divisor(count: Any, supervised: Tensor, weights: Tensor | None, summed: Tensor) -> Tensor:
+    """What the summed loss is divided by, in its type; 1 for nothing at all.
+
+    Args:
+        count: the number of items, or the sum of their weights; None: that of the `supervised` tokens given here.
+    """
+    if count is None:
+        count = supervised.sum() if weights is None else (weights.double() * supervised).sum()
+    divisor = torch.as_tensor(count, device=summed.device).to(summed.dtype)
+    return torch.where(divisor > 0, divisor, 1.0)
+
+
 def keep_columns(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     """The columns of `(B, T, hidden)` whose logits are wanted.
 

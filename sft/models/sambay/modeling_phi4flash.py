@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,9 +31,11 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_phi4flash import Phi4FlashConfig
 from .contract_phi4flash import (
     CACHE_FIELD,
+    check_beside,
     check_labels,
     check_logits_to_keep,
     keep_columns,
+    loss_divisor,
     one_cache,
     refuse_per_row_adapters,
     refuse_unknown,
@@ -403,9 +406,11 @@ class Phi4FlashPreTrainedModel(PreTrainedModel):
 @dataclass
 class Phi4FlashModelOutput(BaseModelOutputWithPast):
     """Output of the backbone. With `labels` given, `targets` is what each token of `last_hidden_state` has to predict:
-    `(B, T)`, or `(K,)` where only the K tokens that a loss reads are computed, and packed: `(K, hidden)`."""
+    `(B, T)`, or `(K,)` where only the K tokens that a loss reads are computed, and packed: `(K, hidden)`; and
+    `beside_targets` what was given beside those labels, `(B, T, ...)` or `(K, ...)`."""
 
     targets: Tensor | None = None
+    beside_targets: dict[str, Tensor] | None = None
 
 
 class Phi4FlashModel(Phi4FlashPreTrainedModel):
@@ -431,6 +436,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         use_cache: bool | None = None,
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
+        beside_labels: Mapping[str, Tensor] | None = None,
         supervised_only: bool = True,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
@@ -445,6 +451,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
             position_ids: not used by the maths (NoPE); where they don't go on by one, a document begins.
             past_key_values: a DynamicCache; or `cache`, its name since transformers 5.24.
             labels: `(B, T)`: return the targets of a loss on them too; shift_labels: the targets themselves.
+            beside_labels: `(B, T, ...)`: what is said of each of those labels, returned as they are.
             supervised_only: with labels, compute in the cross-decoder only what that loss reads.
             logits_to_keep: an int: without labels, compute in the cross-decoder only the last so many columns; 0: all.
         Returns:
@@ -463,7 +470,8 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         past = one_cache(past_key_values, kwargs.pop("cache", None), self.config)
         layout = self._layout(embeds, past, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         past = self._own_cache(use_cache, layout) if past is None else past
-        targets = _targets(labels, shift_labels, layout)
+        read_by_loss = _read_by_loss(labels, shift_labels, beside_labels or {}, layout)
+        targets = read_by_loss.get("targets")
         supervised_only = supervised_only and not every_state
         if every_state:
             logits_to_keep = 0
@@ -472,15 +480,11 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         elif targets is None and isinstance(logits_to_keep, int) and logits_to_keep:
             layout = layout.keep_last(logits_to_keep)
         hidden, read = self._run(layout.pack(embeds), layout, past, every_state)
-        if targets is None:
-            hidden = layout.unpack_kept(hidden)
-        elif supervised_only:
-            targets = layout.keep(targets)
-        else:
-            hidden, targets = layout.unpack(hidden), layout.unpack(targets, padding=IGNORE_INDEX)
+        hidden, read_by_loss = _laid_out(hidden, read_by_loss, layout, supervised_only)
+        output: dict[str, Any] = {CACHE_FIELD: past, "targets": read_by_loss.pop("targets", None)}
+        output["beside_targets"] = read_by_loss or None
         states = (*read, hidden) if every_state else None
-        output: dict[str, Any] = {CACHE_FIELD: past}
-        return Phi4FlashModelOutput(last_hidden_state=hidden, hidden_states=states, targets=targets, **output)
+        return Phi4FlashModelOutput(last_hidden_state=hidden, hidden_states=states, **output)
 
     def _layout(self, embeds: Tensor, past: Cache | None, **told: Any) -> Layout:
         """Where the tokens lie and which documents they form; what can't be honoured is refused."""
@@ -533,11 +537,32 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         return self.final_layernorm(hidden).to(compute_dtype), states
 
 
-def _targets(labels: Tensor | None, shift_labels: Tensor | None, layout: Layout) -> Tensor | None:
-    """What each packed token `(N,)` has to predict; None without labels."""
+def _read_by_loss(
+    labels: Tensor | None, shift_labels: Tensor | None, beside: Mapping[str, Tensor], layout: Layout
+) -> dict[str, Tensor]:
+    """`targets`, what each packed token `(N,)` has to predict, and what stands beside them `(N, ...)`; empty without.
+
+    Anything may stand beside the last token of a document, which predicts nothing.
+    """
+    packed = {name: layout.pack(value) for name, value in beside.items()}
     if shift_labels is not None:
-        return layout.pack(shift_labels)
-    return None if labels is None else next_token_targets(labels, layout, IGNORE_INDEX)
+        return {**packed, "targets": layout.pack(shift_labels)}
+    if labels is None:
+        return {}
+    targets = next_token_targets(labels, layout, IGNORE_INDEX)
+    return {**{name: value.roll(-1, 0) for name, value in packed.items()}, "targets": targets}
+
+
+def _laid_out(
+    hidden: Tensor, read_by_loss: dict[str, Tensor], layout: Layout, supervised_only: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the backbone returns of the final hidden states and of what a loss reads."""
+    if not read_by_loss:
+        return layout.unpack_kept(hidden), {}
+    if supervised_only:
+        return hidden, {name: layout.keep(value) for name, value in read_by_loss.items()}
+    unpacked = {name: layout.unpack(value, padding=IGNORE_INDEX) for name, value in read_by_loss.items()}
+    return layout.unpack(hidden), unpacked
 
 
 class LanguageModelHead(nn.Linear):
@@ -576,30 +601,37 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         skip_logits: bool | None = None,
         z_loss: float = 0.0,
+        loss_weights: Tensor | None = None,
+        teacher_ids: Tensor | None = None,
+        teacher_logprobs: Tensor | None = None,
+        loss_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and with labels the loss.
+        """Logits, and with labels the loss; `**kwargs` are those of `Phi4FlashModel`.
 
         Args:
             labels: `(B, T)`, not shifted; -100 where no loss is wanted. A document's first token is never predicted.
                 Or shift_labels `(B, T)`: what each token has to predict.
             logits_to_keep: compute logits of the last so many columns only (0: all), or of the columns in a tensor.
-            num_items_in_batch: what the summed loss is divided by (supervised tokens of the whole, accumulated,
-                batch); default: the supervised tokens given here.
+            num_items_in_batch: what the summed loss is divided by: supervised tokens (or the sum of their weights) of
+                the whole, accumulated, batch; default: those given here.
             skip_logits: with labels, compute the loss alone, in chunks, on supervised tokens only, and skip the
                 cross-decoder for tokens before a document's first supervised one. Default: in training.
-            z_loss: as in `sambay_kernels.linear_cross_entropy`, and so is the keyword label_smoothing.
-            **kwargs: as in `Phi4FlashModel`.
+            z_loss, loss_options (the others): as in `sambay_kernels.linear_cross_entropy`, and so is the keyword
+                label_smoothing.
+            loss_weights, teacher_ids, teacher_logprobs: of each label, `(B, T)` or `(B, T, k)`.
         Returns:
             loss: scalar; logits `(B, T or columns kept, vocab)`, None where skipped.
         """
         # No parameter: transformers' Trainer takes all with "label" in their names for columns of a batch, and where
         # one is missing it evaluates without a loss.
         smoothing = kwargs.pop("label_smoothing", None) or 0.0
-        with_loss = labels is not None or kwargs.get("shift_labels") is not None
+        of_labels = kwargs.get("shift_labels") if labels is None else labels
+        with_loss = of_labels is not None
         if skip_logits and not with_loss:
             raise ValueError("skip_logits leaves nothing to compute where there are no labels")
         loss_only = with_loss and (self.training if skip_logits is None else skip_logits)
+        beside = {"weights": loss_weights, "teacher_ids": teacher_ids, "teacher_logprobs": teacher_logprobs}
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -608,21 +640,25 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=False if with_loss and use_cache is None else use_cache,
             labels=labels,
+            beside_labels=check_beside(of_labels, beside),
             supervised_only=loss_only,
             logits_to_keep=logits_to_keep,
             return_dict=True,
             **kwargs,
         )
-        hidden, loss = output.last_hidden_state, None
-        if with_loss:
-            targets = output.targets.reshape(-1)
-            tokens = hidden.reshape(-1, hidden.shape[-1])
-            summed = self.lm_head(tokens, targets, label_smoothing=smoothing, z_loss=z_loss)
-            count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-            loss = summed / torch.as_tensor(count, device=summed.device).clamp(min=1)
-        logits = None if loss_only else self.lm_head(keep_columns(hidden, logits_to_keep))
+        options = {"label_smoothing": smoothing, "z_loss": z_loss, **(loss_options or {})}
+        loss = self._loss(output, num_items_in_batch, options) if with_loss else None
+        logits = None if loss_only else self.lm_head(keep_columns(output.last_hidden_state, logits_to_keep))
         past: dict[str, Any] = {CACHE_FIELD: getattr(output, CACHE_FIELD)}
         return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=output.hidden_states, **past)
+
+    def _loss(self, output: Phi4FlashModelOutput, count: Tensor | int | None, options: dict[str, Any]) -> Tensor:
+        """The summed loss over its divisor, of what the backbone says of the targets."""
+        tokens, targets, beside = output.last_hidden_state, output.targets, output.beside_targets or {}
+        assert tokens is not None and targets is not None
+        flat = {name: value.flatten(0, targets.dim() - 1) for name, value in beside.items()}
+        summed = self.lm_head(tokens.flatten(0, targets.dim() - 1), targets.flatten(), **options, **flat)
+        return summed / loss_divisor(count, targets.flatten() != IGNORE_INDEX, flat.get("weights"), summed)
 
 
 _OF_DOCUMENTS = {field.name for field in fields(Documents)}

@@ -56,9 +56,12 @@ def test_the_gradient_of_a_block_is_rounded_once() -> None:
     hidden, weight, labels = make()
     kept = labels != -100
     logits, targets = (hidden @ weight.T)[kept], labels[kept]
-    lse, factor = logits.logsumexp(1), torch.linspace(0.5, 1.5, int(kept.sum()))
-    plan = (logits, targets, lse, factor, 0, LceInputs(hidden, weight, labels, label_smoothing=0.1, z_loss=1e-3))
-    whole, half = (triton_backend.gradient_of_block(*plan, dtype) for dtype in (torch.float32, torch.bfloat16))
+    count = int(kept.sum())
+    factor, numbers = torch.linspace(0.5, 1.5, count), torch.tensor([[1.1], [1e-3], [0.9]]).expand(3, count)
+    terms = torch.cat([factor[None], logits.logsumexp(1)[None], numbers])
+    whole, half = (
+        triton_backend.gradient_of_block(logits, targets, terms, 0, dtype) for dtype in (torch.float32, torch.bfloat16)
+    )
     # The interpreter cuts bfloat16 off where a GPU rounds it: twice the error.
     assert ((half.float() - whole).abs() <= 2**-7 * whole.abs() + 1e-12).all()
 
@@ -74,8 +77,58 @@ def test_half_precision_weights() -> None:
 
 def test_as_torch_ops() -> None:
     hidden, weight, labels = make()
-    plan = (-100, 0.1, 1e-3, 4, "triton")
-    torch.library.opcheck(linear_cross_entropy_fwd, (hidden.requires_grad_(), weight.requires_grad_(), labels, *plan))
-    fixed = (hidden.detach(), weight.detach(), labels)
-    losses, lse = linear_cross_entropy_fwd(*fixed, *plan)
-    torch.library.opcheck(linear_cross_entropy_bwd, (losses, *fixed, lse, *plan, True, True))
+    ids, log_probs = teacher(len(labels), len(weight))
+    own = (torch.rand(len(labels)), "power", 2.0, ids, log_probs, 0.5)
+    for more in ((), own):
+        fixed = LceInputs(hidden, weight, labels, -100, 0.1, 1e-3, 4, *more)
+        leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
+        torch.library.opcheck(linear_cross_entropy_fwd, (*fixed._replace(hidden=leaves[0], weight=leaves[1]), "triton"))
+        losses, *saved = linear_cross_entropy_fwd(*fixed, "triton")
+        torch.library.opcheck(linear_cross_entropy_bwd, (losses, *saved, *fixed, "triton", True, True))
+
+
+def teacher(tokens: int, vocabulary: int, k: int = 5) -> tuple[Tensor, Tensor]:
+    """Ids and log-probabilities of a random teacher; silent on every third token, with fewer ids on every fifth."""
+    g = torch.Generator().manual_seed(3)
+    log_probs, ids = torch.randn(tokens, vocabulary, generator=g).mul(2).log_softmax(1).topk(k)
+    ids[::3] = -1
+    ids[::5, 2:] = -1
+    return ids, log_probs.double()
+
+
+FAMILY = [{"loss_type": "dft"}, {"loss_type": "power", "alpha": 3.0}, {"loss_type": "threshold", "threshold": 0.01}]
+DISTILLED = [
+    {"divergence": divergence, "tail": tail, "temperature": 2.0, "distill_weight": 0.7}
+    for divergence in ("forward", "reverse", "skewed")
+    for tail in ("bucket", "renormalize")
+]
+
+
+@pytest.mark.parametrize("extra", [{}, {"label_smoothing": 0.1, "z_loss": 1e-2}], ids=str)
+@pytest.mark.parametrize("loss", [*FAMILY, *DISTILLED], ids=str)
+@pytest.mark.parametrize("block", [16, 8192])
+def test_every_loss_matches_the_definition(
+    loss: dict, extra: dict, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_backend, "LCE_VOCABULARY_BLOCK", block)
+    monkeypatch.setattr(triton_backend, "LCE_VOCABULARY_BLOCK", block)
+    monkeypatch.setattr(triton_backend, "channel_block", lambda *_: 32)
+    hidden, weight, labels = make()
+    options = {**loss, **extra, "weights": torch.linspace(0.0, 2.0, len(labels), dtype=torch.float64)}
+    if "divergence" in loss:
+        options["teacher_ids"], options["teacher_logprobs"] = teacher(len(labels), len(weight))
+    exact = run("reference", hidden.double(), weight.double(), labels, reduction="none", **options)
+    found = run("triton", hidden, weight, labels, reduction="none", chunk_size=2, **options)
+    form = run("torch", hidden, weight, labels, reduction="none", chunk_size=2, **options)
+    for got, same, want in zip(found, form, exact, strict=True):
+        assert got.dtype == torch.float32 and ops.rms_error(got, want) <= 1e-5 and ops.rms_error(same, want) <= 1e-5
+
+
+def test_a_teacher_in_half_precision_weights() -> None:
+    hidden, weight, labels = (x.bfloat16() if x.is_floating_point() else x for x in make())
+    ids, log_probs = teacher(len(labels), len(weight))
+    options = {"teacher_ids": ids, "teacher_logprobs": log_probs.half(), "distill_weight": 0.5}
+    exact = run("reference", hidden.double(), weight.double(), labels, **options)
+    found = run("triton", hidden, weight, labels, **options)
+    assert ops.rms_error(found[0], exact[0]) <= 1e-5
+    assert max(ops.rms_error(got, want) for got, want in zip(found[1:], exact[1:], strict=True)) <= 5e-3

@@ -26,6 +26,7 @@ from sft.train.collator import PaddedCollator
 from sft.train.engine import fresh_engine
 from sft.train.stage import training_rows
 from sft.train.trainer import SambayTrainer
+from sft.utils.errors import UserError
 
 Check = Callable[["Toy"], None]
 EFFECTS: dict[str, Check] = {}
@@ -205,6 +206,16 @@ def _(toy: Toy) -> None:
 
 
 # ---- optimizer and schedule ----
+
+
+@effect("loss", "distill")
+def _(toy: Toy) -> None:
+    plain = toy.losses()
+    for loss in ({"type": "dft"}, {"normalize": "sample"}, {"label_smoothing": 0.2}, {"z_loss": 0.1}):
+        assert toy.losses(loss=loss)[0] != plain[0]
+    assert toy.losses(loss={"type": "nll", "normalize": "token"}) == plain
+    with pytest.raises(UserError, match="reads teacher_ids, which the rows don't have"):
+        toy.losses(distill={"weight": 0.5})
 
 
 @effect("learning_rate")

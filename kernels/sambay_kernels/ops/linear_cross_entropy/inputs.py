@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 class LceInputs(NamedTuple):
-    """The arguments of `linear_cross_entropy` but its reduction, in the order of the registered ops."""
+    """The arguments of `linear_cross_entropy` but its reduction, in the order of the registered ops.
+
+    `parameter` is the loss type's own: alpha of `power`, the threshold of `threshold`.
+    """
 
     hidden: Tensor
     weight: Tensor
@@ -20,3 +23,13 @@ class LceInputs(NamedTuple):
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     chunk_size: int = 256
+    weights: Tensor | None = None
+    loss_type: str = "nll"
+    parameter: float = 0.0
+    teacher_ids: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
+    distill_weight: float = 0.0
+    divergence: str = "forward"
+    skew: float = 0.1
+    tail: str = "bucket"
+    temperature: float = 1.0

@@ -18,7 +18,12 @@ from .triton import lce_losses_triton, lce_losses_triton_backward
 
 OP = "linear_cross_entropy"
 TENSORS = "Tensor hidden, Tensor weight, Tensor labels"
-PLAN = "SymInt ignore_index, float label_smoothing, float z_loss, SymInt chunk_size"
+PLAN = (
+    "SymInt ignore_index, float label_smoothing, float z_loss, SymInt chunk_size, Tensor? weights, str loss_type, "
+    "float parameter, Tensor? teacher_ids, Tensor? teacher_logprobs, float distill_weight, str divergence, float skew, "
+    "str tail, float temperature"
+)
+INPUTS = len(LceInputs._fields)
 
 FORWARD = {"triton": lce_losses_triton, "torch": lce_losses}
 BACKWARD = {"triton": lce_losses_triton_backward, "torch": lce_losses_backward}
@@ -36,7 +41,7 @@ register(OP, "reference")
 @in_own_types
 def linear_cross_entropy_sum(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses, and its gradients to hidden and weight where wanted (else empty)."""
-    return lce_sum(LceInputs(*args[:7]), *args[7:])
+    return lce_sum(LceInputs(*args[:INPUTS]), *args[INPUTS:])
 
 
 @linear_cross_entropy_sum.register_fake
@@ -58,7 +63,7 @@ def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, 
 
 def _sum_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
     found = [grad.to(x.dtype) * x if want else None for x, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
-    return (*found, *[None] * 7)
+    return (*found, *[None] * INPUTS)
 
 
 linear_cross_entropy_sum.register_autograd(_sum_backward, setup_context=_sum_setup)
@@ -67,51 +72,56 @@ linear_cross_entropy_sum.register_autograd(_sum_backward, setup_context=_sum_set
 @torch.library.custom_op(
     "sambay_kernels::linear_cross_entropy_fwd",
     mutates_args=(),
-    schema=f"({TENSORS}, {PLAN}, str backend) -> (Tensor losses, Tensor lse)",
+    schema=f"({TENSORS}, {PLAN}, str backend) -> (Tensor losses, Tensor saved, Tensor of_kept)",
 )
 @in_own_types
-def linear_cross_entropy_fwd(*args: Any) -> tuple[Tensor, Tensor]:
-    """Loss and log-sum-exp of every token, (T,) each, zero where there is no label."""
-    return FORWARD[args[7]](LceInputs(*args[:7]))
+def linear_cross_entropy_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of every token, (T,), zero where there is no label, and what its backward pass needs (`lce_saved`)."""
+    return FORWARD[args[INPUTS]](LceInputs(*args[:INPUTS]))
 
 
 @linear_cross_entropy_fwd.register_fake
-def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    hidden, weight, labels = args[:3]
-    wide = lce_type(hidden, weight)
-    return hidden.new_empty(labels.shape, dtype=wide), hidden.new_empty(labels.shape, dtype=wide)
+def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = LceInputs(*args[:INPUTS])
+    wide, tokens = lce_type(inputs.hidden, inputs.weight), inputs.labels.shape[0]
+    losses, saved = (inputs.hidden.new_empty(shape, dtype=wide) for shape in ((tokens,), (4, tokens)))
+    return losses, saved, losses.new_empty((0,) if inputs.teacher_ids is None else inputs.teacher_ids.shape)
 
 
 @torch.library.custom_op(
     "sambay_kernels::linear_cross_entropy_bwd",
     mutates_args=(),
-    schema=f"(Tensor grad, {TENSORS}, Tensor lse, {PLAN}, str backend, bool want_hidden, bool want_weight) "
-    "-> (Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor saved, Tensor of_kept, {TENSORS}, {PLAN}, str backend, bool want_hidden, "
+    "bool want_weight) -> (Tensor, Tensor)",
 )
 @in_own_types
 def linear_cross_entropy_bwd(*args: Any) -> tuple[Tensor, Tensor]:
     """Gradients of sum(grad * losses) to hidden and weight where wanted (else empty)."""
-    grad, *tensors, lse = args[:5]
-    *plan, backend, want_hidden, want_weight = args[5:]
-    return BACKWARD[backend](grad, LceInputs(*tensors, *plan), lse, want_hidden, want_weight)
+    grad, saved, of_kept, *given = args
+    *plan, backend, want_hidden, want_weight = given
+    return BACKWARD[backend](grad, LceInputs(*plan), saved, of_kept, want_hidden, want_weight)
 
 
 @linear_cross_entropy_bwd.register_fake
 def _bwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    return _grads(args[1], args[2], *args[-2:])
+    return _grads(args[3], args[4], *args[-2:])
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    hidden, weight, labels, *plan = inputs
-    ctx.save_for_backward(hidden, weight, labels, output[1])
-    ctx.plan = tuple(plan)
-    ctx.mark_non_differentiable(output[1])
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.plan = [None if isinstance(x, Tensor) else x for x in inputs]
+    ctx.places = [place for place, x in enumerate(inputs) if isinstance(x, Tensor)]
+    ctx.save_for_backward(*output[1:], *(inputs[place] for place in ctx.places))
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[:2]
-    found = linear_cross_entropy_bwd(grad, *ctx.saved_tensors, *ctx.plan, *wanted)
-    return (*[x if want else None for x, want in zip(found, wanted, strict=True)], *[None] * 6)
+    saved, of_kept, *tensors = ctx.saved_tensors
+    plan = list(ctx.plan)
+    for place, tensor in zip(ctx.places, tensors, strict=True):
+        plan[place] = tensor
+    found = linear_cross_entropy_bwd(grad, saved, of_kept, *plan, *wanted)
+    return (*[x if want else None for x, want in zip(found, wanted, strict=True)], *[None] * (len(plan) - 2))
 
 
 linear_cross_entropy_fwd.register_autograd(_backward, setup_context=_setup)
@@ -140,7 +150,15 @@ def linear_cross_entropy_flops(
 
 @register_flop_formula(torch.ops.sambay_kernels.linear_cross_entropy_bwd, get_raw=True)
 def linear_cross_entropy_bwd_flops(
-    grad: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor, ignore_index: int, *args: Any, **kw: Any
+    grad: Tensor,
+    saved: Tensor,
+    of_kept: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    *args: Any,
+    **kwargs: Any,
 ) -> int:
     """The gradients that are wanted; the second computation of the logits isn't counted, as for checkpointing."""
     return _product(hidden, weight, labels, ignore_index) * sum(map(bool, args[-2:]))

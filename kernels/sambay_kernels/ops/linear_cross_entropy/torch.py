@@ -1,6 +1,7 @@
 """Cross entropy of a linear projection without its full logits, in plain torch.
 
-The file imports torch and `inputs` alone and keeps its names to itself, so that it can travel inside an exported model.
+The file imports torch and its neighbours alone and keeps its names to itself, so that it can travel inside an exported
+model.
 
 Two ways through the (tokens x vocabulary) logits, both in float32 whatever the type of the inputs (float64 stays),
 since a bfloat16 product here made the published pre-training diverge:
@@ -11,6 +12,9 @@ since a bfloat16 product here made the published pre-training diverge:
   pass computes the logits again, so four products. Nothing of the size of the weight is kept or widened: the gradient
   of a block is summed in float32 and rounded once. This is for weights that are large or not float32, and for losses
   by token, whose gradients the forward pass cannot know.
+
+Either way what is made of each token's log-sum-exp and target's logit (and of the logits that a teacher names) is
+`terms`: a handful of numbers a token, whatever the loss.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .distill import LceTeacher, lce_teacher
 from .inputs import LceInputs
+from .terms import LceTerms, lce_terms
 
 LCE_VOCABULARY_BLOCK = 8192
 LCE_KEPT_GRADIENT_BYTES = 512 << 20  # a weight above this isn't worth holding its gradient for one product saved
@@ -50,30 +56,75 @@ def lce_supervised(labels: Tensor, ignore_index: int, vocabulary: int) -> tuple[
     return kept, targets
 
 
+def lce_teacher_at(inputs: LceInputs, kept: Tensor, wide: torch.dtype) -> LceTeacher | None:
+    """The teacher at the supervised tokens."""
+    return lce_teacher(inputs.teacher_ids, inputs.teacher_logprobs, kept, inputs.weight.shape[0], wide)
+
+
+def lce_weights_at(inputs: LceInputs, kept: Tensor, wide: torch.dtype) -> Tensor | float:
+    """The weights (n, 1) of the supervised tokens, checked; 1.0 where none are given."""
+    if inputs.weights is None:
+        return 1.0
+    weights = inputs.weights.index_select(0, kept)[:, None].to(wide)
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise ValueError("linear_cross_entropy: weights must be finite and at least 0")
+    return weights
+
+
+def lce_inside(targets: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
+    """Column of each target in the block that begins at `start` (0 if it lies elsewhere), and whether it lies there."""
+    column = targets - start
+    inside = (column >= 0) & (column < size)
+    return column * inside, inside
+
+
+def lce_take(logits: Tensor, ids: Tensor, start: int) -> Tensor:
+    """The logits (n, k) of `ids` in a block, zero where they lie elsewhere; in the block they become -inf."""
+    column, inside = lce_inside(ids, start, logits.shape[1])
+    taken = logits.gather(1, column).masked_fill(~inside, 0.0)
+    logits.scatter_add_(1, column, torch.zeros_like(taken).masked_fill(inside, float("-inf")))
+    return taken
+
+
+def lce_give(logits: Tensor, ids: Tensor, values: Tensor, start: int) -> None:
+    """Add `values` (n, k) to the columns of `ids` that lie in a block."""
+    column, inside = lce_inside(ids, start, logits.shape[1])
+    logits.scatter_add_(1, column, values * inside)
+
+
 def lce_chunk(
-    logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float, want_grad: bool
+    inputs: LceInputs,
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor | float,
+    teacher: LceTeacher | None,
+    want_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) of a chunk's logits (n, V), which are overwritten with the gradient of the losses' sum if wanted."""
     picked = logits.gather(1, targets)
-    mean = logits.mean(1, keepdim=True) if label_smoothing else 0.0
+    mean = logits.mean(1, keepdim=True) if inputs.label_smoothing else 0.0
     top = logits.amax(1, keepdim=True)
+    named = None if teacher is None else lce_take(logits, teacher.ids, 0)
     total = logits.sub_(top).exp_().sum(1, keepdim=True)
-    lse = total.log() + top
-    losses = lse - (1.0 - label_smoothing) * picked - label_smoothing * mean + z_loss * lse.square()
+    terms = lce_terms(inputs, total.log() + top, picked, mean, teacher, named)
     if want_grad:
-        logits.mul_((1.0 + 2.0 * z_loss * lse) / total)
-        if label_smoothing:
-            logits.sub_(label_smoothing / logits.shape[1])
-        logits.scatter_add_(1, targets, torch.full_like(picked, label_smoothing - 1.0))
-    return losses[:, 0], logits
+        # Where a teacher names the whole vocabulary nothing is left, and the slope is zero.
+        logits.mul_(terms.slope * weights / (total if teacher is None else total.masked_fill(total == 0, 1.0)))
+        if inputs.label_smoothing:
+            logits.sub_(terms.share * weights)
+        logits.scatter_add_(1, targets, -terms.pull * weights)
+        if teacher is not None and terms.of_kept is not None:
+            lce_give(logits, teacher.ids, terms.of_kept * weights, 0)
+    return (terms.losses * weights)[:, 0], logits
 
 
 def lce_sum(inputs: LceInputs, want_hidden: bool, want_weight: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses and, where wanted, its gradients to hidden and weight (else empty tensors)."""
-    hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size = inputs
+    hidden, weight, chunk_size = inputs.hidden, inputs.weight, inputs.chunk_size
     with torch.autocast(hidden.device.type, enabled=False):
         wide = lce_type(hidden, weight)
-        kept, targets = lce_supervised(labels, ignore_index, weight.shape[0])
+        kept, targets = lce_supervised(inputs.labels, inputs.ignore_index, weight.shape[0])
+        teacher, weights = lce_teacher_at(inputs, kept, wide), lce_weights_at(inputs, kept, wide)
         matrix = weight.to(wide)
         losses = hidden.new_empty(kept.shape, dtype=wide)
         grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
@@ -82,8 +133,10 @@ def lce_sum(inputs: LceInputs, want_hidden: bool, want_weight: bool) -> tuple[Te
             chunk = slice(start, start + chunk_size)
             rows = hidden.index_select(0, kept[chunk]).to(wide)
             logits = rows @ matrix.T
+            of_chunk = weights if isinstance(weights, float) else weights[chunk]
+            known = None if teacher is None else teacher.rows(chunk)
             losses[chunk], logits = lce_chunk(
-                logits, targets[chunk], label_smoothing, z_loss, want_hidden or want_weight
+                inputs, logits, targets[chunk], of_chunk, known, want_hidden or want_weight
             )
             if want_hidden:
                 grad_hidden.index_copy_(0, kept[chunk], (logits @ matrix).to(hidden.dtype))
@@ -99,50 +152,68 @@ def lce_blocks(weight: Tensor, wide: torch.dtype) -> Iterator[tuple[int, Tensor]
         yield start, weight[start : start + LCE_VOCABULARY_BLOCK].to(wide)
 
 
-def lce_inside(targets: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-    """Column of each target in the block that begins at `start` (0 if it lies elsewhere), and whether it lies there."""
-    column = targets - start
-    inside = (column >= 0) & (column < size)
-    return column * inside, inside
+def lce_saved(inputs: LceInputs, kept: Tensor, terms: LceTerms) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses with their weights (T,); norm, slope, share and pull (4, T); and `of_kept` (T, k) or empty.
+
+    All are zero at tokens without a label.
+    """
+    tokens, wide = inputs.labels.shape[0], terms.losses.dtype
+    losses = terms.losses * lce_weights_at(inputs, kept, wide)
+    numbers = torch.cat([losses, terms.norm, terms.slope, terms.share, terms.pull], 1)
+    spread = numbers.new_zeros(5, tokens).index_copy(1, kept, numbers.T)
+    if inputs.teacher_ids is None or terms.of_kept is None:
+        return spread[0].clone(), spread[1:].clone(), numbers.new_empty(0)
+    of_kept = numbers.new_zeros(inputs.teacher_ids.shape).index_copy(0, kept, terms.of_kept)
+    return spread[0].clone(), spread[1:].clone(), of_kept
 
 
-def lce_losses(inputs: LceInputs) -> tuple[Tensor, Tensor]:
-    """Loss and log-sum-exp of every token, (T,) each, zero at unsupervised ones."""
-    hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size = inputs
+def lce_terms_at(inputs: LceInputs, saved: Tensor, of_kept: Tensor, grad: Tensor, kept: Tensor) -> LceTerms:
+    """The terms of the supervised tokens as `lce_saved` left them, times the upstream gradient and the weights."""
+    wide = saved.dtype
+    factor = grad.index_select(0, kept)[:, None].to(wide) * lce_weights_at(inputs, kept, wide)
+    norm, slope, share, pull = (x.index_select(0, kept)[:, None] for x in saved)
+    named = None if inputs.teacher_ids is None else of_kept.index_select(0, kept) * factor
+    return LceTerms(factor, norm, factor * slope, factor * share, factor * pull, named)
+
+
+def lce_losses(inputs: LceInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of all tokens, (T,), zero at unsupervised ones, and what the backward pass needs: see `lce_saved`."""
+    hidden, weight, chunk_size = inputs.hidden, inputs.weight, inputs.chunk_size
     with torch.autocast(hidden.device.type, enabled=False):
         wide = lce_type(hidden, weight)
-        kept, targets = lce_supervised(labels, ignore_index, weight.shape[0])
+        kept, targets = lce_supervised(inputs.labels, inputs.ignore_index, weight.shape[0])
+        teacher = lce_teacher_at(inputs, kept, wide)
         top = hidden.new_full((kept.numel(), 1), float("-inf"), dtype=wide)
         total, picked, summed = (torch.zeros_like(top) for _ in range(3))
+        named = None if teacher is None else torch.zeros_like(teacher.log_p)
         for first, block in lce_blocks(weight, wide):
             for start in range(0, kept.numel(), chunk_size):
                 chunk = slice(start, start + chunk_size)
                 logits = hidden.index_select(0, kept[chunk]).to(wide) @ block.T
                 column, inside = lce_inside(targets[chunk], first, block.shape[0])
                 picked[chunk] += torch.where(inside, logits.gather(1, column), 0.0)
-                if label_smoothing:
+                if inputs.label_smoothing:
                     summed[chunk] += logits.sum(1, keepdim=True)
                 higher = torch.maximum(top[chunk], logits.amax(1, keepdim=True))
+                if teacher is not None and named is not None:
+                    named[chunk] += lce_take(logits, teacher.ids[chunk], first)
                 total[chunk] *= (top[chunk] - higher).exp()
                 top[chunk] = higher
                 total[chunk] += logits.sub_(higher).exp_().sum(1, keepdim=True)
-        lse = total.log() + top
         mean = summed / weight.shape[0]
-        losses = lse - (1.0 - label_smoothing) * picked - label_smoothing * mean + z_loss * lse.square()
-        nothing = torch.zeros(labels.shape, dtype=wide, device=hidden.device)
-        return nothing.index_copy(0, kept, losses[:, 0]), nothing.index_copy(0, kept, lse[:, 0])
+        return lce_saved(inputs, kept, lce_terms(inputs, total.log() + top, picked, mean, teacher, named))
 
 
 def lce_losses_backward(
-    grad: Tensor, inputs: LceInputs, lse: Tensor, want_hidden: bool, want_weight: bool
+    grad: Tensor, inputs: LceInputs, saved: Tensor, of_kept: Tensor, want_hidden: bool, want_weight: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum(grad * losses) to hidden and weight, where wanted (else empty tensors); grad (T,)."""
-    hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size = inputs
+    hidden, weight, chunk_size = inputs.hidden, inputs.weight, inputs.chunk_size
     with torch.autocast(hidden.device.type, enabled=False):
         wide = lce_type(hidden, weight)
-        kept, targets = lce_supervised(labels, ignore_index, weight.shape[0])
-        lse, factor = (x.index_select(0, kept)[:, None].to(wide) for x in (lse, grad))
-        slope = factor * (1.0 + 2.0 * z_loss * lse)
+        kept, targets = lce_supervised(inputs.labels, inputs.ignore_index, weight.shape[0])
+        terms = lce_terms_at(inputs, saved, of_kept, grad, kept)
+        ids = None if inputs.teacher_ids is None else inputs.teacher_ids.index_select(0, kept).long()
         grad_rows = torch.zeros(kept.numel() if want_hidden else 0, hidden.shape[1], dtype=wide, device=hidden.device)
         grad_weight = torch.empty_like(weight) if want_weight else weight.new_empty(0)
         for first, block in lce_blocks(weight, wide):
@@ -150,11 +221,15 @@ def lce_losses_backward(
             for start in range(0, kept.numel(), chunk_size):
                 chunk = slice(start, start + chunk_size)
                 rows = hidden.index_select(0, kept[chunk]).to(wide)
-                logits = (rows @ block.T).sub_(lse[chunk]).exp_().mul_(slope[chunk])
-                if label_smoothing:
-                    logits.sub_(factor[chunk] * (label_smoothing / weight.shape[0]))
-                column, inside = lce_inside(targets[chunk], first, block.shape[0])
-                logits.scatter_add_(1, column, (label_smoothing - 1.0) * factor[chunk] * inside)
+                logits = rows @ block.T
+                if ids is not None:
+                    lce_take(logits, ids[chunk], first)
+                logits.sub_(terms.norm[chunk]).exp_().mul_(terms.slope[chunk])
+                if inputs.label_smoothing:
+                    logits.sub_(terms.share[chunk])
+                lce_give(logits, targets[chunk], -terms.pull[chunk], first)
+                if ids is not None and terms.of_kept is not None:
+                    lce_give(logits, ids[chunk], terms.of_kept[chunk], first)
                 if want_hidden:
                     grad_rows[chunk].addmm_(logits, block)
                 if want_weight:
@@ -174,30 +249,34 @@ class LceSum(torch.autograd.Function):
         *rest, want_hidden, want_weight = plan
         loss, *found = lce_sum(LceInputs(hidden, weight, *rest), want_hidden, want_weight)
         ctx.save_for_backward(*found)
+        ctx.others = len(plan)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return (*(grad.to(x.dtype) * x if x.dim() == 2 else None for x in ctx.saved_tensors), *[None] * 7)
+        found = (grad.to(x.dtype) * x if x.dim() == 2 else None for x in ctx.saved_tensors)
+        return (*found, *[None] * ctx.others)
 
 
 class LceLosses(torch.autograd.Function):
     """:func:`lce_losses` with its backward, for use without torch.library."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, *rest: Any) -> Tensor:
-        losses, lse = lce_losses(LceInputs(hidden, weight, labels, *rest))
-        ctx.save_for_backward(hidden, weight, labels, lse)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        inputs = LceInputs(hidden, weight, *rest)
+        losses, saved, of_kept = lce_losses(inputs)
+        ctx.save_for_backward(hidden, weight, saved, of_kept)
         ctx.rest = rest
         return losses
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        *tensors, lse = ctx.saved_tensors
-        found = lce_losses_backward(grad, LceInputs(*tensors, *ctx.rest), lse, *ctx.needs_input_grad[:2])
-        return (*(x if x.dim() == 2 else None for x in found), *[None] * 5)
+        hidden, weight, saved, of_kept = ctx.saved_tensors
+        inputs = LceInputs(hidden, weight, *ctx.rest)
+        found = lce_losses_backward(grad, inputs, saved, of_kept, *ctx.needs_input_grad[:2])
+        return (*(x if x.dim() == 2 else None for x in found), *[None] * len(ctx.rest))
 
 
 def linear_cross_entropy_torch(
@@ -210,9 +289,23 @@ def linear_cross_entropy_torch(
     z_loss: float = 0.0,
     reduction: str = "sum",
     chunk_size: int = 256,
+    weights: Tensor | None = None,
+    loss_type: str = "nll",
+    alpha: float | None = None,
+    threshold: float | None = None,
+    teacher_ids: Tensor | None = None,
+    teacher_logprobs: Tensor | None = None,
+    distill_weight: float = 0.0,
+    divergence: str = "forward",
+    skew: float = 0.1,
+    tail: str = "bucket",
+    temperature: float = 1.0,
 ) -> Tensor:
     """Cross entropy of `hidden @ weight.T`, as in `sambay_kernels.linear_cross_entropy`."""
-    rest = (labels, ignore_index, label_smoothing, z_loss, chunk_size)
+    parameter = next((value for value in (alpha, threshold) if value is not None), 0.0)
+    teacher = (teacher_ids, teacher_logprobs) if distill_weight else (None, None)
+    own = (ignore_index, label_smoothing, z_loss, chunk_size, weights, loss_type, parameter)
+    rest = (labels, *own, *teacher, distill_weight, divergence, skew, tail, temperature)
     if lce_by_tokens(hidden, weight, reduction):
         wanted = (torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight))
         return LceSum.apply(hidden, weight, *rest, *wanted)

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ...runtime.segments import power_of_two
 from ...triton.launch import channel_block, launch
 from .inputs import LceInputs
-from .torch import LCE_VOCABULARY_BLOCK, lce_blocks, lce_supervised
+from .terms import lce_terms
+from .torch import LCE_VOCABULARY_BLOCK, lce_blocks, lce_saved, lce_supervised, lce_teacher_at, lce_weights_at
 
 BLOCK = 1024
 
@@ -42,7 +44,10 @@ def _chunks(tokens: int, vocabulary: int, chunk_size: int) -> Iterator[slice]:
 def take_block(
     logits: Tensor, targets: Tensor, running: tuple[Tensor, ...], first: int, label_smoothing: float
 ) -> None:
-    """Take a block of logits (n, width) into the running maximum, sum, target's logit and logits' sum, (n,) each."""
+    """Take a block of logits (n, width) into the running maximum, sum, target's logit and logits' sum, (n,) each.
+
+    Logits of -inf, which `take_named` leaves, take part in none of them.
+    """
     from .triton_kernels import lce_forward_kernel
 
     launch(
@@ -51,64 +56,90 @@ def take_block(
     )  # fmt: skip
 
 
-def gradient_of_block(
-    logits: Tensor,
-    targets: Tensor,
-    lse: Tensor,
-    factor: Tensor,
-    first: int,
-    inputs: LceInputs,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The gradient of a block of logits (n, width) in `dtype`."""
+def take_named(logits: Tensor, ids: Tensor, taken: Tensor, first: int) -> None:
+    """Move the logits that a teacher names by `ids` (n, k) out of a block into `taken` (n, k)."""
+    from .triton_kernels import lce_take_kernel
+
+    count = ids.shape[1]
+    grid = (logits.shape[0] if count else 0,)
+    launch(
+        lce_take_kernel, grid, logits, ids, taken, first, logits.shape[1], logits.stride(0), count,
+        K=power_of_two(max(count, 1)),
+    )  # fmt: skip
+
+
+def gradient_of_block(logits: Tensor, targets: Tensor, terms: Tensor, first: int, dtype: torch.dtype) -> Tensor:
+    """The gradient of a block of logits (n, width) in `dtype`; `terms` (5, n): as the kernel takes them."""
     from .triton_kernels import lce_backward_kernel
 
-    smoothing, width = inputs.label_smoothing, channel_block(logits.shape[1], BLOCK)
+    width = channel_block(logits.shape[1], BLOCK)
     out = logits.new_empty(logits.shape, dtype=dtype)
     launch(
-        lce_backward_kernel, (logits.shape[0], -(-logits.shape[1] // width)), logits, targets, lse, factor, out, first,
-        logits.shape[1], smoothing, inputs.z_loss, smoothing / inputs.weight.shape[0], logits.stride(0), BLOCK=width,
+        lce_backward_kernel, (logits.shape[0], -(-logits.shape[1] // width)), logits, targets, terms, terms.shape[1],
+        out, first, logits.shape[1], logits.stride(0), BLOCK=width,
     )  # fmt: skip
     return out
 
 
-def lce_losses_triton(inputs: LceInputs) -> tuple[Tensor, Tensor]:
-    """Loss and log-sum-exp of every token, (T,) float32 each, zero at unsupervised ones."""
-    hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size = inputs
+def give_named(out: Tensor, ids: Tensor, values: Tensor, targets: Tensor, terms: Tensor, first: int) -> None:
+    """Write the gradient of the logits that a teacher names into that of a block."""
+    from .triton_kernels import lce_give_kernel
+
+    count = ids.shape[1]
+    grid = (out.shape[0] if count else 0,)
+    launch(
+        lce_give_kernel, grid, out, ids, values, targets, terms, terms.shape[1], first, out.shape[1], count,
+        K=power_of_two(max(count, 1)),
+    )  # fmt: skip
+
+
+def lce_losses_triton(inputs: LceInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of all tokens, (T,) float32, zero at unsupervised ones, and what the backward pass needs."""
+    hidden, weight = inputs.hidden, inputs.weight
     with torch.autocast(hidden.device.type, enabled=False):
         vocabulary = weight.shape[0]
-        kept, targets = lce_supervised(labels, ignore_index, vocabulary)
-        rows, targets = hidden.index_select(0, kept), targets[:, 0]
+        kept, targets = lce_supervised(inputs.labels, inputs.ignore_index, vocabulary)
+        teacher = lce_teacher_at(inputs, kept, torch.float32)
+        rows, target = hidden.index_select(0, kept), targets[:, 0]
         top = rows.new_full((kept.numel(),), float("-inf"), dtype=torch.float32)
         total, picked, summed = (torch.zeros_like(top) for _ in range(3))
+        named = None if teacher is None else torch.zeros_like(teacher.log_p)
         for first, block in lce_blocks(weight, weight.dtype):
-            for chunk in _chunks(kept.numel(), vocabulary, chunk_size):
+            for chunk in _chunks(kept.numel(), vocabulary, inputs.chunk_size):
                 logits = _product(rows[chunk], block.t())
+                if teacher is not None and named is not None:
+                    take_named(logits, teacher.ids[chunk], named[chunk], first)
                 running = (top[chunk], total[chunk], picked[chunk], summed[chunk])
-                take_block(logits, targets[chunk], running, first, label_smoothing)
-        lse = total.log() + top
-        losses = lse - (1.0 - label_smoothing) * picked - label_smoothing * summed / vocabulary + z_loss * lse.square()
-        nothing = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
-        return nothing.index_copy(0, kept, losses), nothing.index_copy(0, kept, lse)
+                take_block(logits, target[chunk], running, first, inputs.label_smoothing)
+        if teacher is not None and named is not None:
+            picked = picked + (named * (teacher.ids == targets)).sum(1)
+            summed = summed + named.sum(1)
+        rest, hit, mean = ((x[:, None]) for x in (total.log() + top, picked, summed / vocabulary))
+        return lce_saved(inputs, kept, lce_terms(inputs, rest, hit, mean, teacher, named))
 
 
 def lce_losses_triton_backward(
-    grad: Tensor, inputs: LceInputs, lse: Tensor, want_hidden: bool, want_weight: bool
+    grad: Tensor, inputs: LceInputs, saved: Tensor, of_kept: Tensor, want_hidden: bool, want_weight: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum(grad * losses) to hidden and weight, where wanted (else empty tensors); grad (T,)."""
-    hidden, weight, labels, ignore_index, *_, chunk_size = inputs
+    hidden, weight = inputs.hidden, inputs.weight
     with torch.autocast(hidden.device.type, enabled=False):
         vocabulary, kind = weight.shape[0], torch.bfloat16 if _halves(hidden, weight) else torch.float32
-        kept, targets = lce_supervised(labels, ignore_index, vocabulary)
-        rows, targets = hidden.index_select(0, kept), targets[:, 0]
-        lse, factor = (x.index_select(0, kept).float() for x in (lse, grad))
+        kept, targets = lce_supervised(inputs.labels, inputs.ignore_index, vocabulary)
+        rows, target = hidden.index_select(0, kept), targets[:, 0]
+        factor = grad.index_select(0, kept)[:, None].float() * lce_weights_at(inputs, kept, torch.float32)
+        terms = torch.cat([factor.T, saved.index_select(1, kept)])
+        ids = None if inputs.teacher_ids is None else inputs.teacher_ids.index_select(0, kept).long()
+        named = of_kept.index_select(0, kept) if ids is not None else of_kept
         of_rows = rows.new_zeros(rows.shape if want_hidden else (0,), dtype=torch.float32)
         of_weight = torch.empty_like(weight) if want_weight else weight.new_empty(0)
         for first, block in lce_blocks(weight, weight.dtype):
             of_block = torch.zeros_like(block, dtype=torch.float32) if want_weight else block
-            for chunk in _chunks(kept.numel(), vocabulary, chunk_size):
-                logits = _product(rows[chunk], block.t())
-                of_logits = gradient_of_block(logits, targets[chunk], lse[chunk], factor[chunk], first, inputs, kind)
+            for chunk in _chunks(kept.numel(), vocabulary, inputs.chunk_size):
+                logits, of_chunk = _product(rows[chunk], block.t()), terms[:, chunk].contiguous()
+                of_logits = gradient_of_block(logits, target[chunk], of_chunk, first, kind)
+                if ids is not None:
+                    give_named(of_logits, ids[chunk], named[chunk], target[chunk], of_chunk, first)
                 del logits  # before the products' results are made
                 if want_hidden:
                     of_rows[chunk] += _product(of_logits, block)
