@@ -40,7 +40,8 @@ STEPS = [
     {"select": {"lengths": {"edges": [10], "shares": [1, 2]}, "prefer": ["shortest", "random"]}},
     {"mix": {"weights": {"a": 1, "b": 2.5}, "max_repeats": {"a": 2}}},
     {"join": {"path": "there.parquet"}},
-    {"score": {"model": "student"}},
+    {"score": {"model": "student", "rank_surprisal": {}, "local_naturalness": {"every": 2}}},
+    {"top_logprobs": {"column": "teacher"}},
     {"generate": {"teacher": TEACHER, "temperature": None, "top_p": None}},
     {"generate": {"mode": "mixed", "teacher": {**TEACHER, "marks": {"a": "b"}}, "student": {"checkpoint": "c"}}},
     {"generate": {"mode": "mixed", "teacher": TEACHER, "student": TEACHER}},
@@ -70,6 +71,7 @@ OTHER = {
     "optim": "muon",
     "adamw_learning_rate": 1e-4,
     "param_groups": [{"match": "A_log", "learning_rate": 1e-5, "weight_decay": 0.1}],
+    "distill": {"divergence": "skewed", "alpha": 0.2},
 }
 """Keys that go with others, so that few values drawn at random are taken."""
 HELD_OUT = {"sources": [{"path": "held.jsonl", "name": "held"}]}
