@@ -161,6 +161,13 @@ def check_beside(labels: Tensor | None, beside: Mapping[str, Any]) -> dict[str, 
     return given
 
 
+def skips_logits(asked: bool | None, with_loss: bool, training: bool) -> bool:
+    """Whether the loss alone is computed: as asked, by default in training. Raises ValueError without labels."""
+    if asked and not with_loss:
+        raise ValueError("skip_logits leaves nothing to compute where there are no labels")
+    return with_loss and (training if asked is None else asked)
+
+
 def loss_divisor(count: Any, supervised: Tensor, weights: Tensor | None, summed: Tensor) -> Tensor:
     """What the summed loss is divided by, in its type; 1 for nothing at all.
 

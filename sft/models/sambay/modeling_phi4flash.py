@@ -39,6 +39,7 @@ from .contract_phi4flash import (
     one_cache,
     refuse_per_row_adapters,
     refuse_unknown,
+    skips_logits,
     tell_no_cache,
 )
 from .layout_phi4flash import Documents, Layout, make_layout, next_token_targets
@@ -607,30 +608,26 @@ class Phi4FlashForCausalLM(Phi4FlashPreTrainedModel, GenerationMixin):
         loss_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and with labels the loss; `**kwargs` are those of `Phi4FlashModel`.
+        """Logits, and with labels the loss; `**kwargs`: of `Phi4FlashModel`.
 
         Args:
             labels: `(B, T)`, not shifted; -100 where no loss is wanted. A document's first token is never predicted.
                 Or shift_labels `(B, T)`: what each token has to predict.
             logits_to_keep: compute logits of the last so many columns only (0: all), or of the columns in a tensor.
-            num_items_in_batch: what the summed loss is divided by: supervised tokens (or the sum of their weights) of
-                the whole, accumulated, batch; default: those given here.
+            num_items_in_batch: supervised tokens (or the sum of their weights) of the whole, accumulated, batch, which
+                the summed loss is divided by; default: those given here.
             skip_logits: with labels, compute the loss alone, in chunks, on supervised tokens only, and skip the
                 cross-decoder for tokens before a document's first supervised one. Default: in training.
-            z_loss, loss_options (the others): as in `sambay_kernels.linear_cross_entropy`, and so is the keyword
-                label_smoothing.
+            z_loss, label_smoothing (a keyword), loss_options (the rest): of `sambay_kernels.linear_cross_entropy`.
             loss_weights, teacher_ids, teacher_logprobs: of each label, `(B, T)` or `(B, T, k)`.
         Returns:
             loss: scalar; logits `(B, T or columns kept, vocab)`, None where skipped.
         """
-        # No parameter: transformers' Trainer takes all with "label" in their names for columns of a batch, and where
-        # one is missing it evaluates without a loss.
+        # No parameter: transformers' Trainer takes all that are named so for labels, and misses them in evaluation.
         smoothing = kwargs.pop("label_smoothing", None) or 0.0
         of_labels = kwargs.get("shift_labels") if labels is None else labels
         with_loss = of_labels is not None
-        if skip_logits and not with_loss:
-            raise ValueError("skip_logits leaves nothing to compute where there are no labels")
-        loss_only = with_loss and (self.training if skip_logits is None else skip_logits)
+        loss_only = skips_logits(skip_logits, with_loss, self.training)
         beside = {"weights": loss_weights, "teacher_ids": teacher_ids, "teacher_logprobs": teacher_logprobs}
         output = self.model(
             input_ids=input_ids,

@@ -72,6 +72,7 @@ OTHER = {
     "adamw_learning_rate": 1e-4,
     "param_groups": [{"match": "A_log", "learning_rate": 1e-5, "weight_decay": 0.1}],
     "distill": {"divergence": "skewed", "alpha": 0.2},
+    "loss": {"type": "threshold", "threshold": 0.5},
 }
 """Keys that go with others, so that few values drawn at random are taken."""
 HELD_OUT = {"sources": [{"path": "held.jsonl", "name": "held"}]}
@@ -98,6 +99,7 @@ WHOLE: dict[str, Any] = {
                 "optim_args": "momentum=0.9",
                 "lora_dropout": 0.0,
                 "lora_target_parameters": ["A_log"],
+                "loss": {"type": "power", "alpha": 2.0},
             },
             "evaluate": {"suites": [{"name": "held-out", "source": {"path": "b.jsonl"}}]},
         },
