@@ -39,6 +39,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Run every point, tell what they came to, and write sweep.html and best.yaml; 1 where a point failed."""
     from sft.recipe.grid import load_grid
 
+    if arguments.dry_run and arguments.json:
+        raise UsageError("--json has no effect with --dry_run, which has no results to tell: leave one out")
     name, words = recipe_and_keys(arguments.config, overrides)
     if name is None:
         raise UsageError(f"the following arguments are required: --config; see `{arguments.prog} --help`")
