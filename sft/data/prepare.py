@@ -266,7 +266,8 @@ def _leaf(built: Built, node: Node) -> dict[str, Any]:
     rows = built.accounts[0]["taken"]["rows"]
     told = {"source": node.opened.name, **node.opened.identity, "license": node.reading.source.license}
     mapping = node.reading.mapping
-    return {**told, "columns": mapping.described() if mapping else {}, "rows": rows}
+    columns = {"columns": mapping.described() if mapping else {}, "unread": list(node.reading.unread)}
+    return {**told, **columns, "rows": rows}
 
 
 def _tidy(builder: Builder, ends: list[Node]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sft.data.engine.accounts import funnel_lines, funnel_table
@@ -23,6 +23,7 @@ MARKS = {"trained": ("{+", "+}"), "context": ("", ""), "boundary": ("", "")}
 BINS = 12
 BAR = 60
 CUT_SHOWN = 5
+COLUMNS_SHOWN = 10
 
 
 def show_numbers(prepared: PreparedStage, console: Console, title: str = "") -> None:
@@ -34,8 +35,21 @@ def show_numbers(prepared: PreparedStage, console: Console, title: str = "") -> 
         table.add_row(label, value)
     console.print(table)
     console.print(str(prepared.path), markup=False)
+    for line in columns_told(prepared.manifest):
+        console.print(line, markup=False)
     console.print()
     console.print(funnel_table(funnel_lines(prepared.manifest), console.width))
+
+
+def columns_told(manifest: dict[str, Any]) -> Iterator[str]:
+    """A line for each source: which of its columns is what, and which aren't read."""
+    for source in manifest["inputs"]:
+        used = ", ".join(role if role == name else f"{role} is {name}" for role, name in source["columns"].items())
+        names = source["unread"]
+        more = f" and {len(names) - COLUMNS_SHOWN} more" if len(names) > COLUMNS_SHOWN else ""
+        unread = f"; not read: {', '.join(names[:COLUMNS_SHOWN])}{more}" if names else ""
+        if used:
+            yield f"{source['source']}: {used}{unread}"
 
 
 def show_lengths(prepared: PreparedStage, console: Console) -> None:

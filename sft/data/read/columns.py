@@ -202,7 +202,7 @@ def _told(columns: list[str]) -> str:
     """Why no conversation is found; of a known other kind of rows, what they are."""
     if "text" in columns:
         return (
-            f"holds texts (the column text; it has {_list(columns)}), and what is trained here are answers to what "
+            f"holds texts (it has {_list(columns)}), and what is trained here are answers to what "
             "somebody asks: give each row `messages`, or a prompt and a completion. "
         )
     if "input_ids" in columns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sft.data.read.columns import ColumnMap, choose_columns
@@ -23,7 +23,8 @@ BAD = "bad: "
 class Reading:
     """How the rows of a source become records. `mapping` is None where its first rows can't be read at all.
 
-    `name`: what their source is called; `before`: what is put before their places, to tell the files of sources apart.
+    `name`: what their source is called; `before`: what is put before their places, to tell the files of sources apart;
+    `unread`: columns that the first rows have and nobody needs.
     """
 
     source: DataSource
@@ -31,6 +32,7 @@ class Reading:
     mapping: ColumnMap | None
     name: str
     before: str = ""
+    unread: tuple[str, ...] = ()
 
     @property
     def columns(self) -> set[str] | None:
@@ -49,7 +51,8 @@ def how_to_read(opened: OpenSource, source: DataSource, templates: Templates, na
     """
     names = opened.columns()
     mapping = None if names is None else _mapping(names, opened.name, source)
-    return Reading(source, templates, mapping, name, before)
+    reading = Reading(source, templates, mapping, name, before)
+    return replace(reading, unread=tuple(sorted((names or set()) - (reading.columns or set()))))
 
 
 def _mapping(names: set[str], name: str, source: DataSource) -> ColumnMap:

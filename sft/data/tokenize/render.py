@@ -138,7 +138,9 @@ class Renderer:
             except _RefusedError:  # it can't say the rest without them
                 continue
             if not said:
-                raise _RefusedError(key, f"the chat template has no place for {key}")
+                raise _RefusedError(
+                    key, f"the chat template has no place for {key} (model.chat_template: one that has, such as qwen3)"
+                )
 
     def _own_marks(self, made: Marked, plain: Plain, marks: list[Span]) -> list[tuple[int, Span]]:
         """(message, span) of what the template marks; what follows an answer, such as the end of the text, is its."""

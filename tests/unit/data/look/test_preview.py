@@ -18,7 +18,7 @@ from sft.data.look.bar import CUT, FREE, SHADES, bar, cells
 from sft.data.look.find import first_cut, rows_with
 from sft.data.look.page import write_page
 from sft.data.look.pieces import documents_of
-from sft.data.look.preview import show_lengths, show_numbers, show_rows
+from sft.data.look.preview import columns_told, show_lengths, show_numbers, show_rows
 from sft.data.look.statistics import document_lengths, histogram, statistics
 from sft.data.prepare import PreparedStage
 
@@ -231,3 +231,14 @@ def test_page(prepared: PreparedStage, toy: Any, tmp_path: Path) -> None:
     page.feed(text)
     assert page.open == [] and page.trained[1] == "\u00e9 & \U0001f600<|end|><|endoftext|>" and len(page.trained) == 3
     assert "<b>3</b>" not in text and "stage &lt;1&gt;" in text and "http" not in text
+
+
+def test_columns_that_are_read_and_that_are_not_are_told(prepare: Any, write_rows: Any) -> None:
+    row = {"question": "2+2?", "answer": "4", "note": "x", "system": "s"}
+    carried = {"path": str(write_rows([row | {"kept": 1}])), "carry": ["kept"]}
+    prepared = prepare([carried])
+    (line,) = columns_told(prepared.manifest)
+    assert line.endswith("rows.jsonl: prompt is question, completion is answer, system; not read: note")
+    many = prepare(write_rows([row | {f"c{n:02}": n for n in range(20)}], "many.jsonl"))
+    (line,) = columns_told(many.manifest)
+    assert line.endswith("not read: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09 and 11 more")
