@@ -71,6 +71,7 @@ constexpr int64_t kKeys = 64;          // whose scores are made and used at once
 constexpr int64_t kChunkQueries = 512;  // of a chunk at least
 constexpr int64_t kChunks = 16;        // at most, of one document and all pairs of heads, each with its own sums
 constexpr int64_t kSumKeys = 256;      // of one task that sums over chunks
+constexpr size_t kKept = 4 << 20;      // bytes that a thread keeps for its next call
 
 SAMBAY_FN float widen(Bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
@@ -105,27 +106,31 @@ SAMBAY_FN void write(E* to, const T* from, int64_t count, T factor) {
 
 constexpr std::align_val_t kAligned{64};
 
-// A thread's memory, kept for its next call.
+// A thread's memory; what is not large is kept for its next call.
 struct Memory {
   void* data = nullptr;
   size_t bytes = 0;
-  ~Memory() { ::operator delete(data, kAligned); }
+  ~Memory() { release(); }
+  void release() {
+    ::operator delete(data, kAligned);
+    data = nullptr, bytes = 0;
+  }
   void* take(size_t wanted) {
     if (wanted > bytes) {
-      ::operator delete(data, kAligned);
-      data = nullptr, bytes = 0;
+      release();
       data = ::operator new(wanted, kAligned);
-      std::memset(data, 0, wanted);
       bytes = wanted;
+      std::memset(data, 0, wanted);
     }
     return data;
   }
 };
 
-// Arrays of these sizes; a thread's next call gets the same memory.
+thread_local Memory memory;
+
+// Arrays of these sizes, in the memory of this thread: one worker of a thread has them at a time.
 template <typename T, size_t N>
 std::array<T*, N> scratch(std::array<int64_t, N> sizes) {
-  static thread_local Memory memory;
   constexpr int64_t kStep = 64 / sizeof(T);
   int64_t total = 0;
   for (int64_t& size : sizes) total += size = (size + kStep - 1) / kStep * kStep;
@@ -205,7 +210,7 @@ struct Lanes {
     if (j >= sure && j < doubtful) return scores;
     const Vector<T> behind = place - static_cast<T>(j), zero{};
     const Vector<T> hidden = all_lanes(-std::numeric_limits<T>::infinity());
-    return (behind >= zero) & (behind < window) ? scores : hidden;
+    return ((behind >= zero) & (behind < window)) ? scores : hidden;
   }
 };
 
@@ -309,7 +314,8 @@ template <typename E, typename T>
 void make_scores(const AttentionArgs<E, T>& in, const Block<T>& block, int64_t head, int64_t from, int64_t to,
                  const T* queries, T* scores, T* copy) {
   const Right<T> keys = side_by_side(in.k, block.key + from, to - from, head, 1, in.width, false, copy);
-  product<T>(to - from, {keys.data, keys.row, 1}, {queries, block.padded}, {scores + from * block.padded, block.padded, false},
+  const Sums<T> found{scores + from * block.padded, block.padded, false};
+  product<T>(to - from, {keys.data, keys.row, 1}, {queries, block.padded}, found,
              [&](int64_t j, int64_t length) { return block.rows_seeing(from + j, length, in.width); });
 }
 
@@ -435,7 +441,8 @@ class Backward {
   Backward(const AttentionBackward<E, T>& given, int64_t most_keys, int64_t chunk_keys)
       : args(given), in(given.in), sizes(in) {
     const int64_t rows = sizes.rows(), plane = most_keys * rows, row = sizes.whole_width;
-    std::tie(queries, across, upstream, upstream_across, first, second, slopes, mixed, softmax, inner, grad_q, copy, own) =
+    std::tie(queries, across, upstream, upstream_across, first, second, slopes, mixed, softmax, inner, grad_q, copy,
+             own) =
         std::tuple_cat(scratch<T, 13>(
             {2 * rows * row, 2 * rows * sizes.width, rows * sizes.whole_values, rows * sizes.values, plane, plane,
              plane, kKeys * rows, 4 * rows, 2 * rows, 2 * rows * row, kKeys * sizes.whole_values,
@@ -627,6 +634,7 @@ void run_tasks(int64_t tasks, int64_t work, int threads, const Make& make, const
     auto worker = make();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < tasks; ++i) task(worker, tasks - 1 - i);  // a document's last blocks see the most keys
+    if (memory.bytes > kKept) memory.release();
   }
 }
 
