@@ -46,6 +46,7 @@ STEPS = [
     {"generate": {"mode": "mixed", "teacher": TEACHER, "student": TEACHER}},
 ]
 OTHER = {
+    "loss": {"type": "threshold", "threshold": 0.2},
     "adam_beta1": 0.8,
     "adam_beta2": 0.9,
     "adam_epsilon": 1e-6,
@@ -93,6 +94,8 @@ WHOLE: dict[str, Any] = {
                 "optim_args": "momentum=0.9",
                 "lora_dropout": 0.0,
                 "lora_target_parameters": ["A_log"],
+                "loss": {"type": "power", "alpha": 2.0},
+                "distill": {"divergence": "skewed", "alpha": 0.2},
             },
             "evaluate": {"suites": [{"name": "held-out", "source": {"path": "b.jsonl"}}]},
         },
