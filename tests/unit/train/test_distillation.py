@@ -93,6 +93,13 @@ def test_however_a_step_is_split_the_same_is_learned_from_a_teacher(tmp_path, di
             torch.testing.assert_close(weight, runs[0][name], rtol=0, atol=1e-6)
 
 
+def test_a_step_that_trains_nothing_has_no_teacher(tmp_path):
+    """Six steps of a document each; one of them supervises nothing."""
+    train = {**TRAIN, "max_steps": 6, "per_device_train_batch_size": 1, "distill": {}}
+    manifest, _ = train_toy(tmp_path, train, model=tiny_sambay(), prepared=prepared(with_teacher(documents(), 4), 4))
+    assert manifest["steps"] == 6
+
+
 def test_rows_without_a_teacher_are_told(tmp_path):
     with pytest.raises(UserError, match="its loss reads teacher_ids, which the rows don't have"):
         train_toy(tmp_path, {**TRAIN, "distill": {}}, model=tiny_sambay())
