@@ -89,7 +89,9 @@ def test_a_changed_recipe_is_refused_and_restart_does_it_again(there: Path, caps
     resolved = Path("run/resolved.yaml").read_text()
     assert main(changed) == 1
     assert "--restart adapters" in capsys.readouterr().err
-    assert main([*changed, "--dry_run"]) == 0
+    assert main([*changed, "--dry_run"]) == 1
+    assert "--restart adapters" in capsys.readouterr().err
+    assert main([*changed, "--restart", "adapters", "--dry_run"]) == 0
     assert capsys.readouterr().out == "run/resolved.dry_run.yaml\n"
     # What the trained weights came from stays told by the recipe beside them.
     assert Path("run/resolved.yaml").read_text() == resolved
@@ -109,7 +111,7 @@ def test_eval_of_a_stage_the_start_and_another_model(there: Path, capsys: pytest
     assert main(["eval", "--config", "r.yaml", "--model", "run/stages/packed/final"]) == 0
     assert "model-final" in capsys.readouterr().out
     assert Path("run/eval/model-final/words/metrics.json").is_file()
-    assert main(["eval", "--config", "r.yaml", "--model", "run/nothing"]) == 1
+    assert main(["eval", "--config", "r.yaml", "--model", "run/nothing"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

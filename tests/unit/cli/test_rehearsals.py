@@ -37,6 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which stage one of three is trained."""
     folder = tmp_path_factory.mktemp("rehearsals")
     (folder / "r.yaml").write_text(RECIPE)
+    (folder / "other").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["train", "r.yaml", "--stage", "one"]) == 0
