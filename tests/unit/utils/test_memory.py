@@ -35,4 +35,5 @@ def faults(keep: bool) -> int:
 
 
 def test_a_second_round_takes_no_new_pages() -> None:
-    assert faults(keep=True) < 100 < faults(keep=False)
+    # Thousands without it, of 4 KiB; of 2 MiB each, where the system gives such, 64.
+    assert faults(keep=True) < 50 < faults(keep=False)
