@@ -82,9 +82,7 @@ def recipe_of(arguments: argparse.Namespace, overrides: list[str], *, as_run: bo
 
     `as_run`: what the command line of its run set needn't be said again.
     """
-    name, keys = recipe_and_keys(arguments.config, overrides)
-    if name is None:
-        raise UsageError(f"no recipe is named: a file, or a name from `sft recipes`; see `{arguments.prog} --help`")
+    name, keys = named_recipe(arguments, overrides)
     recipe = load_recipe(name, [*(_as_run(name, keys) if as_run else ()), *keys])
     refuse(recipe_problems(recipe), recipe.place)
     for option in ("stage", "restart"):
@@ -111,6 +109,14 @@ def _as_run(name: str, keys: list[str]) -> list[str]:
     if again := [option for option in options if option not in told]:
         say(f"as it ran: {' '.join(again)} as then")
     return before
+
+
+def named_recipe(arguments: argparse.Namespace, words: list[str]) -> tuple[str, list[str]]:
+    """As `recipe_and_keys`. Raises UsageError where no recipe is named."""
+    name, keys = recipe_and_keys(arguments.config, words)
+    if name is None:
+        raise UsageError(f"no recipe is named: a file, or a name from `sft recipes`; see `{arguments.prog} --help`")
+    return name, keys
 
 
 def recipe_and_keys(config: str | None, words: list[str]) -> tuple[str | None, list[str]]:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from sft.cli.common import add_recipe_arguments, console, recipe_and_keys
+from sft.cli.common import add_recipe_arguments, console, named_recipe
 from sft.utils.errors import UsageError, sentence, shown
 from sft.utils.progress import end_line
 from sft.utils.quiet import quiet_libraries
@@ -41,9 +41,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     if arguments.dry_run and arguments.json:
         raise UsageError("--json has no effect with --dry_run, which has no results to tell: leave one out")
-    name, words = recipe_and_keys(arguments.config, overrides)
-    if name is None:
-        raise UsageError(f"the following arguments are required: --config; see `{arguments.prog} --help`")
+    name, words = named_recipe(arguments, overrides)
     grid = load_grid(name, words)
     quiet_libraries(grid.root, debug=arguments.debug)
     from sft.report.sweep import as_json, choose_metric

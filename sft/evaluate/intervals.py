@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
+from typing import Any
 
 Z95 = 1.959963984540054
 
@@ -18,6 +19,15 @@ class Estimate:
     high: float
     problems: int
     samples: int
+
+    def as_json(self) -> dict[str, Any]:
+        """As metrics.json and a sweep's results have it."""
+        return {
+            "pass_at_1": self.value,
+            "interval": [self.low, self.high],
+            "problems": self.problems,
+            "samples": self.samples,
+        }
 
 
 def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:

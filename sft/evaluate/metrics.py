@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-from sft.evaluate.intervals import Estimate, pass_at_1, pass_at_k, percentile
+from sft.evaluate.intervals import pass_at_1, pass_at_k, percentile
 
 Sample = dict[str, Any]
 
@@ -18,7 +18,7 @@ def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
     fewest = min((len(rights) for rights in outcomes), default=0)
     undecided = Counter(sample["reason"] for sample in ordered if sample["verdict"] == "undecided")
     return {
-        **_estimate(pass_at_1(outcomes)),
+        **pass_at_1(outcomes).as_json(),
         "pass_at_k": {str(k): pass_at_k(outcomes, k) for k in _powers_of_two(fewest)},
         "verdicts": dict(Counter(sample["verdict"] for sample in ordered)),
         "undecided_reasons": dict(undecided),
@@ -45,15 +45,6 @@ def _by_problem(samples: Iterable[Sample]) -> list[list[bool]]:
     return list(outcomes.values())
 
 
-def _estimate(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "pass_at_1": estimate.value,
-        "interval": [estimate.low, estimate.high],
-        "problems": estimate.problems,
-        "samples": estimate.samples,
-    }
-
-
 def _kinds(samples: Iterable[Sample], key: Callable[[Sample], Any]) -> list[Any]:
     return sorted({key(sample) for sample in samples if key(sample) is not None})
 
@@ -61,7 +52,7 @@ def _kinds(samples: Iterable[Sample], key: Callable[[Sample], Any]) -> list[Any]
 def _split(samples: Sequence[Sample], key: Callable[[Sample], Hashable]) -> dict[str, Any]:
     """pass@1 for each value of `key`, in the values' order (JSON keys are text)."""
     return {
-        str(kind): _estimate(pass_at_1(_by_problem(s for s in samples if key(s) == kind)))
+        str(kind): pass_at_1(_by_problem(s for s in samples if key(s) == kind)).as_json()
         for kind in _kinds(samples, key)
     }
 

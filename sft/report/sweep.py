@@ -217,7 +217,7 @@ def as_json(sweep: Sweep) -> dict[str, Any]:
                 "points": [outcome.point.name for outcome in setting.outcomes],
                 "score": setting.score,
                 "suites": {
-                    suite: _numbers(estimate)
+                    suite: estimate.as_json()
                     for suite in sweep.suites
                     if (estimate := setting.estimate(suite)) is not None
                 },
@@ -234,16 +234,7 @@ def _points(sweep: Sweep) -> Iterator[dict[str, Any]]:
         yield {
             "name": outcome.point.name,
             "values": outcome.point.values,
-            "suites": {name: _numbers(estimate_of(found)) for name, found in outcome.suites.items()},
+            "suites": {name: estimate_of(found).as_json() for name, found in outcome.suites.items()},
             "loss": outcome.loss,
             "error": outcome.error,
         }
-
-
-def _numbers(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "pass_at_1": estimate.value,
-        "interval": [estimate.low, estimate.high],
-        "problems": estimate.problems,
-        "samples": estimate.samples,
-    }

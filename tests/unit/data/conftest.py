@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from data_toys import byte_tokenizer, stage_of
+from teacher_server import TeacherServer, serving
 
 from sft.data.prepare import PreparedStage, prepare_stage
 
@@ -63,3 +64,12 @@ def prepare(tmp_path: Path, toy: Any) -> Callable[..., PreparedStage]:
         return prepare_stage(recipe, recipe.stages[0], toy, progress=progress)
 
     return run
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[TeacherServer]:
+    """A teacher that answers, with nothing of the environment in the way."""
+    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as running:
+        yield running

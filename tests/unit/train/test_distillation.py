@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loss_toys import documents
+from loss_toys import documents, packed
 from train_toys import VOCABULARY, ToyPrepared, read_metrics, saved_weights, tiny_qwen, tiny_sambay, train_toy
 
 from sft.utils.errors import UserError
 
 TRAIN = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_steps": 2, "max_grad_norm": 0.0}
 SPLITS = [(False, 6, 1), (False, 1, 6), (True, 2, 1)]
-PACKS = ([0, 1, 2], [3, 4, 5])
 COLUMNS = ("teacher_ids", "teacher_logprobs")
 
 
@@ -39,10 +38,6 @@ def prepared(rows: list[dict[str, Any]], k: int) -> ToyPrepared:
     features = {name: List(Value(kind)) for name, kind in kinds.items()}
     features |= {name: List(List(Value(kind), k)) for name, kind in zip(COLUMNS, ("int32", "float16"), strict=True)}
     return ToyPrepared(Dataset.from_list(rows, features=Features(features)))
-
-
-def together(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: [value for n in pack for value in rows[n][name]] for name in rows[0]} for pack in PACKS]
 
 
 def dense(model: Any, rows: list[dict[str, Any]], weight: float) -> float:
@@ -74,7 +69,7 @@ def test_a_teacher_of_the_whole_vocabulary_is_a_dense_divergence(tmp_path, make)
     for packs, batch, accumulation in SPLITS:
         train = {**TRAIN, "packing": packs, "distill": distill, "per_device_train_batch_size": batch}
         train |= {"gradient_accumulation_steps": accumulation, "max_steps": 1}
-        data = prepared(together(rows) if packs else rows, VOCABULARY)
+        data = prepared(packed(rows) if packs else rows, VOCABULARY)
         _, paths = train_toy(tmp_path / f"{packs}-{batch}", train, model=make(), prepared=data)
         assert read_metrics(paths.metrics("one"))[0]["loss"] == pytest.approx(wanted, rel=2e-4)
 
@@ -85,7 +80,7 @@ def test_however_a_step_is_split_the_same_is_learned_from_a_teacher(tmp_path, di
     for packs, batch, accumulation in SPLITS:
         train = {**TRAIN, "packing": packs, "distill": {"divergence": divergence, "temperature": 2.0}}
         train |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-        data = prepared(together(rows) if packs else rows, 4)
+        data = prepared(packed(rows) if packs else rows, 4)
         _, paths = train_toy(tmp_path / f"{packs}-{batch}", train, model=tiny_sambay(), prepared=data)
         runs.append(saved_weights(paths.final_dir("one")))
     for weights in runs[1:]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...native.cpp_call import AttentionArgs, AttentionBackward, AttentionForward, call
 from ...native.tensors import heads_of, packed, pointer
-from ...runtime.checks import compute_dtype
+from ...runtime.checks import compute_dtype, stored_dtype
 from .inputs import DiffInputs
 
 
@@ -25,7 +25,7 @@ class _Call:
     def __init__(self, inputs: DiffInputs, lambda_full: Tensor, weight: Tensor, lambda_init: float, eps: float) -> None:
         q, k, v, cu_seqlens_q, cu_seqlens_k, window, scale = inputs
         self.wide = compute_dtype(q)
-        self.dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else self.wide
+        self.dtype = stored_dtype(q)
         self.heads = [_read(value, self.dtype) for value in (q, k, v)]
         self.others = [cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()]
         self.small = [packed(value, self.wide) for value in (lambda_full, weight)]

@@ -288,7 +288,10 @@ def _multiply_adds(q: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, window
     return q.shape[1] * q.shape[2] * visible_pairs(cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), window)
 
 
-@register_flop_formula(torch.ops.sambay_kernels.differential_maps_fwd, get_raw=True)
+# The whole op is counted by its definition, whatever it saves by subtracting the maps before they meet the values.
+@register_flop_formula(
+    [torch.ops.sambay_kernels.differential_maps_fwd, torch.ops.sambay_kernels.differential_attention_fwd], get_raw=True
+)
 def differential_maps_flops(q: Tensor, k: Tensor, v: Tensor, *plan: Any, **kwargs: Any) -> int:
     """Scores (width d) and values (width 2d), visible pairs only; padding and softmax aren't counted."""
     return 2 * 3 * _multiply_adds(q, *plan[:3])
@@ -300,13 +303,6 @@ def differential_maps_bwd_flops(
 ) -> int:
     """Scores again, dq and dk (width d), dv and the weights' gradient (width 2d)."""
     return 2 * 7 * _multiply_adds(q, *plan[:3])
-
-
-# The same sums whatever their order: those of the definition, not the fewer ones that are needed.
-@register_flop_formula(torch.ops.sambay_kernels.differential_attention_fwd, get_raw=True)
-def differential_attention_flops(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) -> int:
-    """As `differential_maps_flops`."""
-    return 2 * 3 * _multiply_adds(q, *rest[:3])
 
 
 @register_flop_formula(torch.ops.sambay_kernels.differential_attention_bwd, get_raw=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from data_toys import byte_tokenizer
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
-from teacher_server import TeacherServer, named_tokens, serving
+from teacher_server import TeacherServer, named_tokens
 
 from sft.data.look.find import put_aside
 from sft.data.pack.arrow import row_schema
@@ -337,14 +337,6 @@ def test_a_chat_answers_logprobs_are_read(place: Context) -> None:
 
 
 # generate
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[TeacherServer]:
-    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    with serving() as running:
-        yield running
 
 
 def ask(server: TeacherServer, place: Context, **settings: Any) -> Record:
