@@ -51,6 +51,17 @@ def _swiglu() -> None:
     swiglu_triton_backward(_tensor(TOKENS, INNER), *fused.chunk(2, 1), *gradient.chunk(2, 1))
 
 
+def _norm() -> None:
+    from ..ops.add_layer_norm.triton import add_layer_norm_triton, add_layer_norm_triton_backward
+
+    hidden, added = _tensor(TOKENS, HIDDEN, dtype=torch.float32), _tensor(TOKENS, HIDDEN)
+    weight, bias = (_tensor(HIDDEN, dtype=torch.float32) for _ in range(2))
+    for delta in (added, None):  # after a mixer; before it
+        _, normed, stats = add_layer_norm_triton(hidden, delta, weight, bias, 1e-5, torch.bfloat16)
+        passed, dtype = (None, hidden.dtype) if delta is None else (hidden, delta.dtype)
+        add_layer_norm_triton_backward(normed, passed, hidden, stats, weight, hidden.dtype, dtype, True)
+
+
 def _attention(dtype: torch.dtype) -> None:
     from ..ops.differential_attention import triton as backend
     from ..ops.differential_attention.inputs import DiffInputs
@@ -97,6 +108,7 @@ def run_cases() -> None:
     _scan()
     _conv()
     _swiglu()
+    _norm()
     _attention(torch.bfloat16)
     _attention(torch.float32)
     _loss()
