@@ -51,15 +51,13 @@ def _swiglu() -> None:
     swiglu_triton_backward(_tensor(TOKENS, INNER), *fused.chunk(2, 1), *gradient.chunk(2, 1))
 
 
-def _norm() -> None:
+def _norm(dtype: torch.dtype) -> None:
     from ..ops.add_layer_norm.triton import add_layer_norm_triton, add_layer_norm_triton_backward
 
-    hidden, added = _tensor(TOKENS, HIDDEN, dtype=torch.float32), _tensor(TOKENS, HIDDEN)
+    hidden, delta = _tensor(TOKENS, HIDDEN, dtype=torch.float32), _tensor(TOKENS, HIDDEN, dtype=dtype)
     weight, bias = (_tensor(HIDDEN, dtype=torch.float32) for _ in range(2))
-    for delta in (added, None):  # after a mixer; before it
-        _, normed, stats = add_layer_norm_triton(hidden, delta, weight, bias, 1e-5, torch.bfloat16)
-        passed, dtype = (None, hidden.dtype) if delta is None else (hidden, delta.dtype)
-        add_layer_norm_triton_backward(normed, passed, hidden, stats, weight, hidden.dtype, dtype, True)
+    total, normed, stats = add_layer_norm_triton(hidden, delta, weight, bias, 1e-5, dtype)
+    add_layer_norm_triton_backward(normed, total, total, stats, weight, hidden.dtype, dtype, True)
 
 
 def _attention(dtype: torch.dtype) -> None:
@@ -108,7 +106,8 @@ def run_cases() -> None:
     _scan()
     _conv()
     _swiglu()
-    _norm()
+    _norm(torch.bfloat16)
+    _norm(torch.float32)
     _attention(torch.bfloat16)
     _attention(torch.float32)
     _loss()

@@ -56,8 +56,8 @@ def add_layer_norm_cpp_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden; of delta, None where hidden's is it; of weight and bias, None where not wanted."""
     work, width = stats.dtype, weight.shape[0]
-    x = packed(read.to(weight.dtype), work)
-    up, passed, small = packed(grad, _stored(grad.dtype, work)), packed(grad_total, work), packed(weight, work)
+    x, up = read.to(weight.dtype).to(work).contiguous(), grad.to(_stored(grad.dtype, work)).contiguous()
+    passed, small = packed(grad_total, work), packed(weight, work)
     found = read.new_empty(read.shape, dtype=work)
     narrow = hidden_dtype == work != _stored(delta_dtype, work)
     of_delta = read.new_empty(read.shape, dtype=delta_dtype) if narrow else None

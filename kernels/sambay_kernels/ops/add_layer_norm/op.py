@@ -42,7 +42,8 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     "add_layer_norm_bwd(Tensor grad, Tensor? grad_total, Tensor read, Tensor stats, Tensor weight, "
-    "ScalarType hidden_dtype, ScalarType delta_dtype, bool want_weight, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+    "ScalarType hidden_dtype, ScalarType delta_dtype, bool want_weight, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 add_layer_norm_fwd = torch.ops.sambay_kernels.add_layer_norm_fwd.default
 add_layer_norm_bwd = torch.ops.sambay_kernels.add_layer_norm_bwd.default
@@ -68,7 +69,7 @@ def _fake(hidden: Tensor, delta: Tensor | None, *args: Any) -> tuple[Tensor, Ten
     return total, hidden.new_empty(hidden.shape, dtype=args[3]), stats
 
 
-def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of hidden; of delta, empty where hidden's is it; of weight and bias, empty where not wanted."""
     *args, backend = args  # type: ignore[assignment]
     of_total, of_delta, of_weight, of_bias = BACKWARD[backend](*args)

@@ -41,7 +41,8 @@ def add_layer_norm_torch_backward(
     found = inverse * (inner - inner.mean(-1, keepdim=True) - unit * (inner * unit).mean(-1, keepdim=True))
     if grad_total is not None:
         found += grad_total
-    of_weight = (up * unit).flatten(0, -2).sum(0) if want_weight else None
-    of_bias = up.flatten(0, -2).sum(0) if want_weight else None
+    width = weight.shape[0]
+    of_weight = (up * unit).reshape(-1, width).sum(0) if want_weight else None
+    of_bias = up.reshape(-1, width).sum(0) if want_weight else None
     of_delta = None if delta_dtype == hidden_dtype else found.to(delta_dtype)
     return found.to(hidden_dtype), of_delta, of_weight, of_bias
