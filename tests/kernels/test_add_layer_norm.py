@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from norm_ops import BF16, F32
 from sambay_kernels import add_layer_norm
+from sambay_kernels.ops.add_layer_norm import api
 from sambay_kernels.ops.add_layer_norm.op import add_layer_norm_bwd, add_layer_norm_fwd
 from sambay_kernels.ops.add_layer_norm.reference import add_layer_norm_reference
 from torch import Tensor
@@ -16,6 +17,14 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 backends = pytest.mark.parametrize("name", ops.BACKENDS)
+
+
+@pytest.fixture(autouse=True)
+def even_a_small_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By C++ where that is asked for."""
+    monkeypatch.setattr(api, "SMALL", 0)
+
+
 AUTOCAST = (F32, BF16, BF16, F32)  # what the model has under autocast
 
 
@@ -180,6 +189,15 @@ def test_with_and_without_torchs_dispatcher(name: str) -> None:
     with FlopCounterMode(display=False) as counter:
         gradients(name, call)
     assert counter.get_total_flops() == 0
+
+
+@pytest.mark.parametrize("types", [AUTOCAST, (F32,) * 4, (BF16,) * 4])
+def test_few_elements_give_what_many_do(types: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = norm.case(40, 160, types=types)
+    want = norm.run("cpp", made, out_dtype=types[2])
+    monkeypatch.setattr(api, "SMALL", 40 * 160 + 1)
+    found = norm.run("cpp", made, out_dtype=types[2])
+    ops.assert_close(found, want, 1e-6, normed=1e-3 if types[2] == BF16 else 1e-6, d_delta=2e-3)
 
 
 @pytest.mark.parametrize("weights", [F32, BF16])

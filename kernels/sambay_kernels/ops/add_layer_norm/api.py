@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...runtime.autocast import recorded_in_own_types
@@ -11,6 +10,9 @@ from ...runtime.checks import FLOAT_TYPES, check_optional, check_real, check_ten
 from ...runtime.dispatch import backend_for
 from .op import OP, add_layer_norm_any
 from .reference import add_layer_norm_reference
+from .torch import add_layer_norm_torch
+
+SMALL = 1 << 18  # elements of the stream below which, on a CPU, one call of ours takes as long as torch's several
 
 
 def add_layer_norm(
@@ -33,8 +35,9 @@ def add_layer_norm(
 
     The sum is rounded to hidden's type, read rounded to weight's, and all else is float32, or float64 when hidden is.
     So the result is, to rounding, that of `hidden + delta`, `layer_norm(_.to(weight.dtype))` and `.to(out_dtype)`. A
-    row depends on no other row. Same input, same bits, in gradients too; in C++ for any number of threads, but where
-    there is neither an addition nor a type to change: that is torch's own LayerNorm. A gradient has its input's type.
+    row depends on no other row. Same input, same bits, in gradients too; in C++ for any number of threads. Torch's own
+    operations stand in for C++ where there is neither an addition nor a type to change, and for few elements. A
+    gradient has its input's type.
 
     Returns:
         hidden + delta in hidden's type, or hidden itself without delta; and the normalised rows (..., W), contiguous.
@@ -48,8 +51,9 @@ def add_layer_norm(
     out_dtype = _checked_type(hidden, delta, weight, bias, out_dtype)
     check_real(OP, "eps", eps, least=0.0)
     backend, args = backend_for(OP, hidden), (hidden, delta, weight, bias, float(eps), out_dtype)
-    if backend == "cpp" and delta is None and hidden.dtype == weight.dtype == out_dtype == compute_dtype(hidden):
-        return hidden, F.layer_norm(hidden, weight.shape, weight, bias, eps)  # nothing to fuse
+    pays = hidden.numel() >= SMALL and (delta is not None or out_dtype != weight.dtype)
+    if backend == "cpp" and hidden.dtype == weight.dtype == compute_dtype(hidden) and not pays:
+        return add_layer_norm_torch(hidden, delta, weight, bias, eps=eps, out_dtype=out_dtype)
     if backend == "reference":
         total, normed = recorded_in_own_types(add_layer_norm_reference, *args)
     else:
