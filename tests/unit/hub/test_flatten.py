@@ -77,6 +77,8 @@ def _arguments(op: str) -> tuple[list[torch.Tensor], dict[str, Any]]:
         return tensors, {"D": random(6), "z": random(2, 6), "delta_bias": random(6), "slots": torch.tensor([2, 0])}
     if op == "causal_conv1d_step":
         return [random(3, 6, 3), random(2, 6), random(6, 4), random(6)], {"slots": torch.tensor([2, 0])}
+    if op == "add_layer_norm":
+        return [random(9, 6), random(9, 6), random(6), random(6)], {"eps": 1e-3}
     if op == "swiglu":
         return [random(9, 6), random(9, 6)], {}
     if op == "differential_attention":
@@ -170,5 +172,5 @@ def test_an_op_without_a_torch_form_is_an_error(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "torch.py").write_text("def swiglu_torch(gate, value):\n    return gate\n")
     (folder / "api.py").write_text("def swiglu(gate, value):\n    return gate\n")
-    with pytest.raises(ValueError, match="causal_conv1d has no public function"):
+    with pytest.raises(ValueError, match="add_layer_norm has no public function"):
         ops_file(tmp_path)

@@ -1,5 +1,7 @@
 """Traps that the published code and ordinary trainers fall into when they train this model."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_sambay import tiny_model
@@ -120,3 +122,26 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_split():
         model(input_ids=ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=count).loss for i in range(4)
     )
     assert torch.isclose(whole, parts, rtol=1e-6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_norms_write_what_the_next_product_reads(autocast: bool) -> None:
+    """Nothing is left to cast before a layer's products; the residual stream and the loss's input stay float32."""
+    model, seen = tiny_model().train(), {}
+
+    def see(name: str) -> Any:
+        def hook(_module: Any, args: tuple[Any, ...]) -> None:
+            seen[name] = args[0].dtype
+
+        return hook
+
+    for name, module in model.named_modules():
+        if name.endswith((".in_proj", ".Wqkv", ".fc1", "_layernorm", "lm_head")):
+            module.register_forward_pre_hook(see(name))
+    ids = torch.arange(1, 13)[None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model(input_ids=ids, labels=ids).loss.backward()
+    narrow = torch.bfloat16 if autocast else torch.float32
+    assert len(seen) > 8
+    for name, dtype in seen.items():
+        assert dtype == (torch.float32 if "norm" in name or name == "lm_head" else narrow), name
