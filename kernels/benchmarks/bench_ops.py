@@ -31,7 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sambay_kernels import causal_conv1d, differential_attention, linear_cross_entropy, selective_scan, swiglu
+from sambay_kernels import (
+    add_layer_norm,
+    causal_conv1d,
+    differential_attention,
+    linear_cross_entropy,
+    selective_scan,
+    swiglu,
+)
 from sambay_kernels.ops.differential_attention.op import visible_pairs
 from sambay_kernels.runtime import dispatch
 from torch import Tensor
@@ -91,10 +98,10 @@ class Case:
 
     op: str
     shape: str
-    call: Callable[..., Tensor]
+    call: Callable[..., Tensor | tuple[Tensor, ...]]
     leaves: list[Tensor]
     work: tuple[Work, Work]
-    peers: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    peers: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,27 @@ def swiglu_case(sizes: Shapes, device: str, width: int) -> Case:
     return Case("swiglu", f"{sizes.tokens} x {width}", swiglu, leaves, work, peers)
 
 
+def norm_case(sizes: Shapes, device: str) -> Case:
+    """A float32 residual stream between two products in bfloat16, as autocast makes it."""
+    make, elements = _Maker(sizes, device), sizes.tokens * sizes.hidden
+    single, half = torch.float32, torch.bfloat16
+    leaves = [make(sizes.tokens, sizes.hidden, dtype=dtype) for dtype in (single, half)]
+    leaves += [make(sizes.hidden, dtype=single) for _ in range(2)]
+
+    def call(hidden: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return add_layer_norm(hidden, delta, weight, bias, out_dtype=half)
+
+    def plain(hidden: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        total = hidden + delta
+        return total, torch.nn.functional.layer_norm(total, weight.shape, weight, bias).to(half)
+
+    peers: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"torch, unfused": plain}
+    if device != "cpu":
+        peers["torch.compile"] = torch.compile(plain)
+    work = Work(12 * elements), Work(16 * elements)
+    return Case("add_layer_norm", f"{sizes.tokens} x {sizes.hidden}", call, leaves, work, peers)  # type: ignore[arg-type]
+
+
 def attention_case(sizes: Shapes, device: str, cu_seqlens: Tensor, window: int | None) -> Case:
     make, item, keys = _Maker(sizes, device), torch.finfo(sizes.dtype).bits // 8, sizes.heads // 2
     bounds, longest = cu_seqlens.tolist(), int(cu_seqlens.diff().max())
@@ -301,6 +329,7 @@ def cases(sizes: Shapes, device: str, wanted: str | None) -> Iterator[Case]:
         ("causal_conv1d", lambda: conv_case(sizes, device, cu_seqlens)),
         ("swiglu", lambda: swiglu_case(sizes, device, sizes.inner)),
         ("swiglu", lambda: swiglu_case(sizes, device, sizes.intermediate)),
+        ("add_layer_norm", lambda: norm_case(sizes, device)),
         ("differential_attention", lambda: attention_case(sizes, device, cu_seqlens, 512)),
         ("differential_attention", lambda: attention_case(sizes, device, cu_seqlens, None)),
         ("linear_cross_entropy", lambda: loss_case(sizes, device)),
@@ -384,10 +413,11 @@ def measure(case: Case, device: str, ceilings: Device | None, rounds: int) -> li
         for name in names:
             call, chosen = case.peers.get(name, case.call), "auto" if name in case.peers else name
             with _backend(chosen):
-                made: list[Tensor] = []
+                made: list[Any] = []
                 forward = clock.ms(lambda made=made, call=call: made.append(call(*case.leaves)))  # type: ignore[misc]
-                up = torch.ones_like(made[0])
-                backward = clock.ms(lambda made=made, up=up: torch.autograd.grad(made[0], case.leaves, up))  # type: ignore[misc]
+                outs = made[0] if isinstance(made[0], tuple) else (made[0],)
+                ups = [torch.ones_like(out) for out in outs]
+                backward = clock.ms(lambda outs=outs, ups=ups: torch.autograd.grad(outs, case.leaves, ups))  # type: ignore[misc]
             if turn >= 0:
                 times[name][0].append(forward)
                 times[name][1].append(backward)

@@ -7,6 +7,7 @@ The package depends on torch alone (and on Triton or a compiler where it finds t
 
 from __future__ import annotations
 
+from .ops.add_layer_norm.api import add_layer_norm
 from .ops.causal_conv1d.api import causal_conv1d
 from .ops.causal_conv1d.step import causal_conv1d_step
 from .ops.differential_attention.api import differential_attention
@@ -19,6 +20,7 @@ from .runtime.dispatch import BackendError, backend_for, why
 
 __all__ = [
     "BackendError",
+    "add_layer_norm",
     "backend_for",
     "causal_conv1d",
     "causal_conv1d_step",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 OPS = (
+    "add_layer_norm",
     "causal_conv1d",
     "causal_conv1d_step",
     "differential_attention",

@@ -9,7 +9,7 @@ import packed_ops as ops
 import pytest
 import torch
 from gpu_backends import chosen
-from sambay_kernels import differential_attention, linear_cross_entropy, swiglu
+from sambay_kernels import add_layer_norm, differential_attention, linear_cross_entropy, swiglu
 from sambay_kernels.runtime.segments import LONGEST
 from torch import Tensor
 
@@ -74,6 +74,30 @@ def test_gate(name: str, dtype: torch.dtype, split: bool) -> None:
         results.append([out, *torch.autograd.grad(out, leaf, torch.ones_like(out))])
     for found, want in zip(*results, strict=True):
         assert ops.rms_error(found, want) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("shape", [(4099, 2560), (777, 160), (3, 5000)])
+def test_norm(name: str, dtype: torch.dtype, added: bool, shape: tuple[int, int]) -> None:
+    """A float32 stream, whose neighbours are in `dtype`; the same bits again."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden, delta, *ups = (torch.randn(shape, device="cuda", generator=generator).bfloat16() for _ in range(4))
+    weight, bias = (torch.randn(shape[1:], device="cuda", generator=generator) for _ in range(2))
+
+    def run(backend: str, stream: torch.dtype, beside: torch.dtype) -> list[Tensor]:
+        leaves = [hidden.to(stream), weight.to(stream), bias.to(stream), *([delta.to(beside)] if added else [])]
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        with chosen(backend):
+            total, normed = add_layer_norm(leaves[0], leaves[3] if added else None, *leaves[1:3], out_dtype=beside)
+        outs = [total, normed]
+        return [*outs, *torch.autograd.grad(outs, leaves, [up.to(x.dtype) for up, x in zip(ups, outs, strict=True)])]
+
+    found, exact = run(name, torch.float32, dtype), run("torch", torch.float64, torch.float64)
+    for got, want in zip(found, exact, strict=True):
+        assert ops.rms_error(got, want) <= BOUNDS[dtype]
+    assert name == "torch" or all(map(torch.equal, found, run(name, torch.float32, dtype)))
 
 
 @pytest.mark.parametrize(("name", "dtype", "bound"), [

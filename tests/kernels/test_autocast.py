@@ -10,6 +10,7 @@ import packed_ops as ops
 import pytest
 import torch
 from sambay_kernels import (
+    add_layer_norm,
     causal_conv1d,
     causal_conv1d_step,
     differential_attention,
@@ -42,10 +43,16 @@ def losses(hidden: Tensor, weight: Tensor) -> Tensor:
     return linear_cross_entropy(hidden, weight, LABELS, label_smoothing=0.1, z_loss=1e-3, reduction="none")
 
 
+def norm(hidden: Tensor, delta: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return add_layer_norm(hidden, delta, weight, bias)
+
+
 CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "selective_scan": (scan, [(9, 6), (9, 6), (6, 3), (9, 3), (9, 3), (2, 6, 3)]),
     "causal_conv1d": (lambda *x: causal_conv1d(*x, cu_seqlens=BORDERS), [(9, 6), (6, 4), (6,)]),
     "swiglu": (swiglu, [(9, 6), (9, 6)]),
+    "add_layer_norm": (norm, [(9, 6), (9, 6), (6,), (6,)]),
+    "layer_norm": (lambda h, *small: add_layer_norm(h, None, *small)[1], [(9, 6), (6,), (6,)]),
     "differential_attention": (attention, [(9, 4, 8), (9, 2, 8), (9, 2, 8), (), (16,)]),
     "linear_cross_entropy, sum": (lambda h, w: linear_cross_entropy(h, w, LABELS), [(9, 6), (5, 6)]),
     "linear_cross_entropy, none": (losses, [(9, 6), (5, 6)]),

@@ -40,6 +40,10 @@ CALLS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("bias", "activation", "cu_seqlens", "initial_state"),
     ),
     "swiglu": ({"gate": random(2, 2), "value": random(2, 2)}, ()),
+    "add_layer_norm": (
+        {"hidden": random(4, 3), "delta": random(4, 3), "weight": random(3), "bias": random(3)},
+        ("eps", "out_dtype"),
+    ),
     "differential_attention": (
         {**attention(q=(4, 4, 2), k=(4, 2, 2), v=(4, 2, 2)), "cu_seqlens_q": BORDERS},
         ("cu_seqlens_k", "window", "scale", "eps"),
@@ -106,5 +110,5 @@ def test_wrong_values_are_named_by_the_reference_too(name: str) -> None:
 
 @pytest.mark.parametrize("op", ["nope", "", None, 3, ["selective_scan"]])
 def test_an_unknown_op_is_named(op: Any) -> None:
-    with pytest.raises(sambay_kernels.BackendError, match=r"unknown op .*, choose from causal_conv1d"):
+    with pytest.raises(sambay_kernels.BackendError, match=r"unknown op .*, choose from add_layer_norm"):
         sambay_kernels.why(op)

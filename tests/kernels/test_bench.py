@@ -23,7 +23,7 @@ def test_a_run_prints_and_writes_every_backend(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     assert {"device", "date", "torch", "python"} <= set(content["machine"])
     ops = {row["op"] for row in content["rows"]}
-    assert len(ops) == 5
+    assert len(ops) == 6
     for op in ops:
         rows = [row for row in content["rows"] if row["op"] == op]
         assert {"torch", "reference"} <= {row["by"] for row in rows}
@@ -38,7 +38,7 @@ def test_an_unknown_op_is_named() -> None:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 1 and "--op scan: unknown, choose from causal_conv1d" in done.stderr
+    assert done.returncode == 1 and "--op scan: unknown, choose from add_layer_norm" in done.stderr
 
 
 def test_floors_are_those_of_the_slowest_unit() -> None:

@@ -20,7 +20,7 @@ from sambay_kernels.runtime.checks import FLOAT_TYPES
 from sambay_kernels.runtime.packing import check_cu_seqlens_form, check_cu_seqlens_values, document_count
 from sambay_kernels.triton.launch import problem as triton_problem
 
-OPS = ("selective_scan", "causal_conv1d", "swiglu")
+OPS = ("selective_scan", "causal_conv1d", "swiglu", "add_layer_norm")
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -17,7 +17,8 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("T
 
 
 @pytest.mark.parametrize(
-    "file", ["test_scan.py", "test_conv_and_swiglu.py", "test_attention.py", "test_loss.py", "test_model.py"]
+    "file",
+    ["test_scan.py", "test_conv_and_swiglu.py", "test_norm.py", "test_attention.py", "test_loss.py", "test_model.py"],
 )
 def test_interpreted_kernels_match_the_references(file: str) -> None:
     folder = Path(__file__).parent / "interpreted"
@@ -51,6 +52,6 @@ def test_every_kernel_compiles_for_a100_and_h100_without_spilling() -> None:
     kernels = {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source.read_text(), re.M)}
     compiled = set(re.findall(r"^(\w+_kernel) +sm_(?:80|90)", done.stdout, re.M))
     assert compiled == kernels and len(kernels) >= 15
-    single = {f"{name}<fp32>" for name in kernels if name.startswith(("maps_", "combine_"))}
+    single = {f"{name}<fp32>" for name in kernels if name.startswith(("maps_", "combine_", "add_layer_norm_"))}
     assert set(re.findall(r"^(\w+_kernel<fp32>) +sm_", done.stdout, re.M)) == single
     assert done.stdout.count("sm_80") == done.stdout.count("sm_90") == len(kernels | single)

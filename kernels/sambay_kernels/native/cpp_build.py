@@ -28,7 +28,7 @@ from .build import (
     version_of,
 )
 
-UNITS = [SOURCES / "cpu.cpp", SOURCES / "attention.cpp"]
+UNITS = [SOURCES / "cpu.cpp", SOURCES / "attention.cpp", SOURCES / "norm.cpp"]
 FILES = [*UNITS, *(SOURCES / name for name in ("compute_type.h", "cpu_common.h", "products.h", "scan_core.h"))]
 # No -ffast-math: NaN and infinity must keep their meaning, and sums their order.
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]

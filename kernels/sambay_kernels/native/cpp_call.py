@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_double, c_int, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,6 +102,26 @@ class AttentionBackward(Structure):
     )
 
 
+class AddLayerNormForward(Structure):
+    """Inputs and outputs of the residual addition and LayerNorm."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("count", "width", "narrow_delta", "narrow_normed")),
+        ("eps", c_double),
+        *((name, c_void_p) for name in ("hidden", "delta", "weight", "bias", "total", "normed", "stats")),
+    )
+
+
+class AddLayerNormBackward(Structure):
+    """Inputs and outputs of their backward pass."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("count", "width", "narrow_delta", "narrow_normed")),
+        *((name, c_void_p) for name in ("grad", "grad_total", "total", "stats", "weight")),
+        *((name, c_void_p) for name in ("of_total", "of_delta", "of_weight", "of_bias")),
+    )
+
+
 def borders_of(cu_seqlens: Tensor | None, total: int) -> Tensor:
     """Document borders as contiguous int32."""
     if cu_seqlens is None:
@@ -120,8 +143,13 @@ def lanes() -> int:
     return size()
 
 
+@functools.cache
+def _function(name: str, dtype: torch.dtype, structure: type[Structure]) -> Callable[[Any, int], None]:
+    found = getattr(library(), f"sambay_{name}_{SUFFIXES[dtype]}")
+    found.restype, found.argtypes = None, (POINTER(structure), c_int)
+    return found
+
+
 def call(name: str, dtype: torch.dtype, args: Structure) -> None:
     """Call a function of one structure, for tokens stored in this type, on torch's number of threads."""
-    function = getattr(library(), f"sambay_{name}_{SUFFIXES[dtype]}")
-    function.restype, function.argtypes = None, (POINTER(type(args)), c_int)
-    function(byref(args), torch.get_num_threads())
+    _function(name, dtype, type(args))(byref(args), torch.get_num_threads())

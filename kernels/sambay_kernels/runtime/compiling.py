@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,3 +24,13 @@ def not_traced(function: F) -> F:
     """As torch.compiler.disable: a graph breaks around the function."""
     wrapped: Any = torch._disable_dynamo(function)
     return wrapped
+
+
+def is_seen_by_torch_alone(*tensors: Tensor | None) -> bool:
+    """Whether these are plain tensors that nothing follows: no trace, no fake or wrapped tensor, no dispatch mode.
+
+    Then a registered op may do its work without torch's dispatcher, which takes as long as that of a small tensor.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)

@@ -51,6 +51,15 @@ def _swiglu() -> None:
     swiglu_triton_backward(_tensor(TOKENS, INNER), *fused.chunk(2, 1), *gradient.chunk(2, 1))
 
 
+def _norm(dtype: torch.dtype) -> None:
+    from ..ops.add_layer_norm.triton import add_layer_norm_triton, add_layer_norm_triton_backward
+
+    hidden, delta = _tensor(TOKENS, HIDDEN, dtype=torch.float32), _tensor(TOKENS, HIDDEN, dtype=dtype)
+    weight, bias = (_tensor(HIDDEN, dtype=torch.float32) for _ in range(2))
+    total, normed, stats = add_layer_norm_triton(hidden, delta, weight, bias, 1e-5, dtype)
+    add_layer_norm_triton_backward(normed, total, total, stats, weight, hidden.dtype, dtype, True)
+
+
 def _attention(dtype: torch.dtype) -> None:
     from ..ops.differential_attention import triton as backend
     from ..ops.differential_attention.inputs import DiffInputs
@@ -99,6 +108,8 @@ def run_cases() -> None:
     _scan()
     _conv()
     _swiglu()
+    _norm(torch.bfloat16)
+    _norm(torch.float32)
     _attention(torch.bfloat16)
     _attention(torch.float32)
     _loss()

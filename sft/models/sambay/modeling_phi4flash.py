@@ -44,6 +44,7 @@ from .contract_phi4flash import (
 )
 from .layout_phi4flash import Documents, Layout, make_layout, next_token_targets
 from .ops_phi4flash import (
+    add_layer_norm,
     causal_conv1d,
     causal_conv1d_step,
     differential_attention,
@@ -61,8 +62,12 @@ IGNORE_INDEX = -100
 class Phi4FlashLayerNorm(nn.LayerNorm):
     """LayerNorm that reads the fp32 residual stream rounded to the weight's precision, as the published model does."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.layer_norm(hidden.to(self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps)
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, delta: Tensor | None = None, *, out_dtype: torch.dtype | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The normalised stream in `out_dtype` (the weight's if None); with delta, hidden + delta before it."""
+        total, normed = add_layer_norm(hidden, delta, self.weight, self.bias, eps=self.eps, out_dtype=out_dtype)
+        return normed if delta is None else (total, normed)
 
 
 class Phi4FlashMLP(nn.Module):
@@ -329,15 +334,15 @@ class Phi4FlashDecoderLayer(GradientCheckpointingLayer):
         keys: Tensor | None,
         values: Tensor | None,
         layout: Layout,
-        compute_dtype: torch.dtype,
+        product_dtype: torch.dtype,
         past_key_values: Cache | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Returns hidden, memory, keys, values.
+        """Returns hidden, memory, keys, values. The norms write `product_dtype`.
 
         The tensors that layers share pass through flat: reentrant checkpointing, should anyone force it, loses the
         gradient of tensors that travel in a container.
         """
-        mixed = self.input_layernorm(hidden).to(compute_dtype)
+        mixed = self.input_layernorm(hidden, out_dtype=product_dtype)
         if self.is_gmu:
             mixed = self.attn(mixed, memory)
         elif self.is_mamba:
@@ -347,9 +352,9 @@ class Phi4FlashDecoderLayer(GradientCheckpointingLayer):
         if self.is_shared_source:
             hidden = layout.keep(hidden)
         # The residual stream is fp32 (at least) from the first layer on.
-        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32)) + mixed
-        hidden = hidden + self.mlp(self.post_attention_layernorm(hidden).to(compute_dtype))
-        return hidden, memory, keys, values
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        hidden, normed = self.post_attention_layernorm(hidden, mixed, out_dtype=product_dtype)
+        return hidden + self.mlp(normed), memory, keys, values
 
 
 class Phi4FlashPreTrainedModel(PreTrainedModel):
@@ -519,7 +524,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
 
         And, where they are wanted, what each layer read, `(B, T, hidden)`.
         """
-        compute_dtype = hidden.dtype
+        compute_dtype, product_dtype = hidden.dtype, _product_dtype(hidden)
         memory = keys = values = None
         shared: SharedTensor | None = None
         states: list[Tensor] = []
@@ -529,13 +534,21 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
                 hidden = layout.pack(states[-1])  # the layer reads what is handed out, so that it can have a gradient
             read = memory if shared is None else shared.read()
             hidden, memory, keys, values = layer(
-                hidden, read, keys, values, layout, compute_dtype, past_key_values=past_key_values
+                hidden, read, keys, values, layout, product_dtype, past_key_values=past_key_values
             )
             if index == self.config.shared_kv_layer and memory is not None:
                 memory = layout.keep(memory)
                 if memory.requires_grad and memory.dtype in (torch.bfloat16, torch.float16):
                     shared = SharedTensor(memory)
-        return self.final_layernorm(hidden).to(compute_dtype), states
+        return self.final_layernorm(hidden, out_dtype=compute_dtype), states
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    """What a linear layer computes in, given this: autocast's type where it is on for the device, else hidden's."""
+    device = hidden.device.type
+    if hidden.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return hidden.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 def _read_by_loss(

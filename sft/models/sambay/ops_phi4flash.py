@@ -4,6 +4,7 @@ An exported checkpoint carries a file of this name that holds their plain torch 
 """
 
 from sambay_kernels import (
+    add_layer_norm,
     causal_conv1d,
     causal_conv1d_step,
     differential_attention,
@@ -15,6 +16,7 @@ from sambay_kernels import (
 )
 
 __all__ = [
+    "add_layer_norm",
     "causal_conv1d",
     "causal_conv1d_step",
     "differential_attention",

@@ -70,7 +70,8 @@ def test_doctor_tells_what_is_here_quickly_and_keeps_the_token(tmp_path: Path) -
     findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
     for name in ("python", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed"):
         assert findings[name]["state"] == "ok", findings[name]
-    for op in ("selective_scan", "causal_conv1d", "swiglu", "differential_attention", "linear_cross_entropy"):
+    ops = ("add_layer_norm", "selective_scan", "causal_conv1d", "swiglu", "differential_attention")
+    for op in (*ops, "linear_cross_entropy"):
         assert " on cpu: " in findings[op]["text"] or " on cuda: " in findings[op]["text"], findings[op]
     assert findings["Hugging Face Hub"]["text"].startswith("a token is set (HF_TOKEN)")
     assert "flash-attn" in findings and "disk" in findings

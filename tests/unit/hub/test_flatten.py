@@ -77,6 +77,8 @@ def _arguments(op: str) -> tuple[list[torch.Tensor], dict[str, Any]]:
         return tensors, {"D": random(6), "z": random(2, 6), "delta_bias": random(6), "slots": torch.tensor([2, 0])}
     if op == "causal_conv1d_step":
         return [random(3, 6, 3), random(2, 6), random(6, 4), random(6)], {"slots": torch.tensor([2, 0])}
+    if op == "add_layer_norm":
+        return [random(9, 6), random(9, 6), random(6), random(6)], {"eps": 1e-3}
     if op == "swiglu":
         return [random(9, 6), random(9, 6)], {}
     if op == "differential_attention":

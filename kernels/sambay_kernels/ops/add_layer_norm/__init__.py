@@ -1,0 +1,1 @@
+"""LayerNorm of a residual stream, with the addition before it."""
