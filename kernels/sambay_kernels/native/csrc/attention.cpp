@@ -21,14 +21,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "compute_type.h"
 #include "cpu_common.h"
 #include "products.h"
 
 namespace sambay {
-
-struct Bfloat16 {
-  uint16_t bits;
-};
 
 template <typename E>
 struct Heads {  // (tokens, heads, width), the elements of a head side by side
@@ -73,35 +70,10 @@ constexpr int64_t kChunks = 16;        // at most, of one document and all pairs
 constexpr int64_t kSumKeys = 256;      // of one task that sums over chunks
 constexpr size_t kKept = 4 << 20;      // bytes that a thread keeps for its next call
 
-SAMBAY_FN float widen(Bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-
-template <typename T>
-SAMBAY_FN T widen(T x) {
-  return x;
-}
-
-template <typename T>
-SAMBAY_FN void narrow(T x, T& to) {
-  to = x;
-}
-
-// To the nearest, ties to even.
-SAMBAY_FN void narrow(float x, Bfloat16& to) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  to.bits = static_cast<uint16_t>(x != x ? 0x7fc0 : rounded);
-}
-
 template <typename E, typename T>
 SAMBAY_FN void write(E* to, const T* from, int64_t count, T factor) {
   SAMBAY_SIMD
-  for (int64_t e = 0; e < count; ++e) narrow(from[e] * factor, to[e]);
+  for (int64_t e = 0; e < count; ++e) to[e] = narrow<E>(from[e] * factor);
 }
 
 constexpr std::align_val_t kAligned{64};
@@ -417,8 +389,8 @@ class Forward {
     E *out = args.out + place, *mixed = args.mixed + place;
     SAMBAY_SIMD
     for (int64_t e = 0; e < sizes.values; ++e) {
-      narrow(row[e], mixed[e]);
-      narrow(row[e] * norm * in.weight[e], out[e]);
+      mixed[e] = narrow<E>(row[e]);
+      out[e] = narrow<E>(row[e] * norm * in.weight[e]);
     }
     for (int64_t stripe = 0; stripe < 2; ++stripe) {
       T* kept = args.softmax + 2 * (token * in.heads + 2 * j + stripe);
@@ -481,8 +453,8 @@ class Backward {
     const int64_t place = (token * sizes.pairs + pair) * sizes.values;
     if (!keys) {
       for (int64_t e = 0; e < sizes.values; ++e) {
-        narrow(T(0), args.k[place + e]);
-        narrow(T(0), args.v[place + e]);
+        args.k[place + e] = narrow<E>(T(0));
+        args.v[place + e] = narrow<E>(T(0));
       }
       return;
     }
@@ -760,4 +732,4 @@ void attention_backward(const AttentionBackward<E, T>& args, int threads) {
 
 SAMBAY_EXPORT(float, float, f32)
 SAMBAY_EXPORT(double, double, f64)
-SAMBAY_EXPORT(sambay::Bfloat16, float, bf16)
+SAMBAY_EXPORT(sambay::BFloat16, float, bf16)
