@@ -31,7 +31,7 @@ class Rendered:
 
     text: str
     spans: list[Span]
-    owners: list[tuple[int, Span]] = field(default_factory=list)
+    owners: list[tuple[int, Span]] = field(default_factory=list, compare=False)
 
 
 class _RefusedError(Exception):

@@ -155,7 +155,7 @@ def test_second_time_is_a_look_up(prepare: Prepare, write_rows: Write, monkeypat
     def fail(*_: Any) -> None:
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr("sft.data.tokenize.tokens.tokenize", fail)
+    monkeypatch.setattr("sft.data.tokenize.tokens.tokenize_owned", fail)
     second = prepare(path)
     assert second.manifest == first.manifest and second.path == first.path
     assert second.dataset.to_list() == first.dataset.to_list()
