@@ -22,7 +22,7 @@ class LocalNaturalness(Section):
     """Note `local_naturalness`, the likelihood of each sentence after the few before it alone (arXiv 2510.03988).
 
     High is good. Each sentence is read again with those before it, which takes (context + 1) / every times the answer's
-    tokens in a forward pass of their own: `every: 50` keeps that within a tenth of the step's time for long answers.
+    tokens in a forward pass of their own: `every: 50` makes that about a tenth for answers of many sentences.
     """
 
     context: int = Field(default=4, gt=0, description="Sentences before each; nothing else is read.")
