@@ -24,7 +24,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +101,7 @@ class Case:
     call: Callable[..., Tensor | tuple[Tensor, ...]]
     leaves: list[Tensor]
     work: tuple[Work, Work]
-    peers: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = field(default_factory=dict)
+    peers: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
