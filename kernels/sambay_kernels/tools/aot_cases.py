@@ -72,8 +72,8 @@ def _loss() -> None:
 
     tokens, block, vocabulary = 6250, 8192, 200064
     logits, targets = _tensor(tokens, block, dtype=torch.float32), _tensor(tokens, dtype=torch.int64)
-    running = [_tensor(tokens, dtype=torch.float32) for _ in range(4)]
-    take_block(logits, targets, tuple(running), 2 * block, 0.1)
+    running = [_tensor(tokens, dtype=torch.float32) for _ in range(5)]
+    take_block(logits, targets, tuple(running), 2 * block, 0.1, with_moment=True)
     inputs = LceInputs(_tensor(tokens, HIDDEN), _tensor(vocabulary, HIDDEN), targets, -100, 0.1, 1e-4)
     gradient_of_block(logits, targets, running[0], running[1], 2 * block, inputs, torch.bfloat16)
 

@@ -20,3 +20,16 @@ class LceInputs(NamedTuple):
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     chunk_size: int = 256
+
+
+class LceTally:
+    """What forward passes saw of each supervised token, in the order of the labels; see `token_statistics`."""
+
+    def __init__(self) -> None:
+        self.correct: list[Tensor] = []
+        self.entropy: list[Tensor] = []
+
+    def add(self, correct: Tensor, entropy: Tensor) -> None:
+        """The next tokens: whether none is likelier than the label, (n,) bool, and the distribution's entropy, (n,)."""
+        self.correct.append(correct)
+        self.entropy.append(entropy)

@@ -13,6 +13,7 @@ from ...runtime.dispatch import register
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
 from .inputs import LceInputs
+from .statistics import open_tally
 from .torch import lce_losses, lce_losses_backward, lce_sum, lce_type
 from .triton import lce_losses_triton, lce_losses_triton_backward
 
@@ -36,7 +37,7 @@ register(OP, "reference")
 @in_own_types
 def linear_cross_entropy_sum(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses, and its gradients to hidden and weight where wanted (else empty)."""
-    return lce_sum(LceInputs(*args[:7]), *args[7:])
+    return lce_sum(LceInputs(*args[:7]), *args[7:], open_tally())
 
 
 @linear_cross_entropy_sum.register_fake
@@ -72,7 +73,7 @@ linear_cross_entropy_sum.register_autograd(_sum_backward, setup_context=_sum_set
 @in_own_types
 def linear_cross_entropy_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     """Loss and log-sum-exp of every token, (T,) each, zero where there is no label."""
-    return FORWARD[args[7]](LceInputs(*args[:7]))
+    return FORWARD[args[7]](LceInputs(*args[:7]), open_tally())
 
 
 @linear_cross_entropy_fwd.register_fake

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inputs import LceInputs
+from .inputs import LceInputs, LceTally
 
 LCE_VOCABULARY_BLOCK = 8192
 LCE_KEPT_GRADIENT_BYTES = 512 << 20  # a weight above this isn't worth holding its gradient for one product saved
@@ -51,14 +51,23 @@ def lce_supervised(labels: Tensor, ignore_index: int, vocabulary: int) -> tuple[
 
 
 def lce_chunk(
-    logits: Tensor, targets: Tensor, label_smoothing: float, z_loss: float, want_grad: bool
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    want_grad: bool,
+    tally: LceTally | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) of a chunk's logits (n, V), which are overwritten with the gradient of the losses' sum if wanted."""
     picked = logits.gather(1, targets)
     mean = logits.mean(1, keepdim=True) if label_smoothing else 0.0
     top = logits.amax(1, keepdim=True)
-    total = logits.sub_(top).exp_().sum(1, keepdim=True)
+    shifted = logits.sub_(top)
+    logits = shifted.exp_() if tally is None else shifted.exp()
+    total = logits.sum(1, keepdim=True)
     lse = total.log() + top
+    if tally is not None:
+        lce_note(tally, picked, top, total, lce_dot(logits, shifted))
     losses = lse - (1.0 - label_smoothing) * picked - label_smoothing * mean + z_loss * lse.square()
     if want_grad:
         logits.mul_((1.0 + 2.0 * z_loss * lse) / total)
@@ -68,7 +77,22 @@ def lce_chunk(
     return losses[:, 0], logits
 
 
-def lce_sum(inputs: LceInputs, want_hidden: bool, want_weight: bool) -> tuple[Tensor, Tensor, Tensor]:
+def lce_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of a * b along the rows, (n, 1), without their product."""
+    return torch.linalg.vecdot(a, b)[:, None]
+
+
+def lce_note(tally: LceTally, picked: Tensor, top: Tensor, total: Tensor, moment: Tensor) -> None:
+    """Accuracy and entropy, log Z - E[x], of tokens by their sums over the vocabulary, (n, 1) each.
+
+    With x = logit - top: `total` is Z, the sum of exp(x), and `moment` that of x exp(x).
+    """
+    tally.add((picked >= top)[:, 0], (total.log() - moment / total)[:, 0])
+
+
+def lce_sum(
+    inputs: LceInputs, want_hidden: bool, want_weight: bool, tally: LceTally | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses and, where wanted, its gradients to hidden and weight (else empty tensors)."""
     hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size = inputs
     with torch.autocast(hidden.device.type, enabled=False):
@@ -83,7 +107,7 @@ def lce_sum(inputs: LceInputs, want_hidden: bool, want_weight: bool) -> tuple[Te
             rows = hidden.index_select(0, kept[chunk]).to(wide)
             logits = rows @ matrix.T
             losses[chunk], logits = lce_chunk(
-                logits, targets[chunk], label_smoothing, z_loss, want_hidden or want_weight
+                logits, targets[chunk], label_smoothing, z_loss, want_hidden or want_weight, tally
             )
             if want_hidden:
                 grad_hidden.index_copy_(0, kept[chunk], (logits @ matrix).to(hidden.dtype))
@@ -106,14 +130,25 @@ def lce_inside(targets: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
     return column * inside, inside
 
 
-def lce_losses(inputs: LceInputs) -> tuple[Tensor, Tensor]:
+def lce_take_moment(moment: Tensor, total: Tensor, top: Tensor, logits: Tensor) -> None:
+    """Take a block of logits (n, width) into the sums of x exp(x), x = logit - top, that go with `total` and `top`.
+
+    All are (n, 1). To be called before the block is taken into `total` and `top`.
+    """
+    higher = torch.maximum(top, logits.amax(1, keepdim=True))
+    drop = (top - higher).clamp_min_(-1e4)  # where exp is 0: nothing times infinity would be no number
+    shifted = logits - higher
+    moment.add_(total * drop).mul_(drop.exp()).add_(lce_dot(shifted.exp(), shifted))
+
+
+def lce_losses(inputs: LceInputs, tally: LceTally | None = None) -> tuple[Tensor, Tensor]:
     """Loss and log-sum-exp of every token, (T,) each, zero at unsupervised ones."""
     hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size = inputs
     with torch.autocast(hidden.device.type, enabled=False):
         wide = lce_type(hidden, weight)
         kept, targets = lce_supervised(labels, ignore_index, weight.shape[0])
         top = hidden.new_full((kept.numel(), 1), float("-inf"), dtype=wide)
-        total, picked, summed = (torch.zeros_like(top) for _ in range(3))
+        total, picked, summed, moment = (torch.zeros_like(top) for _ in range(4))
         for first, block in lce_blocks(weight, wide):
             for start in range(0, kept.numel(), chunk_size):
                 chunk = slice(start, start + chunk_size)
@@ -122,11 +157,15 @@ def lce_losses(inputs: LceInputs) -> tuple[Tensor, Tensor]:
                 picked[chunk] += torch.where(inside, logits.gather(1, column), 0.0)
                 if label_smoothing:
                     summed[chunk] += logits.sum(1, keepdim=True)
+                if tally is not None:
+                    lce_take_moment(moment[chunk], total[chunk], top[chunk], logits)
                 higher = torch.maximum(top[chunk], logits.amax(1, keepdim=True))
                 total[chunk] *= (top[chunk] - higher).exp()
                 top[chunk] = higher
                 total[chunk] += logits.sub_(higher).exp_().sum(1, keepdim=True)
         lse = total.log() + top
+        if tally is not None:
+            lce_note(tally, picked, top, total, moment)
         mean = summed / weight.shape[0]
         losses = lse - (1.0 - label_smoothing) * picked - label_smoothing * mean + z_loss * lse.square()
         nothing = torch.zeros(labels.shape, dtype=wide, device=hidden.device)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ...triton.launch import channel_block, launch
-from .inputs import LceInputs
-from .torch import LCE_VOCABULARY_BLOCK, lce_blocks, lce_supervised
+from .inputs import LceInputs, LceTally
+from .torch import LCE_VOCABULARY_BLOCK, lce_blocks, lce_note, lce_supervised
 
 BLOCK = 1024
 
@@ -40,14 +40,20 @@ def _chunks(tokens: int, vocabulary: int, chunk_size: int) -> Iterator[slice]:
 
 
 def take_block(
-    logits: Tensor, targets: Tensor, running: tuple[Tensor, ...], first: int, label_smoothing: float
+    logits: Tensor,
+    targets: Tensor,
+    running: tuple[Tensor, ...],
+    first: int,
+    label_smoothing: float,
+    with_moment: bool = False,
 ) -> None:
-    """Take a block of logits (n, width) into the running maximum, sum, target's logit and logits' sum, (n,) each."""
+    """Take a block of logits (n, width) into the running maximum, sum, target's logit, logits' sum and, if asked, sum
+    of x exp(x) with x = logit - maximum, (n,) each."""
     from .triton_kernels import lce_forward_kernel
 
     launch(
         lce_forward_kernel, (logits.shape[0],), logits, targets, *running, first, logits.shape[1], logits.stride(0),
-        BLOCK=channel_block(logits.shape[1], BLOCK), SMOOTHING=label_smoothing > 0,
+        BLOCK=channel_block(logits.shape[1], BLOCK), SMOOTHING=label_smoothing > 0, MOMENT=with_moment,
     )  # fmt: skip
 
 
@@ -72,7 +78,7 @@ def gradient_of_block(
     return out
 
 
-def lce_losses_triton(inputs: LceInputs) -> tuple[Tensor, Tensor]:
+def lce_losses_triton(inputs: LceInputs, tally: LceTally | None = None) -> tuple[Tensor, Tensor]:
     """Loss and log-sum-exp of every token, (T,) float32 each, zero at unsupervised ones."""
     hidden, weight, labels, ignore_index, label_smoothing, z_loss, chunk_size = inputs
     with torch.autocast(hidden.device.type, enabled=False):
@@ -80,13 +86,15 @@ def lce_losses_triton(inputs: LceInputs) -> tuple[Tensor, Tensor]:
         kept, targets = lce_supervised(labels, ignore_index, vocabulary)
         rows, targets = hidden.index_select(0, kept), targets[:, 0]
         top = rows.new_full((kept.numel(),), float("-inf"), dtype=torch.float32)
-        total, picked, summed = (torch.zeros_like(top) for _ in range(3))
+        total, picked, summed, moment = (torch.zeros_like(top) for _ in range(4))
         for first, block in lce_blocks(weight, weight.dtype):
             for chunk in _chunks(kept.numel(), vocabulary, chunk_size):
                 logits = _product(rows[chunk], block.t())
-                running = (top[chunk], total[chunk], picked[chunk], summed[chunk])
-                take_block(logits, targets[chunk], running, first, label_smoothing)
+                running = (top[chunk], total[chunk], picked[chunk], summed[chunk], moment[chunk])
+                take_block(logits, targets[chunk], running, first, label_smoothing, tally is not None)
         lse = total.log() + top
+        if tally is not None:
+            lce_note(tally, *(x[:, None] for x in (picked, top, total, moment)))
         losses = lse - (1.0 - label_smoothing) * picked - label_smoothing * summed / vocabulary + z_loss * lse.square()
         nothing = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
         return nothing.index_copy(0, kept, losses), nothing.index_copy(0, kept, lse)

@@ -8,22 +8,29 @@ import triton.language as tl
 
 @triton.jit
 def lce_forward_kernel(
-    logits, targets, top, total, picked, summed, first, width, logits_row, BLOCK: tl.constexpr, SMOOTHING: tl.constexpr
-):
+    logits, targets, top, total, picked, summed, moment, first, width, logits_row, BLOCK: tl.constexpr,
+    SMOOTHING: tl.constexpr, MOMENT: tl.constexpr,
+):  # fmt: skip
     """Take a block of the vocabulary into each token's running maximum, sum of exponentials, target's logit and sum.
 
-    targets: (n,) int64 token ids; top, total, picked, summed: (n,) float32, updated; first: the block's first token id.
+    targets: (n,) int64 token ids; top, total, picked, summed, moment (of x exp(x), x = logit - top): (n,) float32,
+    updated; first: the block's first token id.
     """
     row = tl.cast(tl.program_id(0), tl.int64)
     target = tl.load(targets + row) - first
     high, mass = tl.load(top + row), tl.load(total + row)
-    hit, plain = tl.load(picked + row), tl.load(summed + row)
+    hit, plain, weighted = tl.load(picked + row), tl.load(summed + row), tl.load(moment + row)
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width
         values = tl.load(logits + row * logits_row + column, mask=inside, other=float("-inf"))
         higher = tl.maximum(high, tl.max(values, 0))
         base = tl.where(higher == float("-inf"), 0.0, higher)
+        if MOMENT:
+            drop = tl.maximum(high - base, -1e4)
+            shifted = tl.where(inside, values - base, 0.0)
+            share = tl.where(inside, tl.exp(shifted) * shifted, 0.0)
+            weighted = (weighted + mass * drop) * tl.exp(drop) + tl.sum(share, 0)
         mass = mass * tl.exp(high - base) + tl.sum(tl.exp(values - base), 0)
         high = higher
         hit += tl.sum(tl.where(inside & (column == target), values, 0.0), 0)
@@ -33,6 +40,8 @@ def lce_forward_kernel(
     tl.store(total + row, mass)
     tl.store(picked + row, hit)
     tl.store(summed + row, plain)
+    if MOMENT:
+        tl.store(moment + row, weighted)
 
 
 @triton.jit
