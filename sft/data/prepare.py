@@ -36,7 +36,7 @@ from sft.utils.say import say
 if TYPE_CHECKING:
     import datasets
 
-FORMAT_VERSION = 4  # raise it whenever the same inputs would give other files
+FORMAT_VERSION = 5  # raise it whenever the same inputs would give other files
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PreparedStage:
 
     @cached_property
     def dataset(self) -> datasets.Dataset:
-        """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids."""
+        """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids, document_sources."""
         return open_dataset(self.path, self.manifest)
 
     @property

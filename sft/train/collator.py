@@ -11,8 +11,8 @@ import torch
 IGNORE = -100
 """The label of a token that no loss reads (Hugging Face's convention)."""
 
-COUNT_KEYS = ("num_tokens", "num_supervised", "skipped")
-"""Plain numbers that ride along with a batch for the trainer (which adds the last); never passed to the model."""
+COUNT_KEYS = ("num_tokens", "num_supervised", "token_sources", "skipped")
+"""What rides along with a batch for the trainer (which adds the last); never passed to the model."""
 
 
 class PackedCollator:
@@ -23,11 +23,13 @@ class PackedCollator:
 
     Returns a dict: `input_ids`, `labels`, `position_ids` int64 (1, T), `seq_idx` int32 (1, T), `cu_seq_lens_q/k` int32
     (S+1,), `max_length_q/k` int, and COUNT_KEYS. `labels` are not shifted; they are -100 where nothing is trained and
-    on each document's first token, which no token of its own document predicts.
+    on each document's first token, which no token of its own document predicts. With `sources`, names of the rows'
+    `document_sources`, `token_sources` is each supervised token's source, by its number, int64 (num_supervised,).
     """
 
     def __init__(self, pad_token_id: int = 0) -> None:
         self.pad_token_id = pad_token_id
+        self.sources: Sequence[str] = ()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids, masks, lengths = _concatenate(rows)
@@ -54,17 +56,19 @@ class PackedCollator:
             "max_length_k": longest,
             "num_tokens": num_tokens,
             "num_supervised": int((labels != IGNORE).sum()),
+            **token_sources(rows, self.sources, labels[:num_tokens] != IGNORE),
         }
 
 
 class PaddedCollator:
     """One document a row, padded on the right, for models that let packed documents see each other.
 
-    Returns `input_ids`, `attention_mask`, `labels` int64 (documents, longest) and COUNT_KEYS.
+    Returns `input_ids`, `attention_mask`, `labels` int64 (documents, longest) and COUNT_KEYS, as PackedCollator.
     """
 
     def __init__(self, pad_token_id: int = 0) -> None:
         self.pad_token_id = pad_token_id
+        self.sources: Sequence[str] = ()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids, masks, lengths = _concatenate(rows)
@@ -84,7 +88,20 @@ class PaddedCollator:
             "labels": torch.from_numpy(labels),
             "num_tokens": len(ids),
             "num_supervised": int((labels != IGNORE).sum()),
+            **token_sources(rows, self.sources, labels[inside][: len(ids)] != IGNORE),
         }
+
+
+def token_sources(
+    rows: Sequence[Mapping[str, Any]], sources: Sequence[str], supervised: np.ndarray
+) -> dict[str, torch.Tensor]:
+    """`token_sources` of a batch whose tokens, end to end, are `supervised` (T,) or not; nothing without `sources`."""
+    if not sources or not all("document_sources" in row for row in rows):
+        return {}
+    numbers = {name: number for number, name in enumerate(sources)}
+    of_documents = np.array([numbers[str(name)] for row in rows for name in row["document_sources"]], dtype=np.int64)
+    lengths = np.concatenate([np.asarray(row["seq_lengths"], dtype=np.int64) for row in rows])
+    return {"token_sources": torch.from_numpy(np.repeat(of_documents, lengths)[supervised])}
 
 
 def _concatenate(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sft.train.trainer import SambayTrainer
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
+SOURCES = "document_sources"
 
 
 @dataclass
@@ -74,6 +75,7 @@ def train_stage(
     """
     from sft.models.savable import check_savable
     from sft.train.callbacks import StopOnSignal, share_signal
+    from sft.train.memorised import EpochEnds
     from sft.train.validation import Validation
 
     args = build_arguments(stage, paths)
@@ -90,6 +92,7 @@ def train_stage(
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
         if held is not None:
             job.trainer.add_callback(Validation(job.trainer, held.dataset.select_columns(COLUMNS), stage.train))
+        job.trainer.add_callback(EpochEnds(job.trainer))
         job.trainer.add_callback(StopOnSignal(signals))
         with signals.saving():
             state = _run(job, signals)
@@ -165,6 +168,7 @@ def _put_together(
     path = TrainedPath.of(args, stage.train.max_length)
     collator = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path))
     chunk_own_loss(model, collator)
+    collator.sources = sources_of(rows)
     scaling = decide(lambda: loss_scaling(model, collator, path))
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
@@ -177,6 +181,7 @@ def _put_together(
             loss_scaling=scaling,
             identity=identity,
             counters=checkpoint.marker["counters"] if checkpoint else None,
+            sources=collator.sources,
             data_collator=collator,
             train_dataset=rows,
             processing_class=tokenizer,
@@ -199,15 +204,24 @@ def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
 
     if len(dataset) == 0:
         raise UserError(f"Stage {stage} has no row to train on: see the funnel that `sft prepare` prints.")
-    rows = dataset.select_columns(COLUMNS)
+    columns = [*COLUMNS, SOURCES] if SOURCES in dataset.column_names else COLUMNS
+    rows = dataset.select_columns(columns)
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     missing = -len(rows) % step
     if missing and not args.dataloader_drop_last:
-        empty = HFDataset.from_dict({column: [[]] * missing for column in COLUMNS}, features=rows.features)
+        empty = HFDataset.from_dict({column: [[]] * missing for column in columns}, features=rows.features)
         rows = concatenate_datasets([rows, empty])
     if len(rows) < step:
         raise UserError(f"Stage {stage} has {len(rows)} rows, fewer than the {step} of one step; set a smaller batch.")
     return rows.with_format("numpy")
+
+
+def sources_of(rows: Dataset) -> list[str]:
+    """The names of the sources that rows come from, where they tell them."""
+    if SOURCES not in rows.column_names:
+        return []
+    chunks = rows.data.column(SOURCES).chunks
+    return sorted({name for chunk in chunks for name in chunk.flatten().unique().to_pylist()})
 
 
 def _run(job: _Job, signals: StopSignals) -> TrainerState:
@@ -260,6 +274,7 @@ def _hand_over(
         "epochs": state.epoch,
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
         "validation": _validation(getattr(prepared, "validation", None), state.log_history),
+        "token_statistics": trainer.token_sums.epochs,
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
         **job.engine,
         "engine": job.engine["engine"] or type(trainer.model).__name__,

@@ -6,12 +6,13 @@ import functools
 import itertools
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from sambay_kernels import token_statistics
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
@@ -26,6 +27,7 @@ from sft.train.collator import IGNORE
 from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
 from sft.train.interrupt import leave_signals_to_the_run
+from sft.train.memorised import TokenSums
 from sft.train.neftune import document_noise
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
@@ -42,7 +44,7 @@ class SambayTrainer(SFTTrainer):
     divided by their number. So 1x8, 2x4 and 8x1 micro-batches and any number of processes train the same.
 
     `loss_scaling` says how the model's own loss treats `num_items_in_batch` (sft.train.probe.loss_scaling);
-    `identity` is written into each checkpoint; `counters` continue from a checkpoint's.
+    `identity` is written into each checkpoint; `counters` continue from a checkpoint's; `sources` are the collator's.
     """
 
     _tag_names = ["sambay-sft"]  # noqa: RUF012 (the parent's attribute)
@@ -56,6 +58,7 @@ class SambayTrainer(SFTTrainer):
         loss_scaling: LossScaling,
         identity: Mapping[str, Any],
         counters: Mapping[str, Any] | None = None,
+        sources: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -81,6 +84,7 @@ class SambayTrainer(SFTTrainer):
         self.identity = dict(identity)
         kept = dict(counters or {})
         self._unlogged: dict[str, float] | None = kept.pop("unlogged", None)
+        self.token_sums = TokenSums(sources, kept.pop("token_sums", None))
         self.counters: dict[str, float] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0, **kept}
         self._logged = dict(self.counters)
         self._clock: float | None = None
@@ -189,7 +193,10 @@ class SambayTrainer(SFTTrainer):
         arguments: dict[str, Any] = {**inputs, "use_cache": False}
         if self.loss_scaling == "sum":
             arguments["num_items_in_batch"] = total
-        outputs = model(**accepted_inputs(self.model, arguments))
+        with token_statistics() as tally:
+            outputs = model(**accepted_inputs(self.model, arguments))
+        if weight and self.model.training and torch.is_grad_enabled():
+            self.token_sums.add(tally, inputs)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         if self.loss_scaling == "mean":
             loss = loss * (supervised / total)
@@ -252,6 +259,7 @@ class SambayTrainer(SFTTrainer):
             logs["seconds"] = round(self.counters["seconds"], 3)
             logs["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else 0.0
             self._logged = dict(self.counters)
+            logs.update(self.token_sums.window())
         self._metrics[("train" if self.model.training else "eval")].clear()
         Trainer.log(self, logs, start_time)
 
@@ -265,6 +273,13 @@ class SambayTrainer(SFTTrainer):
         if self._clock is not None:
             self._clock = time.perf_counter()
         Trainer.log(self, logs)
+
+    @property
+    def steps_of_an_epoch(self) -> int:
+        """Optimizer steps in which all rows are trained once."""
+        args: Any = self.args
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return max(1, len(self.train_dataset) // rows)  # type: ignore[arg-type]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights as a stage hands them on: from an engine, its float32 masters, tied ones once."""
@@ -330,8 +345,10 @@ class SambayTrainer(SFTTrainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="mean").item()
+        seen = self.token_sums.state()
         if self.args.should_save:
-            counters = {**self.counters, "unlogged": {"loss": loss, "since": self._globalstep_last_logged}}
+            unlogged = {"loss": loss, "since": self._globalstep_last_logged}
+            counters = {**self.counters, "unlogged": unlogged, "token_sums": seen}
             write_marker(folder, step=self.state.global_step, identity=self.identity, counters=counters)
             rotate(folder.parent, limit)
         # Saving isn't training time.

@@ -62,9 +62,7 @@ class Validation(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Before a checkpoint of this step is saved, which then holds it in its log."""
-        step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        epoch = max(1, len(self._trainer.train_dataset) // step_rows)  # type: ignore[arg-type]
-        if self._schedule.due(state.global_step, state.max_steps, epoch):
+        if self._schedule.due(state.global_step, state.max_steps, self._trainer.steps_of_an_epoch):
             self._look(state, control)
 
     def _look(self, state: TrainerState, control: TrainerControl) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,16 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 1_000_000
 
-PackedRow = Sequence[tuple[str, Tokens]]
-"""The documents of a row: (id, tokens) each."""
+
+class Document(NamedTuple):
+    """One document of a row: its id, the name of its source, and its tokens."""
+
+    id: str
+    source: str
+    tokens: Tokens
+
+
+PackedRow = Sequence[Document]
 
 
 def row_schema() -> pa.Schema:
@@ -32,6 +40,7 @@ def row_schema() -> pa.Schema:
             ("assistant_masks", pa.list_(pa.uint8())),
             ("seq_lengths", pa.list_(pa.int32())),
             ("document_ids", pa.list_(pa.string())),
+            ("document_sources", pa.list_(pa.string())),
         ]
     )
 
@@ -46,7 +55,7 @@ def write_rows(path: Path, rows: Iterable[PackedRow]) -> dict[str, Any]:
             for batch in _batches(rows):
                 stream.write_batch(_record_batch(batch))
                 count += len(batch)
-                largest = max([largest, *(int(document.ids.max(initial=-1)) for row in batch for _, document in row)])
+                largest = max([largest, *(int(one.tokens.ids.max(initial=-1)) for row in batch for one in row)])
         sink.flush()
         os.fsync(sink.fileno())
     told = {"name": path.name, "rows": count, "largest_id": largest}
@@ -58,7 +67,7 @@ def _batches(rows: Iterable[PackedRow]) -> Iterator[list[PackedRow]]:
     tokens = 0
     for row in rows:
         pending.append(row)
-        tokens += sum(len(document.ids) for _, document in row)
+        tokens += sum(len(document.tokens.ids) for document in row)
         if tokens >= BATCH_TOKENS:
             yield pending
             pending, tokens = [], 0
@@ -70,16 +79,17 @@ def _record_batch(rows: Sequence[PackedRow]) -> pa.RecordBatch:
     import pyarrow as pa
 
     documents = [document for row in rows for document in row]
-    tokens = _offsets([sum(len(document.ids) for _, document in row) for row in rows])
+    tokens = _offsets([sum(len(document.tokens.ids) for document in row) for row in rows])
     per_row = _offsets([len(row) for row in rows])
-    lengths = np.array([len(document.ids) for _, document in documents], dtype=np.int32)
-    ids = np.concatenate([document.ids for _, document in documents])
-    masks = np.concatenate([document.mask for _, document in documents])
+    lengths = np.array([len(document.tokens.ids) for document in documents], dtype=np.int32)
+    ids = np.concatenate([document.tokens.ids for document in documents])
+    masks = np.concatenate([document.tokens.mask for document in documents])
     columns = [
         pa.ListArray.from_arrays(tokens, pa.array(ids)),
         pa.ListArray.from_arrays(tokens, pa.array(masks)),
         pa.ListArray.from_arrays(per_row, pa.array(lengths)),
-        pa.ListArray.from_arrays(per_row, pa.array([name for name, _ in documents], pa.string())),
+        pa.ListArray.from_arrays(per_row, pa.array([document.id for document in documents], pa.string())),
+        pa.ListArray.from_arrays(per_row, pa.array([document.source for document in documents], pa.string())),
     ]
     return pa.record_batch(columns, schema=row_schema())
 

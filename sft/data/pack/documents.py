@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sft.data.pack.arrow import Document
 from sft.data.pack.tokens import TokenFiles
 from sft.data.read.record import Record, Tokens
 from sft.utils.files import PartFile
@@ -20,19 +21,20 @@ class DocumentsWriter(PartFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._rows: list[tuple[str, str, int, int]] = []
+        self._rows: list[tuple[str, str, str, int, int]] = []
 
     def add(self, record: Record) -> None:
         """Add a row whose tokens are stored."""
         assert record.tokens_at is not None and record.tokens is not None and record.trained is not None
-        self._rows.append((record.id, record.tokens_at, record.tokens, record.trained))
+        self._rows.append((record.id, record.source, record.tokens_at, record.tokens, record.trained))
         if len(self._rows) >= BATCH:
             self._flush()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        kinds = {"id": pa.string(), "tokens_at": pa.string(), "length": pa.int32(), "supervised": pa.int32()}
+        kinds = {name: pa.string() for name in ("id", "source", "tokens_at")}
+        kinds |= {"length": pa.int32(), "supervised": pa.int32()}
         schema = pa.schema(list(kinds.items()))
         self._writer = self._writer or pa.ipc.new_file(self.temporary, schema)
         columns = list(zip(*self._rows, strict=True)) or [()] * len(kinds)
@@ -69,12 +71,13 @@ class Documents:
         parts = [batch.column(name).to_numpy().astype(np.int64) for batch in self._batches]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
-    def take(self, numbers: Sequence[int]) -> list[tuple[str, Tokens]]:
-        """(id, tokens as far as they count) of documents by their numbers."""
+    def take(self, numbers: Sequence[int]) -> list[Document]:
+        """Documents by their numbers, with their tokens as far as they count."""
         taken = []
         for number in numbers:
             place = int(np.searchsorted(self._starts, number, side="right")) - 1
-            name, address, length, _ = self._batches[place].slice(number - int(self._starts[place]), 1).columns
+            name, source, address, length, _ = self._batches[place].slice(number - int(self._starts[place]), 1).columns
             tokens, count = self._tokens[address[0].as_py()], length[0].as_py()
-            taken.append((name[0].as_py(), Tokens(tokens.ids[:count], tokens.mask[:count])))
+            counted = Tokens(tokens.ids[:count], tokens.mask[:count])
+            taken.append(Document(name[0].as_py(), source[0].as_py(), counted))
         return taken

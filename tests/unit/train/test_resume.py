@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_toys import read_metrics, saved_weights, tiny_qwen, tiny_sambay, toy_rows, train_toy
+from train_toys import read_metrics, saved_weights, signal_at, tiny_qwen, tiny_sambay, toy_rows, train_toy
 
-from sft.train.callbacks import StopOnSignal
 from sft.train.interrupt import SIGNALS, Interrupted, Stopped, stop_signals
 from sft.utils.errors import UserError
 
@@ -27,18 +26,7 @@ CASES = {
     "by length": (tiny_qwen, {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}),
 }
 COMPARED = ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "supervised_tokens")
-
-
-def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
-    """Send this process a signal at the end of `step`."""
-    original = StopOnSignal.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == step:
-            os.kill(os.getpid(), signum)
-        return original(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(StopOnSignal, "on_step_end", on_step_end)
+COMPARED += ("mean_token_accuracy", "entropy")
 
 
 def compared(path):

@@ -37,7 +37,7 @@ register(OP, "reference")
 @in_own_types
 def linear_cross_entropy_sum(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses, and its gradients to hidden and weight where wanted (else empty)."""
-    return lce_sum(LceInputs(*args[:7]), *args[7:], open_tally())
+    return lce_sum(LceInputs(*args[:7]), args[7], args[8], open_tally())
 
 
 @linear_cross_entropy_sum.register_fake
