@@ -57,17 +57,21 @@ def lce_chunk(
     z_loss: float,
     want_grad: bool,
     tally: LceTally | None = None,
+    entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Losses (n,) of a chunk's logits (n, V), which are overwritten with the gradient of the losses' sum if wanted."""
+    """Losses (n,) of a chunk's logits (n, V), which are overwritten with the gradient of the losses' sum if wanted.
+
+    `tally`: notes the accuracy and, if asked, the entropy.
+    """
     picked = logits.gather(1, targets)
     mean = logits.mean(1, keepdim=True) if label_smoothing else 0.0
     top = logits.amax(1, keepdim=True)
     shifted = logits.sub_(top)
-    logits = shifted.exp_() if tally is None else shifted.exp()
+    logits = shifted.exp() if tally is not None and entropy else shifted.exp_()
     total = logits.sum(1, keepdim=True)
     lse = total.log() + top
     if tally is not None:
-        lce_note(tally, picked, top, total, lce_dot(logits, shifted))
+        lce_note(tally, picked, top, total, lce_dot(logits, shifted) if entropy else None)
     losses = lse - (1.0 - label_smoothing) * picked - label_smoothing * mean + z_loss * lse.square()
     if want_grad:
         logits.mul_((1.0 + 2.0 * z_loss * lse) / total)
@@ -78,16 +82,18 @@ def lce_chunk(
 
 
 def lce_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sums of a * b along the rows, (n, 1), without their product."""
+    """Sums of a * b along the rows, (n, 1)."""
     return torch.linalg.vecdot(a, b)[:, None]
 
 
-def lce_note(tally: LceTally, picked: Tensor, top: Tensor, total: Tensor, moment: Tensor) -> None:
+def lce_note(tally: LceTally, picked: Tensor, top: Tensor, total: Tensor, moment: Tensor | None) -> None:
     """Accuracy and entropy, log Z - E[x], of tokens by their sums over the vocabulary, (n, 1) each.
 
-    With x = logit - top: `total` is Z, the sum of exp(x), and `moment` that of x exp(x).
+    With x = logit - top: `total` is Z, the sum of exp(x), and `moment` that of x exp(x); None: the entropy comes later.
     """
-    tally.add((picked >= top)[:, 0], (total.log() - moment / total)[:, 0])
+    tally.correct.append((picked >= top)[:, 0])
+    if moment is not None:
+        tally.entropy.append((total.log() - moment / total)[:, 0])
 
 
 def lce_sum(
@@ -102,15 +108,21 @@ def lce_sum(
         losses = hidden.new_empty(kept.shape, dtype=wide)
         grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
         grad_weight = torch.zeros_like(matrix) if want_weight else matrix.new_empty(0)
+        # Of plain cross entropy the gradient to a hidden state h is E[w] - w_target, and h times that E[logit] - logit
+        # of the target: with the loss it makes the entropy, for nothing.
+        by_gradient = want_hidden and not label_smoothing and not z_loss
         for start in range(0, kept.numel(), chunk_size):
             chunk = slice(start, start + chunk_size)
             rows = hidden.index_select(0, kept[chunk]).to(wide)
             logits = rows @ matrix.T
             losses[chunk], logits = lce_chunk(
-                logits, targets[chunk], label_smoothing, z_loss, want_hidden or want_weight, tally
+                logits, targets[chunk], label_smoothing, z_loss, want_hidden or want_weight, tally, not by_gradient
             )
             if want_hidden:
-                grad_hidden.index_copy_(0, kept[chunk], (logits @ matrix).to(hidden.dtype))
+                grad_rows = logits @ matrix
+                if tally is not None and by_gradient:
+                    tally.entropy.append((losses[chunk] - lce_dot(rows, grad_rows)[:, 0]).clamp_min_(0.0))
+                grad_hidden.index_copy_(0, kept[chunk], grad_rows.to(hidden.dtype))
             if want_weight:
                 grad_weight.addmm_(logits.T, rows)
             del logits  # before the next chunk's are made
@@ -130,15 +142,10 @@ def lce_inside(targets: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
     return column * inside, inside
 
 
-def lce_take_moment(moment: Tensor, total: Tensor, top: Tensor, logits: Tensor) -> None:
-    """Take a block of logits (n, width) into the sums of x exp(x), x = logit - top, that go with `total` and `top`.
-
-    All are (n, 1). To be called before the block is taken into `total` and `top`.
-    """
-    higher = torch.maximum(top, logits.amax(1, keepdim=True))
+def lce_shift_moment(moment: Tensor, total: Tensor, top: Tensor, higher: Tensor) -> None:
+    """Make the sums of x exp(x), x = logit - top, that go with `total` and `top`, of a higher one; (n, 1) each."""
     drop = (top - higher).clamp_min_(-1e4)  # where exp is 0: nothing times infinity would be no number
-    shifted = logits - higher
-    moment.add_(total * drop).mul_(drop.exp()).add_(lce_dot(shifted.exp(), shifted))
+    moment.add_(total * drop).mul_(drop.exp())
 
 
 def lce_losses(inputs: LceInputs, tally: LceTally | None = None) -> tuple[Tensor, Tensor]:
@@ -157,12 +164,16 @@ def lce_losses(inputs: LceInputs, tally: LceTally | None = None) -> tuple[Tensor
                 picked[chunk] += torch.where(inside, logits.gather(1, column), 0.0)
                 if label_smoothing:
                     summed[chunk] += logits.sum(1, keepdim=True)
-                if tally is not None:
-                    lce_take_moment(moment[chunk], total[chunk], top[chunk], logits)
                 higher = torch.maximum(top[chunk], logits.amax(1, keepdim=True))
+                if tally is not None:
+                    lce_shift_moment(moment[chunk], total[chunk], top[chunk], higher)
                 total[chunk] *= (top[chunk] - higher).exp()
                 top[chunk] = higher
-                total[chunk] += logits.sub_(higher).exp_().sum(1, keepdim=True)
+                shifted = logits.sub_(higher)
+                weights = shifted.exp_() if tally is None else shifted.exp()
+                total[chunk] += weights.sum(1, keepdim=True)
+                if tally is not None:
+                    moment[chunk] += lce_dot(weights, shifted)
         lse = total.log() + top
         if tally is not None:
             lce_note(tally, picked, top, total, moment)
