@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from sft.recipe.optimizer_keys import optimizer_problems
+from sft.recipe.outcome_keys import EmaSection
 from sft.recipe.packaged import find_deepspeed
 from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.refused_keys import FIXED, REFUSED, refusal
@@ -41,6 +42,9 @@ EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_bat
 
 PREPARED_KEYS = EVALUATION_KEYS | {"max_length", "packing", "dataset_num_proc"}
 """What this package does itself when data is prepared and rows are held out; TRL, which would do it too, isn't told."""
+
+OWN_KEYS = frozenset({"ema"})
+"""Keys that no library has."""
 
 NEUTRAL = EVALUATION_KEYS | frozenset(
     {"logging_steps", "logging_first_step", "log_level", "report_to", "run_name", "save_strategy", "save_steps"}
@@ -88,6 +92,10 @@ class TrainSection(Section):
         default=None,
         gt=0,
         description="NEFTune: noise on the embeddings, alpha / sqrt(L d) for a document of L tokens.",
+    )
+
+    ema: EmaSection | None = Field(
+        default=None, description="Keep an average of the weights, which the stage hands on in their place."
     )
 
     bf16: bool | None = Field(default=None, description="Compute in bfloat16. Default: on a GPU.")
@@ -250,7 +258,7 @@ class TrainSection(Section):
         values = self.complete(cuda=cuda)
         if isinstance(self.deepspeed, str):
             values["deepspeed"] = deepspeed_file(self.deepspeed)
-        return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS}
+        return {key: value for key, value in values.items() if key not in LORA_KEYS | PREPARED_KEYS | OWN_KEYS}
 
     def four_bit_problem(self, stage: str) -> str | None:
         """Why this stage can't train on weights in 4 bits; None where it can."""

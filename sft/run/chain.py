@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sft.models.positions import check_positions
 from sft.recipe.paths import RunPaths
 from sft.run.checks import ALL, check_recipe
-from sft.run.evaluation import evaluate_point
-from sft.run.identity import check_all_done, check_done, done_manifest, stage_parts
+from sft.run.evaluation import evaluate_point, score_checkpoint
+from sft.run.identity import check_all_done, check_done, done_manifest, is_only_handed_on_otherwise, stage_parts
 from sft.run.lock import lock_for_all
 from sft.run.record import write_record
 from sft.run.start import starting_point
@@ -102,6 +102,7 @@ def _one_stage(paths: RunPaths, stage: Stage) -> dict[str, Any]:
         parts=plan.parts,
         base=point.base,
         started=lambda: write_record(paths),
+        score=lambda folder, step: score_checkpoint(paths, stage, folder, step),
     )
 
 
@@ -114,6 +115,9 @@ def _plan(paths: RunPaths, stage: Stage) -> _Plan:
     parts, done = stage_parts(paths, stage, prepared.manifest["key"]), done_manifest(paths, stage.name)
     if done is not None:
         check_done(paths, stage, parts, done)
+        if is_only_handed_on_otherwise(parts, done):
+            say(f"{stage.name}: trained already ({done['steps']} steps), handed on anew from its checkpoints")
+            done = None
     return _Plan(parts, prepared, done)
 
 

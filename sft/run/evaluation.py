@@ -10,7 +10,7 @@ from sft.recipe.asked import asked_as
 from sft.run.checks import check_recipe
 from sft.run.identity import point_identity, trained_stages
 from sft.run.lock import lock
-from sft.train.handover import load_stage_model
+from sft.train.handover import default_dtype, load_final, load_stage_model
 from sft.utils.distributed import decide
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json, write_sealed
@@ -74,6 +74,31 @@ def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) 
     del model
     gc.collect()
     return dict(metrics)
+
+
+def score_checkpoint(paths: RunPaths, stage: Stage, folder: Path, step: int) -> float:
+    """pass@1 of the model in `folder`, which the stage had after `step`, on the suite that it keeps the best by.
+
+    Answers are kept beside the stage's checkpoints, so that a killed comparison goes on.
+    """
+    from sft.evaluate.runner import evaluate
+    from sft.models.load import on_device
+
+    name = str(stage.keep_best).partition(".")[0]
+    suites = [suite for suite in stage.evaluate.suites if suite.name == name]
+    model, tokenizer = load_final(paths, folder, dtype=default_dtype(paths))
+    metrics = evaluate(
+        on_device(model),
+        tokenizer,
+        stage.evaluate.model_copy(update={"suites": suites}),
+        prompt_defaults=asked_as(stage.data),
+        out_dir=paths.stage_dir(stage.name) / "compared" / f"checkpoint-{step}",
+        point=f"checkpoint-{step}",
+        model_key=sha256_json(folder_hashes(folder)),
+    )
+    del model
+    gc.collect()
+    return float(metrics[name]["pass_at_1"])
 
 
 def _key(owner: Stage, identity: dict[str, Any]) -> str:

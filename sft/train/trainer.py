@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sft.train.agree import over_processes
 from sft.train.audit import GradientAudit
 from sft.train.checkpoints import newest_whole, rotate, write_marker
 from sft.train.collator import IGNORE
+from sft.train.ema import Ema
 from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
 from sft.train.interrupt import leave_signals_to_the_run
@@ -92,6 +94,8 @@ class SambayTrainer(SFTTrainer):
         self._audited = False
         self._numbers = StepNumbers()
         self._per_token: int | None = None
+        self.ema: Ema | None = None
+        self.wanted_checkpoints: Callable[[int], Collection[int]] = lambda step: ()
 
     def restore_config(self) -> None:
         """Undo what training changes in the model's configuration and forward, before the model is handed on."""
@@ -269,17 +273,26 @@ class SambayTrainer(SFTTrainer):
             self._tick()
 
     def log_held_out(self, logs: dict[str, float]) -> None:
-        """A line of the log about held-out rows."""
+        """A line of the log about held-out rows, beside the step's own, which may be still to come."""
         if self._clock is not None:
             self._clock = time.perf_counter()
+        asked = self.control.should_log
         Trainer.log(self, logs)
+        self.control.should_log = asked
 
     @property
     def steps_of_an_epoch(self) -> int:
         """Optimizer steps in which all rows are trained once."""
         args: Any = self.args
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return max(1, len(self.train_dataset) // rows)  # type: ignore[arg-type]
+        rows, batch = len(self.train_dataset), args.per_device_train_batch_size * args.world_size  # type: ignore[arg-type]
+        batches = rows // batch if args.dataloader_drop_last else -(-rows // batch)
+        return max(1, -(-batches // args.gradient_accumulation_steps))
+
+    @property
+    def steps_of_the_stage(self) -> int:
+        """Optimizer steps of the whole stage, unless it is ended before."""
+        asked = self.args.max_steps
+        return asked if asked > 0 else math.ceil(self.args.num_train_epochs * self.steps_of_an_epoch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights as a stage hands them on: from an engine, its float32 masters, tied ones once."""
@@ -343,6 +356,8 @@ class SambayTrainer(SFTTrainer):
             Trainer._save_checkpoint(self, model, trial)
         finally:
             self.args.save_total_limit = limit
+        if self.ema is not None:
+            self.ema.save(folder)
         self.accelerator.wait_for_everyone()
         loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="mean").item()
         seen = self.token_sums.state()
@@ -350,7 +365,7 @@ class SambayTrainer(SFTTrainer):
             unlogged = {"loss": loss, "since": self._globalstep_last_logged}
             counters = {**self.counters, "unlogged": unlogged, "token_sums": seen}
             write_marker(folder, step=self.state.global_step, identity=self.identity, counters=counters)
-            rotate(folder.parent, limit)
+            rotate(folder.parent, limit, self.wanted_checkpoints(self.state.global_step))
         # Saving isn't training time.
         self._clock = time.perf_counter()
 
