@@ -117,10 +117,7 @@ def train_stage(
     be continued from what is there; Interrupted after a signal, with everything saved.
     """
     from sft.models.savable import check_savable
-    from sft.train.callbacks import StopOnSignal, share_signal
-    from sft.train.memorised import EpochEnds
-    from sft.train.stopping import StopWhen
-    from sft.train.validation import Validation
+    from sft.train.callbacks import share_signal
 
     args = build_arguments(stage, paths)
     check_savable(model, tokenizer, say)
@@ -136,13 +133,7 @@ def train_stage(
         started()
     with stop_signals() as signals, no_library_bars():
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
-        validation = None
-        if held is not None:
-            validation = Validation(job.trainer, held.dataset.select_columns(COLUMNS), stage.train)
-            job.trainer.add_callback(validation)
-        job.trainer.add_callback(EpochEnds(job.trainer))
-        job.trainer.add_callback(StopWhen(job.trainer, stage, validation))
-        job.trainer.add_callback(StopOnSignal(signals))
+        _look_on(job, held, signals)
         with signals.saving():
             state = _run(job, signals)
             manifest = _hand_over(job, state, tokenizer, prepared, parts, _Scores(score, signals))
@@ -250,6 +241,22 @@ def _put_together(
     outcome.keep_start(model)
     trainer.wanted_checkpoints = outcome.wanted
     return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args), outcome, identity["base"])
+
+
+def _look_on(job: _Job, held: Any, signals: StopSignals) -> None:
+    """What is done after each step, in this order: held-out rows (of the PreparedStage `held`), epochs, ends."""
+    from sft.train.callbacks import StopOnSignal
+    from sft.train.memorised import EpochEnds
+    from sft.train.stopping import StopWhen
+    from sft.train.validation import Validation
+
+    trainer, validation = job.trainer, None
+    if held is not None:
+        validation = Validation(trainer, held.dataset.select_columns(COLUMNS), job.stage.train)
+        trainer.add_callback(validation)
+    trainer.add_callback(EpochEnds(trainer))
+    trainer.add_callback(StopWhen(trainer, job.stage, validation))
+    trainer.add_callback(StopOnSignal(signals))
 
 
 def training_rows(dataset: Dataset, args: SFTConfig, stage: str) -> Dataset:
