@@ -102,7 +102,8 @@ def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterat
             found += _sources(one_stage.data.sources, one_stage.data.steps, ("data",), made)
             held = one_stage.data.validation
             found += _sources((held and held.sources) or [], [], ("data", "validation"), made)
-        if "suites" in parts and stage in (None, one_stage.name):
+        asked = "suites" in parts or ("training" in parts and one_stage.keep_best is not None)
+        if asked and stage in (None, one_stage.name):
             for number, suite in enumerate(one_stage.evaluate.suites):
                 found += _files(suite.source, ("evaluate", "suites", number, "source"))
         if "training" in parts:

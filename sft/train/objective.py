@@ -7,15 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sft.train.collator import WEIGHTS, Normalize
+from sft.train.collator import TEACHER_COLUMNS, WEIGHTS, Normalize
 from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from sft.recipe.train_keys import TrainSection
-
-
-TEACHER = ("teacher_ids", "teacher_logprobs")
-"""Columns, and tensors of a batch, with a teacher's best tokens in the place of each token."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Objective:
     @property
     def columns(self) -> list[str]:
         """What rows have to say of each token for it."""
-        return [*([WEIGHTS] if self.weights else []), *(TEACHER if "distill_weight" in self.options else [])]
+        return [*([WEIGHTS] if self.weights else []), *(TEACHER_COLUMNS if "distill_weight" in self.options else [])]
 
     @property
     def plain(self) -> bool:
@@ -55,7 +51,7 @@ class Objective:
 
     def arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the model's forward is told of it beside the tokens of `batch`."""
-        read = (WEIGHTS, *(TEACHER if "distill_weight" in self.options else ()))
+        read = (WEIGHTS, *(TEACHER_COLUMNS if "distill_weight" in self.options else ()))
         beside = {name: batch[name] for name in read if batch.get(name) is not None}
         return {**beside, **({"loss_options": dict(self.options)} if self.options else {})}
 

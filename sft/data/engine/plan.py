@@ -27,7 +27,7 @@ from sft.recipe.steps import StepEntry
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json
 
-FORMAT_VERSION = 5  # raised when the same inputs would be stored as other bytes
+FORMAT_VERSION = 6  # raised when the same inputs would be stored as other bytes
 READ = "read"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels import linear_cross_entropy
+from sambay_kernels import linear_cross_entropy, token_statistics
 from sambay_kernels.ops.linear_cross_entropy import torch as torch_backend
 from sambay_kernels.ops.linear_cross_entropy import triton as triton_backend
 from sambay_kernels.ops.linear_cross_entropy.inputs import LceInputs
@@ -132,3 +132,22 @@ def test_a_teacher_in_half_precision_weights() -> None:
     found = run("triton", hidden, weight, labels, **options)
     assert ops.rms_error(found[0], exact[0]) <= 1e-5
     assert max(ops.rms_error(got, want) for got, want in zip(found[1:], exact[1:], strict=True)) <= 5e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2])
+@pytest.mark.parametrize("block", [16, 8192])
+def test_accuracy_and_entropy(scale: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "LCE_VOCABULARY_BLOCK", block)
+    monkeypatch.setattr(triton_backend, "channel_block", lambda *_: 32)
+    hidden, weight, labels = make()
+    hidden = scale * hidden
+    logits = (hidden.double() @ weight.double().T)[labels != -100]
+    labels[1] = logits[0].argmax()
+    plain = run("triton", hidden, weight, labels)
+    with token_statistics() as tally:
+        watched = run("triton", hidden, weight, labels, chunk_size=2)
+    correct, entropy = torch.cat(tally.correct), torch.cat(tally.entropy)
+    assert torch.equal(correct, logits.argmax(-1) == labels[labels != -100]) and correct[0] and not correct.all()
+    wanted = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(entropy.double(), wanted, rtol=1e-5, atol=1e-4 * scale**0.5)
+    torch.testing.assert_close(watched, plain)
