@@ -42,7 +42,8 @@ register(OP, "reference")
 @in_own_types
 def linear_cross_entropy_sum(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses, and its gradients to hidden and weight where wanted (else empty)."""
-    return lce_sum(LceInputs(*args[:INPUTS]), *args[INPUTS:], open_tally())
+    want_hidden, want_weight = args[INPUTS:]
+    return lce_sum(LceInputs(*args[:INPUTS]), want_hidden, want_weight, open_tally())
 
 
 @linear_cross_entropy_sum.register_fake
