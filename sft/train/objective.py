@@ -53,7 +53,10 @@ class Objective:
         """What the model's forward is told of it beside the tokens of `batch`."""
         read = (WEIGHTS, *(TEACHER_COLUMNS if "distill_weight" in self.options else ()))
         beside = {name: batch[name] for name in read if batch.get(name) is not None}
-        return {**beside, **({"loss_options": dict(self.options)} if self.options else {})}
+        options = dict(self.options)
+        if not beside.keys() >= set(TEACHER_COLUMNS):  # of a batch that trains nothing
+            options.pop("distill_weight", None)
+        return {**beside, **({"loss_options": options} if options else {})}
 
 
 PLAIN_LOSS = Objective()

@@ -7,8 +7,6 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from ..runtime.checks import compute_dtype
-
 
 class Rows(Structure):
     """A (tokens, width) matrix whose rows stand `stride` elements apart."""
@@ -36,16 +34,6 @@ class SwigluBackward(Structure):
         ("width", c_int64),
         *((name, Rows) for name in ("grad", "gate", "value", "of_gate", "of_value")),
     )
-
-
-def stored_dtype(value: Tensor, *others: Tensor | None) -> torch.dtype:
-    """The type in which C++ on a CPU reads and writes tokens: their own where all share one that it knows.
-
-    Else it is value's `compute_dtype`, which is what is calculated in whatever tokens are stored in.
-    """
-    shared = all(other is None or other.dtype == value.dtype for other in others)
-    known = value.dtype in (torch.float32, torch.float64, torch.bfloat16)
-    return value.dtype if shared and known else compute_dtype(value)
 
 
 def rows(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -110,3 +110,13 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def compute_dtype(value: Tensor) -> torch.dtype:
     """The type of state and arithmetic: float64 for float64 data, else float32."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def stored_dtype(value: Tensor, *others: Tensor | None) -> torch.dtype:
+    """The type in which C++ on a CPU reads and writes tokens: their own where all share one that it knows.
+
+    Else it is value's `compute_dtype`, which is what is calculated in whatever tokens are stored in.
+    """
+    shared = all(other is None or other.dtype == value.dtype for other in others)
+    known = value.dtype in (torch.float32, torch.float64, torch.bfloat16)
+    return value.dtype if shared and known else compute_dtype(value)

@@ -27,6 +27,7 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.replace("OUT", str(tmp_path / "run")))
     write_record(RunPaths(load_recipe(path, GIVEN)))
+    (tmp_path / "run" / "stages").mkdir()
     return path
 
 

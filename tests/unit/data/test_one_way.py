@@ -107,13 +107,13 @@ def test_a_text_is_tokenised_once(prepare: Prepare, write_rows: Write, monkeypat
     from sft.data.tokenize import tokens
 
     seen: list[str] = []
-    real = tokens.tokenize
+    real = tokens.tokenize_owned
 
     def noted(tokenizer: Any, items: Any, most: int | None) -> Any:
         seen.extend(item.text for item in items)
         return real(tokenizer, items, most)
 
-    monkeypatch.setattr(tokens, "tokenize", noted)
+    monkeypatch.setattr(tokens, "tokenize_owned", noted)
     rows = [{"q": f"What is {n}?", "r": [f"{n} {k}" for k in range(3)]} for n in range(20)]
     source = {"path": str(write_rows(rows)), "columns": {"prompt": "q"}, "rows": "problems", "carry": ["r"]}
     steps = [

@@ -89,8 +89,8 @@ def test_an_adapter_in_memory_is_exported_merged(adapted: Callable[..., Any], tm
     model = adapted("bfloat16")
     out = export((model, None), tmp_path / "out")
     manifest = read_json(out / MANIFEST)
-    # The one compared in float32, the other in the type of the file, which rounding to it has no part in.
-    assert manifest["merge"]["error"] < 1e-5 and manifest["reload"]["error"] < 1e-3
+    # The one compared in float32, the other in the type of the file, which plain torch rounds to in other places.
+    assert manifest["merge"]["error"] < 1e-5 and manifest["reload"]["error"] < 3e-2
     assert manifest["dtype"] == "bfloat16" and manifest["architecture"] == "Phi4FlashForCausalLM"
     base = copy.deepcopy(model).unload()
     assert manifest["parameters"] == sum(parameter.numel() for parameter in base.parameters())

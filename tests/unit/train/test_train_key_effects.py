@@ -62,7 +62,7 @@ class Toy:
     def trainer(self, model: Any = None, **train: Any) -> Any:
         """A trainer that hasn't begun, on 16 rows."""
         recipe = toy_recipe(self._folder(), train)
-        args = build_arguments(recipe.stages[0], RunPaths(recipe))
+        args = build_arguments(recipe.stages[0], RunPaths(recipe), bf16=False)
         return SambayTrainer(
             tiny_qwen() if model is None else model,
             args=args,

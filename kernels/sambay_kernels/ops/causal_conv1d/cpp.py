@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...native.cpp_call import ConvArgs, ConvBackward, ConvForward, borders_of, call, groups_of
-from ...native.tensors import packed, pointer, rows, rows_of, stored_dtype
-from ...runtime.checks import compute_dtype
+from ...native.tensors import packed, pointer, rows, rows_of
+from ...runtime.checks import compute_dtype, stored_dtype
 from .inputs import ConvInputs
 
 

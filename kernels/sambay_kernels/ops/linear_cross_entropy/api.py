@@ -1,4 +1,28 @@
-"""Cross entropy of a linear projection (a language model's head) without its full logits."""
+"""Losses of a linear projection (a language model's head) without its full logits: cross entropy and its family.
+
+Per token, with p the label's probability: (1 - s) * f(p) + s * mean over the vocabulary of -log p, with
+s = label_smoothing as in torch.nn.functional.cross_entropy, plus z_loss * logsumexp(logits)^2 (PaLM, Chowdhery et al.
+2022, section 5), all times the token's weight. f is -log p for the loss type `nll`, which is cross entropy; the other
+types are functions of p too, and cost no more:
+
+- `dft`: -sg(p) log p, where sg lets no gradient through (arXiv 2508.05629).
+- `power`, with `alpha`: (1 - p^alpha) / alpha (arXiv 2510.00526): 1 - p for 1, nll towards 0.
+- `threshold`, with `threshold`: -log p where p >= threshold, else 0 (the same paper).
+
+The gradient to the logits of f is (softmax - onehot) * -df/dlog p: p, p^alpha, and 1 or 0.
+
+With a teacher the loss of a token of which it knows something is (1 - w) times the above plus w times a divergence
+between the outcomes that the teacher knows: `forward` KL(p || q), `reverse` KL(q || p), or `skewed`
+KL(p || skew * p + (1 - skew) * q) (arXiv 2402.03898), p the teacher's and q the student's. Outcomes are the ids at that
+position and, for the tail `bucket`, one more for all other tokens together; with `renormalize` the ids are all there
+is, and both sides sum to 1 on them. A temperature t makes each side's outcomes p_i proportional to p_i^(1/t), the
+bucket being one of them.
+
+Logits, softmax and all sums are float32 whatever the inputs' type and whatever autocast says (float64 if an input is).
+On a GPU, autocast to bfloat16 rounds hidden and weight as for any linear layer; their products are then exact and
+summed in float32. The gradients of a sum are computed with the loss where weight is float32, at most 512 MiB and not on
+a GPU, else in the backward pass block by block, where nothing of the weight's size is kept.
+"""
 
 from __future__ import annotations
 
@@ -42,54 +66,20 @@ def linear_cross_entropy(
     tail: str = "bucket",
     temperature: float = 1.0,
 ) -> Tensor:
-    """Losses of the logits hidden @ weight.T against labels, over the supervised tokens alone.
-
-    Per token, with p the label's probability: (1 - s) * f(p) + s * mean over the vocabulary of -log p, with
-    s = label_smoothing as in torch.nn.functional.cross_entropy, plus z_loss * logsumexp(logits)^2 (PaLM, Chowdhery et
-    al. 2022, section 5), all times the token's weight. f is -log p for the loss type `nll`, which is cross entropy; the
-    other types are functions of p too, and cost no more:
-
-    - `dft`: -sg(p) log p, where sg lets no gradient through (arXiv 2508.05629).
-    - `power`, with `alpha`: (1 - p^alpha) / alpha (arXiv 2510.00526): 1 - p for 1, nll towards 0.
-    - `threshold`, with `threshold`: -log p where p >= threshold, else 0 (the same paper).
-
-    The gradient to the logits of f is (softmax - onehot) * -df/dlog p: p, p^alpha, and 1 or 0.
-
-    With a teacher the loss of a token of which it knows something is (1 - w) times the above plus w times a divergence
-    between the outcomes that the teacher knows: `forward` KL(p || q), `reverse` KL(q || p), or `skewed`
-    KL(p || skew * p + (1 - skew) * q) (arXiv 2402.03898), p the teacher's and q the student's. Outcomes are the ids at
-    that position and, for the tail `bucket`, one more for all other tokens together; with `renormalize` the ids are all
-    there is, and both sides sum to 1 on them. A temperature t makes each side's outcomes p_i proportional to
-    p_i^(1/t), the bucket being one of them.
+    """Losses of the logits hidden @ weight.T against labels, over supervised tokens alone; see the top of the file.
 
     Args:
-        hidden: (T, H).
-        weight: (V, H), the same device; the type may differ from hidden's.
-        labels: (T,) int64 or int32, already aligned with hidden (no shift is made); ignore_index = no loss here.
-        label_smoothing: in [0, 1].
-        z_loss: weight of the squared log-sum-exp, at least 0.
+        hidden: (T, H); weight: (V, H), of any type; labels: (T,) int64 or int32, already aligned with hidden.
+        label_smoothing: in [0, 1]; z_loss: at least 0; alpha: above 0; threshold: between 0 and 1.
         reduction: "sum", or "none" for the losses by token, zero where there is no label.
-        chunk_size: tokens scored at once. Logits in memory are chunk_size * V values at most; the result doesn't
-            depend on it beyond float32 rounding.
+        chunk_size: tokens scored at once, of which chunk_size * V logits are in memory; it changes rounding only.
         weights: (T,) floats, finite and at least 0; None: 1. They get no gradient.
-        loss_type: "nll", "dft", "power" or "threshold".
-        alpha: of `power`, above 0.
-        threshold: of `threshold`, between 0 and 1.
+        loss_type: "nll", "dft", "power" (with alpha) or "threshold" (with threshold).
         teacher_ids: (T, k) int64 or int32, different ids at one position; -1 where the teacher says nothing.
-        teacher_logprobs: (T, k) floats, their natural log-probabilities; what stands beside an id of -1 isn't read.
-        distill_weight: w, in [0, 1]; 0: the teacher isn't read.
-        divergence: "forward", "reverse" or "skewed"; skew: in [0, 1), of "skewed".
-        tail: "bucket" or "renormalize".
-        temperature: above 0.
-
-    Logits, softmax and all sums are float32 whatever the inputs' type and whatever autocast says (float64 if an input
-    is). On a GPU, autocast to bfloat16 rounds hidden and weight as for any linear layer; their products are then exact
-    and summed in float32. The gradients of a sum are computed with the loss where weight is float32, at most 512 MiB
-    and not on a GPU, else in the backward pass block by block, where nothing of the weight's size is kept.
-
+        teacher_logprobs: (T, k) floats, their natural log-probabilities; those beside an id of -1 aren't read.
+        distill_weight: w, in [0, 1]; 0: the teacher isn't read. divergence, skew in [0, 1), tail, temperature: its own.
     Returns:
         A 0-d tensor, or (T,) for "none", float32 (float64 if an input is), differentiable once.
-
     Raises:
         ValueError: shapes, types, devices, a label outside the vocabulary, an option out of its range.
         TypeError: an argument is not a tensor.
@@ -103,9 +93,14 @@ def linear_cross_entropy(
     inputs = LceInputs(hidden, weight, labels, *own, *teacher.read())
     _check(inputs, reduction)
     inputs = inputs._replace(label_smoothing=float(label_smoothing), z_loss=float(z_loss))
+    return _computed(inputs, reduction)
+
+
+def _computed(inputs: LceInputs, reduction: str) -> Tensor:
+    hidden = inputs.hidden
     backend = backend_for(OP, hidden)
     if backend == "reference":
-        kept, _ = lce_supervised(labels, ignore_index, weight.shape[0])  # checks the labels' values
+        kept, _ = lce_supervised(inputs.labels, inputs.ignore_index, inputs.weight.shape[0])  # checks their values
         lce_teacher_at(inputs, kept, hidden.dtype)
         tallies = [open_tally()]  # the backward pass computes the function again, and has nothing to note
 
@@ -114,7 +109,7 @@ def linear_cross_entropy(
 
         return recorded_in_own_types(defined, *inputs)
     if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
-        inputs = inputs._replace(hidden=hidden.bfloat16(), weight=weight.bfloat16())
+        inputs = inputs._replace(hidden=hidden.bfloat16(), weight=inputs.weight.bfloat16())
     if backend == "torch" and lce_by_tokens(inputs.hidden, inputs.weight, reduction):
         return linear_cross_entropy_sum(*inputs, needs_grad(inputs.hidden), needs_grad(inputs.weight))[0]
     losses = linear_cross_entropy_fwd(*inputs, backend)[0]

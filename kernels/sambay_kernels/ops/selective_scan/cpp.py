@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ...native.cpp_call import ScanArgs, ScanBackward, ScanForward, borders_of, call, groups_of, lanes
-from ...native.tensors import packed, pointer, rows, rows_of, stored_dtype
-from ...runtime.checks import compute_dtype
+from ...native.tensors import packed, pointer, rows, rows_of
+from ...runtime.checks import compute_dtype, stored_dtype
 from .inputs import ScanInputs
 
 SCAN_KEPT_EVERY = 32  # tokens between two kept states; kChunk in csrc/cpu.cpp

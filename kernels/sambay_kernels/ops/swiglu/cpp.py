@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...native.cpp_call import call
-from ...native.tensors import SwigluBackward, SwigluForward, pointer, rows_of, stored_dtype
+from ...native.tensors import SwigluBackward, SwigluForward, pointer, rows_of
+from ...runtime.checks import stored_dtype
 from .rows import as_rows, in_type
 
 

@@ -64,7 +64,7 @@ def local_naturalness(windows: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
 
     (1/m) sum_i (1/|s_i|) sum_{t in s_i} log p(t | its window up to t), over the m sentences that `local_windows` gives.
     That stays comparable where answers come from several teachers and are long, which the likelihood given all that
-    came before does not. The paper leaves the length of the window open to choice, and so does `context`.
+    came before does not. How long the window is to be is the user's choice (`context`).
 
     Returns:
         `local_naturalness`, None where no sentence has one before it; `local_sentences`, how many were scored.
