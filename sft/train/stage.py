@@ -251,7 +251,8 @@ def _put_together(
         trainer.add_callback(trainer.ema)
     steps = trainer.steps_of_the_stage
     outcome = Outcome(stage, paths.stage_dir(stage.name), identity, steps, trainer.steps_of_an_epoch)
-    outcome.check()
+    with alike():
+        outcome.check()
     outcome.keep_start(model)
     trainer.wanted_checkpoints = outcome.wanted
     return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args), outcome, identity["base"])

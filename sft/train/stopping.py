@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.train.memorised import ACCURACY
+from sft.utils.distributed import alike
 from sft.utils.errors import UserError
 from sft.utils.say import say
 
@@ -45,11 +46,8 @@ class StopWhen(TrainerCallback):
         """A line of training; those of held-out rows have no loss of their own."""
         if not logs or "loss" not in logs or self._stage.stop_when is None:
             return
-        if ACCURACY not in logs and logs["supervised_tokens"]:
-            raise UserError(
-                f"stages[{self._stage.name}].stop_when: this model's own loss doesn't tell which tokens it predicts: "
-                "leave it out."
-            )
+        with alike():
+            self._refuse_unknown(logs)
         found = stopped_at(self._stage, state)
         if found is None or state.global_step >= state.max_steps:
             return
@@ -60,3 +58,10 @@ class StopWhen(TrainerCallback):
             self._trainer.token_sums.end_epoch(state.epoch)
         control.should_training_stop = True
         control.should_save = args.save_strategy != "no"
+
+    def _refuse_unknown(self, logs: dict[str, Any]) -> None:
+        if ACCURACY not in logs and logs["supervised_tokens"]:
+            raise UserError(
+                f"stages[{self._stage.name}].stop_when: this model's own loss doesn't tell which tokens it predicts: "
+                "leave it out."
+            )

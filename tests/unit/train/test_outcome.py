@@ -132,6 +132,32 @@ def test_stopped_and_resumed_is_straight(
     assert equal(resumed, straight)
 
 
+GROUPS = [{"match": r"layers\.0\.", "learning_rate": 0.0}, {"match": "norm", "learning_rate": 0.05}]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"optim": "muon", "adamw_learning_rate": 3e-3}, {"param_groups": GROUPS}, {"bf16": True}],
+    ids=["muon", "groups", "bf16"],
+)
+def test_whatever_takes_the_steps_and_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+) -> None:
+    """Averages are of the float32 weights that are trained, and exact after a stop."""
+    keys = {**keys, "save_steps": 1, "save_total_limit": None}
+    _, straight = train(tmp_path / "ema", {**keys, "ema": EMA})
+    every_step = checkpoints(tmp_path / "ema", *range(1, 9))
+    assert equal(straight, averaged_by_hand([{}, *every_step]))
+    assert {tensor.dtype for tensor in every_step[-1].values()} == {torch.float32}
+    with monkeypatch.context() as patch:
+        signal_at(patch, 5)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "resumed", {**keys, "ema": EMA})
+    assert equal(train(tmp_path / "resumed", {**keys, "ema": EMA})[1], straight)
+    _, last = train(tmp_path / "last", keys, average={"last": 3})
+    assert equal(last, mean(every_step[5:]))
+
+
 def test_killed_while_averaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing half made is left, and the same call makes it."""
     _, straight = train(tmp_path / "straight", average={"last": 2, "with": "start", "weight": 0.5})
