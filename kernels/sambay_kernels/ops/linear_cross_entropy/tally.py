@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .distill import LceTeacher
 
+LCE_PIECE = 2048
 LCE_LEAST = -1e4  # of x, where exp(x) is 0: nothing times infinity would be no number
 
 
@@ -29,9 +30,14 @@ class LceTally:
         self.entropy.append(entropy)
 
 
-def lce_moment(shifted: Tensor, exponentials: Tensor, holes: bool) -> Tensor:
-    """The moment (n, 1) of a block, from its x (n, V) and exp(x); `holes`: some x are -inf, and all are overwritten."""
-    return torch.linalg.vecdot(exponentials, shifted.clamp_min_(LCE_LEAST) if holes else shifted)[:, None]
+def lce_exp_(shifted: Tensor, holes: bool) -> Tensor:
+    """Overwrite x (n, V) with exp(x); their moment (n, 1). `holes`: some x are -inf."""
+    moment = shifted.new_zeros(shifted.shape[0], 1)
+    # In pieces, so that no second (n, V) is held.
+    for piece in shifted.split(LCE_PIECE, 1):
+        x = piece.clamp_min(LCE_LEAST) if holes else piece.clone()
+        moment += torch.linalg.vecdot(piece.exp_(), x)[:, None]
+    return moment
 
 
 def lce_shift_moment(moment: Tensor, total: Tensor, top: Tensor, higher: Tensor) -> None:
@@ -59,7 +65,6 @@ def lce_note(
         moment = moment.clone()
         lce_shift_moment(moment, total, top, higher)
         shifted = known - higher
-        exponentials = shifted.exp()
-        total = total * (top - higher).exp() + exponentials.sum(1, keepdim=True)
-        top, moment = higher, moment + lce_moment(shifted, exponentials, holes=True)
+        moment = moment + lce_exp_(shifted, holes=True)
+        total, top = total * (top - higher).exp() + shifted.sum(1, keepdim=True), higher
     tally.add((picked >= top)[:, 0], (total.log() - moment / total)[:, 0])

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .distill import LceTeacher, lce_teacher
 from .inputs import LceInputs
-from .tally import LceTally, lce_moment, lce_note, lce_shift_moment
+from .tally import LceTally, lce_exp_, lce_note, lce_shift_moment
 from .terms import LceTerms, lce_terms
 
 LCE_VOCABULARY_BLOCK = 8192
@@ -111,11 +111,11 @@ def lce_chunk(
     mean = logits.mean(1, keepdim=True) if inputs.label_smoothing else 0.0
     top = logits.amax(1, keepdim=True)
     named = None if teacher is None else lce_take(logits, teacher.ids, 0)
-    shifted = logits.sub_(top)
-    logits = shifted.exp() if tally is not None and entropy else shifted.exp_()
-    total = logits.sum(1, keepdim=True)
-    if tally is not None and entropy:
-        lce_note(tally, (top, total, lce_moment(shifted, logits, teacher is not None)), picked, teacher, named)
+    logits.sub_(top)
+    moment = lce_exp_(logits, holes=teacher is not None) if tally is not None and entropy else None
+    total = (logits if moment is not None else logits.exp_()).sum(1, keepdim=True)
+    if tally is not None and moment is not None:
+        lce_note(tally, (top, total, moment), picked, teacher, named)
     elif tally is not None:
         tally.correct.append((picked >= top)[:, 0])
     terms = lce_terms(inputs, total.log() + top, picked, mean, teacher, named)
@@ -224,15 +224,15 @@ def lce_losses(inputs: LceInputs, tally: LceTally | None = None) -> tuple[Tensor
                 higher = torch.maximum(top[chunk], logits.amax(1, keepdim=True))
                 if teacher is not None and named is not None:
                     named[chunk] += lce_take(logits, teacher.ids[chunk], first)
+                logits.sub_(higher)
                 if tally is not None:
                     lce_shift_moment(moment[chunk], total[chunk], top[chunk], higher)
+                    moment[chunk] += lce_exp_(logits, holes=teacher is not None)
+                else:
+                    logits.exp_()
                 total[chunk] *= (top[chunk] - higher).exp()
                 top[chunk] = higher
-                shifted = logits.sub_(higher)
-                exponentials = shifted.exp_() if tally is None else shifted.exp()
-                total[chunk] += exponentials.sum(1, keepdim=True)
-                if tally is not None:
-                    moment[chunk] += lce_moment(shifted, exponentials, teacher is not None)
+                total[chunk] += logits.sum(1, keepdim=True)
         if tally is not None:
             lce_note(tally, (top, total, moment), picked, teacher, named)
         mean = summed / weight.shape[0]
