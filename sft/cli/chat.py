@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from sft.cli.common import positive, recipe_and_keys, recipe_of, seed
+from sft.cli.common import check_model, positive, recipe_and_keys, recipe_of, seed
 from sft.recipe import RunPaths
 from sft.train.interrupt import stop_signals
 from sft.utils.errors import RefusedPromptError, UsageError
@@ -53,6 +53,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     asked = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if asked is not None and not asked.strip():
         raise UsageError("--prompt is empty")
+    if arguments.model is not None:
+        check_model(arguments.model)
     quiet_libraries(debug=arguments.debug)
     model, tokenizer = _load(arguments, overrides)
     talk = Conversation(model, tokenizer, arguments)

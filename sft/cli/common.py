@@ -12,7 +12,7 @@ from sft.recipe import Recipe, RunPaths, Stage, load_recipe, resolved_yaml
 from sft.recipe.data_checks import recipe_problems
 from sft.recipe.problems import refuse
 from sft.recipe.values import LARGEST_SEED, path_problem
-from sft.utils.errors import UsageError, shown
+from sft.utils.errors import UsageError, UserError, shown
 from sft.utils.files import write_text
 from sft.utils.say import say
 
@@ -64,6 +64,16 @@ def file_path(text: str) -> str:
     return text
 
 
+def check_model(name: str) -> None:
+    """Raise UsageError where --model names a folder that isn't there; names on the Hub are asked for when they load."""
+    from sft.tokenizers.load import check_named
+
+    try:
+        check_named(name, "model", hub=False)
+    except UserError as error:
+        raise UsageError(f"--model: {error}") from error
+
+
 # ---- the recipe ----
 
 
@@ -74,7 +84,7 @@ def recipe_of(arguments: argparse.Namespace, overrides: list[str], *, as_run: bo
     """
     name, keys = recipe_and_keys(arguments.config, overrides)
     if name is None:
-        raise UsageError(f"the following arguments are required: --config; see `{arguments.prog} --help`")
+        raise UsageError(f"no recipe is named: a file, or a name from `sft recipes`; see `{arguments.prog} --help`")
     recipe = load_recipe(name, [*(_as_run(name, keys) if as_run else ()), *keys])
     refuse(recipe_problems(recipe), recipe.place)
     for option in ("stage", "restart"):

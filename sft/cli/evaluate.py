@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sft.cli.common import add_recipe_arguments, dry_run, recipe_for_all, show_evaluations
+from sft.cli.common import add_recipe_arguments, check_model, dry_run, recipe_for_all, show_evaluations
 from sft.recipe import RunPaths
 from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
@@ -25,6 +25,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_for_all(arguments, overrides)
     if arguments.start and arguments.stage not in (None, recipe.stages[0].name):
         raise UsageError("--start asks the suites of the first stage: leave --stage out")
+    if arguments.model is not None:
+        check_model(arguments.model)
     if arguments.dry_run:
         from sft.run.outlook_of_results import eval_outlook
 

@@ -51,6 +51,8 @@ def _folder(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError(f"{word} goes with a recipe; --model PATH takes --out and --dtype alone")
     if arguments.out is None:
         raise UsageError("--model PATH needs --out DIR, the folder to write")
+    if not Path(arguments.model).is_dir():
+        raise UsageError(f"--model: no model folder at {arguments.model}")
     quiet_libraries()
     from sft.hub.export import export
 

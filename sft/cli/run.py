@@ -31,7 +31,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         from sft.run.outlook import ALL, outlook
 
-        return dry_run(recipe, outlook(recipe, arguments.stage), ALL, arguments.stage)
+        return dry_run(recipe, outlook(recipe, arguments.stage, restart=arguments.restart), ALL, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.utils.distributed import decide, is_main
 

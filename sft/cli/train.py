@@ -24,7 +24,9 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         from sft.run.outlook import outlook
 
-        return dry_run(recipe, outlook(recipe, arguments.stage, PARTS), PARTS, arguments.stage)
+        return dry_run(
+            recipe, outlook(recipe, arguments.stage, PARTS, restart=arguments.restart), PARTS, arguments.stage
+        )
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import train
     from sft.utils.distributed import is_main

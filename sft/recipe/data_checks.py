@@ -27,6 +27,9 @@ def recipe_problems(recipe: Recipe) -> list[KeyProblem]:
             loc = ("evaluate", "suites", number, "prompt_template")
             if suite.prompt_template is not None and "{prompt}" not in suite.prompt_template:
                 inside.append([KeyProblem(loc, "must contain {prompt}, the place where the problem goes", None)])
+        if stage.train.distill is not None and not _has_teacher(stage.data.sources, stage.data.steps):
+            reason = "no step gives rows what a teacher finds likely: add top_logprobs, or generate with top_logprobs"
+            inside.append([KeyProblem(("train", "distill"), reason, None)])
         problems += [found for group in inside for found in _within(("stages", index), group)]
     return problems
 
@@ -44,6 +47,12 @@ def data_problems(data: DataSection) -> list[KeyProblem]:
             )
             check.problems.append(KeyProblem((*rows.loc, "rows"), reason, "problems"))
     return [*check.problems, *check.too_early()]
+
+
+def _has_teacher(sources: Sequence[DataSource], steps: Sequence[StepEntry]) -> bool:
+    """Whether rows of some source may come with a teacher's likeliest tokens."""
+    own = (entry.name == "top_logprobs" or "generate.top_logprobs" in entry.config.notes() for entry in steps)
+    return any(own) or any(_has_teacher(source.sources or [], source.steps) for source in sources)
 
 
 def _within(loc: Loc, problems: Iterable[KeyProblem]) -> list[KeyProblem]:

@@ -24,7 +24,7 @@ from sft.utils.errors import UsageError
 RESERVED_STAGE_NAMES = ("all", "start")
 RESERVED_SUITE_NAMES = ("all", "manifest.json")
 PlainColumn = Literal["messages", "prompt", "input", "completion", "id", "system"]
-TrainColumn = PlainColumn | Literal["answer", "domain", "reasoning", "history", "tools", "chat_template_kwargs"]
+TrainColumn = Literal[PlainColumn, "answer", "domain", "reasoning", "history", "tools", "chat_template_kwargs"]
 
 
 class ModelSection(Section):

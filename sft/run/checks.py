@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.data.read import local
+from sft.data.read.records import columns_taken, weights_column
 from sft.recipe.data_checks import recipe_problems
 from sft.recipe.paths import RunPaths
 from sft.recipe.problems import KeyProblem, refuse
@@ -73,7 +74,10 @@ def check_recipe(
     open_ones = [*(found for found in found_out if isinstance(found.value, _Unknown)), *unasked]
     refuse((found for found in found_out if found not in open_ones), recipe.place)
     if rehearsal:
-        for loc, message in {one.loc: one.message for one in open_ones}.items():
+        told: dict[str, Loc] = {}
+        for one in {one.loc: one for one in open_ones}.values():
+            told.setdefault(one.message, one.loc)  # a name that stages share is told once
+        for message, loc in told.items():
             say(f"{recipe.place(loc)}: not checked: {message}")
     if "training" in parts and not any(found.loc == ("model", "model_name_or_path") for found in unasked):
         from sft.models.lora_targets import adapter_problems
@@ -102,6 +106,8 @@ def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterat
             found += _sources(one_stage.data.sources, one_stage.data.steps, ("data",), made)
             held = one_stage.data.validation
             found += _sources((held and held.sources) or [], [], ("data", "validation"), made)
+            found += _columns(one_stage.data.sources, ("data",), one_stage.train.loss.weights)
+            found += _columns((held and held.sources) or [], ("data", "validation"), None)
         asked = "suites" in parts or ("training" in parts and one_stage.keep_best is not None)
         if asked and stage in (None, one_stage.name):
             for number, suite in enumerate(one_stage.evaluate.suites):
@@ -233,6 +239,33 @@ def _sources(
             yield from _files(source, here)
             yield from _steps(source.steps, here, made)
     yield from _steps(steps, loc, made)
+
+
+def _columns(sources: Sequence[DataSource], loc: Loc, weights: str | None) -> Iterator[KeyProblem]:
+    """Columns that local files lack, as far as their first rows show; `weights`: the one with the loss's weights."""
+    for index, source in enumerate(sources):
+        here = (*loc, "sources", index)
+        if source.sources is not None:
+            yield from _columns(source.sources, here, weights)
+        elif source.path is not None and local.looks_local(source.path):
+            yield from _wrong_columns(source, here, weights)
+
+
+def _wrong_columns(source: DataSource, loc: Loc, weights: str | None) -> Iterator[KeyProblem]:
+    path = str(source.path)
+    try:
+        files = local.find_files(path, source.split, source.data_files, source.config)
+        names = local.columns_of(files)
+    except UserError:
+        return  # told as such: of files that aren't there by `_found`, of those that can't be read when they are
+    if names is None:
+        return
+    # A missing column of ids is no error, and its warning is for those who read the rows.
+    columns = {role: column for role, column in (source.columns or {}).items() if role != "id"}
+    key = "carry" if set(source.carry) - names else "columns" if columns else "path"
+    read = source.model_copy(update={"columns": columns or None})
+    yield from _told((*loc, key), partial(columns_taken, names, path, read))
+    yield from _told((*loc, "path"), partial(weights_column, names, path, weights))
 
 
 def _steps(steps: Sequence[StepEntry], loc: Loc, made: set[Path]) -> Iterator[KeyProblem]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sft.recipe.paths import RunPaths
 from sft.recipe.source_names import source_name
 from sft.run.checks import ALL
+from sft.run.identity import check_all_done
 from sft.run.publish import push_obstacle
 from sft.utils.distributed import world_size
 from sft.utils.files import read_sealed
@@ -19,21 +20,30 @@ if TYPE_CHECKING:
     from sft.recipe.steps import StepEntry
 
 
-def outlook(recipe: Recipe, only: str | None = None, parts: Sequence[str] = ALL) -> Iterator[str]:
+def outlook(
+    recipe: Recipe, only: str | None = None, parts: Sequence[str] = ALL, *, restart: str | None = None
+) -> Iterator[str]:
     """Lines for people: the start, each stage, and what comes after them.
 
     Args:
         only: of the stage of this name alone.
         parts: what of it will be done: `data`, `training`, `suites`; what comes after all stages is told with all.
+        restart: this stage and the later ones are thrown away first.
+
+    Raises UserError for a stage that is done with other settings, as the run would.
     """
     paths, model = RunPaths(recipe), recipe.model
+    names = [stage.name for stage in recipe.stages]
+    again = names[names.index(restart) :] if restart else []
+    if "training" in parts:
+        check_all_done(paths, lambda paths, name: None if name in again else read_sealed(paths.stage_manifest(name)))
     start = model.model_name_or_path or "random weights"
     stages = counted(len(recipe.stages), "stage")
     rows_alone = f"{recipe.name}: rows of {stages}, kept in {paths.prepared}"
     yield f"{recipe.name}: {stages} in {paths.root}, from {start}" if "training" in parts else rows_alone
     for number, stage in enumerate(recipe.stages, start=1):
         if only in (None, stage.name):
-            yield from _stage(paths, number, stage, parts)
+            yield from _stage(paths, number, stage, parts, again=stage.name in again)
     others = [stage.name for stage in recipe.stages if stage.name != only]
     if set(ALL) <= set(parts) and (only is None or all(paths.stage_manifest(name).exists() for name in others)):
         target = recipe.push.repo_id
@@ -43,8 +53,9 @@ def outlook(recipe: Recipe, only: str | None = None, parts: Sequence[str] = ALL)
             yield f"   now the push would be refused: {obstacle}"
 
 
-def _stage(paths: RunPaths, number: int, stage: Stage, parts: Sequence[str]) -> Iterator[str]:
-    yield f"{number}. {stage.name}{f': {stage_state(paths, stage)}' if 'training' in parts else ''}"
+def _stage(paths: RunPaths, number: int, stage: Stage, parts: Sequence[str], *, again: bool) -> Iterator[str]:
+    state = "to do again" if again else stage_state(paths, stage)
+    yield f"{number}. {stage.name}{f': {state}' if 'training' in parts else ''}"
     yield f"   sources: {', '.join(_sources(stage.data.sources))}"
     if stage.data.steps:
         yield f"   then all: {' > '.join(entry.name for entry in stage.data.steps)}"

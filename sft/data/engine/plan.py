@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.data.engine.shards import GROUP_CHARACTERS, GROUP_ROWS
-from sft.data.read.records import Reading, how_to_read
+from sft.data.read.records import Reading, how_to_read, weights_column
 from sft.data.read.sources import OpenSource, open_source
 from sft.data.steps import FIT, HOLD_OUT, TOKENIZE, TableStep, step_class
 from sft.data.steps.fit import FitSettings
@@ -24,7 +24,6 @@ from sft.recipe.problems import refuse
 from sft.recipe.schema import DataSection, DataSource, Templates
 from sft.recipe.source_names import source_names
 from sft.recipe.steps import StepEntry
-from sft.utils.errors import UserError
 from sft.utils.files import sha256_json
 
 FORMAT_VERSION = 6  # raised when the same inputs would be stored as other bytes
@@ -167,14 +166,9 @@ class _Planner:
 
     def _carrying_weights(self, source: DataSource, opened: OpenSource) -> DataSource:
         """The source, which carries the column with the weights of the stage's loss along."""
-        column, names = self.tokenize.weights, opened.columns()
+        column = weights_column(opened.columns(), opened.name, self.tokenize.weights)
         if column is None or column in source.carry:
             return source
-        if names is not None and column not in names:
-            listed = ", ".join(sorted(names)[:20])
-            raise UserError(
-                f"{opened.name}: `train.loss.weights` names a column '{column}' that isn't there; it has: {listed}."
-            )
         return source.model_copy(update={"carry": [*source.carry, column]})
 
     def _steps(self, chains: list[_Chain], steps: list[StepEntry], templates: Templates, prefix: str) -> list[_Chain]:

@@ -50,13 +50,24 @@ def how_to_read(opened: OpenSource, source: DataSource, templates: Templates, na
     Raises UserError when the source has no known columns, or lacks one that it should carry.
     """
     names = opened.columns()
-    mapping = None if names is None else _mapping(names, opened.name, source)
+    mapping = None if names is None else columns_taken(names, opened.name, source)
     reading = Reading(source, templates, mapping, name, before)
     return replace(reading, unread=tuple(sorted((names or set()) - (reading.columns or set()))))
 
 
-def _mapping(names: set[str], name: str, source: DataSource) -> ColumnMap:
-    """Which of the columns `names` of the source called `name` is what."""
+def weights_column(names: set[str] | None, name: str, column: str | None) -> str | None:
+    """The column with the loss's weights. Raises UserError where the source called `name` has no such one."""
+    if column is not None and names is not None and column not in names:
+        listed = ", ".join(sorted(names)[:20])
+        raise UserError(f"{name}: `train.loss.weights` names a column '{column}' that isn't there; it has: {listed}.")
+    return column
+
+
+def columns_taken(names: set[str], name: str, source: DataSource) -> ColumnMap:
+    """Which of the columns `names` of the source called `name` is what.
+
+    Raises UserError when none is known, or one that the recipe names isn't there.
+    """
     missing = [column for column in source.carry if column not in names]
     if missing:
         listed = ", ".join(sorted(names)[:20])

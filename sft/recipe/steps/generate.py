@@ -161,6 +161,10 @@ class GenerateStep(StepSettings):
             run_only["top_logprobs"] = True  # what isn't asked for is no setting: older answers are answers to this
         return self.model_dump(mode="json", exclude=run_only)
 
+    def notes(self) -> tuple[str, ...]:
+        """The teacher's likeliest tokens."""
+        return ("generate.top_logprobs",) if self.top_logprobs is not None else ()
+
     def places(self) -> dict[Loc, DataSet | str]:
         """The student's checkpoint and the teacher's tokenizer."""
         found: dict[Loc, DataSet | str] = {}

@@ -84,7 +84,7 @@ def test_every_verb_has_a_module() -> None:
     [
         (["rn"], "sft: no verb 'rn', did you mean run?; `sft --help` lists them"),
         (["zzz"], "sft: no verb 'zzz'; `sft --help` lists them"),
-        (["run"], "sft: the following arguments are required: --config; see `sft run --help`"),
+        (["run"], "sft: no recipe is named: a file, or a name from `sft recipes`; see `sft run --help`"),
         (["run", "--config", "nosuch.yaml"], "sft: nosuch.yaml: no such recipe file"),
         (
             ["run", "--config", "r.yaml", "--stage", "two"],

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from sft.cli.main import main
+from sft.recipe import RunPaths, load_recipe
+from sft.run.identity import settled_parts
+from sft.utils.files import write_sealed
 
 GOOD = """\
 name: small
@@ -88,6 +91,13 @@ MISTAKES = [
     (SOURCE, "- {path: rows.jsonl, name: a}\n        - {path: held.jsonl, name: a}", f"{DATA}.sources[1].name: Two sources are called a"),
     (SOURCE, "- {path: rows.jsonl, prompt_template: ask}", f"{DATA}.sources[0].prompt_template: must contain {{prompt}}"),
     (SOURCE, "- {path: rows.jsonl, columns: {messages: m, prompt: p}}", f"{DATA}.sources[0].columns: maps both messages and prompt/completion"),
+    (SOURCE, f"{SOURCE}\n          columns: {{promt: prompt}}", f"{DATA}.sources[0].columns.promt: unknown key, did you mean prompt?"),
+    (SOURCE, f"{SOURCE}\n          columns: {{prompt: promt, completion: completion}}", f"{DATA}.sources[0].columns: rows.jsonl: columns.prompt names a column 'promt' that isn't there; did you mean 'prompt'? It has: completion, prompt."),
+    (SOURCE, f"{SOURCE}\n          carry: [tags]", f"{DATA}.sources[0].carry: rows.jsonl: `carry` names a column 'tags' that isn't there; it has: completion, prompt."),
+    (SOURCE, "- path: held.jsonl", f"{DATA}.sources[0].path: held.jsonl: "),
+    (STEPS, "validation: {sources: [{path: rows.jsonl, columns: {messages: chat}}]}", f"{DATA}.validation.sources[0].columns: rows.jsonl: columns.messages names a column 'chat' that isn't there"),
+    (TRAIN, "loss: {weights: worth}", f"{DATA}.sources[0].path: rows.jsonl: `train.loss.weights` names a column 'worth' that isn't there"),
+    (TRAIN, "distill: {weight: 0.5}", f"{SET}.distill: no step gives rows what a teacher finds likely: add top_logprobs"),
     (SOURCE, "- path: gone.jsonl", f"{DATA}.sources[0].path: gone.jsonl: no such file or folder"),
     (SOURCE, "- path: ./gone", f"{DATA}.sources[0].path: ./gone: no such file or folder"),
     (SOURCE, "- path: weights/gone", f"{DATA}.sources[0].path: no data set at weights/gone: no such file or folder"),
@@ -222,6 +232,38 @@ def test_a_rehearsal_tells_what_will_be_done(folder: Path, capsys: pytest.Captur
         "no push",
     ):
         assert piece in err, (piece, err)
+
+
+def test_a_rehearsal_tells_of_a_stage_that_is_done_with_other_settings(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the run itself would; --restart throws the stage away, so it is no obstacle."""
+    Path("r.yaml").write_text(GOOD)
+    recipe = load_recipe("r.yaml")
+    paths = RunPaths(recipe)
+    for stage in recipe.stages:
+        write_sealed(paths.stage_manifest(stage.name), {"parts": settled_parts(paths, stage), "steps": 2})
+    assert main(["run", "r.yaml", "--dry_run"]) == 0
+    assert "2. two: done already (2 steps)" in capsys.readouterr().err
+    changed = ["r.yaml", "--dry_run", "--stages.two.train.max_steps", "3"]
+    for verb in ("run", "train"):
+        assert main([verb, *changed]) == 1
+        err = capsys.readouterr().err
+        assert "Stage two is done, but with other settings: train.max_steps was 2, is now 3" in err, err
+        assert main([verb, *changed, "--restart", "two"]) == 0
+        err = capsys.readouterr().err
+        assert "1. one: done already (2 steps)" in err and "2. two: to do again" in err, err
+    assert main(["prepare", *changed]) == 0
+
+
+@pytest.mark.parametrize("words", [["chat"], ["eval", "r.yaml"], ["export", "--out", "o"]])
+def test_a_model_that_is_not_there_is_told_of_its_option(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    Path("r.yaml").write_text(GOOD)
+    assert main([*words, "--model", "./gone"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sft: --model: no model ") and "./gone" in line, line
 
 
 def test_a_rehearsal_of_a_stage_tells_of_that_stage_and_its_engine(
