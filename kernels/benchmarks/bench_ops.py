@@ -226,7 +226,7 @@ def norm_case(sizes: Shapes, device: str) -> Case:
     if device != "cpu":
         peers["torch.compile"] = torch.compile(plain)
     work = Work(12 * elements), Work(16 * elements)
-    return Case("add_layer_norm", f"{sizes.tokens} x {sizes.hidden}", call, leaves, work, peers)  # type: ignore[arg-type]
+    return Case("add_layer_norm", f"{sizes.tokens} x {sizes.hidden}", call, leaves, work, peers)
 
 
 def attention_case(sizes: Shapes, device: str, cu_seqlens: Tensor, window: int | None) -> Case:

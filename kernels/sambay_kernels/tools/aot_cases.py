@@ -57,6 +57,7 @@ def _norm(dtype: torch.dtype) -> None:
     hidden, delta = _tensor(TOKENS, HIDDEN, dtype=torch.float32), _tensor(TOKENS, HIDDEN, dtype=dtype)
     weight, bias = (_tensor(HIDDEN, dtype=torch.float32) for _ in range(2))
     total, normed, stats = add_layer_norm_triton(hidden, delta, weight, bias, 1e-5, dtype)
+    assert total is not None
     add_layer_norm_triton_backward(normed, total, total, stats, weight, hidden.dtype, dtype, True)
 
 
