@@ -13,6 +13,7 @@ from .ops.causal_conv1d.step import causal_conv1d_step
 from .ops.differential_attention.api import differential_attention
 from .ops.differential_attention.step import differential_attention_step
 from .ops.linear_cross_entropy.api import linear_cross_entropy
+from .ops.linear_cross_entropy.statistics import token_statistics
 from .ops.selective_scan.api import selective_scan
 from .ops.selective_scan.step import selective_scan_step
 from .ops.swiglu.api import swiglu
@@ -30,5 +31,6 @@ __all__ = [
     "selective_scan",
     "selective_scan_step",
     "swiglu",
+    "token_statistics",
     "why",
 ]

@@ -37,7 +37,7 @@ from sft.utils.say import say
 if TYPE_CHECKING:
     import datasets
 
-FORMAT_VERSION = 5  # raise it whenever the same inputs would give other files
+FORMAT_VERSION = 6  # raise it whenever the same inputs would give other files
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PreparedStage:
 
     @cached_property
     def dataset(self) -> datasets.Dataset:
-        """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids.
+        """Memory-mapped rows: input_ids, assistant_masks (1 = trained), seq_lengths, document_ids, document_sources.
 
         Where the stage's loss has weights also loss_weights; where `top_k` isn't 0 also teacher_ids and
         teacher_logprobs, (trained tokens, top_k) each: see `TopLogprobs`.

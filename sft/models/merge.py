@@ -26,12 +26,14 @@ class FinalTensor:
         shape: its shape; dtype: what it is held in.
         is_parameter: False for a buffer.
         read: gives it, on the CPU: in float32 where an adapter was merged into it, else as it is held.
+        pieces: of a tensor that shouldn't be in memory as a whole, in place of `read`: its values, flat, bit by bit.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     is_parameter: bool
     read: Callable[[], Tensor]
+    pieces: Callable[[], Iterator[Tensor]] | None = None
 
 
 def base_of(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Whether a model's loss can be another than its own: told from its structure, before weights are loaded."""
+"""Whether a model's loss is ours to choose and to look into: told from its structure, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -9,29 +9,39 @@ from sft.models.load import structure
 from sft.recipe.problems import KeyProblem
 
 if TYPE_CHECKING:
-    from sft.recipe.schema import Recipe
+    from sft.recipe.schema import Recipe, Stage
 
 LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Keys of configurations that change the logits behind the output projection."""
 
 
 def loss_problems(recipe: Recipe, *, fetch: bool = True) -> Iterator[KeyProblem]:
-    """Stages with a loss that the model the run starts from can't be trained with, by their place in the recipe.
+    """Stages that ask what the own loss of the model the run starts from can't give, by their place in the recipe.
 
     What only running the model shows (sft.models.chunked_head) is told when the stage begins. Without `fetch` the Hub
     isn't asked.
     """
     section = recipe.model
-    asked = [stage.train.loss.changes_loss() or stage.train.distill is not None for stage in recipe.stages]
+    asked = [_asked(stage) for stage in recipe.stages]
     # A model from scratch is a SambaY; foreign code isn't run for its structure alone.
     if section.model_name_or_path is None or section.trust_remote_code or not any(asked):
         return
     why = own_loss(structure(section.model_name_or_path, revision=section.model_revision, fetch=fetch))
-    for index, stage in enumerate(recipe.stages):
-        if why and asked[index]:
-            key = "loss" if stage.train.loss.changes_loss() else "distill"
-            reason = f"{why}, so its own loss is all that it can be trained with: leave {key} out"
-            yield KeyProblem(("stages", index, "train", key), reason, None)
+    for index, loc in enumerate(asked):
+        if why and loc:
+            limit = "its own loss is all that it can be trained with"
+            if loc == ("stop_when",):
+                limit = "its own loss is all that is known of it, not which tokens it predicts"
+            yield KeyProblem(("stages", index, *loc), f"{why}, so {limit}: leave {loc[-1]} out", None)
+
+
+def _asked(stage: Stage) -> tuple[str, ...]:
+    """The key of a stage that needs a loss of ours; empty where none does."""
+    if stage.train.loss.changes_loss():
+        return ("train", "loss")
+    if stage.train.distill is not None:
+        return ("train", "distill")
+    return ("stop_when",) if stage.stop_when is not None else ()
 
 
 def own_loss(model: Any) -> str | None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+STORED_TYPES = {name: dtype for dtype, name in _NAMES.items()}
+"""A safetensors header's name of a type -> the type."""
 
 
 def save_model(
@@ -169,10 +171,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, FinalTensor]) -> None:
     with open(path, "wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor = tensors[name].read().contiguous()
-            if (tensor.shape, tensor.dtype) != (tensors[name].shape, tensors[name].dtype):
-                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not what the header says")
-            handle.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            _write_values(handle, name, tensors[name])
+
+
+def _write_values(handle: IO[bytes], name: str, tensor: FinalTensor) -> None:
+    count = 0
+    for piece in [tensor.read()] if tensor.pieces is None else tensor.pieces():
+        if piece.dtype != tensor.dtype or (tensor.pieces is None and piece.shape != tensor.shape):
+            raise ValueError(f"{name} is {piece.dtype} {list(piece.shape)}, not what the header says")
+        handle.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        count += piece.numel()
+    if count != tensor.shape.numel():
+        raise ValueError(f"{name} has {count} values, not what the header says")
 
 
 def _change_config(folder: Path, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with stages' data sections and suites, as far as the recipe alone tells it."""
+"""What is wrong with stages' data sections, suites and results, as far as the recipe alone tells it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sft.recipe.outcome_keys import outcome_problems
 from sft.recipe.problems import KeyProblem, nearest
 from sft.recipe.schema import DataSection, DataSource, Recipe, Templates
 from sft.recipe.source_names import source_name, source_names
@@ -21,7 +22,7 @@ def recipe_problems(recipe: Recipe) -> list[KeyProblem]:
         reason = f"is no Hub id, got {target!r}: my-name/my-model"
         problems.append(KeyProblem(("push", "repo_id"), reason, target))
     for index, stage in enumerate(recipe.stages):
-        inside = [_within(("data",), data_problems(stage.data))]
+        inside = [_within(("data",), data_problems(stage.data)), outcome_problems(stage)]
         for number, suite in enumerate(stage.evaluate.suites):
             loc = ("evaluate", "suites", number, "prompt_template")
             if suite.prompt_template is not None and "{prompt}" not in suite.prompt_template:

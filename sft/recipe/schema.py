@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from sft.recipe.chat_templates import template_asked_for
+from sft.recipe.outcome_keys import AverageSection, StopSection
 from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.steps import StepEntry
 from sft.recipe.train_keys import TrainSection
@@ -278,6 +279,15 @@ class Stage(Section):
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    average: AverageSection | None = Field(
+        default=None, description="What is averaged at the stage's end; default: nothing, or what train.ema keeps."
+    )
+    stop_when: StopSection | None = Field(default=None, description="When the stage ends before its last step.")
+    keep_best: str | None = Field(
+        default=None,
+        description="A suite of the stage: of the checkpoints that save_total_limit keeps, the one with the highest "
+        "pass@1 there is handed on.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Stage:

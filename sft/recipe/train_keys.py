@@ -22,6 +22,7 @@ from pydantic import (
 
 from sft.recipe.loss_keys import DistillSection, LossSection
 from sft.recipe.optimizer_keys import OWN_OPTIMIZERS, ParamGroup, optimizer_problems
+from sft.recipe.outcome_keys import EmaSection
 from sft.recipe.packaged import find_deepspeed
 from sft.recipe.problems import KeyProblem, Section, raise_problems
 from sft.recipe.refused_keys import FIXED, REFUSED, refusal
@@ -40,7 +41,7 @@ LORA_KEYS = frozenset(
 EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_batch_size"})
 """When held-out rows (`data.validation`) are looked at."""
 
-OWN_KEYS = frozenset({"loss", "distill", "adamw_learning_rate", "param_groups"})
+OWN_KEYS = frozenset({"loss", "distill", "adamw_learning_rate", "param_groups", "ema"})
 """What no library has a key for: the trainer reads these itself."""
 
 PREPARED_KEYS = EVALUATION_KEYS | OWN_KEYS | {"max_length", "packing", "dataset_num_proc"}
@@ -115,6 +116,10 @@ class TrainSection(Section):
         default=None,
         gt=0,
         description="NEFTune: noise on the embeddings, alpha / sqrt(L d) for a document of L tokens.",
+    )
+
+    ema: EmaSection | None = Field(
+        default=None, description="Keep an average of the weights, which the stage hands on in their place."
     )
 
     bf16: bool | None = Field(

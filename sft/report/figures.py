@@ -122,6 +122,47 @@ def draw_loss(run: RunFacts) -> Figure | None:
     return figure
 
 
+ACCURACY, ENTROPY = "mean_token_accuracy", "entropy"
+"""What the log calls the share of supervised tokens that are predicted, and the mean entropy there."""
+
+
+def draw_token_accuracy(run: RunFacts) -> Figure | None:
+    """Share of the trained tokens that the model finds likeliest, by step, a panel for each stage."""
+    return _by_source(run, ACCURACY, 100, "tokens predicted, %")
+
+
+def draw_entropy(run: RunFacts) -> Figure | None:
+    """The mean entropy of the distributions that trained tokens are predicted by, by step, a panel for each stage."""
+    return _by_source(run, ENTROPY, 1, "entropy, nats")
+
+
+def _by_source(run: RunFacts, key: str, factor: float, label: str) -> Figure | None:
+    """A number of the log: of all tokens and, where there are several sources, of each one's."""
+    stages = [stage for stage in run.stages if any(key in entry for entry in stage.log)]
+    if not stages:
+        return None
+    figure, axes = panels(len(stages))
+    for axis, stage in zip(axes, stages, strict=True):
+        axis.plot(*_curve(stage.log, key, factor), color="#222", lw=2, label="all")
+        sources = sorted({name for entry in stage.log for name in entry if name.startswith(f"{key}/")})
+        for index, name in enumerate(sources):
+            color = COLORS[index % len(COLORS)]
+            axis.plot(*_curve(stage.log, name, factor), color=color, lw=1, label=name.partition("/")[2])
+        if sources:
+            axis.legend(fontsize=8)
+        axis.set_title(stage.name)
+        axis.set_xlabel("step")
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel(label)
+    return figure
+
+
+def _curve(entries: Sequence[dict[str, Any]], key: str, factor: float) -> tuple[list[int], list[float]]:
+    """Steps and values of the entries that have one."""
+    found = [entry for entry in entries if key in entry]
+    return [entry["step"] for entry in found], [factor * float(entry[key]) for entry in found]
+
+
 def _running_mean(values: Sequence[float]) -> list[float]:
     """Exponential, over about a fortieth of the values, and started without bias."""
     decay = 1 - 1 / max(2.0, len(values) / 40)
@@ -234,6 +275,12 @@ FIGURES: dict[str, tuple[Callable[[RunFacts], Any], str]] = {
         draw_loss,
         "Training loss of each stage: log steps (faint), running mean, and held-out rows, if any (black).",
     ),
+    "token_accuracy": (
+        draw_token_accuracy,
+        "How many of the trained tokens the model finds likeliest, of all and of each source. Close to 100% it knows "
+        "them by heart.",
+    ),
+    "entropy": (draw_entropy, "The mean entropy of its predictions of trained tokens, of all and of each source."),
     "lengths": (draw_lengths, "Lengths of the generated traces, in tokens."),
     "throughput": (
         draw_throughput,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sft.models.positions import check_positions
 from sft.recipe.paths import RunPaths
 from sft.run.checks import ALL, check_recipe
-from sft.run.evaluation import evaluate_point
-from sft.run.identity import check_all_done, check_done, done_manifest, stage_parts
+from sft.run.evaluation import evaluate_point, score_checkpoint
+from sft.run.identity import check_all_done, check_done, done_manifest, is_only_handed_on_otherwise, stage_parts
 from sft.run.lock import lock_for_all
 from sft.run.record import write_record
 from sft.run.sharing import take_stage
@@ -111,6 +111,7 @@ def _one_stage(paths: RunPaths, stage: Stage, others: Sequence[RunPaths]) -> dic
         parts=plan.parts,
         base=point.base,
         started=lambda: write_record(paths),
+        score=lambda folder, step: score_checkpoint(paths, stage, folder, step),
     )
 
 
@@ -125,6 +126,9 @@ def _plan(paths: RunPaths, stage: Stage, others: Sequence[RunPaths]) -> _Plan:
         done = take_stage(paths, stage, parts, others)
     else:
         check_done(paths, stage, parts, done)
+        if is_only_handed_on_otherwise(parts, done):
+            say(f"{stage.name}: trained already ({done['steps']} steps), handed on anew from its checkpoints")
+            done = None
     return _Plan(parts, prepared, done)
 
 

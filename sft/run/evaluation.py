@@ -93,6 +93,32 @@ def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) 
     return dict(metrics)
 
 
+def score_checkpoint(paths: RunPaths, stage: Stage, folder: Path, step: int) -> float:
+    """pass@1 of the model in `folder`, which the stage had after `step`, on the suite that it keeps the best by.
+
+    Answers are kept beside the stage's checkpoints, so that a killed comparison goes on.
+    """
+    from sft.evaluate.runner import evaluate
+    from sft.models.load import on_device
+    from sft.train.handover import default_dtype, load_final
+
+    name = str(stage.keep_best).partition(".")[0]
+    suites = [suite for suite in stage.evaluate.suites if suite.name == name]
+    model, tokenizer = load_final(paths, folder, dtype=default_dtype(paths))
+    metrics = evaluate(
+        on_device(model),
+        tokenizer,
+        stage.evaluate.model_copy(update={"suites": suites}),
+        prompt_defaults=asked_as(stage.data),
+        out_dir=paths.stage_dir(stage.name) / "compared" / f"checkpoint-{step}",
+        point=f"checkpoint-{step}",
+        model_key=sha256_json(folder_hashes(folder)),
+    )
+    del model
+    gc.collect()
+    return float(metrics[name]["pass_at_1"])
+
+
 def _key(owner: Stage, identity: dict[str, Any]) -> str:
     """What an evaluation's numbers follow from: the model, the suites with their problems, the templates."""
     from sft.data.read.sources import open_source

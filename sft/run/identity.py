@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sft.train.checkpoints import describe_difference
+from sft.recipe.outcome_keys import HANDS_ON, hands_on, stops
+from sft.train.checkpoints import describe_difference, read_marker
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json
 from sft.utils.hashes import folder_hashes
@@ -30,6 +31,8 @@ def settled_parts(paths: RunPaths, stage: Stage) -> dict[str, Any]:
         "stage": stage.name,
         "seed": paths.recipe.seed,
         "train": stage.train.effective(),
+        "stop_when": stops(stage),
+        HANDS_ON: hands_on(stage),
         **({"load_in_4bit": True} if paths.recipe.model.load_in_4bit else {}),
     }
 
@@ -80,9 +83,15 @@ def untrained_stages(paths: RunPaths) -> list[str]:
 
 
 def check_done(paths: RunPaths, stage: Stage, parts: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Raise UserError when a stage that is done was made with other settings than `parts`."""
+    """Raise UserError when a stage that is done was made with other settings than `parts`.
+
+    Other averages of the same training are none, where they can be made again: from its checkpoints, before another
+    stage stands on it.
+    """
     before = {name: manifest["parts"].get(name) for name in parts}
     difference = describe_difference(before, parts)
+    if is_only_handed_on_otherwise(parts, manifest):
+        difference = _cannot_hand_on_again(paths, stage, manifest, difference)
     if difference:
         commit = (before.get("start") or {}).get("commit")
         moved = commit != (parts.get("start") or {}).get("commit")
@@ -91,6 +100,26 @@ def check_done(paths: RunPaths, stage: Stage, parts: dict[str, Any], manifest: d
             f"Stage {stage.name} is done, but with other settings: {difference}. {back}, do it again with "
             f"--restart {stage.name}, or choose another output_dir."
         )
+
+
+def is_only_handed_on_otherwise(parts: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    """Whether a stage that is done was trained as `parts` say, and is to hand on something else of that training."""
+    before = {name: manifest["parts"].get(name) for name in parts}
+    was = before.pop(HANDS_ON)
+    trained = {key: value for key, value in parts.items() if key != HANDS_ON}
+    return was != parts[HANDS_ON] and not describe_difference(before, trained)
+
+
+def _cannot_hand_on_again(paths: RunPaths, stage: Stage, manifest: dict[str, Any], difference: str) -> str:
+    """Why a stage's result can't be made again from its checkpoints; empty where it can."""
+    names = [other.name for other in paths.recipe.stages]
+    later = [name for name in names[names.index(stage.name) + 1 :] if paths.stage_manifest(name).exists()]
+    if later:
+        return f"{difference} (and stage {later[0]} was trained from what it handed on)"
+    last = f"checkpoint-{manifest['steps']}"
+    if read_marker(paths.stage_dir(stage.name) / last) is None:
+        return f"{difference} (and {last}, to make it from, is gone or damaged)"
+    return ""
 
 
 def check_all_done(paths: RunPaths, look: Callable[[RunPaths, str], dict[str, Any] | None] = done_manifest) -> None:

@@ -63,6 +63,8 @@ def _stage(paths: RunPaths, number: int, stage: Stage, parts: Sequence[str], *, 
         yield f"   training: {_training(stage)}"
     if stage.data.validation is not None:
         yield f"   held out: {_held_out(stage, losses='training' in parts)}"
+    if "training" in parts and (told := _outcome(stage)):
+        yield f"   {told}"
     points = (["start"] if number == 1 and stage.evaluate.before_first_stage else []) + [stage.name]
     for suite in stage.evaluate.suites if "suites" in parts else ():
         done = [point for point in points if answered(paths, point, suite)]
@@ -117,6 +119,26 @@ def _engine(stage: Stage) -> str:
     if given is None:
         return "DDP, " if world_size() > 1 else ""
     return f"DeepSpeed {given if isinstance(given, str) else 'as the recipe has it'}, "
+
+
+def _outcome(stage: Stage) -> str:
+    """What ends the stage early, and what it hands on in place of its last step's weights."""
+    told, average, train = [], stage.average, stage.train
+    if stage.stop_when is not None:
+        told.append(f"ends at a token accuracy of {stage.stop_when.token_accuracy:g}")
+    if stage.keep_best is not None:
+        kept = "all" if train.save_total_limit is None else f"the last {train.save_total_limit}"
+        told.append(f"hands on the best of {kept} checkpoints on {stage.keep_best}")
+    parts = [f"the last {average.last} checkpoints"] if average and average.last else []
+    parts += [f"checkpoints {', '.join(map(str, average.steps()))}"] if average and average.checkpoints else []
+    parts += [f"weights at a decay of {train.ema.decay:g}"] if train.ema else []
+    if average and average.with_start:
+        parts = parts or ["its last weights"]
+        parts[-1] += f" ({average.weight:g})"
+        parts.append(f"its start ({1 - (average.weight or 0):g})")
+    if parts:
+        told.append(f"hands on an average: {' and '.join(parts)}")
+    return ", ".join(told)
 
 
 def _held_out(stage: Stage, *, losses: bool) -> str:

@@ -19,6 +19,10 @@ from sft.utils.files import read_sealed, sha256_file, write_sealed, write_text
 _STAGE = (
     "key",
     "steps",
+    "stopped",
+    "average",
+    "best",
+    "token_statistics",
     "epochs",
     "final_loss",
     "validation",

@@ -129,6 +129,11 @@ def _engine(train: TrainSection, values: dict[str, Any], where: str) -> dict[str
             f"{where}: LoRA with ZeRO-3 and gradient checkpointing needs reentrant checkpointing, which loses "
             "gradients; use zero2, or gradient_checkpointing: false."
         )
+    if settings["zero_optimization"].get("stage") == 3 and train.ema is not None:
+        raise UsageError(
+            f"{where}.ema: can't be kept under ZeRO-3, whose processes hold a part of each weight: use zero2, or "
+            "average checkpoints (average.last)."
+        )
     if train.use_cpu and _has_cuda():
         raise UsageError(f"{where}.use_cpu: DeepSpeed takes a GPU that it sees; set CUDA_VISIBLE_DEVICES= to hide it.")
     # bf16 is part of DeepSpeed's settings now; the key would have it switch on its own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,17 @@ def newest_whole(stage_dir: Path, before: int) -> Path | None:
     return next((path for path in older if read_marker(path) is not None), None)
 
 
-def rotate(stage_dir: Path, limit: int | None) -> None:
-    """Delete the oldest whole checkpoints until `limit` are left (None: keep all)."""
+def rotate(stage_dir: Path, limit: int | None, keep: Collection[int] = ()) -> None:
+    """Delete the oldest whole checkpoints until `limit` are left (None: keep all).
+
+    The newest is what a resume goes on from, and those of the steps in `keep` are still wanted: both stay, even if
+    there is one more than `limit` then.
+    """
     if limit is None:
         return
-    whole = [path for _, path in checkpoint_folders(stage_dir) if (path / MARKER).exists()]
-    for path in whole[: max(0, len(whole) - limit)]:
+    whole = [(step, path) for step, path in checkpoint_folders(stage_dir) if (path / MARKER).exists()]
+    spare = [path for step, path in whole[:-1] if step not in keep]
+    for path in spare[: max(0, len(whole) - limit)]:
         # Without its marker first: a kill in the middle must not leave a folder that looks whole.
         (path / MARKER).unlink()
         remove(path)

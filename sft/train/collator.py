@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 IGNORE = -100
 """The label of a token that no loss reads (Hugging Face's convention)."""
 
-COUNT_KEYS = ("num_tokens", "num_supervised", "num_weighted", "skipped")
-"""Plain numbers that ride along with a batch for the trainer (which adds the last); never passed to the model."""
+COUNT_KEYS = ("num_tokens", "num_supervised", "num_weighted", "token_sources", "skipped")
+"""What rides along with a batch for the trainer (which adds the last); never passed to the model."""
+SOURCES = "document_sources"
+"""The column with the name of each document's source."""
 WEIGHTS = "loss_weights"
 """The column with the weight of each token's loss, and the batch's tensor."""
 
@@ -37,11 +39,12 @@ class PackedCollator:
     are what counts, also `loss_weights` float64 (1, T), as `label_weights` makes them.
 
     Where rows have TEACHER_COLUMNS, also `teacher_ids` int32 (1, T, k), -1 where the teacher says nothing, and
-    `teacher_logprobs` float16 (1, T, k): position t speaks of label t.
+    `teacher_logprobs` float16 (1, T, k): position t speaks of label t. With `sources`, names of the rows' SOURCES,
+    `token_sources` is each supervised token's source, by its number, int64 (num_supervised,).
     """
 
-    def __init__(self, pad_token_id: int = 0, normalize: Normalize = "token") -> None:
-        self.pad_token_id, self.normalize = pad_token_id, normalize
+    def __init__(self, pad_token_id: int = 0, normalize: Normalize = "token", sources: Sequence[str] = ()) -> None:
+        self.pad_token_id, self.normalize, self.sources = pad_token_id, normalize, sources
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids, masks, lengths = _concatenate(rows)
@@ -74,6 +77,7 @@ class PackedCollator:
             "num_weighted": total,
             **({} if weights is None else {WEIGHTS: torch.from_numpy(weights)[None]}),
             **{name: values[None] for name, values in _teacher(rows, masks, labels).items()},
+            **_sources(rows, self.sources, labels[:num_tokens] != IGNORE),
         }
 
 
@@ -81,11 +85,12 @@ class PaddedCollator:
     """One document a row, padded on the right, for models that let packed documents see each other.
 
     Returns `input_ids`, `attention_mask`, `labels` int64 (documents, longest), COUNT_KEYS, and WEIGHTS as a packed
-    batch has them; where rows have TEACHER_COLUMNS also `teacher_ids` and `teacher_logprobs` (documents, longest, k).
+    batch has them; where rows have TEACHER_COLUMNS also `teacher_ids` and `teacher_logprobs` (documents, longest, k);
+    with `sources`, `token_sources` as a packed batch has them.
     """
 
-    def __init__(self, pad_token_id: int = 0, normalize: Normalize = "token") -> None:
-        self.pad_token_id, self.normalize = pad_token_id, normalize
+    def __init__(self, pad_token_id: int = 0, normalize: Normalize = "token", sources: Sequence[str] = ()) -> None:
+        self.pad_token_id, self.normalize, self.sources = pad_token_id, normalize, sources
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids, masks, lengths = _concatenate(rows)
@@ -115,6 +120,7 @@ class PaddedCollator:
             "num_supervised": int((labels != IGNORE).sum()),
             "num_weighted": total,
             **spread,
+            **_sources(rows, self.sources, supervised),
         }
 
 
@@ -146,6 +152,18 @@ def _padded(values: torch.Tensor, inside: np.ndarray) -> torch.Tensor:
     padded = values.new_full((*inside.shape, values.shape[1]), -1 if values.dtype == torch.int32 else 0)
     padded[torch.from_numpy(inside)] = values
     return padded
+
+
+def _sources(
+    rows: Sequence[Mapping[str, Any]], sources: Sequence[str], supervised: NDArray[np.bool_]
+) -> dict[str, torch.Tensor]:
+    """`token_sources` of a batch whose tokens, end to end, are `supervised` (T,) or not; nothing without `sources`."""
+    if not sources or not all(SOURCES in row for row in rows):
+        return {}
+    numbers = {name: number for number, name in enumerate(sources)}
+    of_documents = np.array([numbers[str(name)] for row in rows for name in row[SOURCES]], dtype=np.int64)
+    lengths = np.concatenate([np.asarray(row["seq_lengths"], dtype=np.int64) for row in rows])
+    return {"token_sources": torch.from_numpy(np.repeat(of_documents, lengths)[supervised])}
 
 
 def label_weights(

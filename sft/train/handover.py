@@ -12,6 +12,7 @@ from sft.utils.files import atomic_folder, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sft.models.average import Average
     from sft.recipe.paths import RunPaths
 
 
@@ -22,11 +23,14 @@ def save_final(
     *,
     base: dict[str, Any] | None = None,
     weights: dict[str, Any] | None = None,
+    average: Average | None = None,
 ) -> None:
     """Write the trained weights (or the adapter and the name of its base) and the tokenizer to `folder`, atomically.
 
-    `weights`: the state dict to write, where the model itself holds only a part of it (DeepSpeed).
+    `weights`: the state dict to write, where the model itself holds only a part of it (DeepSpeed). `average`: what
+    takes the place of the written weights' values.
     """
+    from sft.models.average import average_into
     from sft.models.save import save_model
 
     with atomic_folder(folder) as path:
@@ -37,6 +41,8 @@ def save_final(
         tokenizer.save_pretrained(path)
         if base is not None:
             write_json(path / BASE, base)
+        if average is not None:
+            average_into(path, average)
         (path / "README.md").unlink(missing_ok=True)
 
 

@@ -81,7 +81,9 @@ _NOT_CHECKPOINTS = ("selective", "every_n_layers", "offload")
 PLAIN = TrainedPath()
 
 
-def choose_collator(model: Any, *, packing: bool, pad_token_id: int, path: TrainedPath = PLAIN) -> Collator:
+def choose_collator(
+    model: Any, *, packing: bool, pad_token_id: int, path: TrainedPath = PLAIN
+) -> PackedCollator | PaddedCollator:
     """The collator that keeps documents apart in `model`: packed rows where they are exact, else padded ones.
 
     Raises UserError when the stage asks for packing and the model mixes packed documents, or mixes padded rows too.

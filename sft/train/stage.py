@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 from sft.models.four_bit import is_four_bit
 from sft.models.lora import attach_adapters, lora_settings
 from sft.models.lora_targets import check_targets
+from sft.recipe.outcome_keys import HANDS_ON
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
+from sft.train.collator import SOURCES
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups
 from sft.train.precision import precision_of
-from sft.utils.distributed import alike, decide, gather
+from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
-from sft.utils.files import sha256_file, sha256_json, write_sealed
+from sft.utils.files import remove_file, sha256_file, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
 from sft.utils.memory import keep_freed_memory
 from sft.utils.quiet import no_library_bars
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerState
     from trl import SFTConfig
 
+    from sft.models.average import Average
     from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Recipe, Stage
     from sft.train.callbacks import Progress
+    from sft.train.outcome import Outcome
     from sft.train.trainer import SambayTrainer
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
@@ -50,6 +54,44 @@ class _Job:
     progress: Progress
     checkpoint: Checkpoint | None
     engine: dict[str, Any]
+    outcome: Outcome
+    base: dict[str, Any] | None
+
+    def save(self, folder: Path, tokenizer: Any, weights: dict[str, Any] | None, average: Average | None) -> None:
+        """Write what is handed on, or could be."""
+        save_final(folder, self.trainer.model, tokenizer, base=self.base, weights=weights, average=average)
+
+
+@dataclass
+class _Scores:
+    """How checkpoints are compared, and the signals that end that."""
+
+    score: Callable[[Path, int], float] | None
+    signals: StopSignals
+
+    def best(self, job: _Job, end: int, save: Callable[[Path, Average], None]) -> dict[str, Any]:
+        """The best checkpoint of a stage that has ended at `end`; `save` makes a model folder of one."""
+        from sft.utils.files import scratch_folder
+
+        assert self.score is not None
+        score = self.score
+        # Room for the model that answers.
+        job.trainer.accelerator.free_memory()
+        job.trainer.optimizer = job.trainer.lr_scheduler = None
+        job.trainer.model.to("cpu")
+
+        def of(average: Average, step: int) -> float:
+            if self.signals.received is not None:
+                raise Interrupted(
+                    f"Stopped while the checkpoints of stage {job.stage.name} are compared; it is trained. The same "
+                    "command continues.",
+                    self.signals.received,
+                )
+            with scratch_folder(job.paths.stage_dir(job.stage.name) / "candidate") as scratch:
+                save(scratch / "model", average)
+                return score(scratch / "model", step)
+
+        return job.outcome.best(end, of)
 
 
 @fresh_engine()
@@ -65,20 +107,21 @@ def train_stage(
     base: dict[str, Any] | None = None,
     resume: bool = True,
     started: Callable[[], None] | None = None,
+    score: Callable[[Path, int], float] | None = None,
 ) -> dict[str, Any]:
     """Train `model` on `prepared` (sft.data.prepare.PreparedStage) and hand it on; return the stage's manifest.
 
     `parts` is what the stage's weights follow from. `model` gets fresh adapters when the stage asks for LoRA and it has
     none yet; `base` then names what they stand on. `started` is called once nothing refuses the stage any more, before
-    anything of it is written. With `resume`, training goes on from the newest whole
+    anything of it is written. `score`: how good the model in a folder, of a step, is for `keep_best`; asked by the main
+    process. With `resume`, training goes on from the newest whole
     checkpoint of the same stage, bit for bit as if it had not stopped; without, its checkpoints are thrown away.
 
     Raises UserError for a model that mixes documents, leaves trainable tensors without a gradient, diverges, or can't
     be continued from what is there; Interrupted after a signal, with everything saved.
     """
     from sft.models.savable import check_savable
-    from sft.train.callbacks import StopOnSignal, share_signal
-    from sft.train.validation import Validation
+    from sft.train.callbacks import share_signal
 
     precision = decide(lambda: precision_of(stage, paths, resume=resume))
     args = build_arguments(stage, paths, bf16=precision.bf16)
@@ -87,7 +130,9 @@ def train_stage(
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
     check_groups(model, stage.train, f"stages[{stage.name}].train")
-    identity = {**parts, **asked_engine(args), "base": base}
+    # What is made of the checkpoints is no part of the training that made them.
+    trained = {key: value for key, value in parts.items() if key != HANDS_ON}
+    identity = {**trained, **asked_engine(args), "base": base}
     held = getattr(prepared, "validation", None)
     with alike():
         rows = training_rows(prepared.dataset, args, stage.name, Objective.of(stage.train).columns)
@@ -99,12 +144,10 @@ def train_stage(
         say(f"{stage.name}: computes in {precision}")
     with stop_signals() as signals, no_library_bars():
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
-        if held is not None:
-            job.trainer.add_callback(Validation(job.trainer, held.dataset.select_columns(COLUMNS), stage.train))
-        job.trainer.add_callback(StopOnSignal(signals))
+        _look_on(job, held, signals)
         with signals.saving():
             state = _run(job, signals)
-            manifest = _hand_over(job, state, tokenizer, prepared, parts, base)
+            manifest = _hand_over(job, state, tokenizer, prepared, parts, _Scores(score, signals))
             signum = share_signal(signals)
     job.trainer.accelerator.free_memory()
     if signum:
@@ -167,6 +210,8 @@ def _put_together(
     from transformers import PrinterCallback
 
     from sft.train.callbacks import EventsFile, MetricsFile, Progress, tensorboard_callback
+    from sft.train.ema import Ema
+    from sft.train.outcome import Outcome
     from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
     from sft.train.trainer import SambayTrainer
 
@@ -178,7 +223,7 @@ def _put_together(
     collator = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path))
     chunk_own_loss(model, collator)
     refuse_own_loss(model, objective, stage.name)
-    scaling = decide(lambda: loss_scaling(model, collator, path))
+    scaling, sources = decide(lambda: loss_scaling(model, collator, path)), sources_of(rows)
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
     if args.should_save:
@@ -191,7 +236,8 @@ def _put_together(
             objective=objective,
             identity=identity,
             counters=checkpoint.marker["counters"] if checkpoint else None,
-            data_collator=type(collator)(collator.pad_token_id, objective.normalize),
+            sources=sources,
+            data_collator=type(collator)(collator.pad_token_id, objective.normalize, sources),
             train=stage.train,
             train_dataset=rows,
             processing_class=tokenizer,
@@ -200,7 +246,32 @@ def _put_together(
     except ValueError as error:
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
-    return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args))
+    if stage.train.ema is not None:
+        trainer.ema = Ema(trainer.model, stage.train.ema, checkpoint.path if checkpoint else None)
+        trainer.add_callback(trainer.ema)
+    steps = trainer.steps_of_the_stage
+    outcome = Outcome(stage, paths.stage_dir(stage.name), identity, steps, trainer.steps_of_an_epoch)
+    with alike():
+        outcome.check()
+    outcome.keep_start(model)
+    trainer.wanted_checkpoints = outcome.wanted
+    return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args), outcome, identity["base"])
+
+
+def _look_on(job: _Job, held: Any, signals: StopSignals) -> None:
+    """What is done after each step, in this order: held-out rows (of the PreparedStage `held`), epochs, ends."""
+    from sft.train.callbacks import StopOnSignal
+    from sft.train.memorised import EpochEnds
+    from sft.train.stopping import StopWhen
+    from sft.train.validation import Validation
+
+    trainer, validation = job.trainer, None
+    if held is not None:
+        validation = Validation(trainer, held.dataset.select_columns(COLUMNS), job.stage.train)
+        trainer.add_callback(validation)
+    trainer.add_callback(EpochEnds(trainer))
+    trainer.add_callback(StopWhen(trainer, job.stage, validation))
+    trainer.add_callback(StopOnSignal(signals))
 
 
 def training_rows(dataset: Dataset, args: SFTConfig, stage: str, beside: Sequence[str] = ()) -> Dataset:
@@ -217,7 +288,8 @@ def training_rows(dataset: Dataset, args: SFTConfig, stage: str, beside: Sequenc
     missing_columns = [name for name in beside if name not in dataset.column_names]
     if missing_columns:
         raise UserError(f"stages[{stage}].train: its loss reads {missing_columns[0]}, which the rows don't have.")
-    rows = dataset.select_columns([*COLUMNS, *beside])
+    told = [SOURCES] if SOURCES in dataset.column_names else []
+    rows = dataset.select_columns([*COLUMNS, *told, *beside])
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     missing = -len(rows) % step
     if missing and not args.dataloader_drop_last:
@@ -228,6 +300,14 @@ def training_rows(dataset: Dataset, args: SFTConfig, stage: str, beside: Sequenc
     return rows.with_format("numpy")
 
 
+def sources_of(rows: Dataset) -> list[str]:
+    """The names of the sources that rows come from, where they tell them."""
+    if SOURCES not in rows.column_names:
+        return []
+    chunks = rows.data.column(SOURCES).chunks
+    return sorted({name for chunk in chunks for name in chunk.flatten().unique().to_pylist()})
+
+
 def _run(job: _Job, signals: StopSignals) -> TrainerState:
     """Train to the end, or raise Interrupted with a checkpoint saved."""
     from transformers import TrainerState
@@ -235,7 +315,7 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
     trainer, checkpoint = job.trainer, job.checkpoint
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
-        if state.global_step >= state.max_steps:
+        if _ended(job, state):
             # Killed between the last step and the hand-over; going on would train one step too many.
             trainer.create_optimizer()
             trainer._load_from_checkpoint(str(checkpoint.path))
@@ -246,7 +326,7 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             job.progress.close()
-    if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
+    if signals.received is not None and not _ended(job, trainer.state):
         raise Interrupted(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {job.stage.name}, "
             "everything saved. The same command continues.",
@@ -255,16 +335,25 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
     return trainer.state
 
 
+def _ended(job: _Job, state: TrainerState) -> bool:
+    """Whether all steps are done, or all that the stage needs."""
+    from sft.train.stopping import stopped_at
+
+    return state.global_step >= state.max_steps or stopped_at(job.stage, state) is not None
+
+
 def _hand_over(
     job: _Job,
     state: TrainerState,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Any,
     parts: dict[str, Any],
-    base: dict[str, Any] | None,
+    scores: _Scores,
 ) -> dict[str, Any]:
     """Write `final/`, then the manifest that declares the stage done."""
+    from sft.models.average import Average
     from sft.train.callbacks import write_metrics
+    from sft.train.stopping import stopped_at
     from sft.utils.environment import environment
 
     trainer, paths, name = job.trainer, job.paths, job.stage.name
@@ -275,14 +364,16 @@ def _hand_over(
         "recipe": job.stage.model_dump(),
         "train": job.stage.train.complete(cuda=not trainer.args.use_cpu, bf16=job.engine["precision"] == "bfloat16"),
         "steps": state.global_step,
+        "stopped": stopped_at(job.stage, state) if state.global_step < state.max_steps else None,
         "epochs": state.epoch,
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
         "validation": _validation(getattr(prepared, "validation", None), state.log_history),
+        "token_statistics": trainer.token_sums.epochs,
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
         **job.engine,
         "engine": job.engine["engine"] or type(trainer.model).__name__,
         "lora": lora_settings(job.stage),
-        "base": base,
+        "base": job.base,
         "data": {key: value for key, value in prepared.manifest.items() if key != "rows_dropped"},
         "collator": type(trainer.data_collator).__name__,
         "environment": environment(),
@@ -290,14 +381,24 @@ def _hand_over(
     trainer.check_finite()
     trainer.restore_config()
     weights = whole_weights(trainer)
+    if trainer.ema is not None and is_main():
+        weights = trainer.ema.weights(trainer.model.state_dict() if weights is None else weights)
 
     def write() -> dict[str, Any]:
         with _plain_errors(job):
-            save_final(paths.final_dir(name), trainer.model, tokenizer, base=base, weights=weights)
+            average = job.outcome.average(state.global_step)
+            if job.stage.keep_best:
+                found = scores.best(job, state.global_step, lambda to, one: job.save(to, tokenizer, weights, one))
+                manifest["best"], average = found, Average([job.outcome.checkpoint(found["step"])])
+            manifest["average"] = job.outcome.parents or None
+            # What was handed on before, if the stage is handed on anew: it isn't done until that is whole.
+            remove_file(paths.stage_manifest(name))
+            job.save(paths.final_dir(name), tokenizer, weights, average)
             write_metrics(paths.metrics(name), state.log_history)
             manifest["metrics"] = sha256_file(paths.metrics(name))
             manifest["files"] = folder_hashes(paths.final_dir(name))
             write_sealed(paths.stage_manifest(name), manifest)
+            job.outcome.forget_start()
         return manifest
 
     return decide(write)

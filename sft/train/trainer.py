@@ -6,12 +6,13 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sambay_kernels import token_statistics
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
@@ -23,9 +24,11 @@ from sft.train.agree import over_processes, sum_over_processes
 from sft.train.audit import GradientAudit
 from sft.train.checkpoints import newest_whole, rotate, write_marker
 from sft.train.collator import IGNORE
+from sft.train.ema import Ema
 from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
 from sft.train.interrupt import leave_signals_to_the_run
+from sft.train.memorised import TokenSums
 from sft.train.neftune import document_noise
 from sft.train.objective import PLAIN_LOSS, Objective
 from sft.train.optimizer import groups_of_its_own, regrouped, takes_decay
@@ -47,8 +50,8 @@ class SambayTrainer(SFTTrainer):
 
     `loss_scaling` says how the model's own loss treats `num_items_in_batch` (sft.train.probe.loss_scaling);
     `objective` what a token's loss is, which its own forward has to know where that isn't plain cross entropy;
-    `identity` is written into each checkpoint; `counters` continue from a checkpoint's. `train`: the stage's keys,
-    where more than transformers' own arguments is wanted of them.
+    `identity` is written into each checkpoint; `counters` continue from a checkpoint's; `sources` are the collator's.
+    `train`: the stage's keys, where more than transformers' own arguments is wanted of them.
     """
 
     _tag_names = ["sambay-sft"]  # noqa: RUF012 (the parent's attribute)
@@ -64,6 +67,7 @@ class SambayTrainer(SFTTrainer):
         counters: Mapping[str, Any] | None = None,
         train: TrainSection | None = None,
         objective: Objective = PLAIN_LOSS,
+        sources: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -90,6 +94,7 @@ class SambayTrainer(SFTTrainer):
         self.objective: Objective = objective
         kept = dict(counters or {})
         self._unlogged: dict[str, float] | None = kept.pop("unlogged", None)
+        self.token_sums = TokenSums(sources, kept.pop("token_sums", None))
         self.counters: dict[str, float] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0, **kept}
         self._logged = dict(self.counters)
         self._clock: float | None = None
@@ -98,6 +103,8 @@ class SambayTrainer(SFTTrainer):
         self._numbers = StepNumbers()
         self._per_token: int | None = None
         self._train = train
+        self.ema: Ema | None = None
+        self.wanted_checkpoints: Callable[[int], Collection[int]] = lambda step: ()
 
     def restore_config(self) -> None:
         """Undo what training changes in the model's configuration and forward, before the model is handed on."""
@@ -208,7 +215,10 @@ class SambayTrainer(SFTTrainer):
             arguments["num_items_in_batch"] = total
         if num_items_in_batch is not None:
             said = self.objective.arguments(inputs)
-        outputs = model(**accepted_inputs(self.model, arguments), **said)
+        with token_statistics() as tally:
+            outputs = model(**accepted_inputs(self.model, arguments), **said)
+        if weight and self.model.training and torch.is_grad_enabled():
+            self.token_sums.add(tally, inputs)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         if self.loss_scaling == "mean":
             loss = loss * (supervised / total)
@@ -279,6 +289,7 @@ class SambayTrainer(SFTTrainer):
             logs["seconds"] = round(self.counters["seconds"], 3)
             logs["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else 0.0
             self._logged = dict(self.counters)
+            logs.update(self.token_sums.window())
         self._metrics[("train" if self.model.training else "eval")].clear()
         Trainer.log(self, logs, start_time)
 
@@ -288,10 +299,26 @@ class SambayTrainer(SFTTrainer):
             self._tick()
 
     def log_held_out(self, logs: dict[str, float]) -> None:
-        """A line of the log about held-out rows."""
+        """A line of the log about held-out rows, beside the step's own, which may be still to come."""
         if self._clock is not None:
             self._clock = time.perf_counter()
+        asked = self.control.should_log
         Trainer.log(self, logs)
+        self.control.should_log = asked
+
+    @property
+    def steps_of_an_epoch(self) -> int:
+        """Optimizer steps in which all rows are trained once."""
+        args: Any = self.args
+        rows, batch = len(self.train_dataset), args.per_device_train_batch_size * args.world_size  # type: ignore[arg-type]
+        batches = rows // batch if args.dataloader_drop_last else -(-rows // batch)
+        return max(1, -(-batches // args.gradient_accumulation_steps))
+
+    @property
+    def steps_of_the_stage(self) -> int:
+        """Optimizer steps of the whole stage, unless it is ended before."""
+        asked = self.args.max_steps
+        return asked if asked > 0 else math.ceil(self.args.num_train_epochs * self.steps_of_an_epoch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights as a stage hands them on: from an engine, its float32 masters, tied ones once."""
@@ -356,12 +383,16 @@ class SambayTrainer(SFTTrainer):
             Trainer._save_checkpoint(self, model, trial)
         finally:
             self.args.save_total_limit = limit
+        if self.ema is not None:
+            self.ema.save(folder)
         self.accelerator.wait_for_everyone()
         loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="mean").item()
+        seen = self.token_sums.state()
         if self.args.should_save:
-            counters = {**self.counters, "unlogged": {"loss": loss, "since": self._globalstep_last_logged}}
+            unlogged = {"loss": loss, "since": self._globalstep_last_logged}
+            counters = {**self.counters, "unlogged": unlogged, "token_sums": seen}
             write_marker(folder, step=self.state.global_step, identity=self.identity, counters=counters)
-            rotate(folder.parent, limit)
+            rotate(folder.parent, limit, self.wanted_checkpoints(self.state.global_step))
         # Saving isn't training time.
         self._clock = time.perf_counter()
 

@@ -58,23 +58,24 @@ class Validation(TrainerCallback):
     ) -> None:
         """Of the start; a stage that is resumed has it in its log."""
         if state.global_step == 0:
-            self._look(state, control)
+            self._look(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Before a checkpoint of this step is saved, which then holds it in its log."""
-        step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        epoch = max(1, len(self._trainer.train_dataset) // step_rows)  # type: ignore[arg-type]
-        if self._schedule.due(state.global_step, state.max_steps, epoch):
-            self._look(state, control)
+        if self._schedule.due(state.global_step, state.max_steps, self._trainer.steps_of_an_epoch):
+            self._look(state)
 
-    def _look(self, state: TrainerState, control: TrainerControl) -> None:
+    def look_at_the_end(self, state: TrainerState) -> None:
+        """Of a stage that ends here, before its last step, unless this step was looked at already."""
+        if not self._schedule.due(state.global_step, state.max_steps, self._trainer.steps_of_an_epoch):
+            self._look(state)
+
+    def _look(self, state: TrainerState) -> None:
         self._trainer.pause()
         loss, tokens = held_out_loss(self._trainer, self._rows, self._batch_size)
         with alike():
             _refuse_infinite(loss, state.global_step)
-        asked = control.should_log
         self._trainer.log_held_out({LOSS: loss, TOKENS: tokens})
-        control.should_log = asked  # the step's own line is still to come
 
 
 def _refuse_infinite(loss: float, step: int) -> None:

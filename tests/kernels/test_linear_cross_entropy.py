@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import packed_ops as ops
 import pytest
 import torch
 import torch.nn.functional as F
-from sambay_kernels import linear_cross_entropy
+from sambay_kernels import linear_cross_entropy, token_statistics
 from sambay_kernels.ops.linear_cross_entropy import torch as torch_backend
 from sambay_kernels.ops.linear_cross_entropy.inputs import LceInputs
 from sambay_kernels.ops.linear_cross_entropy.op import (
@@ -286,3 +287,61 @@ def call(**changes: Any) -> Callable[[], Tensor]:
 def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(**changes)()
+
+
+def noted(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Accuracy and entropy of the supervised tokens, as the loss leaves them."""
+    with token_statistics() as tally:
+        linear_cross_entropy(hidden, weight, labels, **options)
+    return torch.cat(tally.correct), torch.cat(tally.entropy)
+
+
+@pytest.mark.parametrize("extra", [{}, {"label_smoothing": 0.1, "z_loss": 0.01}], ids=str)
+@pytest.mark.parametrize("chunk", [3, 1000])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_accuracy_and_entropy_of_each_supervised_token(reduction: str, chunk: int, extra: dict, way: str) -> None:
+    hidden, weight, labels = make()
+    labels[:9:2] = (hidden @ weight.T).argmax(-1)[:9:2]
+    logits = (hidden @ weight.T)[labels != -100].detach()
+    correct, entropy = noted(hidden, weight, labels, reduction=reduction, chunk_size=chunk, **extra)
+    assert torch.equal(correct, logits.argmax(-1) == labels[labels != -100]) and correct.any() and not correct.all()
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits).entropy())
+    assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e2])
+def test_entropy_of_flat_and_of_sharp_distributions(scale: float, way: str) -> None:
+    hidden, weight, labels = make(torch.float32)
+    _, entropy = noted(hidden * scale, weight, labels)
+    logits = ((hidden.double() * scale) @ weight.double().T)[labels != -100]
+    wanted = torch.distributions.Categorical(logits=logits).entropy()
+    # As exact as the loss is: float32 of the largest logits.
+    torch.testing.assert_close(entropy.double(), wanted, rtol=1e-5, atol=2e-7 * max(10.0, logits.abs().max().item()))
+    assert (entropy >= 0).all()
+
+
+def test_the_loss_is_the_same_where_statistics_are_taken(way: str) -> None:
+    hidden, weight, labels = make(torch.float32)
+    plain = value_and_grads(hidden, weight, labels, chunk_size=8)
+    with token_statistics() as tally:
+        watched = value_and_grads(hidden, weight, labels, chunk_size=8)
+    assert all(map(torch.equal, watched, plain))
+    assert sum(map(len, tally.correct)) == int((labels != -100).sum())
+    linear_cross_entropy(hidden, weight, labels)
+    assert sum(map(len, tally.correct)) == int((labels != -100).sum()), "noted after nobody asked any more"
+
+
+def test_the_definition_notes_once() -> None:
+    """Its backward pass computes it again."""
+    hidden, weight, labels = make()
+    with ops.backend("reference"), token_statistics() as tally:
+        linear_cross_entropy(hidden, weight, labels).backward()
+    assert [len(part) for part in tally.entropy] == [int((labels != -100).sum())]
+    torch.testing.assert_close(tally.entropy[0], noted(hidden, weight, labels)[1])
+
+
+def test_no_label_is_no_token(way: str) -> None:
+    hidden, weight, labels = make()
+    with token_statistics() as tally:
+        linear_cross_entropy(hidden, weight, torch.full_like(labels, -100))
+    assert sum(map(len, tally.correct)) == sum(map(len, tally.entropy)) == 0

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels import linear_cross_entropy
+from sambay_kernels import linear_cross_entropy, token_statistics
 from sambay_kernels.ops.linear_cross_entropy import torch as torch_backend
 from sambay_kernels.ops.linear_cross_entropy.inputs import LceInputs
 from sambay_kernels.ops.linear_cross_entropy.op import linear_cross_entropy_fwd, linear_cross_entropy_sum
@@ -235,6 +236,66 @@ def test_half_precision_log_probabilities_that_sum_to_more_than_one() -> None:
             divergence=divergence,
         )  # fmt: skip
         assert loss.isfinite() and all(x.isfinite().all() for x in torch.autograd.grad(loss, [hidden, weight]))
+
+
+MORE: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1}, {"z_loss": 0.01}, {"weighted": True}]
+
+
+def noted(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Loss and gradients; accuracy and entropy of each supervised token."""
+    with token_statistics() as tally:
+        loss = linear_cross_entropy(hidden, weight, labels, **options).sum()
+        found = [loss, *torch.autograd.grad(loss, [hidden, weight])]
+    return found, torch.cat(tally.correct), torch.cat(tally.entropy)
+
+
+def assert_statistics(dtype: torch.dtype, options: dict[str, Any], of_student: int = 0) -> None:
+    """Those of the student's whole distribution, and the loss is what it is without; `of_student`: a teacher names so
+    many of the student's own best tokens, the label often among them."""
+    hidden, weight, labels, weights = make(dtype)
+    options = {**options, "chunk_size": 8}
+    logits = (hidden @ weight.T).detach().double()
+    labels[::4] = logits.argmax(1)[::4]
+    if options.pop("weighted", False):
+        options["weights"] = weights
+    if of_student:
+        _, options["teacher_logprobs"] = make_teacher(of_student)
+        options["teacher_ids"] = torch.where(make_teacher(of_student)[0] < 0, -1, logits.topk(of_student).indices)
+    found, correct, entropy = noted(hidden, weight, labels, **options)
+    kept = labels != -100
+    assert torch.equal(correct, (logits.argmax(1) == labels)[kept]) and correct.any() and not correct.all()
+    wanted = torch.distributions.Categorical(logits=logits[kept]).entropy()
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(entropy.double(), wanted, rtol=tolerance, atol=tolerance)
+    assert not entropy.requires_grad
+    loss = linear_cross_entropy(hidden, weight, labels, **options).sum()
+    assert all(map(torch.equal, found, [loss, *torch.autograd.grad(loss, [hidden, weight])]))
+    with ops.backend("reference"):
+        _, same, near = noted(hidden, weight, labels, **options)
+    assert torch.equal(same, correct)
+    torch.testing.assert_close(near, entropy, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("more", MORE, ids=str)
+@pytest.mark.parametrize("loss", TYPES, ids=str)
+def test_accuracy_and_entropy_are_the_students_whatever_the_loss(
+    loss: dict[str, Any], more: dict[str, Any], reduction: str, way: str
+) -> None:
+    for dtype in (torch.float32, torch.float64):
+        assert_statistics(dtype, {**loss, **more, "reduction": reduction})
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("more", [{}, {"label_smoothing": 0.1, "z_loss": 0.01, "weighted": True}], ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES[:4], ids=str)
+@pytest.mark.parametrize("k", [1, K, VOCABULARY])
+def test_accuracy_and_entropy_are_the_students_beside_a_teacher(
+    k: int, divergence: dict[str, Any], more: dict[str, Any], reduction: str, way: str
+) -> None:
+    options = {**divergence, **more, "distill_weight": 0.7, "temperature": 2.0, "reduction": reduction}
+    for dtype, tail in ((torch.float32, "bucket"), (torch.float64, "renormalize")):
+        assert_statistics(dtype, {**options, "tail": tail}, of_student=k)
 
 
 ALL = {"loss_type": "power", "alpha": 2.0, "label_smoothing": 0.1, "z_loss": 0.01, "distill_weight": 0.5}

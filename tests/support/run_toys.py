@@ -42,8 +42,17 @@ def write_start(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def small_recipe(root: Path, *, stages: tuple[dict[str, Any], ...] = ({}, {}), **overrides: Any) -> Recipe:
-    """Stages `a`, `b`, ... of three steps with the given `train` keys; data, start and suite below `root`."""
+def small_recipe(
+    root: Path,
+    *,
+    stages: tuple[dict[str, Any], ...] = ({}, {}),
+    first: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Recipe:
+    """Stages `a`, `b`, ... of three steps with the given `train` keys; data, start and suite below `root`.
+
+    `first`: keys of stage `a` beside these.
+    """
     if not (root / "start").is_dir():
         write_start(root / "start")
         write_problems(root / "rows.jsonl", 16)
@@ -67,6 +76,7 @@ def small_recipe(root: Path, *, stages: tuple[dict[str, Any], ...] = ({}, {}), *
                     "data": {"sources": [{"path": str(root / "rows.jsonl"), "columns": columns}]},
                     "train": {**base, **train},
                     "evaluate": {"suites": [suite]},
+                    **((first or {}) if name == "a" else {}),
                 }
                 for name, train in zip("abcd", stages, strict=False)
             ],

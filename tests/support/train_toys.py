@@ -120,8 +120,11 @@ def toy_rows(rows: int, *, packed: bool, seed: int = 0, longest: int = 20, held_
     return ToyPrepared(Dataset.from_list(made, features=features), validation=held)
 
 
-def toy_recipe(root: Path, *trains: dict[str, Any], **overrides: Any) -> Recipe:
-    """A recipe with one stage (`one`, `two`, ...) per dict of `train` keys; its data section is never read."""
+def toy_recipe(root: Path, *trains: dict[str, Any], stage: dict[str, Any] | None = None, **overrides: Any) -> Recipe:
+    """A recipe with one stage (`one`, `two`, ...) per dict of `train` keys; its data section is never read.
+
+    `stage`: keys of the stages beside these.
+    """
     names = ["one", "two", "three", "four"]
     held = {"validation": {"size": 1}}
     base = {"learning_rate": 1e-2, "lr_scheduler_type": "cosine", "use_cpu": True, "max_length": 64}
@@ -135,6 +138,7 @@ def toy_recipe(root: Path, *trains: dict[str, Any], **overrides: Any) -> Recipe:
                     "name": name,
                     "data": {"sources": [{"path": "toy.jsonl"}], **(held if EVALUATION_KEYS & train.keys() else {})},
                     "train": {**base, **train},
+                    **(stage or {}),
                 }
                 for name, train in zip(names, trains, strict=False)
             ],
@@ -143,12 +147,20 @@ def toy_recipe(root: Path, *trains: dict[str, Any], **overrides: Any) -> Recipe:
     )
 
 
-def train_toy(root: Path, train: dict[str, Any], *, model: Any = None, prepared: Any = None, **options: Any) -> Any:
-    """Train a one-stage toy recipe in `root`; returns (manifest, paths)."""
+def train_toy(
+    root: Path,
+    train: dict[str, Any],
+    *,
+    model: Any = None,
+    prepared: Any = None,
+    stage: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Train a one-stage toy recipe in `root`; returns (manifest, paths). `stage`: keys beside its `train`."""
     from sft.run.identity import settled_parts
     from sft.train.stage import train_stage
 
-    recipe = toy_recipe(root, train)
+    recipe = toy_recipe(root, train, stage=stage)
     paths = RunPaths(recipe)
     model = tiny_qwen() if model is None else model
     prepared = prepared or toy_rows(16, packed=bool(train.get("packing")))

@@ -1,5 +1,6 @@
 """Train a toy stage in its own process: `python train_worker.py ROOT TRAIN_JSON MODEL [STOP]`, also under torchrun.
 
+`stage` among the train keys: the stage's keys beside them.
 With STOP the last process sends itself a SIGTERM at the end of that step.
 """
 
@@ -36,9 +37,10 @@ def main() -> int:
     if len(sys.argv) > 4:
         stop_at(int(sys.argv[4]))
     root, train = Path(sys.argv[1]), json.loads(sys.argv[2])
+    stage = train.pop("stage", None)
     make = {"qwen": tiny_qwen, "sambay": tiny_sambay}[sys.argv[3]]
     try:
-        train_toy(root, train, model=make(), prepared=toy_rows(ROWS, packed=True, held_out=HELD_OUT))
+        train_toy(root, train, model=make(), prepared=toy_rows(ROWS, packed=True, held_out=HELD_OUT), stage=stage)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -57,6 +57,7 @@ def _norm(dtype: torch.dtype) -> None:
     hidden, delta = _tensor(TOKENS, HIDDEN, dtype=torch.float32), _tensor(TOKENS, HIDDEN, dtype=dtype)
     weight, bias = (_tensor(HIDDEN, dtype=torch.float32) for _ in range(2))
     total, normed, stats = add_layer_norm_triton(hidden, delta, weight, bias, 1e-5, dtype)
+    assert total is not None
     add_layer_norm_triton_backward(normed, total, total, stats, weight, hidden.dtype, dtype, True)
 
 
@@ -80,10 +81,10 @@ def _loss() -> None:
 
     tokens, block = 6250, 8192
     logits, targets = _tensor(tokens, block, dtype=torch.float32), _tensor(tokens, dtype=torch.int64)
-    running = [_tensor(tokens, dtype=torch.float32) for _ in range(4)]
+    running = [_tensor(tokens, dtype=torch.float32) for _ in range(5)]
     ids, named = _tensor(tokens, 64, dtype=torch.int64), _tensor(tokens, 64, dtype=torch.float32)
     take_named(logits, ids, named, 2 * block)
-    take_block(logits, targets, tuple(running), 2 * block, 0.1)
+    take_block(logits, targets, tuple(running), 2 * block, 0.1, with_moment=True)
     terms = _tensor(5, tokens, dtype=torch.float32)
     out = gradient_of_block(logits, targets, terms, 2 * block, torch.bfloat16)
     give_named(out, ids, named, targets, terms, 2 * block)

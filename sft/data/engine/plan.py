@@ -26,7 +26,7 @@ from sft.recipe.source_names import source_names
 from sft.recipe.steps import StepEntry
 from sft.utils.files import sha256_json
 
-FORMAT_VERSION = 5  # raised when the same inputs would be stored as other bytes
+FORMAT_VERSION = 6  # raised when the same inputs would be stored as other bytes
 READ = "read"
 
 

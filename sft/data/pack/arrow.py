@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 1_000_000
 
-PackedRow = Sequence[tuple[str, Tokens]]
-"""The documents of a row: (id, tokens) each."""
+
+class Document(NamedTuple):
+    """One document of a row: its id, the name of its source, and its tokens."""
+
+    id: str
+    source: str
+    tokens: Tokens
+
+
+PackedRow = Sequence[Document]
 
 
 def row_schema(top_k: int = 0, weighted: bool = False) -> pa.Schema:
@@ -33,6 +41,7 @@ def row_schema(top_k: int = 0, weighted: bool = False) -> pa.Schema:
         "assistant_masks": pa.uint8(),
         "seq_lengths": pa.int32(),
         "document_ids": pa.string(),
+        "document_sources": pa.string(),
         **({"loss_weights": pa.float64()} if weighted else {}),
     }
     if top_k:
@@ -50,7 +59,7 @@ def write_rows(path: Path, rows: Iterable[PackedRow], top_k: int = 0, weighted: 
             for batch in _batches(rows):
                 stream.write_batch(_record_batch(batch, top_k, weighted))
                 count += len(batch)
-                largest = max([largest, *(int(document.ids.max(initial=-1)) for row in batch for _, document in row)])
+                largest = max([largest, *(int(one.tokens.ids.max(initial=-1)) for row in batch for one in row)])
         sink.flush()
         os.fsync(sink.fileno())
     told = {"name": path.name, "rows": count, "largest_id": largest}
@@ -62,7 +71,7 @@ def _batches(rows: Iterable[PackedRow]) -> Iterator[list[PackedRow]]:
     tokens = 0
     for row in rows:
         pending.append(row)
-        tokens += sum(len(document.ids) + _top_size(document) for _, document in row)
+        tokens += sum(len(document.tokens.ids) + _top_size(document.tokens) for document in row)
         if tokens >= BATCH_TOKENS:
             yield pending
             pending, tokens = [], 0
@@ -70,43 +79,45 @@ def _batches(rows: Iterable[PackedRow]) -> Iterator[list[PackedRow]]:
         yield pending
 
 
-def _top_size(document: Tokens) -> int:
-    return document.top.ids.size if document.top is not None else 0
+def _top_size(tokens: Tokens) -> int:
+    return tokens.top.ids.size if tokens.top is not None else 0
 
 
 def _record_batch(rows: Sequence[PackedRow], top_k: int, weighted: bool) -> pa.RecordBatch:
     import pyarrow as pa
 
     documents = [document for row in rows for document in row]
-    tokens = _offsets([sum(len(document.ids) for _, document in row) for row in rows])
+    parts = [document.tokens for document in documents]
+    tokens = _offsets([sum(len(document.tokens.ids) for document in row) for row in rows])
     per_row = _offsets([len(row) for row in rows])
-    lengths = np.array([len(document.ids) for _, document in documents], dtype=np.int32)
-    ids = np.concatenate([document.ids for _, document in documents])
-    masks = np.concatenate([document.mask for _, document in documents])
+    lengths = np.array([len(part.ids) for part in parts], dtype=np.int32)
+    ids = np.concatenate([part.ids for part in parts])
+    masks = np.concatenate([part.mask for part in parts])
     columns = [
         pa.ListArray.from_arrays(tokens, pa.array(ids)),
         pa.ListArray.from_arrays(tokens, pa.array(masks)),
         pa.ListArray.from_arrays(per_row, pa.array(lengths)),
-        pa.ListArray.from_arrays(per_row, pa.array([name for name, _ in documents], pa.string())),
+        pa.ListArray.from_arrays(per_row, pa.array([document.id for document in documents], pa.string())),
+        pa.ListArray.from_arrays(per_row, pa.array([document.source for document in documents], pa.string())),
     ]
     if weighted:
-        weights = np.concatenate([document.weights for _, document in documents if document.weights is not None])
+        weights = np.concatenate([part.weights for part in parts if part.weights is not None])
         columns.append(pa.ListArray.from_arrays(tokens, pa.array(weights)))
     if top_k:
-        trained = _offsets([sum(document.supervised for _, document in row) for row in rows])
-        for values in zip(*(_top(document, top_k) for _, document in documents), strict=True):
+        trained = _offsets([sum(document.tokens.supervised for document in row) for row in rows])
+        for values in zip(*(_top(part, top_k) for part in parts), strict=True):
             places = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(values).ravel()), top_k)
             columns.append(pa.ListArray.from_arrays(trained, places))
     return pa.record_batch(columns, schema=row_schema(top_k, weighted))
 
 
-def _top(document: Tokens, top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+def _top(tokens: Tokens, top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
     """(ids, log probabilities) at each trained token, (n, top_k); -1 and 0 where the teacher says nothing."""
-    shape = (document.supervised, top_k)
+    shape = (tokens.supervised, top_k)
     ids, logprobs = np.full(shape, -1, np.int32), np.zeros(shape, np.float16)
-    if document.top is not None:
-        count = document.top.ids.shape[1]
-        ids[:, :count], logprobs[:, :count] = document.top.ids, document.top.logprobs
+    if tokens.top is not None:
+        count = tokens.top.ids.shape[1]
+        ids[:, :count], logprobs[:, :count] = tokens.top.ids, tokens.top.logprobs
     return ids, logprobs
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sft.data.pack.arrow import Document
 from sft.data.pack.tokens import TokenFiles
-from sft.data.read.record import Record, Tokens
+from sft.data.read.record import Record
 from sft.utils.files import PartFile
 
 BATCH = 8192
@@ -20,21 +21,21 @@ class DocumentsWriter(PartFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._rows: list[tuple[str, str, int, int, int]] = []
+        self._rows: list[tuple[str, str, str, int, int, int]] = []
 
     def add(self, record: Record) -> None:
         """Add a row whose tokens are stored."""
         assert record.tokens_at is not None and record.tokens is not None and record.trained is not None
         top_k = record.teacher_top.top.ids.shape[1] if record.teacher_top is not None else 0
-        self._rows.append((record.id, record.tokens_at, record.tokens, record.trained, top_k))
+        self._rows.append((record.id, record.source, record.tokens_at, record.tokens, record.trained, top_k))
         if len(self._rows) >= BATCH:
             self._flush()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        numbers = {name: pa.int32() for name in ("length", "supervised", "top_k")}
-        kinds = {"id": pa.string(), "tokens_at": pa.string(), **numbers}
+        kinds = {name: pa.string() for name in ("id", "source", "tokens_at")}
+        kinds |= {name: pa.int32() for name in ("length", "supervised", "top_k")}
         schema = pa.schema(list(kinds.items()))
         self._writer = self._writer or pa.ipc.new_file(self.temporary, schema)
         columns = list(zip(*self._rows, strict=True)) or [()] * len(kinds)
@@ -71,11 +72,12 @@ class Documents:
         parts = [batch.column(name).to_numpy().astype(np.int64) for batch in self._batches]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
-    def take(self, numbers: Sequence[int]) -> list[tuple[str, Tokens]]:
-        """(id, tokens as far as they count) of documents by their numbers."""
+    def take(self, numbers: Sequence[int]) -> list[Document]:
+        """Documents by their numbers, with their tokens as far as they count."""
         taken = []
         for number in numbers:
             place = int(np.searchsorted(self._starts, number, side="right")) - 1
-            name, address, length, *_ = self._batches[place].slice(number - int(self._starts[place]), 1).columns
-            taken.append((name[0].as_py(), self._tokens[address[0].as_py()].first(length[0].as_py())))
+            columns = self._batches[place].slice(number - int(self._starts[place]), 1).columns
+            name, source, address, length = (column[0].as_py() for column in columns[:4])
+            taken.append(Document(name, source, self._tokens[address].first(length)))
         return taken

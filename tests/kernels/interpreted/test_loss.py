@@ -5,7 +5,7 @@ from __future__ import annotations
 import packed_ops as ops
 import pytest
 import torch
-from sambay_kernels import linear_cross_entropy
+from sambay_kernels import linear_cross_entropy, token_statistics
 from sambay_kernels.ops.linear_cross_entropy import torch as torch_backend
 from sambay_kernels.ops.linear_cross_entropy import triton as triton_backend
 from sambay_kernels.ops.linear_cross_entropy.inputs import LceInputs
@@ -132,3 +132,29 @@ def test_a_teacher_in_half_precision_weights() -> None:
     found = run("triton", hidden, weight, labels, **options)
     assert ops.rms_error(found[0], exact[0]) <= 1e-5
     assert max(ops.rms_error(got, want) for got, want in zip(found[1:], exact[1:], strict=True)) <= 5e-3
+
+
+@pytest.mark.parametrize("loss", [{}, *FAMILY, *DISTILLED], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e2])
+@pytest.mark.parametrize("block", [16, 8192])
+def test_accuracy_and_entropy(loss: dict, scale: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_backend, "LCE_VOCABULARY_BLOCK", block)
+    monkeypatch.setattr(triton_backend, "LCE_VOCABULARY_BLOCK", block)
+    monkeypatch.setattr(triton_backend, "channel_block", lambda *_: 32)
+    hidden, weight, labels = make()
+    hidden = scale * hidden
+    logits = hidden.double() @ weight.double().T
+    labels[1:4] = logits[1:4].argmax(1)
+    options = {**loss, "chunk_size": 2}
+    if "divergence" in loss:
+        ids, options["teacher_logprobs"] = teacher(len(labels), len(weight))
+        options["teacher_ids"] = torch.where(ids < 0, -1, logits.topk(ids.shape[1]).indices)
+    kept = labels != -100
+    plain = run("triton", hidden, weight, labels, **options)
+    with token_statistics() as tally:
+        watched = run("triton", hidden, weight, labels, **options)
+    correct, entropy = torch.cat(tally.correct), torch.cat(tally.entropy)
+    assert torch.equal(correct, (logits.argmax(1) == labels)[kept]) and correct.any() and not correct.all()
+    wanted = torch.distributions.Categorical(logits=logits[kept]).entropy()
+    torch.testing.assert_close(entropy.double(), wanted, rtol=1e-5, atol=1e-4 * scale**0.5)
+    assert all(map(torch.equal, watched, plain))

@@ -196,6 +196,7 @@ def test_several_sources_are_counted_each(prepare: Prepare, write_rows: Write) -
         for name, count, start, end in (("first", 4, 0, 4), ("second", 1, 4, 5))
     }
     assert prepared.dataset[4]["document_ids"] == ["second.jsonl:1"]
+    assert [row["document_sources"] for row in prepared.dataset] == [["first"]] * 4 + [["second"]]
 
 
 def test_progress_is_told(prepare: Prepare, write_rows: Write) -> None:

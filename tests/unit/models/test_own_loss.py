@@ -58,3 +58,9 @@ def test_each_stage_is_told(tmp_path: Path, key: str, value: dict[str, Any]) -> 
     problems = list(loss_problems(toy_recipe(tmp_path, {}, {key: value}, {"loss": {"type": "nll"}})))
     assert [problem.loc for problem in problems] == [("stages", 1, "train", key)]
     assert problems[0].message.endswith(f"so its own loss is all that it can be trained with: leave {key} out")
+
+
+def test_an_end_at_an_accuracy_that_nobody_knows_is_told(tmp_path: Path) -> None:
+    gemma().save_pretrained(tmp_path / "start")
+    (problem,) = loss_problems(toy_recipe(tmp_path, {}, stage={"stop_when": {"token_accuracy": 0.9}}))
+    assert problem.loc == ("stages", 0, "stop_when") and problem.message.endswith("leave stop_when out")

@@ -104,6 +104,13 @@ WHOLE: dict[str, Any] = {
             "evaluate": {"suites": [{"name": "held-out", "source": {"path": "b.jsonl"}}]},
         },
         {"name": "two", "data": {"sources": [{"path": "a.jsonl"}], "validation": HELD_OUT}, "train": OTHER},
+        {
+            "name": "three",
+            "data": {"sources": [{"path": "a.jsonl"}]},
+            "train": {"ema": {"decay": 0.9, "start": 0.5}},
+            "average": {"ema": True, "with": "start", "weight": 0.5},
+            "stop_when": {"token_accuracy": 0.9},
+        },
     ],
 }
 """A recipe with every section of the schema in it."""

@@ -169,3 +169,22 @@ def test_a_bar_of_lengths_is_wide_enough_to_be_seen(lengths: list[int]) -> None:
     # A log axis from a tenth below the first edge to a tenth above the last: a bar takes at least a hundredth of it.
     axis = log(edges[-1] * 1.1) - log(edges[0] / 1.1)
     assert all((log(b) - log(a)) / axis > 0.01 for a, b in itertools.pairwise(edges))
+
+
+def test_accuracy_and_entropy_of_trained_tokens_are_shown_where_they_are_known(recipe: Recipe) -> None:
+    """Of all and of each source; a stage without them has no panel."""
+    paths = RunPaths(recipe)
+    run = collect(recipe, paths)
+    for name in ("token_accuracy", "entropy"):
+        assert FIGURES[name][0](run) is None
+    numbers = {"mean_token_accuracy": 0.5, "mean_token_accuracy/web": 0.25, "entropy": 2.0, "entropy/web": 3.0}
+    lines = [{"step": step, "loss": 1.0, **{key: value / step for key, value in numbers.items()}} for step in (1, 2)]
+    run.stages[1].log = [*lines, {"step": 3, "eval_loss": 1.0}]
+    with drawing():
+        for name, all_of_it, web in (("token_accuracy", (50, 25), (25, 12.5)), ("entropy", (2, 1), (3, 1.5))):
+            figure = FIGURES[name][0](run)
+            as_svg(figure)
+            (panel,) = readings(figure)
+            assert panel.title == "hard"
+            found = {label: tuple(float(p.value) for p in points) for label, points in series_of(panel).items()}
+            assert found == {"all": all_of_it, "web": web}

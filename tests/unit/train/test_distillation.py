@@ -88,6 +88,17 @@ def test_however_a_step_is_split_the_same_is_learned_from_a_teacher(tmp_path, di
             torch.testing.assert_close(weight, runs[0][name], rtol=0, atol=1e-6)
 
 
+def test_accuracy_and_entropy_are_the_students(tmp_path):
+    rows, told = with_teacher(documents(), 4), []
+    for number, keys in enumerate(({}, {"distill": {"weight": 0.7}}, {"distill": {"divergence": "reverse"}})):
+        train = {**TRAIN, "packing": True, "per_device_train_batch_size": 2, "max_steps": 1, **keys}
+        _, paths = train_toy(tmp_path / str(number), train, model=tiny_sambay(), prepared=prepared(packed(rows), 4))
+        told.append(read_metrics(paths.metrics("one"))[0])
+    for line in told[1:]:
+        assert line["mean_token_accuracy"] == told[0]["mean_token_accuracy"]
+        assert line["entropy"] == pytest.approx(told[0]["entropy"], abs=2e-6)
+
+
 def test_a_step_that_trains_nothing_has_no_teacher(tmp_path):
     """Six steps of a document each; one of them supervises nothing."""
     train = {**TRAIN, "max_steps": 6, "per_device_train_batch_size": 1, "distill": {}}

@@ -46,6 +46,18 @@ def test_however_a_step_is_split_the_same_is_trained(tmp_path, loss):
             torch.testing.assert_close(weight, runs[0][1][name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [tiny_sambay, tiny_qwen], ids=["sambay", "qwen3"])
+def test_accuracy_and_entropy_are_the_models_whatever_it_is_trained_for(tmp_path, make):
+    told = []
+    for number, loss in enumerate(LOSSES):
+        train = {**TRAIN, "packing": True, "loss": loss, "max_steps": 1, "gradient_accumulation_steps": 2}
+        _, paths = train_toy(tmp_path / str(number), train, model=make(), prepared=prepared(packed(rows_of(loss))))
+        told.append(read_metrics(paths.metrics("one"))[0])
+    for line in told[1:]:
+        assert line["mean_token_accuracy"] == told[0]["mean_token_accuracy"]
+        assert line["entropy"] == pytest.approx(told[0]["entropy"], abs=2e-6)
+
+
 @pytest.mark.parametrize("loss", LOSSES[-2:], ids=str)
 def test_another_family_trains_it_through_the_chunked_head(tmp_path, loss):
     rows = rows_of(loss)

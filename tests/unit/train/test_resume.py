@@ -28,6 +28,7 @@ CASES = {
     "by length": (tiny_qwen, {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}),
 }
 COMPARED = ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "supervised_tokens")
+COMPARED += ("mean_token_accuracy", "entropy")
 
 
 def compared(path):

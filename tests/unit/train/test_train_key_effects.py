@@ -288,6 +288,15 @@ def _(toy: Toy) -> None:
         assert least < moved < most
 
 
+@effect("ema")
+def _(toy: Toy) -> None:
+    weights = [
+        saved_weights(toy.train(max_steps=2, **keys)[1].final_dir("one"))["model.norm.weight"]
+        for keys in ({}, {"ema": {"decay": 0.5, "start": 1}}, {"ema": {"decay": 0.5, "start": 2}})
+    ]
+    assert not torch.equal(weights[1], weights[0]) and torch.equal(weights[2], weights[0])
+
+
 @effect("neftune_noise_alpha")
 def _(toy: Toy) -> None:
     assert toy.losses(neftune_noise_alpha=20.0)[0] != toy.losses()[0]

@@ -26,6 +26,8 @@ a GPU, else in the backward pass block by block, where nothing of the weight's s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,7 @@ from .checks import Teacher, check_loss_type, check_teacher
 from .inputs import LceInputs
 from .op import OP, linear_cross_entropy_fwd, linear_cross_entropy_sum
 from .reference import linear_cross_entropy_reference
+from .statistics import open_tally
 from .torch import lce_by_tokens, lce_supervised, lce_teacher_at
 
 LABEL_TYPES = (torch.int64, torch.int32)
@@ -99,7 +102,12 @@ def _computed(inputs: LceInputs, reduction: str) -> Tensor:
     if backend == "reference":
         kept, _ = lce_supervised(inputs.labels, inputs.ignore_index, inputs.weight.shape[0])  # checks their values
         lce_teacher_at(inputs, kept, hidden.dtype)
-        return recorded_in_own_types(lambda *args: linear_cross_entropy_reference(LceInputs(*args), reduction), *inputs)
+        tallies = [open_tally()]  # the backward pass computes the function again, and has nothing to note
+
+        def defined(*args: Any) -> Tensor:
+            return linear_cross_entropy_reference(LceInputs(*args), reduction, tallies.pop() if tallies else None)
+
+        return recorded_in_own_types(defined, *inputs)
     if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
         inputs = inputs._replace(hidden=hidden.bfloat16(), weight=inputs.weight.bfloat16())
     if backend == "torch" and lce_by_tokens(inputs.hidden, inputs.weight, reduction):

@@ -13,6 +13,7 @@ from ...runtime.dispatch import register
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
 from .inputs import LceInputs
+from .statistics import open_tally
 from .torch import lce_losses, lce_losses_backward, lce_sum, lce_type
 from .triton import lce_losses_triton, lce_losses_triton_backward
 
@@ -41,7 +42,8 @@ register(OP, "reference")
 @in_own_types
 def linear_cross_entropy_sum(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses, and its gradients to hidden and weight where wanted (else empty)."""
-    return lce_sum(LceInputs(*args[:INPUTS]), *args[INPUTS:])
+    want_hidden, want_weight = args[INPUTS:]
+    return lce_sum(LceInputs(*args[:INPUTS]), want_hidden, want_weight, open_tally())
 
 
 @linear_cross_entropy_sum.register_fake
@@ -77,7 +79,7 @@ linear_cross_entropy_sum.register_autograd(_sum_backward, setup_context=_sum_set
 @in_own_types
 def linear_cross_entropy_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of every token, (T,), zero where there is no label, and what its backward pass needs (`lce_saved`)."""
-    return FORWARD[args[INPUTS]](LceInputs(*args[:INPUTS]))
+    return FORWARD[args[INPUTS]](LceInputs(*args[:INPUTS]), open_tally())
 
 
 @linear_cross_entropy_fwd.register_fake

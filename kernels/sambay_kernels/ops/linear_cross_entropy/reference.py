@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .inputs import LceInputs
+from .tally import LceTally
 
 
-def linear_cross_entropy_reference(inputs: LceInputs, reduction: str = "sum") -> Tensor:
+def linear_cross_entropy_reference(inputs: LceInputs, reduction: str = "sum", tally: LceTally | None = None) -> Tensor:
     """The definition, with all (T, V) logits in memory; float64 for float64 inputs, else float32.
 
     Arguments and result are those of :func:`sambay_kernels.linear_cross_entropy`.
@@ -19,6 +20,10 @@ def linear_cross_entropy_reference(inputs: LceInputs, reduction: str = "sum") ->
     supervised = labels != inputs.ignore_index
     targets = torch.where(supervised, labels, 0).long()
     log_probs = logits.log_softmax(-1)
+    if tally is not None:
+        picked = logits.gather(1, targets[:, None])[:, 0]
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        tally.add((picked >= logits.amax(-1))[supervised], entropy[supervised].detach())
     log_p = log_probs[torch.arange(len(labels), device=labels.device), targets]
     losses = (1.0 - smoothing) * _of_target(log_p, inputs) - smoothing * log_probs.mean(-1)
     losses = losses + inputs.z_loss * logits.logsumexp(-1) ** 2

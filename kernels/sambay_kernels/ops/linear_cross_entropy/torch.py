@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .distill import LceTeacher, lce_teacher
 from .inputs import LceInputs
+from .tally import LceTally, lce_exp_, lce_note, lce_shift_moment
 from .terms import LceTerms, lce_terms
 
 LCE_VOCABULARY_BLOCK = 8192
@@ -99,13 +100,24 @@ def lce_chunk(
     weights: Tensor | float,
     teacher: LceTeacher | None,
     want_grad: bool,
+    tally: LceTally | None = None,
+    entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Losses (n,) of a chunk's logits (n, V), which are overwritten with the gradient of the losses' sum if wanted."""
+    """Losses (n,) of a chunk's logits (n, V), which are overwritten with the gradient of the losses' sum if wanted.
+
+    `tally`: notes the accuracy and, if asked, the entropy.
+    """
     picked = logits.gather(1, targets)
     mean = logits.mean(1, keepdim=True) if inputs.label_smoothing else 0.0
     top = logits.amax(1, keepdim=True)
     named = None if teacher is None else lce_take(logits, teacher.ids, 0)
-    total = logits.sub_(top).exp_().sum(1, keepdim=True)
+    logits.sub_(top)
+    moment = lce_exp_(logits, holes=teacher is not None) if tally is not None and entropy else None
+    total = (logits if moment is not None else logits.exp_()).sum(1, keepdim=True)
+    if tally is not None and moment is not None:
+        lce_note(tally, (top, total, moment), picked, teacher, named)
+    elif tally is not None:
+        tally.correct.append((picked >= top)[:, 0])
     terms = lce_terms(inputs, total.log() + top, picked, mean, teacher, named)
     if want_grad:
         # Where a teacher names the whole vocabulary nothing is left, and the slope is zero.
@@ -118,7 +130,15 @@ def lce_chunk(
     return (terms.losses * weights)[:, 0], logits
 
 
-def lce_sum(inputs: LceInputs, want_hidden: bool, want_weight: bool) -> tuple[Tensor, Tensor, Tensor]:
+def lce_plain(inputs: LceInputs) -> bool:
+    """Whether each token's gradient is that of plain cross entropy."""
+    more = inputs.weights is not None or inputs.teacher_ids is not None
+    return inputs.loss_type == "nll" and not (inputs.label_smoothing or inputs.z_loss or more)
+
+
+def lce_sum(
+    inputs: LceInputs, want_hidden: bool, want_weight: bool, tally: LceTally | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses and, where wanted, its gradients to hidden and weight (else empty tensors)."""
     hidden, weight, chunk_size = inputs.hidden, inputs.weight, inputs.chunk_size
     with torch.autocast(hidden.device.type, enabled=False):
@@ -129,17 +149,24 @@ def lce_sum(inputs: LceInputs, want_hidden: bool, want_weight: bool) -> tuple[Te
         losses = hidden.new_empty(kept.shape, dtype=wide)
         grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
         grad_weight = torch.zeros_like(matrix) if want_weight else matrix.new_empty(0)
+        # Of plain cross entropy the gradient to a hidden state h is E[w] - w_target, and h times that E[logit] - logit
+        # of the target: with the loss it makes the entropy, for nothing.
+        by_gradient = want_hidden and lce_plain(inputs)
         for start in range(0, kept.numel(), chunk_size):
             chunk = slice(start, start + chunk_size)
             rows = hidden.index_select(0, kept[chunk]).to(wide)
             logits = rows @ matrix.T
             of_chunk = weights if isinstance(weights, float) else weights[chunk]
             known = None if teacher is None else teacher.rows(chunk)
+            wanted = want_hidden or want_weight
             losses[chunk], logits = lce_chunk(
-                inputs, logits, targets[chunk], of_chunk, known, want_hidden or want_weight
+                inputs, logits, targets[chunk], of_chunk, known, wanted, tally, not by_gradient
             )
             if want_hidden:
-                grad_hidden.index_copy_(0, kept[chunk], (logits @ matrix).to(hidden.dtype))
+                grad_rows = logits @ matrix
+                if tally is not None and by_gradient:
+                    tally.entropy.append((losses[chunk] - torch.linalg.vecdot(rows, grad_rows)).clamp_min_(0.0))
+                grad_hidden.index_copy_(0, kept[chunk], grad_rows.to(hidden.dtype))
             if want_weight:
                 grad_weight.addmm_(logits.T, rows)
             del logits  # before the next chunk's are made
@@ -176,7 +203,7 @@ def lce_terms_at(inputs: LceInputs, saved: Tensor, of_kept: Tensor, grad: Tensor
     return LceTerms(factor, norm, factor * slope, factor * share, factor * pull, named)
 
 
-def lce_losses(inputs: LceInputs) -> tuple[Tensor, Tensor, Tensor]:
+def lce_losses(inputs: LceInputs, tally: LceTally | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of all tokens, (T,), zero at unsupervised ones, and what the backward pass needs: see `lce_saved`."""
     hidden, weight, chunk_size = inputs.hidden, inputs.weight, inputs.chunk_size
     with torch.autocast(hidden.device.type, enabled=False):
@@ -184,7 +211,7 @@ def lce_losses(inputs: LceInputs) -> tuple[Tensor, Tensor, Tensor]:
         kept, targets = lce_supervised(inputs.labels, inputs.ignore_index, weight.shape[0])
         teacher = lce_teacher_at(inputs, kept, wide)
         top = hidden.new_full((kept.numel(), 1), float("-inf"), dtype=wide)
-        total, picked, summed = (torch.zeros_like(top) for _ in range(3))
+        total, picked, summed, moment = (torch.zeros_like(top) for _ in range(4))
         named = None if teacher is None else torch.zeros_like(teacher.log_p)
         for first, block in lce_blocks(weight, wide):
             for start in range(0, kept.numel(), chunk_size):
@@ -197,9 +224,17 @@ def lce_losses(inputs: LceInputs) -> tuple[Tensor, Tensor, Tensor]:
                 higher = torch.maximum(top[chunk], logits.amax(1, keepdim=True))
                 if teacher is not None and named is not None:
                     named[chunk] += lce_take(logits, teacher.ids[chunk], first)
+                logits.sub_(higher)
+                if tally is not None:
+                    lce_shift_moment(moment[chunk], total[chunk], top[chunk], higher)
+                    moment[chunk] += lce_exp_(logits, holes=teacher is not None)
+                else:
+                    logits.exp_()
                 total[chunk] *= (top[chunk] - higher).exp()
                 top[chunk] = higher
-                total[chunk] += logits.sub_(higher).exp_().sum(1, keepdim=True)
+                total[chunk] += logits.sum(1, keepdim=True)
+        if tally is not None:
+            lce_note(tally, (top, total, moment), picked, teacher, named)
         mean = summed / weight.shape[0]
         return lce_saved(inputs, kept, lce_terms(inputs, total.log() + top, picked, mean, teacher, named))
 

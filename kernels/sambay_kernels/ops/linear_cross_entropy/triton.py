@@ -16,6 +16,7 @@ from torch import Tensor
 from ...runtime.segments import power_of_two
 from ...triton.launch import channel_block, launch
 from .inputs import LceInputs
+from .tally import LceTally, lce_note
 from .terms import lce_terms
 from .torch import LCE_VOCABULARY_BLOCK, lce_blocks, lce_saved, lce_supervised, lce_teacher_at, lce_weights_at
 
@@ -42,9 +43,15 @@ def _chunks(tokens: int, vocabulary: int, chunk_size: int) -> Iterator[slice]:
 
 
 def take_block(
-    logits: Tensor, targets: Tensor, running: tuple[Tensor, ...], first: int, label_smoothing: float
+    logits: Tensor,
+    targets: Tensor,
+    running: tuple[Tensor, ...],
+    first: int,
+    label_smoothing: float,
+    with_moment: bool = False,
 ) -> None:
-    """Take a block of logits (n, width) into the running maximum, sum, target's logit and logits' sum, (n,) each.
+    """Take a block of logits (n, width) into the running maximum, sum, target's logit, logits' sum and, if asked, sum
+    of x exp(x) with x = logit - maximum, (n,) each.
 
     Logits of -inf, which `take_named` leaves, take part in none of them.
     """
@@ -52,7 +59,7 @@ def take_block(
 
     launch(
         lce_forward_kernel, (logits.shape[0],), logits, targets, *running, first, logits.shape[1], logits.stride(0),
-        BLOCK=channel_block(logits.shape[1], BLOCK), SMOOTHING=label_smoothing > 0,
+        BLOCK=channel_block(logits.shape[1], BLOCK), SMOOTHING=label_smoothing > 0, MOMENT=with_moment,
     )  # fmt: skip
 
 
@@ -93,7 +100,7 @@ def give_named(out: Tensor, ids: Tensor, values: Tensor, targets: Tensor, terms:
     )  # fmt: skip
 
 
-def lce_losses_triton(inputs: LceInputs) -> tuple[Tensor, Tensor, Tensor]:
+def lce_losses_triton(inputs: LceInputs, tally: LceTally | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of all tokens, (T,) float32, zero at unsupervised ones, and what the backward pass needs."""
     hidden, weight = inputs.hidden, inputs.weight
     with torch.autocast(hidden.device.type, enabled=False):
@@ -102,18 +109,20 @@ def lce_losses_triton(inputs: LceInputs) -> tuple[Tensor, Tensor, Tensor]:
         teacher = lce_teacher_at(inputs, kept, torch.float32)
         rows, target = hidden.index_select(0, kept), targets[:, 0]
         top = rows.new_full((kept.numel(),), float("-inf"), dtype=torch.float32)
-        total, picked, summed = (torch.zeros_like(top) for _ in range(3))
+        total, picked, summed, moment = (torch.zeros_like(top) for _ in range(4))
         named = None if teacher is None else torch.zeros_like(teacher.log_p)
         for first, block in lce_blocks(weight, weight.dtype):
             for chunk in _chunks(kept.numel(), vocabulary, inputs.chunk_size):
                 logits = _product(rows[chunk], block.t())
                 if teacher is not None and named is not None:
                     take_named(logits, teacher.ids[chunk], named[chunk], first)
-                running = (top[chunk], total[chunk], picked[chunk], summed[chunk])
-                take_block(logits, target[chunk], running, first, inputs.label_smoothing)
+                running = (top[chunk], total[chunk], picked[chunk], summed[chunk], moment[chunk])
+                take_block(logits, target[chunk], running, first, inputs.label_smoothing, tally is not None)
         if teacher is not None and named is not None:
             picked = picked + (named * (teacher.ids == targets)).sum(1)
             summed = summed + named.sum(1)
+        if tally is not None:
+            lce_note(tally, (top[:, None], total[:, None], moment[:, None]), picked[:, None], teacher, named)
         rest, hit, mean = ((x[:, None]) for x in (total.log() + top, picked, summed / vocabulary))
         return lce_saved(inputs, kept, lce_terms(inputs, rest, hit, mean, teacher, named))
 

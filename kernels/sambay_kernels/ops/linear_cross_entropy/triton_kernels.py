@@ -8,25 +8,32 @@ import triton.language as tl
 
 @triton.jit
 def lce_forward_kernel(
-    logits, targets, top, total, picked, summed, first, width, logits_row, BLOCK: tl.constexpr, SMOOTHING: tl.constexpr
-):
+    logits, targets, top, total, picked, summed, moment, first, width, logits_row, BLOCK: tl.constexpr,
+    SMOOTHING: tl.constexpr, MOMENT: tl.constexpr,
+):  # fmt: skip
     """Take a block of the vocabulary into each token's running maximum, sum of exponentials, target's logit and sum.
 
-    targets: (n,) int64 token ids; top, total, picked, summed: (n,) float32, updated; first: the block's first token id.
+    targets: (n,) int64 token ids; top, total, picked, summed, moment (of x exp(x), x = logit - top): (n,) float32,
+    updated; first: the block's first token id.
     """
     row = tl.cast(tl.program_id(0), tl.int64)
     target = tl.load(targets + row) - first
     high, mass = tl.load(top + row), tl.load(total + row)
-    hit, plain = tl.load(picked + row), tl.load(summed + row)
+    hit, plain, weighted = tl.load(picked + row), tl.load(summed + row), tl.load(moment + row)
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width
         values = tl.load(logits + row * logits_row + column, mask=inside, other=float("-inf"))
+        said = inside & (values != float("-inf"))  # what a teacher names is counted apart
         higher = tl.maximum(high, tl.max(values, 0))
         base = tl.where(higher == float("-inf"), 0.0, higher)
+        if MOMENT:
+            drop = tl.maximum(high - base, -1e4)
+            shifted = tl.where(said, values - base, 0.0)
+            share = tl.where(said, tl.exp(shifted) * shifted, 0.0)
+            weighted = (weighted + mass * drop) * tl.exp(drop) + tl.sum(share, 0)
         mass = mass * tl.exp(high - base) + tl.sum(tl.exp(values - base), 0)
         high = higher
-        said = inside & (values != float("-inf"))  # what a teacher names is counted apart
         hit += tl.sum(tl.where(said & (column == target), values, 0.0), 0)
         if SMOOTHING:
             plain += tl.sum(tl.where(said, values, 0.0), 0)
@@ -34,6 +41,8 @@ def lce_forward_kernel(
     tl.store(total + row, mass)
     tl.store(picked + row, hit)
     tl.store(summed + row, plain)
+    if MOMENT:
+        tl.store(moment + row, weighted)
 
 
 @triton.jit

@@ -1,0 +1,211 @@
+"""What a stage hands on, and when it ends: averages, the best checkpoint, a stop once the rows are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, create_model
+
+from sft.recipe.problems import KeyProblem, Section
+
+if TYPE_CHECKING:
+    from sft.recipe.schema import Stage
+
+
+HANDS_ON = "hands_on"
+"""The part of a stage's key that says what it hands on: its training, and so its checkpoints, are the same without."""
+
+
+class EmaSection(Section):
+    """An exponential moving average of the weights, in float32, kept in the checkpoints."""
+
+    decay: float = Field(gt=0, lt=1, description="Share of the average that a step leaves, e.g. 0.999.")
+    start: float = Field(
+        default=0.0,
+        ge=0,
+        description="Step, or, under 1, fraction of all steps, whose weights it begins with. 0: those of the start.",
+    )
+
+
+class StopSection(Section):
+    """When a stage ends before its last step."""
+
+    token_accuracy: float = Field(
+        gt=0,
+        le=1,
+        description="End the stage at the first line of the log (`logging_steps`) whose mean_token_accuracy is this.",
+    )
+
+
+# `with` is a word of Python's own, so that a class can't declare it.
+_WITH: Any = {
+    "with": (
+        Literal["start"] | None,
+        Field(default=None, description="Interpolate with the weights that the stage started from (WiSE-FT)."),
+    )
+}
+_WithStart: Any = create_model("_WithStart", __base__=Section, **_WITH)
+
+
+class AverageSection(_WithStart):
+    """What is averaged at a stage's end, in float64 and rounded once, and handed on."""
+
+    last: int | None = Field(
+        default=None, gt=0, description="So many of the newest checkpoints, the last step's included."
+    )
+    checkpoints: list[int | str] | None = Field(
+        default=None, min_length=1, description="These checkpoints: steps, or names such as checkpoint-200."
+    )
+    ema: bool = Field(default=False, description="The average that `train.ema` keeps.")
+    weight: float | None = Field(
+        default=None, gt=0, lt=1, description="Weight of what was trained; the start's is the rest. With `with: start`."
+    )
+
+    @property
+    def with_start(self) -> bool:
+        """Whether the stage's starting weights take part."""
+        return getattr(self, "with") == "start"
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are named, in their order."""
+        return [int(str(name).removeprefix("checkpoint-")) for name in self.checkpoints or ()]
+
+
+def hands_on(stage: Stage) -> dict[str, Any] | None:
+    """All that what a stage hands on follows from, beside its training; None: it hands on its last step's weights."""
+    if stage.average is None and stage.keep_best is None:
+        return None
+    train = stage.train
+    told: dict[str, Any] = {"average": stage.average and stage.average.model_dump()}
+    if stage.keep_best or (stage.average and stage.average.last):
+        told |= {"save_strategy": train.save_strategy, "save_steps": train.save_steps}
+    if stage.keep_best:
+        suites = [suite for suite in stage.evaluate.suites if suite.name == stage.keep_best.partition(".")[0]]
+        told |= {
+            "keep_best": stage.keep_best,
+            "of": train.save_total_limit,
+            "suite": [one.model_dump() for one in suites],
+        }
+    return told
+
+
+def stops(stage: Stage) -> dict[str, Any] | None:
+    """All that a stop before the last step follows from; None: there is none."""
+    if stage.stop_when is None:
+        return None
+    keys = ("logging_steps", "logging_first_step")
+    return {**stage.stop_when.model_dump(), **{key: getattr(stage.train, key) for key in keys}}
+
+
+def outcome_problems(stage: Stage) -> list[KeyProblem]:
+    """What can't be, as far as the recipe alone tells it, by its place in the stage."""
+    average = [found._replace(loc=("average", *found.loc)) for found in _average_problems(stage)]
+    return [*average, *_limits(stage), *_ema_problems(stage), *_best_problems(stage)]
+
+
+def _average_problems(stage: Stage) -> Iterator[KeyProblem]:
+    average = stage.average
+    if average is None:
+        return
+    kinds = [key for key in ("last", "checkpoints", "ema") if getattr(average, key)]
+    if stage.train.use_peft:
+        reason = (
+            "can't be of adapters: an average of their A and of their B isn't that of their products; train all "
+            "weights, or leave it out"
+        )
+        yield KeyProblem((), reason, None)
+    if len(kinds) > 1:
+        yield KeyProblem((kinds[1],), f"can't stand beside {kinds[0]}: what is averaged is one of them", None)
+    if not kinds and not average.with_start:
+        yield KeyProblem((), "needs one of last, checkpoints, ema and `with: start`", None)
+    if average.with_start != (average.weight is not None):
+        key, other = ("weight", "`with: start`") if average.weight is not None else ("with", "weight")
+        yield KeyProblem((key,), f"goes with {other}", None)
+    for place, name in enumerate(average.checkpoints or ()):
+        if not str(name).removeprefix("checkpoint-").isdecimal() or (isinstance(name, str) and name.isdecimal()):
+            yield KeyProblem(("checkpoints", place), f"is a step, or checkpoint-STEP, got {name!r}", name)
+            return
+    if len(set(average.steps())) < len(average.steps()):
+        yield KeyProblem(("checkpoints",), "names one checkpoint twice", average.checkpoints)
+
+
+def _limits(stage: Stage) -> Iterator[KeyProblem]:
+    """Checkpoints that are asked for and never saved, or not kept until they are averaged."""
+    average, train = stage.average, stage.train
+    if average is None or not (average.last or average.checkpoints):
+        return
+    if any(found.loc[:1] == ("checkpoints",) for found in _average_problems(stage)):
+        return
+    key, steps = ("last", []) if average.last else ("checkpoints", average.steps())
+    wanted = average.last or len(steps)
+    if train.save_strategy == "no":
+        yield KeyProblem(("average", key), "needs checkpoints, and save_strategy is `no`: set steps or epoch", wanted)
+    elif train.save_total_limit is not None and train.save_total_limit < wanted:
+        reason = f"needs {wanted} checkpoints, and save_total_limit keeps {train.save_total_limit}: raise it"
+        yield KeyProblem(("average", key), reason, wanted)
+    elif train.max_steps > 0 and train.save_strategy == "steps":
+        yield from unsaved(stage, scheduled(stage, train.max_steps, train.max_steps, 1))
+
+
+def unsaved(stage: Stage, saved: list[int]) -> Iterator[KeyProblem]:
+    """What `average` asks for that isn't among the steps that are saved."""
+    average = stage.average
+    if average is not None and average.last and average.last > len(saved):
+        reason = f"needs {average.last} checkpoints, and {len(saved)} are saved: lower save_steps"
+        yield KeyProblem(("average", "last"), reason, average.last)
+    for place, step in enumerate(average.steps() if average is not None else ()):
+        if step not in saved:
+            reason = f"no checkpoint is saved at step {step}: with these save_steps the first is at {saved[0]}"
+            yield KeyProblem(("average", "checkpoints", place), f"{reason}, the last at {saved[-1]}", step)
+
+
+def scheduled(stage: Stage, end: int, max_steps: int, steps_of_an_epoch: int) -> list[int]:
+    """The steps up to `end` whose checkpoints the recipe asks for; a signal may have had others saved.
+
+    `max_steps`: those of the whole stage; the step that it ends at, be it before them, is `end` when that is asked for.
+    """
+    train = stage.train
+    if train.save_strategy == "no":
+        return []
+    every = math.ceil(max_steps * train.save_steps) if train.save_steps < 1 else int(train.save_steps)
+    every = steps_of_an_epoch if train.save_strategy == "epoch" else every
+    return [*range(every, end, every), end]
+
+
+def _ema_problems(stage: Stage) -> Iterator[KeyProblem]:
+    ema, average = stage.train.ema, stage.average
+    if average is not None and average.ema and ema is None:
+        yield KeyProblem(("average", "ema"), "needs `train.ema`, which keeps that average", True)
+    if ema is None:
+        return
+    if ema.start > 1 and ema.start % 1:
+        reason = "is a whole number of steps, or, under 1, a fraction of all of them"
+        yield KeyProblem(("train", "ema", "start"), reason, ema.start)
+    if stage.train.use_peft:
+        reason = (
+            "can't be of adapters: an average of their A and of their B isn't that of their products; train all "
+            "weights, or leave it out"
+        )
+        yield KeyProblem(("train", "ema"), reason, None)
+    if stage.keep_best or (average is not None and not average.ema):
+        key = "keep_best" if stage.keep_best else "average"
+        reason = f"has no effect where `{key}` says what is handed on: leave it out, or set `average: {{ema: true}}`"
+        yield KeyProblem(("train", "ema"), reason, None)
+
+
+def _best_problems(stage: Stage) -> Iterator[KeyProblem]:
+    if stage.keep_best is None:
+        return
+    names = [suite.name for suite in stage.evaluate.suites]
+    suite, _, metric = stage.keep_best.partition(".")
+    if suite not in names:
+        reason = f"names no suite of this stage: {', '.join(names) or 'it has none'}"
+        yield KeyProblem(("keep_best",), reason, stage.keep_best)
+    elif metric not in ("", "pass_at_1"):
+        yield KeyProblem(("keep_best",), f"chooses by pass_at_1, got {metric!r}: set {suite}", stage.keep_best)
+    if stage.average is not None:
+        yield KeyProblem(("keep_best",), "can't stand beside average: one of them says what is handed on", None)
+    if stage.train.save_strategy == "no":
+        yield KeyProblem(("keep_best",), "needs checkpoints, and save_strategy is `no`: set steps or epoch", None)
