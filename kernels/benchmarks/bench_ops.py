@@ -38,6 +38,7 @@ from sambay_kernels import (
     linear_cross_entropy,
     selective_scan,
     swiglu,
+    token_statistics,
 )
 from sambay_kernels.ops.differential_attention.op import visible_pairs
 from sambay_kernels.runtime import dispatch
@@ -312,7 +313,19 @@ def loss_case(sizes: Shapes, device: str) -> Case:
         return linear_cross_entropy(hidden, weight, labels)
 
     work = (Work(weight, logits, tensor=product), Work(2 * weight, logits, tensor=2 * product))
-    peers: dict[str, Callable[..., Tensor]] = {}
+
+    def watched(hidden: Tensor, weight: Tensor) -> Tensor:
+        with token_statistics():
+            return call(hidden, weight)
+
+    teacher: dict[str, Any] = {"distill_weight": 0.5, "teacher_ids": labels[:, None] + torch.arange(64, device=device)}
+    teacher["teacher_ids"] %= sizes.vocabulary
+    teacher["teacher_logprobs"] = torch.full((sizes.supervised, 64), -5.0, device=device)
+    peers: dict[str, Callable[..., Tensor]] = {
+        "with accuracy and entropy": watched,
+        "dft": lambda hidden, weight: linear_cross_entropy(hidden, weight, labels, loss_type="dft"),
+        "a teacher's 64": lambda hidden, weight: linear_cross_entropy(hidden, weight, labels, **teacher),
+    }
     if _importable("liger_kernel") and device != "cpu":
         module = importlib.import_module("liger_kernel.transformers.functional")
         peers["Liger"] = lambda hidden, weight: module.liger_fused_linear_cross_entropy(
