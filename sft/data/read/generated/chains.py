@@ -9,9 +9,11 @@ from sft.data.read.generated.problem import Chain, Move
 
 MOST_SHORT_STEPS = 8
 """Problems with more steps are told as rounds of the same few calculations."""
-MOST_ROUNDS = 16
 MOST_MOVES = 8
-MAX_STEPS = MOST_ROUNDS * MOST_MOVES
+MOST_ROUNDS = 16
+MOST_ROUNDS_OF_LONGEST = 20
+"""Rounds of problems with more steps than MOST_ROUNDS of them make; fewer steps never take so many rounds."""
+MAX_STEPS = MOST_ROUNDS_OF_LONGEST * MOST_MOVES
 
 _OPERATORS = "+-*/"
 _WEIGHTS = (34, 34, 16, 16)
@@ -40,8 +42,9 @@ def _draw_rounds(rng: random.Random, steps: int) -> Chain:
     A round changes the value by a little, so that no round repeats another and all values keep two digits.
     """
     fewest = max(2, -(-steps // MOST_MOVES))
+    most = MOST_ROUNDS if steps <= MOST_ROUNDS * MOST_MOVES else MOST_ROUNDS_OF_LONGEST
     while True:
-        rounds = rng.randint(fewest, max(fewest, min(MOST_ROUNDS, steps // 2)))
+        rounds = rng.randint(fewest, max(fewest, min(most, steps // 2)))
         count = steps // rounds
         drift = rng.choice((-1, 1)) * rng.randint(1, max(1, min(3, MOST_ROUNDS // rounds)))
         moves = _round_of(rng, count, drift)
