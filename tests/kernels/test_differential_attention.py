@@ -589,8 +589,12 @@ def test_flops_count_visible_pairs() -> None:
     assert counter.get_total_flops() == 2 * (3 + 7) * 4 * 4 * pairs
 
 
+step_backends = pytest.mark.parametrize("name", ["cpp", "torch"])
+
+
+@step_backends
 @pytest.mark.parametrize("heads", [(2, 2), (4, 4), (12, 4)])
-def test_step_equals_the_last_row(heads: tuple[int, int]) -> None:
+def test_step_equals_the_last_row(heads: tuple[int, int], name: str) -> None:
     """Three sequences of different lengths in one batch: left-padded, right-padded, and full."""
     lengths, width = [5, 9, 12], 12
     leaves, options = make(lengths, heads=heads)
@@ -603,12 +607,57 @@ def test_step_equals_the_last_row(heads: tuple[int, int]) -> None:
         for cache, source in ((cache_k, k), (cache_v, v)):
             cache[b, :, place] = source[ends[b] : ends[b + 1]].transpose(0, 1)
     last = torch.tensor(ends[1:]) - 1
-    got = differential_attention_step(q[last], cache_k, cache_v, *rest, lambda_init=LAMBDA_INIT, key_mask=mask)
+    with ops.backend(name):
+        got = differential_attention_step(q[last], cache_k, cache_v, *rest, lambda_init=LAMBDA_INIT, key_mask=mask)
+        full = differential_attention_step(q[last], cache_k, cache_v, *rest, lambda_init=LAMBDA_INIT)
     wanted = differential_attention(q, k, v, *rest, **options)[last]
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
-    full = differential_attention_step(q[last], cache_k, cache_v, *rest, lambda_init=LAMBDA_INIT)
     torch.testing.assert_close(full[2], wanted[2], rtol=1e-10, atol=1e-10)
     assert not torch.allclose(full[0], wanted[0])
+
+
+@pytest.mark.parametrize("keys", [1, 70, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_step_reads_any_cache(keys: int, dtype: torch.dtype) -> None:
+    """Buffers with room, transposed or of different strides, a mask that is a view: all as where nothing has gaps."""
+    g = torch.Generator().manual_seed(0)
+    shape = (3, 4, keys, 8)
+    q, k, v = (torch.randn(s, generator=g).to(dtype) for s in ((3, 8, 8), shape, shape))
+    rest, mask = (torch.tensor(0.3), torch.randn(16, generator=g)), torch.rand(3, keys, generator=g) < 0.8
+    mask[:, -1] = True
+
+    def in_buffer(x: Tensor, room: int) -> Tensor:
+        buffer = x.new_full((3, 4, room, 8), float("nan"))
+        buffer[:, :, 5 : 5 + keys] = x
+        return buffer[:, :, 5 : 5 + keys]
+
+    def step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return differential_attention_step(q, k, v, *rest, lambda_init=LAMBDA_INIT, key_mask=mask)
+
+    wanted = step(q, k, v, mask)
+    apart = q.transpose(0, 1).contiguous().transpose(0, 1)
+    across = torch.stack([mask, ~mask], -1)[..., 0]
+    for others in (
+        (in_buffer(k, 300), in_buffer(v, 300)),
+        (in_buffer(k, 300), in_buffer(v, 301)),
+        (k.transpose(1, 2).contiguous().transpose(1, 2), v.transpose(1, 2).contiguous().transpose(1, 2)),
+        (k.transpose(2, 3).contiguous().transpose(2, 3), v),
+        (k[:1].expand(3, -1, -1, -1), v[:1].expand(3, -1, -1, -1)),
+    ):
+        expanded = others[0].stride(0) == 0
+        assert torch.equal(step(apart, *others, across)[:1], wanted[:1])
+        assert expanded or torch.equal(step(apart, *others, across), wanted)
+
+
+def test_a_sequence_is_the_same_bits_in_any_batch() -> None:
+    """Whatever stands beside it, and however many places of padding stand before it."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(s, generator=g) for s in ((2, 8, 8), (2, 4, 90, 8), (2, 4, 90, 8)))
+    rest, mask = (torch.tensor(0.3), torch.randn(16, generator=g)), torch.ones(2, 90, dtype=torch.bool)
+    mask[0, :13] = False
+    both = differential_attention_step(q, k, v, *rest, lambda_init=LAMBDA_INIT, key_mask=mask)
+    alone = differential_attention_step(q[:1], k[:1, :, 13:], v[:1, :, 13:], *rest, lambda_init=LAMBDA_INIT)
+    assert torch.equal(both[:1], alone)
 
 
 def test_step_in_half_precision_keeps_its_scores_in_float32() -> None:
@@ -642,15 +691,18 @@ def test_step_never_widens_the_cache(
     assert got.dtype == dtype and (got.double() - exact).norm() <= 5e-3 * exact.norm()
 
 
+@step_backends
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_sequence_that_sees_nothing_disturbs_no_other(dtype: torch.dtype) -> None:
+def test_a_sequence_that_sees_nothing_disturbs_no_other(dtype: torch.dtype, name: str) -> None:
     q, k, v = torch.randn(2, 4, 8).to(dtype), torch.randn(2, 2, 9, 8).to(dtype), torch.randn(2, 2, 9, 8).to(dtype)
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[1] = False
     options = {"lambda_init": LAMBDA_INIT, "key_mask": mask}
-    got = differential_attention_step(q, k, v, torch.tensor(0.3), torch.ones(16), **options)
+    rest = (torch.tensor(0.3), torch.ones(16))
+    with ops.backend(name):
+        got = differential_attention_step(q, k, v, *rest, **options)
+        alone = differential_attention_step(q[:1], k[:1], v[:1], *rest, lambda_init=LAMBDA_INIT)
     assert got.isfinite().all()
-    alone = differential_attention_step(q[:1], k[:1], v[:1], torch.tensor(0.3), torch.ones(16), lambda_init=LAMBDA_INIT)
     torch.testing.assert_close(got[:1], alone)
 
 

@@ -102,6 +102,19 @@ class AttentionBackward(Structure):
     )
 
 
+class AttentionStep(Structure):
+    """Inputs and output of attention of one new token of each sequence."""
+
+    _fields_ = (
+        ("inputs", AttentionArgs),
+        ("keys", c_int64),
+        ("row_keys", c_int64),
+        ("mask", c_void_p),
+        ("mask_row", c_int64),
+        ("out", c_void_p),
+    )
+
+
 class AddLayerNormForward(Structure):
     """Inputs and outputs of the residual addition and LayerNorm."""
 

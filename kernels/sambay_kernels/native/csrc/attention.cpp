@@ -61,6 +61,15 @@ struct AttentionBackward {
   T *lambda, *weight;
 };
 
+template <typename E, typename T>
+struct AttentionStep {
+  AttentionArgs<E, T> in;   // documents: one token each, without borders; k and v by their place in the cache
+  int64_t keys, row_keys;   // of a sequence, and how many places its first key is behind that of the one before
+  const bool* mask;         // (documents, keys), whether a key may be seen; null: all
+  int64_t mask_row;
+  E* out;  // (documents, heads / 2, 2 width)
+};
+
 namespace {
 
 constexpr int64_t kRows = 64;          // of a block, about
@@ -130,6 +139,20 @@ struct Block {
   int64_t query, count, key, keys;  // first row of q and of k, counts
   int64_t ahead, window;            // first query's position among the keys; of the last keys seen
   int64_t group, rows, padded;
+  const bool* visible = nullptr;  // of the keys; null: all
+
+  // One query behind all its keys.
+  Block(int64_t query, int64_t key, int64_t keys, const bool* visible, int64_t members)
+      : query(query),
+        count(1),
+        key(key),
+        keys(keys),
+        ahead(keys - 1),
+        window(keys),
+        group(members),
+        rows(members),
+        padded(whole_vectors<T>(members)),
+        visible(visible) {}
 
   Block(const Document& of, int64_t first, int64_t queries, int64_t reach, int64_t members) {
     const int64_t position = of.keys - of.queries + first;
@@ -166,9 +189,10 @@ struct Block {
 template <typename T>
 struct Lanes {
   int64_t begin, end, sure, doubtful;  // any: [begin, end), all: [sure, doubtful)
+  const bool* visible;
   Vector<T> place, window;
 
-  Lanes(const Block<T>& block, int64_t row) {
+  Lanes(const Block<T>& block, int64_t row) : visible(block.visible) {
     constexpr int64_t kLanes = Simd<T>::kLanes;
     const int64_t low = block.ahead + block.query_of(row), high = block.ahead + block.query_of(row + kLanes - 1);
     begin = std::max<int64_t>(0, low - block.window + 1), end = high + 1;
@@ -179,9 +203,10 @@ struct Lanes {
   }
 
   SAMBAY_FN Vector<T> masked(const Vector<T>& scores, int64_t j) const {
+    const Vector<T> hidden = all_lanes(-std::numeric_limits<T>::infinity());
+    if (visible && !visible[j]) return hidden;
     if (j >= sure && j < doubtful) return scores;
     const Vector<T> behind = place - static_cast<T>(j), zero{};
-    const Vector<T> hidden = all_lanes(-std::numeric_limits<T>::infinity());
     return ((behind >= zero) & (behind < window)) ? scores : hidden;
   }
 };
@@ -300,8 +325,9 @@ void for_keys(const Block<T>& block, const Task& task) {
 template <typename E, typename T>
 class Forward {
  public:
-  Forward(const AttentionForward<E, T>& given, int64_t most_keys) : args(given), in(given.in), sizes(in) {
-    const int64_t rows = sizes.rows(), plane = most_keys * rows;
+  Forward(const AttentionForward<E, T>& given, int64_t most_keys, int64_t rows)
+      : args(given), in(given.in), sizes(in) {
+    const int64_t plane = most_keys * rows;
     std::tie(queries, across, first, second, top, total, values, copy) = std::tuple_cat(scratch<T, 8>(
         {rows * sizes.whole_width, rows * sizes.width, plane, plane, 2 * rows, 2 * rows, rows * sizes.whole_values,
          kKeys * sizes.whole_values}));
@@ -386,12 +412,11 @@ class Forward {
     for (int64_t e = 0; e < sizes.values; ++e) square += row[e] * row[e];
     const T norm = T(1) / std::sqrt(square / T(sizes.values) + T(in.eps)) * T(1 - in.lambda_init);
     const int64_t place = (token * in.heads / 2 + j) * sizes.values;
-    E *out = args.out + place, *mixed = args.mixed + place;
+    E* out = args.out + place;
     SAMBAY_SIMD
-    for (int64_t e = 0; e < sizes.values; ++e) {
-      mixed[e] = narrow<E>(row[e]);
-      out[e] = narrow<E>(row[e] * norm * in.weight[e]);
-    }
+    for (int64_t e = 0; e < sizes.values; ++e) out[e] = narrow<E>(row[e] * norm * in.weight[e]);
+    if (!args.mixed) return;  // nobody asks for what the backward needs
+    write(args.mixed + place, row, sizes.values, T(1));
     for (int64_t stripe = 0; stripe < 2; ++stripe) {
       T* kept = args.softmax + 2 * (token * in.heads + 2 * j + stripe);
       kept[0] = top[stripe * block.padded + r];
@@ -630,8 +655,35 @@ void attention_forward(const AttentionForward<E, T>& args, int threads) {
   }
   const int64_t keys = sizes.keys(in);
   run_tasks(static_cast<int64_t>(blocks.size()) * sizes.pairs, work_of(in), threads,
-            [&] { return Forward<E, T>(args, keys); },
+            [&] { return Forward<E, T>(args, keys, sizes.rows()); },
             [&](Forward<E, T>& worker, int64_t i) { worker.run(blocks[i / sizes.pairs], i % sizes.pairs); });
+}
+
+// The keys that a sequence's token sees: those that are hidden at the start, as where shorter prompts are padded, are no
+// work. A sequence that may see none, an idle place in a batch, sees all.
+template <typename E, typename T>
+Block<T> seen_by(const AttentionStep<E, T>& args, int64_t row, int64_t members) {
+  const bool* visible = args.mask ? args.mask + row * args.mask_row : nullptr;
+  int64_t hidden = 0;
+  if (visible) {
+    const void* found = std::memchr(visible, true, args.keys);
+    hidden = found ? static_cast<const bool*>(found) - visible : 0;
+    const bool whole = !found || !std::memchr(visible + hidden, false, args.keys - hidden);
+    visible = whole ? nullptr : visible + hidden;
+  }
+  return {row, row * args.row_keys + hidden, args.keys - hidden, visible, members};
+}
+
+template <typename E, typename T>
+void attention_step(const AttentionStep<E, T>& args, int threads) {
+  const AttentionForward<E, T> forward{args.in, args.out, nullptr, nullptr};
+  const Sizes<E, T> sizes(args.in);
+  const int64_t rows = args.in.documents, work = rows * args.keys * args.in.heads;
+  run_tasks(rows * sizes.pairs, work, threads,
+            [&] { return Forward<E, T>(forward, args.keys, whole_vectors<T>(sizes.group)); },
+            [&](Forward<E, T>& worker, int64_t i) {
+              worker.run(seen_by(args, i / sizes.pairs, sizes.group), i % sizes.pairs);
+            });
 }
 
 // Chunks of queries of every document; the cut depends on its own length, the window and the heads.
@@ -728,6 +780,9 @@ void attention_backward(const AttentionBackward<E, T>& args, int threads) {
   }                                                                                                                  \
   extern "C" void sambay_attention_backward_##suffix(const sambay::AttentionBackward<E, T>* args, int threads) {     \
     sambay::attention_backward(*args, threads);                                                                      \
+  }                                                                                                                  \
+  extern "C" void sambay_attention_step_##suffix(const sambay::AttentionStep<E, T>* args, int threads) {             \
+    sambay::attention_step(*args, threads);                                                                          \
   }
 
 SAMBAY_EXPORT(float, float, f32)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...native.cpp_call import AttentionArgs, AttentionBackward, AttentionForward, call
-from ...native.tensors import heads_of, packed, pointer
+from ...native.cpp_call import AttentionArgs, AttentionBackward, AttentionForward, AttentionStep, call
+from ...native.tensors import Heads, heads_of, packed, pointer
 from ...runtime.checks import compute_dtype, stored_dtype
 from .inputs import DiffInputs
 
@@ -56,3 +56,41 @@ def differential_attention_cpp_backward(
     found = [x.new_empty(x.shape, dtype=dtype) for x, dtype in zip(wanted, types, strict=True)]
     call("attention_backward", made.dtype, AttentionBackward(made.args, *map(pointer, (*given, *found))))
     return [x.to(like.dtype) for x, like in zip(found, wanted, strict=True)]
+
+
+def _cached(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Caches (B, H, T, d) as C++ reads them, both by the same places, and the places from one sequence to the next."""
+    layouts = {(x.stride(0), x.stride(1), x.stride(2), x.stride(3)) for x in (k, v)}
+    row, _, place, element = next(iter(layouts))
+    if len(layouts) > 1 or element != 1 or place <= 0 or row % place:
+        k, v = (x.clone(memory_format=torch.contiguous_format) for x in (k, v))
+        row, _, place, _ = k.stride()
+    return k, v, row // place
+
+
+def differential_attention_step_cpp(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lambda_full: Tensor,
+    subln_weight: Tensor,
+    *,
+    lambda_init: float,
+    key_mask: Tensor | None,
+    scale: float,
+    eps: float,
+) -> Tensor:
+    """One new token of each sequence, as in `sambay_kernels.differential_attention_step`."""
+    wide, dtype, (sequences, heads, d) = compute_dtype(q), stored_dtype(q), q.shape
+    read, (keys, values, row_keys) = _read(q, dtype), _cached(k.to(dtype), v.to(dtype))
+    small = [packed(value, wide) for value in (lambda_full, subln_weight)]
+    mask = key_mask if key_mask is None or key_mask.stride(1) == 1 else key_mask.contiguous()
+    cache = [Heads(x.data_ptr(), x.stride(2), x.stride(1)) for x in (keys, values)]
+    args = AttentionArgs(
+        sequences, heads, k.shape[1], d, None, None, 0, scale, lambda_init, eps, heads_of(read), *cache,
+        *map(pointer, small),
+    )  # fmt: skip
+    out = q.new_empty(sequences, heads * d, dtype=dtype)
+    row = 0 if mask is None else mask.stride(0)
+    call("attention_step", dtype, AttentionStep(args, k.shape[2], row_keys, pointer(mask), row, pointer(out)))
+    return out.to(q.dtype)

@@ -5,9 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...native.cpp_build import problem
+from ...native.cpp_call import SUFFIXES
+from ...runtime.dispatch import backend_for, register
 from .checks import check_heads, check_rest, scale_of
-from .op import OP
+from .cpp import differential_attention_step_cpp
+from .op import OP as PACKED
 from .torch import differential_attention_step_torch
+
+OP = f"{PACKED}_step"
+
+# Not for float16, which C++ would read widened: a step never copies the cache.
+register(OP, "cpp", ("cpu",), problem, tuple(SUFFIXES))
+register(OP, "torch")
 
 
 @torch.no_grad()
@@ -41,13 +51,15 @@ def differential_attention_step(
     check_heads(q, k, v, 4)
     check_rest(q, lambda_full, subln_weight, lambda_init, eps)
     if key_mask is not None and not isinstance(key_mask, Tensor):
-        raise TypeError(f"{OP}_step: key_mask must be a tensor or None, got {type(key_mask)}")
+        raise TypeError(f"{OP}: key_mask must be a tensor or None, got {type(key_mask)}")
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (k.shape[0], k.shape[2])):
         raise ValueError(
-            f"{OP}_step: key_mask must be bool of shape {(k.shape[0], k.shape[2])}, "
+            f"{OP}: key_mask must be bool of shape {(k.shape[0], k.shape[2])}, "
             f"got {key_mask.dtype} of shape {tuple(key_mask.shape)}"
         )
-    return differential_attention_step_torch(
+    # A compiler can't look into C++, and makes fewer loops of the torch form.
+    in_cpp = backend_for(OP, q) == "cpp" and not torch.compiler.is_compiling()
+    return (differential_attention_step_cpp if in_cpp else differential_attention_step_torch)(
         q, k, v, lambda_full, subln_weight, lambda_init=float(lambda_init), key_mask=key_mask,
         scale=scale_of(q, scale), eps=float(eps),
     )  # fmt: skip
