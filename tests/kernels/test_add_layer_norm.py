@@ -142,11 +142,11 @@ def test_opcheck(name: str, added: bool) -> None:
     hidden, delta, weight, bias = norm.tensors(norm.case(3, 4, types=AUTOCAST))
     leaves = [hidden.requires_grad_(), delta.requires_grad_() if added else None, weight.requires_grad_(), bias]
     with ops.backend(name):
-        torch.library.opcheck(add_layer_norm_fwd, (*leaves, 1e-5, BF16, name))
+        torch.library.opcheck(add_layer_norm_fwd.op, (*leaves, 1e-5, BF16, name))
         total, normed, stats = (x.detach() for x in add_layer_norm_fwd(*leaves, 1e-5, BF16, name))
         passed, dtype = (total, BF16) if added else (None, F32)
         args = (normed, passed, hidden.detach(), stats, weight.detach(), F32, dtype, True, name)
-        torch.library.opcheck(add_layer_norm_bwd, args, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(add_layer_norm_bwd.op, args, test_utils=("test_schema", "test_faketensor"))
 
 
 def gradients(name: str, call: object, types: tuple[torch.dtype, ...] = AUTOCAST) -> list[Tensor]:

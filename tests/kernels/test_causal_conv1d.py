@@ -184,11 +184,11 @@ def test_opcheck(name: str, full: bool) -> None:
     inputs = [values.get(key) for key in ("x", "weight", "bias")]
     args = (*inputs, "silu" if full else None, case.cu_seqlens if full else None, values.get("initial_state"))
     with ops.backend(name):
-        torch.library.opcheck(causal_conv1d_fwd, (*args, name))
+        torch.library.opcheck(causal_conv1d_fwd.op, (*args, name))
         plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in args]
         y, final = causal_conv1d_fwd(*plain, name)
         tests = ("test_schema", "test_faketensor")
-        torch.library.opcheck(causal_conv1d_bwd, (y, final, *plain, name), test_utils=tests)
+        torch.library.opcheck(causal_conv1d_bwd.op, (y, final, *plain, name), test_utils=tests)
 
 
 @backends

@@ -75,5 +75,5 @@ def test_a_transposed_gate_is_copied() -> None:
 
 def test_as_torch_ops() -> None:
     gate, value = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
-    torch.library.opcheck(swiglu_fwd, (gate, value, "cuda"))
-    torch.library.opcheck(swiglu_bwd, (torch.randn(3, 5), gate.detach(), value.detach(), "cuda"))
+    torch.library.opcheck(swiglu_fwd.op, (gate, value, "cuda"))
+    torch.library.opcheck(swiglu_bwd.op, (torch.randn(3, 5), gate.detach(), value.detach(), "cuda"))

@@ -496,10 +496,10 @@ def test_the_switch_is_put_back(before: tuple[bool, bool], flash: FlashAttention
 def test_flash_as_a_torch_op(flash: FlashAttention) -> None:
     leaves, options = make([20, 4], [33, 4], heads=(4, 4), dtype=torch.float32)
     plan = (options["cu_seqlens_q"], options["cu_seqlens_k"], 8, 0.5, 20, 33)
-    torch.library.opcheck(flash_attention_fwd, (*leaves[:3], *plan))
+    torch.library.opcheck(flash_attention_fwd.op, (*leaves[:3], *plan))
     fixed = [x.detach() for x in leaves[:3]]
     out, lse = flash_attention_fwd(*fixed, *plan)
-    torch.library.opcheck(flash_attention_bwd, (torch.cos(out), out, lse, *fixed, *plan))
+    torch.library.opcheck(flash_attention_bwd.op, (torch.cos(out), out, lse, *fixed, *plan))
     with FlopCounterMode(display=False) as counter:
         flash_attention_fwd(*leaves[:3], *plan)[0].sum().backward()
     assert counter.get_total_flops() == (3 + 7) * 4 * 4 * visible_pairs([0, 20, 24], [0, 33, 37], 8)
@@ -522,10 +522,10 @@ def test_opcheck(window: int) -> None:
     leaves, options = make([5, 20], [9, 20], dtype=torch.float32)
     q, k, v = leaves[:3]
     plan = (options["cu_seqlens_q"], options["cu_seqlens_k"], window, 0.5, "torch")
-    torch.library.opcheck(differential_maps_fwd, (q, k, v, *plan))
+    torch.library.opcheck(differential_maps_fwd.op, (q, k, v, *plan))
     maps, lse = (x.detach() for x in differential_maps_fwd(q, k, v, *plan))
     fixed = [x.detach() for x in (q, k, v)]
-    torch.library.opcheck(differential_maps_bwd, (torch.randn_like(maps), *fixed, maps, lse, *plan))
+    torch.library.opcheck(differential_maps_bwd.op, (torch.randn_like(maps), *fixed, maps, lse, *plan))
 
 
 MEMORY = """
@@ -558,11 +558,11 @@ def test_opcheck_of_the_whole(window: int, dtype: torch.dtype) -> None:
     leaves, options = make([5, 20], [9, 20], dtype=dtype)
     cu = options["cu_seqlens_q"], options["cu_seqlens_k"]
     with ops.backend("cpp"):
-        torch.library.opcheck(differential_attention_fwd, (*leaves[:3], *cu, window, 0.5, *leaves[3:], 0.3, 1e-5))
+        torch.library.opcheck(differential_attention_fwd.op, (*leaves[:3], *cu, window, 0.5, *leaves[3:], 0.3, 1e-5))
         fixed = [x.detach() for x in leaves]
         args = (*fixed[:3], *cu, window, 0.5, *fixed[3:], 0.3, 1e-5)
         out, mixed, softmax = differential_attention_fwd(*args)
-        torch.library.opcheck(differential_attention_bwd, (torch.cos(out), mixed, softmax, *args))
+        torch.library.opcheck(differential_attention_bwd.op, (torch.cos(out), mixed, softmax, *args))
 
 
 @on_each_backend

@@ -199,16 +199,16 @@ def test_another_ignore_index_and_int32_labels(way: str) -> None:
 def test_opcheck_of_the_sum(wanted: tuple[bool, bool]) -> None:
     hidden, weight, labels = make(torch.float32)
     leaves = [x.detach().requires_grad_(w) for x, w in zip((hidden, weight), wanted, strict=True)]
-    torch.library.opcheck(linear_cross_entropy_sum, (*LceInputs(*leaves, labels, -100, 0.1, 0.01, 8), *wanted))
+    torch.library.opcheck(linear_cross_entropy_sum.op, (*LceInputs(*leaves, labels, -100, 0.1, 0.01, 8), *wanted))
 
 
 def test_opcheck_of_the_losses() -> None:
     hidden, weight, labels = make(torch.float32)
     inputs = LceInputs(hidden, weight, labels, -100, 0.1, 0.01, 8)
-    torch.library.opcheck(linear_cross_entropy_fwd, (*inputs, "torch"))
+    torch.library.opcheck(linear_cross_entropy_fwd.op, (*inputs, "torch"))
     fixed = inputs._replace(hidden=hidden.detach(), weight=weight.detach())
     losses, *saved = linear_cross_entropy_fwd(*fixed, "torch")
-    torch.library.opcheck(linear_cross_entropy_bwd, (losses, *saved, *fixed, "torch", True, True))
+    torch.library.opcheck(linear_cross_entropy_bwd.op, (losses, *saved, *fixed, "torch", True, True))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])

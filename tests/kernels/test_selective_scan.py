@@ -289,11 +289,11 @@ def test_opcheck(name: str, full: bool) -> None:
     borders = case.cu_seqlens if full else None
     args = (*inputs, True, borders, values.get("initial_state"))
     with ops.backend(name):
-        torch.library.opcheck(selective_scan_fwd, (*args, True, name))
+        torch.library.opcheck(selective_scan_fwd.op, (*args, True, name))
         plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in args]
         y, final, kept = selective_scan_fwd(*plain, True, name)
         tests = ("test_schema", "test_faketensor")
-        torch.library.opcheck(selective_scan_bwd, (y, final, *plain, kept, name), test_utils=tests)
+        torch.library.opcheck(selective_scan_bwd.op, (y, final, *plain, kept, name), test_utils=tests)
 
 
 @backends

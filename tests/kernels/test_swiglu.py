@@ -100,12 +100,12 @@ def test_gradcheck_of_the_reference() -> None:
 def test_opcheck(name: str) -> None:
     gate, value, grad = inputs(3, 4)
     with ops.backend(name):
-        torch.library.opcheck(swiglu_fwd, (gate.requires_grad_(), value.requires_grad_(), name))
+        torch.library.opcheck(swiglu_fwd.op, (gate.requires_grad_(), value.requires_grad_(), name))
         args = (grad, gate.detach(), value.detach(), name)
-        torch.library.opcheck(swiglu_bwd, args, test_utils=("test_schema", "test_faketensor"))
-        torch.library.opcheck(swiglu_fused_fwd, (gate, name))
+        torch.library.opcheck(swiglu_bwd.op, args, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(swiglu_fused_fwd.op, (gate, name))
         torch.library.opcheck(
-            swiglu_fused_bwd, (grad[:, :2], gate.detach(), name), test_utils=("test_schema", "test_faketensor")
+            swiglu_fused_bwd.op, (grad[:, :2], gate.detach(), name), test_utils=("test_schema", "test_faketensor")
         )
 
 

@@ -26,11 +26,11 @@ def not_traced(function: F) -> F:
     return wrapped
 
 
-def is_seen_by_torch_alone(*tensors: Tensor | None) -> bool:
-    """Whether these are plain tensors that nothing follows: no trace, no fake or wrapped tensor, no dispatch mode.
+def is_seen_by_torch_alone(*args: Any) -> bool:
+    """Whether all tensors among these are plain and nothing follows: no trace, no fake or wrapped one, no mode.
 
     Then a registered op may do its work without torch's dispatcher, which takes as long as that of a small tensor.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    return all(type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor))

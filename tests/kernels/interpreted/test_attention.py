@@ -138,10 +138,10 @@ def test_combine_matches_the_plain_form(tokens: int) -> None:
 def test_as_torch_ops() -> None:
     q, k, v, lam, weight = (x.requires_grad_() for x in make([5, 9], [7, 9], (4, 2), 8, torch.float32))
     plan = (borders([5, 9]), borders([7, 9]), 4, 0.5, "triton")
-    torch.library.opcheck(differential_maps_fwd, (q, k, v, *plan))
+    torch.library.opcheck(differential_maps_fwd.op, (q, k, v, *plan))
     maps, lse = (x.detach() for x in differential_maps_fwd(q, k, v, *plan))
     fixed = [x.detach() for x in (q, k, v)]
-    torch.library.opcheck(differential_maps_bwd, (torch.randn_like(maps), *fixed, maps, lse, *plan))
-    torch.library.opcheck(differential_combine_fwd, (maps.requires_grad_(), lam, weight, 0.5, 1e-5))
+    torch.library.opcheck(differential_maps_bwd.op, (torch.randn_like(maps), *fixed, maps, lse, *plan))
+    torch.library.opcheck(differential_combine_fwd.op, (maps.requires_grad_(), lam, weight, 0.5, 1e-5))
     out = differential_combine_fwd(maps, lam, weight, 0.5, 1e-5).detach()
-    torch.library.opcheck(differential_combine_bwd, (out, maps.detach(), lam.detach(), weight.detach(), 0.5, 1e-5))
+    torch.library.opcheck(differential_combine_bwd.op, (out, maps.detach(), lam.detach(), weight.detach(), 0.5, 1e-5))

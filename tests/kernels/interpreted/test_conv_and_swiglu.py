@@ -98,12 +98,12 @@ def test_as_torch_ops() -> None:
     case = ops.conv_case([3, 9])
     values = [case.tensors[key].requires_grad_() for key in ("x", "weight", "bias", "initial_state")]
     inputs = (*values[:3], "silu", case.cu_seqlens, values[3])
-    torch.library.opcheck(causal_conv1d_fwd, (*inputs, "triton"))
+    torch.library.opcheck(causal_conv1d_fwd.op, (*inputs, "triton"))
     fixed = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in inputs)
-    torch.library.opcheck(causal_conv1d_bwd, (*causal_conv1d_fwd(*fixed, "triton"), *fixed, "triton"))
+    torch.library.opcheck(causal_conv1d_bwd.op, (*causal_conv1d_fwd(*fixed, "triton"), *fixed, "triton"))
     gate = torch.randn(3, 8)
-    torch.library.opcheck(swiglu_fwd, (gate.requires_grad_(), gate, "triton"))
-    torch.library.opcheck(swiglu_bwd, (gate.detach(), gate.detach(), gate.detach(), "triton"))
+    torch.library.opcheck(swiglu_fwd.op, (gate.requires_grad_(), gate, "triton"))
+    torch.library.opcheck(swiglu_bwd.op, (gate.detach(), gate.detach(), gate.detach(), "triton"))
 
 
 @pytest.mark.parametrize("slots", [None, [4, 0, 2]])

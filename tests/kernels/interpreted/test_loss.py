@@ -82,9 +82,11 @@ def test_as_torch_ops() -> None:
     for more in ((), own):
         fixed = LceInputs(hidden, weight, labels, -100, 0.1, 1e-3, 4, *more)
         leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
-        torch.library.opcheck(linear_cross_entropy_fwd, (*fixed._replace(hidden=leaves[0], weight=leaves[1]), "triton"))
+        torch.library.opcheck(
+            linear_cross_entropy_fwd.op, (*fixed._replace(hidden=leaves[0], weight=leaves[1]), "triton")
+        )
         losses, *saved = linear_cross_entropy_fwd(*fixed, "triton")
-        torch.library.opcheck(linear_cross_entropy_bwd, (losses, *saved, *fixed, "triton", True, True))
+        torch.library.opcheck(linear_cross_entropy_bwd.op, (losses, *saved, *fixed, "triton", True, True))
 
 
 def teacher(tokens: int, vocabulary: int, k: int = 5) -> tuple[Tensor, Tensor]:

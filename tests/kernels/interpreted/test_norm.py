@@ -43,4 +43,4 @@ def test_frozen_weights_and_one_output() -> None:
 
 def test_as_a_torch_op() -> None:
     hidden, delta, weight, bias = (x.requires_grad_() for x in norm.tensors(norm.case(3, 8)))
-    torch.library.opcheck(add_layer_norm_fwd, (hidden, delta, weight, bias, 1e-5, torch.float32, "triton"))
+    torch.library.opcheck(add_layer_norm_fwd.op, (hidden, delta, weight, bias, 1e-5, torch.float32, "triton"))

@@ -128,10 +128,10 @@ def test_as_a_torch_op() -> None:
     case = ops.scan_case([3, 9])
     values = [case.tensors[key] for key in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     inputs = (*values, True, case.cu_seqlens, case.tensors["initial_state"])
-    torch.library.opcheck(selective_scan_fwd, (*[x.requires_grad_() for x in values], *inputs[8:], True, "triton"))
+    torch.library.opcheck(selective_scan_fwd.op, (*[x.requires_grad_() for x in values], *inputs[8:], True, "triton"))
     fixed = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in inputs)
     y, final, kept = selective_scan_fwd(*fixed, True, "triton")
-    torch.library.opcheck(selective_scan_bwd, (y, final, *fixed, kept, "triton"))
+    torch.library.opcheck(selective_scan_bwd.op, (y, final, *fixed, kept, "triton"))
 
 
 def test_checkpointed_and_compiled_gradients_are_the_same() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...runtime.autocast import recorded_in_own_types
 from ...runtime.checks import FLOAT_TYPES, check_optional, check_real, check_tensor, compute_dtype
 from ...runtime.dispatch import backend_for
-from .op import OP, add_layer_norm_any
+from .op import OP, add_layer_norm_fwd
 from .reference import add_layer_norm_reference
 from .torch import add_layer_norm_torch
 
@@ -57,7 +57,7 @@ def add_layer_norm(
     if backend == "reference":
         total, normed = recorded_in_own_types(add_layer_norm_reference, *args)
     else:
-        total, normed, _ = add_layer_norm_any(*args, backend)
+        total, normed, _ = add_layer_norm_fwd(*args, backend)
     return (hidden if delta is None else total), normed
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ...native.cpp_build import problem
-from ...runtime.autocast import in_own_types
 from ...runtime.dispatch import register
 from ...runtime.packing import check_cu_seqlens_values, document_count
+from ...runtime.registered import registered
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
 from .cpp import causal_conv1d_cpp, causal_conv1d_cpp_backward
@@ -41,12 +41,7 @@ register(OP, "torch")
 register(OP, "reference")
 
 
-@torch.library.custom_op(
-    "sambay_kernels::causal_conv1d_fwd",
-    mutates_args=(),
-    schema=f"({INPUTS}, str backend) -> (Tensor y, Tensor final_state)",
-)
-@in_own_types
+@registered("causal_conv1d_fwd", f"({INPUTS}, str backend) -> (Tensor y, Tensor final_state)")
 def causal_conv1d_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     """y (T, d), final_state (S, d, K-1)."""
     inputs, backend = ConvInputs(*args[:6]), args[6]
@@ -60,12 +55,10 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(document_count(cu_seqlens), x.shape[1], weight.shape[1] - 1)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::causal_conv1d_bwd",
-    mutates_args=(),
-    schema=f"(Tensor? grad_y, Tensor? grad_final, {INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+@registered(
+    "causal_conv1d_bwd",
+    f"(Tensor? grad_y, Tensor? grad_final, {INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-@in_own_types
 def causal_conv1d_bwd(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of x, weight, bias, initial_state, each in its input's type; empty for None."""
     inputs = ConvInputs(*args[2:8])

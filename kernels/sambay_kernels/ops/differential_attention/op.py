@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ...native.cpp_build import problem as cpp_problem
-from ...runtime.autocast import in_own_types
 from ...runtime.dispatch import register
 from ...runtime.packing import check_cu_seqlens_values
+from ...runtime.registered import registered
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
 from .cpp import differential_attention_cpp, differential_attention_cpp_backward
@@ -69,10 +69,7 @@ def check_values(inputs: DiffInputs) -> None:
             )
 
 
-@torch.library.custom_op(
-    "sambay_kernels::differential_maps_fwd", mutates_args=(), schema=f"({TENSORS}, {PLAN}) -> (Tensor maps, Tensor lse)"
-)
-@in_own_types
+@registered("differential_maps_fwd", f"({TENSORS}, {PLAN}) -> (Tensor maps, Tensor lse)")
 def differential_maps_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     """Both softmax maps of every pair of heads: maps (Tq, Hq, 2d) and their log-sum-exp (Tq, Hq). window 0 = none."""
     inputs, backend = DiffInputs(*args[:7]), args[7]
@@ -90,12 +87,9 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(tokens, heads, 2 * d), q.new_empty(tokens, heads, dtype=wide)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::differential_maps_bwd",
-    mutates_args=(),
-    schema=f"(Tensor grad, {TENSORS}, Tensor maps, Tensor lse, {PLAN}) -> (Tensor, Tensor, Tensor)",
+@registered(
+    "differential_maps_bwd", f"(Tensor grad, {TENSORS}, Tensor maps, Tensor lse, {PLAN}) -> (Tensor, Tensor, Tensor)"
 )
-@in_own_types
 def differential_maps_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, each in its input's type."""
     grad, q, k, v, maps, lse, *plan, backend = args
@@ -127,10 +121,7 @@ differential_maps_fwd.register_autograd(_backward, setup_context=_setup_context)
 FLASH_INPUTS = f"{TENSORS}, {PLAN.removesuffix(', str backend')}, SymInt max_length_q, SymInt max_length_k"
 
 
-@torch.library.custom_op(
-    "sambay_kernels::flash_attention_fwd", mutates_args=(), schema=f"({FLASH_INPUTS}) -> (Tensor out, Tensor lse)"
-)
-@in_own_types
+@registered("flash_attention_fwd", f"({FLASH_INPUTS}) -> (Tensor out, Tensor lse)")
 def flash_attention_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     """torch's FlashAttention for heads of one width, with a deterministic backward: (Tq, Hq, d), (Hq, Tq)."""
     return diff_flash(DiffInputs(*args[:7]), args[7:])
@@ -142,12 +133,7 @@ def _flash_fake(*args: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::flash_attention_bwd",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, {FLASH_INPUTS}) -> (Tensor, Tensor, Tensor)",
-)
-@in_own_types
+@registered("flash_attention_bwd", f"(Tensor grad, Tensor out, Tensor lse, {FLASH_INPUTS}) -> (Tensor, Tensor, Tensor)")
 def flash_attention_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v."""
     grad, out, lse, *inputs = args
@@ -172,10 +158,7 @@ def _flash_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]
 flash_attention_fwd.register_autograd(_flash_backward, setup_context=_flash_setup)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::differential_combine_fwd", mutates_args=(), schema=f"({COMBINE_INPUTS}) -> Tensor"
-)
-@in_own_types
+@registered("differential_combine_fwd", f"({COMBINE_INPUTS}) -> Tensor")
 def differential_combine_fwd(*args: Any) -> Tensor:
     """The maps of every pair subtracted, normalised and scaled: (T, Hq, 2d) -> (T, Hq*d)."""
     return diff_combine_triton(*args)
@@ -186,12 +169,7 @@ def _combine_fake(maps: Tensor, *rest: Any) -> Tensor:
     return maps.new_empty(maps.shape[0], maps.shape[1] * maps.shape[2] // 2)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::differential_combine_bwd",
-    mutates_args=(),
-    schema=f"(Tensor grad, {COMBINE_INPUTS}) -> (Tensor, Tensor, Tensor)",
-)
-@in_own_types
+@registered("differential_combine_bwd", f"(Tensor grad, {COMBINE_INPUTS}) -> (Tensor, Tensor, Tensor)")
 def differential_combine_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of maps, lambda_full, subln_weight, each in its input's type."""
     return diff_combine_triton_backward(*args)
@@ -220,12 +198,7 @@ WHOLE = (
 )
 
 
-@torch.library.custom_op(
-    "sambay_kernels::differential_attention_fwd",
-    mutates_args=(),
-    schema=f"({WHOLE}) -> (Tensor out, Tensor mixed, Tensor softmax)",
-)
-@in_own_types
+@registered("differential_attention_fwd", f"({WHOLE}) -> (Tensor out, Tensor mixed, Tensor softmax)")
 def differential_attention_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The whole op, (Tq, Hq*d), with what its backward reads: as `differential_attention_cpp`."""
     inputs = DiffInputs(*args[:7])
@@ -241,12 +214,10 @@ def _whole_fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(flat), q.new_empty(flat), q.new_empty(tokens, heads, 2, dtype=wide)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::differential_attention_bwd",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor mixed, Tensor softmax, {WHOLE}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+@registered(
+    "differential_attention_bwd",
+    f"(Tensor grad, Tensor mixed, Tensor softmax, {WHOLE}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-@in_own_types
 def differential_attention_bwd(grad: Tensor, mixed: Tensor, softmax: Tensor, *args: Any) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, lambda_full and subln_weight, each in its input's type."""
     return tuple(differential_attention_cpp_backward(grad, mixed, softmax, DiffInputs(*args[:7]), *args[7:]))

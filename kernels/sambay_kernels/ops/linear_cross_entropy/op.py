@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ...runtime.autocast import in_own_types
 from ...runtime.dispatch import register
+from ...runtime.registered import registered
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
 from .inputs import LceInputs
@@ -34,12 +34,9 @@ register(OP, "torch")
 register(OP, "reference")
 
 
-@torch.library.custom_op(
-    "sambay_kernels::linear_cross_entropy_sum",
-    mutates_args=(),
-    schema=f"({TENSORS}, {PLAN}, bool want_hidden, bool want_weight) -> (Tensor, Tensor, Tensor)",
+@registered(
+    "linear_cross_entropy_sum", f"({TENSORS}, {PLAN}, bool want_hidden, bool want_weight) -> (Tensor, Tensor, Tensor)"
 )
-@in_own_types
 def linear_cross_entropy_sum(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses, and its gradients to hidden and weight where wanted (else empty)."""
     want_hidden, want_weight = args[INPUTS:]
@@ -71,12 +68,9 @@ def _sum_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
 linear_cross_entropy_sum.register_autograd(_sum_backward, setup_context=_sum_setup)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::linear_cross_entropy_fwd",
-    mutates_args=(),
-    schema=f"({TENSORS}, {PLAN}, str backend) -> (Tensor losses, Tensor saved, Tensor of_kept)",
+@registered(
+    "linear_cross_entropy_fwd", f"({TENSORS}, {PLAN}, str backend) -> (Tensor losses, Tensor saved, Tensor of_kept)"
 )
-@in_own_types
 def linear_cross_entropy_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of every token, (T,), zero where there is no label, and what its backward pass needs (`lce_saved`)."""
     return FORWARD[args[INPUTS]](LceInputs(*args[:INPUTS]), open_tally())
@@ -90,13 +84,11 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return losses, saved, losses.new_empty((0,) if inputs.teacher_ids is None else inputs.teacher_ids.shape)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::linear_cross_entropy_bwd",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor saved, Tensor of_kept, {TENSORS}, {PLAN}, str backend, bool want_hidden, "
+@registered(
+    "linear_cross_entropy_bwd",
+    f"(Tensor grad, Tensor saved, Tensor of_kept, {TENSORS}, {PLAN}, str backend, bool want_hidden, "
     "bool want_weight) -> (Tensor, Tensor)",
 )
-@in_own_types
 def linear_cross_entropy_bwd(*args: Any) -> tuple[Tensor, Tensor]:
     """Gradients of sum(grad * losses) to hidden and weight where wanted (else empty)."""
     grad, saved, of_kept, *given = args

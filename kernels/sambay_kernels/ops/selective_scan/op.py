@@ -14,10 +14,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ...native.cpp_build import problem
 from ...native.cuda_call import problem as cuda_problem
-from ...runtime.autocast import in_own_types
 from ...runtime.checks import compute_dtype
 from ...runtime.dispatch import register
 from ...runtime.packing import check_cu_seqlens_values, document_count
+from ...runtime.registered import registered
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
 from .cpp import SCAN_KEPT_EVERY, selective_scan_cpp, selective_scan_cpp_backward
@@ -75,12 +75,7 @@ def _kept_shape(inputs: ScanInputs, save: bool, backend: str) -> tuple[int, int,
     return rows, inputs.A.shape[1], inputs.A.shape[0]
 
 
-@torch.library.custom_op(
-    "sambay_kernels::selective_scan_fwd",
-    mutates_args=(),
-    schema=f"({INPUTS}, bool save, str backend) -> (Tensor y, Tensor final_state, Tensor kept)",
-)
-@in_own_types
+@registered("selective_scan_fwd", f"({INPUTS}, bool save, str backend) -> (Tensor y, Tensor final_state, Tensor kept)")
 def selective_scan_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """y (T, d_inner), final_state (S, d_inner, N), and states kept for the backward if `save`."""
     inputs, save, backend = ScanInputs(*args[:11]), args[11], args[12]
@@ -99,12 +94,10 @@ def _fwd_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op(
-    "sambay_kernels::selective_scan_bwd",
-    mutates_args=(),
-    schema=f"(Tensor? grad_y, Tensor? grad_final, {INPUTS}, Tensor kept, str backend) -> ({', '.join(['Tensor'] * 9)})",
+@registered(
+    "selective_scan_bwd",
+    f"(Tensor? grad_y, Tensor? grad_final, {INPUTS}, Tensor kept, str backend) -> ({', '.join(['Tensor'] * 9)})",
 )
-@in_own_types
 def selective_scan_bwd(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state, each in its input's type; empty for None."""
     (grad_y, grad_final), (kept, backend), inputs = args[:2], args[13:], ScanInputs(*args[2:13])

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ...native.cpp_build import problem
 from ...native.cuda_call import problem as cuda_problem
-from ...runtime.autocast import in_own_types
 from ...runtime.dispatch import register
+from ...runtime.registered import registered
 from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
 from .cpp import swiglu_cpp, swiglu_cpp_backward
@@ -42,10 +42,7 @@ register(OP, "torch")
 register(OP, "reference")
 
 
-@torch.library.custom_op(
-    "sambay_kernels::swiglu_fwd", mutates_args=(), schema="(Tensor gate, Tensor value, str backend) -> Tensor"
-)
-@in_own_types
+@registered("swiglu_fwd", "(Tensor gate, Tensor value, str backend) -> Tensor")
 def swiglu_fwd(gate: Tensor, value: Tensor, backend: str) -> Tensor:
     """silu(gate) * value, contiguous."""
     return FORWARD[backend](gate, value).contiguous()
@@ -56,12 +53,7 @@ def _fwd_fake(gate: Tensor, value: Tensor, backend: str) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::swiglu_bwd",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor gate, Tensor value, str backend) -> (Tensor, Tensor)",
-)
-@in_own_types
+@registered("swiglu_bwd", "(Tensor grad, Tensor gate, Tensor value, str backend) -> (Tensor, Tensor)")
 def swiglu_bwd(grad: Tensor, gate: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Gradients of gate and value, each in its input's type."""
     found = gate.new_empty(gate.shape), value.new_empty(value.shape)
@@ -87,10 +79,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 swiglu_fwd.register_autograd(_backward, setup_context=_setup_context)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::swiglu_fused_fwd", mutates_args=(), schema="(Tensor fused, str backend) -> Tensor"
-)
-@in_own_types
+@registered("swiglu_fused_fwd", "(Tensor fused, str backend) -> Tensor")
 def swiglu_fused_fwd(fused: Tensor, backend: str) -> Tensor:
     """silu(first half) * second half of the last dimension, contiguous."""
     return FORWARD[backend](*fused.chunk(2, -1)).contiguous()
@@ -101,12 +90,7 @@ def _fused_fwd_fake(fused: Tensor, backend: str) -> Tensor:
     return fused.new_empty(*fused.shape[:-1], fused.shape[-1] // 2)
 
 
-@torch.library.custom_op(
-    "sambay_kernels::swiglu_fused_bwd",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor fused, str backend) -> Tensor",
-)
-@in_own_types
+@registered("swiglu_fused_bwd", "(Tensor grad, Tensor fused, str backend) -> Tensor")
 def swiglu_fused_bwd(grad: Tensor, fused: Tensor, backend: str) -> Tensor:
     """Gradient of both halves, in one tensor."""
     found = fused.new_empty(fused.shape)
