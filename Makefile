@@ -61,7 +61,7 @@ gpu-check: gpu
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 	$(BIN)/python $(BENCH)/bench_ops.py --device cuda --out $(BENCH)/results
 	$(BIN)/sft run --config configs/tiny/recipe.yaml --output_dir runs/gpu-check --stage midtrain \
-		--stages.midtrain.data.sources.0.generate.rows 3000 --stages.midtrain.data.sources.1.generate.rows 300 \
+		--stages.midtrain.data.sources.0.generate.rows 1500 --stages.midtrain.data.sources.1.generate.rows 100 \
 		--defaults.evaluate.suites.0.source.generate.rows 60
 
 test-gpu: gpu

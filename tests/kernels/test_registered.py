@@ -40,11 +40,14 @@ def test_the_dispatcher_makes_no_difference_and_modes_see_the_op(autocast: bool)
     assert {"sambay_kernels::swiglu_fused_fwd", "sambay_kernels::swiglu_fused_bwd"} <= set(seen.names)
 
 
-def test_flops_are_counted_and_traces_hold_the_op() -> None:
+def test_counts_profiles_and_traces_hold_the_op() -> None:
     fused = torch.randn(5, 8)
     with FlopCounterMode(display=False) as counter:
         swiglu(fused)
     assert counter.get_total_flops() == 2 * 20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        swiglu(fused)
+    assert "sambay_kernels::swiglu_fused_fwd" in {event.key for event in profiled.key_averages()}
     traced = torch.fx.experimental.proxy_tensor.make_fx(lambda x: swiglu(x))(fused)
     assert "swiglu_fused_fwd" in traced.code
 

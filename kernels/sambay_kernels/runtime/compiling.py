@@ -27,10 +27,11 @@ def not_traced(function: F) -> F:
 
 
 def is_seen_by_torch_alone(*args: Any) -> bool:
-    """Whether all tensors among these are plain and nothing follows: no trace, no fake or wrapped one, no mode.
+    """Whether all tensors among these are plain and nothing follows: no trace, fake or wrapped one, mode or profiler.
 
     Then a registered op may do its work without torch's dispatcher, which takes as long as that of a small tensor.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    followed = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    if followed or torch.autograd._profiler_enabled():
         return False
     return all(type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor))

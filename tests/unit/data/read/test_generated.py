@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data.read.generated import MAX_STEPS, generate_rows
-from sft.data.read.generated.chains import MOST_ROUNDS, MOST_SHORT_STEPS
+from sft.data.read.generated.chains import MOST_ROUNDS_OF_LONGEST, MOST_SHORT_STEPS
 from sft.recipe.schema import GenerateSource
 from sft.tokenizers.templates import PUBLISHED_TEMPLATE
 from sft.tokenizers.tiny import CHAT_TOKENS, PATTERN, THINK_TOKENS, build_tokenizer, words
@@ -217,7 +217,7 @@ def test_problems_need_no_bytes(tokenizer, max_steps: int) -> None:
 
 def test_the_words_are_the_pieces_of_generated_problems() -> None:
     """No piece is missing from the vocabulary, and none stands there that no problem has."""
-    pieces = {f" [{turn}]" for turn in range(1, MOST_ROUNDS + 1)}
+    pieces = {f" [{turn}]" for turn in range(1, MOST_ROUNDS_OF_LONGEST + 1)}
     for rows, max_steps in ((3000, MOST_SHORT_STEPS), (30, MAX_STEPS)):
         for row in generate_rows(GenerateSource(rows=rows, max_steps=max_steps)):
             for text in re.split("|".join(map(re.escape, THINK_TOKENS)), f"{row['prompt']}\n{row['completion']}"):
