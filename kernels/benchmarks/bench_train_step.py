@@ -4,8 +4,8 @@
 
 A step is forward, backward, clipping and fused AdamW on one packed row of seven documents, kept apart in both models;
 weights are in float32, bfloat16 is autocast's. `tiny` is the shape of the recipe of that name, at its row's length and
-at half of that. All cases of a row length take turns in every round, so that a busy machine slows all of them; the table
-shows medians. CPU seconds are those of all threads together: they hold on a busy machine, where the clock doesn't.
+at half of that. All cases of a row length take turns in every round, so that a busy machine slows all of them; the
+table shows medians. CPU seconds, of all threads together, hold on a busy machine, where the clock doesn't.
 """
 
 from __future__ import annotations
