@@ -133,6 +133,7 @@ class _SuiteRun:
             "suite": self.suite.name,
             **summarize(recorder.samples),
             "settings": self._settings(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
             "seconds": round(seconds, 3),
             "generated_tokens": recorder.tokens,
             "tokens_per_second": round(recorder.tokens / seconds, 1) if recorder.tokens else None,

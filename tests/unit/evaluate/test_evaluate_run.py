@@ -78,6 +78,7 @@ def test_every_sample_is_recorded_and_the_metrics_follow_from_them(straight: tup
     assert {s["verdict"] for s in samples} == {"right", "wrong"}
     right = sum(s["verdict"] == "right" for s in samples)
     assert metrics["pass_at_1"] == pytest.approx(right / 48)
+    assert metrics["dtype"] == "float32"
     assert metrics["problems"] == 24 and metrics["samples"] == 48
     assert metrics["interval"][0] < metrics["pass_at_1"] < metrics["interval"][1]
     assert set(metrics["by_group"]) == {"a", "b"} and set(metrics["by_steps"]) == {"3", "4", "5"}
