@@ -197,7 +197,7 @@ def test_a_teacher_that_reads_other_ids_is_refused(tmp_path: Path, teacher: Path
     folder = save_student(tmp_path / "more", longer)
     (item,) = rows(1)
     (outcome,) = run_rows("top_logprobs", [item], context(tmp_path / "b", tokenizer="tiny"), model=str(folder), k=400)
-    check(said(outcome), item, load_checkpoint(str(folder), dtype="float32"), 400)
+    check(said(outcome), item, load_checkpoint(str(folder), dtype="float32"), len(tiny_tokenizer()))
 
 
 def test_the_weights_decide_the_identity_and_not_the_path(tmp_path: Path, teacher: Path) -> None:
@@ -211,6 +211,12 @@ def test_the_weights_decide_the_identity_and_not_the_path(tmp_path: Path, teache
     assert key(teacher) != key(teacher, k=5)
     with pytest.raises(UserError, match="no model folder at /nowhere/model"):
         key(Path("/nowhere/model"))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match="adapter holds an adapter without its base model's weights: `sft export` merges"
+    ):
+        key(tmp_path / "adapter")
 
 
 def test_a_column_is_known_by_what_it_was() -> None:
