@@ -221,6 +221,7 @@ class _Recorder:
             "id": problem.id,
             "group": problem.group,
             "steps": problem.steps,
+            "question": problem.text,
             "prompt": self.run.prompts[task.problem],
             "completion": completion,
             "tokens": len(ids),

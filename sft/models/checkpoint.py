@@ -19,6 +19,10 @@ def check_checkpoint(folder: str | Path) -> None:
     """
     folder = Path(folder)
     config = folder / "config.json"
+    if not config.is_file() and (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds an adapter without its base model's weights: `sft export` merges them into one folder"
+        )
     if not config.is_file():
         raise UserError(f"{folder} is no model folder: it has no config.json")
     json_object(config.read_bytes(), config)

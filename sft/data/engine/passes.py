@@ -68,7 +68,7 @@ def make_passes(ends: Sequence[Node]) -> list[Pass]:
 
 
 def _parallel(node: Node) -> bool:
-    return node.step == READ or step_class(node.step).parallel
+    return node.step == READ or step_class(node.step).parallel(node.config)
 
 
 def _alone(node: Node) -> bool:

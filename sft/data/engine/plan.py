@@ -188,7 +188,7 @@ class _Planner:
     def stepped(self, chains: list[_Chain], name: str, config: Any, templates: Templates, title: str) -> list[_Chain]:
         """A step behind the chains: behind each of its own, or, where it needs the rows of all together, behind all."""
         kind = step_class(name)
-        together = issubclass(kind, TableStep) or not kind.parallel
+        together = issubclass(kind, TableStep) or not kind.parallel(config)
         groups = [chains] if together else [[chain] for chain in chains]
         decided_by = {
             "step": name,

@@ -24,7 +24,6 @@ class Step:
         reads_tokens: it reads `tokens` or `trained`: conversations are tokenised before it, if they aren't yet.
         changes_text: it makes conversations, or changes them: their tokens aren't known after it.
         only_judges: it lets rows go on or not and notes facts, and changes nothing else: texts need no new file.
-        parallel: several processes may work on it at once. Not where one process fills the machine by itself.
     """
 
     version: ClassVar[int] = 1
@@ -32,7 +31,6 @@ class Step:
     reads_tokens: ClassVar[bool] = False
     changes_text: ClassVar[bool] = False
     only_judges: ClassVar[bool] = False
-    parallel: ClassVar[bool] = True
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config = config
@@ -51,6 +49,11 @@ class Step:
         """The settings that decide the result, as JSON: not those that say how fast it is reached."""
         settings: dict[str, Any] = config.model_dump(mode="json")
         return settings
+
+    @classmethod
+    def parallel(cls, config: Any) -> bool:
+        """Whether several processes may work on it at once. Not where one process fills the machine by itself."""
+        return True
 
     @classmethod
     def carried(cls, config: Any) -> set[str]:

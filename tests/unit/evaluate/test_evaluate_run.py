@@ -87,6 +87,7 @@ def test_every_sample_is_recorded_and_the_metrics_follow_from_them(straight: tup
     assert metrics["tokens"]["all"]["mean"] == pytest.approx(sum(s["tokens"] for s in samples) / 48)
     assert all(s["tokens"] <= 40 and s["finished"] == (s["tokens"] < 40) for s in samples)
     assert samples[0]["prompt"] == "<|user|>add. 0 + 0<|end|><|assistant|>"
+    assert samples[0]["question"] == "0 + 0"
     assert read_sealed(folder / "metrics.json") == metrics
 
 

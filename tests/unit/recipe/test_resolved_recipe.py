@@ -42,6 +42,7 @@ STEPS = [
     {"join": {"path": "there.parquet"}},
     {"score": {"model": "student", "rank_surprisal": {}, "local_naturalness": {"every": 2}}},
     {"top_logprobs": {"column": "teacher"}},
+    {"top_logprobs": {"model": "teacher", "k": 8}},
     {"generate": {"teacher": TEACHER, "temperature": None, "top_p": None}},
     {"generate": {"mode": "mixed", "teacher": {**TEACHER, "marks": {"a": "b"}}, "student": {"checkpoint": "c"}}},
     {"generate": {"mode": "mixed", "teacher": TEACHER, "student": TEACHER}},

@@ -46,7 +46,11 @@ class Generate(RowStep):
     config: GenerateStep
     uses_tokenizer = True
     changes_text = True
-    parallel = False  # one process keeps all requests on their way; the work is the server's
+
+    @classmethod
+    def parallel(cls, config: GenerateStep) -> bool:
+        """One process keeps all requests on their way; the work is the server's."""
+        return False
 
     @classmethod
     def settings(cls, config: GenerateStep) -> dict[str, Any]:

@@ -25,10 +25,10 @@ def logprobs_and_ranks(hidden: Tensor, weight: Tensor, targets: Tensor, max_rank
     picked = (hidden.to(wide) * weight[targets].to(wide)).sum(1, keepdim=True)
     top = torch.full_like(picked, float("-inf"))
     total, above = torch.zeros_like(picked), torch.zeros_like(picked)
-    for start, block in _blocks(weight, wide):
+    for start, block in vocabulary_blocks(weight, wide):
         for first in range(0, len(targets), TOKENS_AT_ONCE):
             chunk = slice(first, first + TOKENS_AT_ONCE)
-            logits = _product(hidden[chunk], block, wide)
+            logits = wide_product(hidden[chunk], block, wide)
             # The target's own logit is no other's, however this product rounds it.
             own = targets[chunk] - start
             inside = ((own >= 0) & (own < len(block))).nonzero()[:, 0]
@@ -42,14 +42,14 @@ def logprobs_and_ranks(hidden: Tensor, weight: Tensor, targets: Tensor, max_rank
     return torch.cat([picked - top - total.log(), (above + 1).clamp(max=max_rank)], 1)
 
 
-def _blocks(weight: Tensor, wide: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def vocabulary_blocks(weight: Tensor, wide: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     """First token and rows of each block of the vocabulary, widened but on a GPU, which sums wide by itself."""
     for start in range(0, len(weight), VOCABULARY_BLOCK):
         block = weight[start : start + VOCABULARY_BLOCK]
         yield start, block if weight.is_cuda else block.to(wide)
 
 
-def _product(rows: Tensor, block: Tensor, wide: torch.dtype) -> Tensor:
+def wide_product(rows: Tensor, block: Tensor, wide: torch.dtype) -> Tensor:
     """rows @ block.T in the wide type."""
     if rows.is_cuda and rows.dtype == block.dtype != wide:
         return torch.mm(rows, block.T, out_dtype=wide)

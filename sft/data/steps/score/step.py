@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sft.data.read.outcomes import Dropped, Kept, Outcome
@@ -20,7 +18,7 @@ from sft.data.steps.score.answers import Answer, AnswerReader
 from sft.data.steps.score.divergence import compare, student_facts
 from sft.data.steps.score.student_view import local_naturalness, local_windows, rank_surprisal
 from sft.data.steps.score.teacher_tokens import TeacherVocabulary, place_tokens
-from sft.data.steps.score.token_scores import Document, TokenScorer, in_batches
+from sft.data.steps.score.token_scores import Document, TokenScorer, free_memory, in_batches, load_frozen
 from sft.recipe.steps.score import LocalNaturalness, ScoreStep
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_json
@@ -42,7 +40,6 @@ class Score(RowStep):
     """
 
     uses_tokenizer = True
-    parallel = False
     config: ScoreStep
     only_judges = True
 
@@ -67,6 +64,11 @@ class Score(RowStep):
         # What isn't asked for is no setting: scores that were found before there was such a thing are the same.
         return {key: value for key, value in settings.items() if value is not None or key not in _VIEWS}
 
+    @classmethod
+    def parallel(cls, config: ScoreStep) -> bool:
+        """One forward pass fills the machine."""
+        return False
+
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
         """Rows in, rows out in order; one packed forward pass at a time."""
         rows = (self._refused(row) for row in self._reader.read(batch))
@@ -78,9 +80,7 @@ class Score(RowStep):
     def close(self) -> None:
         """Give the memory and the journal back."""
         if self.__dict__.pop("_scorer", None) is not None:
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
         journal = self.__dict__.pop("_journal", None)
         if journal is not None:
             journal.close()
@@ -169,15 +169,9 @@ class Score(RowStep):
     @cached_property
     def _scorer(self) -> Any:
         """The student, loaded when the first row needs it."""
-        from sft.models.load import load_checkpoint, machine_dtype
-
         self._check_tokenizer()
-        name, revision = self.config.model, self.config.revision
-        dtype = machine_dtype(name, self.config.dtype, revision=revision)
-        model: Any = load_checkpoint(name, dtype=dtype, revision=revision)
-        model.requires_grad_(False)
+        model = load_frozen(self.config.model, self.config.dtype, self.config.revision)
         ranks = self.config.rank_surprisal
-        model = model.to("cuda") if torch.cuda.is_available() else model
         return TokenScorer(model, self.config.batch_tokens, ranks.max_rank if ranks is not None else None)
 
     def _check_tokenizer(self) -> None:

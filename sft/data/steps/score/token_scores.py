@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -43,6 +44,26 @@ def in_batches(items: Iterable[T], length: Callable[[T], int], most: int) -> Ite
         yield batch
 
 
+def load_frozen(name: str, dtype: str, revision: str | None = None) -> Any:
+    """A checkpoint to score with: on the GPU in `dtype` where there is one, else in what `machine_dtype` says.
+
+    Raises UserError when it can't be loaded.
+    """
+    from sft.models.load import load_checkpoint, machine_dtype
+
+    held = machine_dtype(name, dtype, revision=revision)
+    model: Any = load_checkpoint(name, dtype=held, revision=revision)
+    model.requires_grad_(False)
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def free_memory() -> None:
+    """Give back what a model took that nothing names any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class TokenScorer:
     """Scores documents with one model, in eval mode and without gradients.
 
@@ -54,6 +75,7 @@ class TokenScorer:
         """Raises UserError for a model whose logits aren't its hidden states times its head's weight."""
         self.model = model.eval()
         self.max_rank = max_rank
+        self.columns: tuple[int, ...] = () if max_rank is None else (2,)
         self.batch_tokens = batch_tokens
         self._device = model.get_input_embeddings().weight.device
         self._packs = isinstance(model, Phi4FlashForCausalLM)
@@ -93,7 +115,7 @@ class TokenScorer:
     def _run(self, batch: list[Document]) -> list[NDArray[np.float32]]:
         counts = [int(document.scored.sum()) for document in batch]
         if not sum(counts):
-            return [np.zeros((0, 2) if self.max_rank else 0, np.float32) for _ in batch]
+            return [np.zeros((0, *self.columns), np.float32) for _ in batch]
         tokens = sum(len(document.ids) for document in batch)
         try:
             with torch.no_grad():

@@ -118,4 +118,9 @@ def _checked(ids: NDArray[np.int32], logprobs: NDArray[Any], given: NDArray[np.b
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
     if twice.any():
         raise BadTopError(f"a token is named twice at token {int(twice.argmax())}")
-    return TopLogprobs(ids, np.where(ids >= 0, values.clip(_LOWEST, 0), 0).astype(np.float16))
+    return stored(ids, values)
+
+
+def stored(ids: NDArray[np.int32], logprobs: NDArray[Any]) -> TopLogprobs:
+    """As they are kept: half precision, whose range holds every log probability but for the least, which are cut."""
+    return TopLogprobs(ids, np.where(ids >= 0, logprobs.clip(_LOWEST, 0), 0).astype(np.float16))

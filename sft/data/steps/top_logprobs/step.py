@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.data.read.outcomes import Dropped, Kept, Outcome
 from sft.data.read.record import Record, TeacherTokens
@@ -12,14 +12,21 @@ from sft.data.steps.base import RowStep
 from sft.data.steps.score.teacher_tokens import TeacherVocabulary
 from sft.data.steps.top_logprobs.given import BadTopError, NoTokenError, from_content, from_ids
 from sft.data.steps.top_logprobs.vocabulary import OwnVocabulary
-from sft.recipe.steps.top_logprobs import TopLogprobsStep
+from sft.recipe.steps.top_logprobs import OF_MODEL, TopLogprobsStep
+
+if TYPE_CHECKING:
+    from sft.data.steps.top_logprobs.teacher import Teacher
 
 
 class TopLogprobs(RowStep):
     """Sets `teacher_top`; the column goes. Whether the tokens are those of the text shows when it is tokenised.
 
     Reasons: no_top_logprobs, bad_top_logprobs (not numbers, not finite, above 0, of more than 1 together, a token named
-    twice), tokens_do_not_match (a token of the answer is none of ours). Facts: tokens, k.
+    twice), tokens_do_not_match (a token of the answer is none of ours); of a teacher in this process too_long, and what
+    can't be rendered. Facts: tokens, k.
+
+    No journal keeps what a teacher in this process says: that would be most of a kilobyte for each token. A killed step
+    goes on at its shard.
     """
 
     config: TopLogprobsStep
@@ -28,7 +35,11 @@ class TopLogprobs(RowStep):
 
     @classmethod
     def identity(cls, config: TopLogprobsStep) -> dict[str, Any]:
-        """The teacher's tokenizer by its content."""
+        """The teacher by its weights (of a Hub id the commit), or its tokenizer by its content."""
+        if config.model is not None:
+            from sft.models.identity import checkpoint_identity
+
+            return {"model": checkpoint_identity(config.model, config.revision)}
         if config.tokenizer is None:
             return {}
         from sft.data.tokenize.tokens import check_tokenizer, tokenizer_hash
@@ -39,25 +50,47 @@ class TopLogprobs(RowStep):
 
     @classmethod
     def settings(cls, config: TopLogprobsStep) -> dict[str, Any]:
-        """All but where the tokenizer lies."""
-        return config.model_dump(mode="json", exclude={"tokenizer"})
+        """All but where teacher and tokenizer lie; those of a teacher in this process where there is one."""
+        unused = set() if config.model is not None else set(OF_MODEL)
+        return config.model_dump(mode="json", exclude={"tokenizer", "model", *unused})
+
+    @classmethod
+    def parallel(cls, config: TopLogprobsStep) -> bool:
+        """A teacher's forward pass fills the machine."""
+        return config.model is None
 
     def __call__(self, batch: list[Record]) -> Iterator[Outcome]:
-        """Raises UserError for a tokenizer of another kind of vocabulary."""
-        return map(self._outcome, batch)
+        """Raises UserError for a tokenizer or teacher of another vocabulary."""
+        if self.config.model is None:
+            yield from map(self._outcome, batch)
+            return
+        for record, said in zip(batch, self._model(batch), strict=True):
+            yield self._kept(record, said) if isinstance(said, TeacherTokens) else said
+
+    def close(self) -> None:
+        """Give the teacher's memory back."""
+        if "_model" in self.__dict__:
+            self._model.close()
 
     def _outcome(self, record: Record) -> Outcome:
         value = self._value(record)
         if record.completion is None or value is None:
-            if self.config.missing == "keep":
-                return Kept(record)
-            return Dropped(record, "no_top_logprobs", "the row has no answer, or nothing that its teacher says of it")
+            return self._absent(record)
         try:
             said = self._read(value)
         except BadTopError as error:
             return Dropped(record, "bad_top_logprobs", str(error))
         except NoTokenError as error:
             return Dropped(record, "tokens_do_not_match", str(error))
+        return self._kept(record, said)
+
+    def _absent(self, record: Record) -> Outcome:
+        if self.config.missing == "keep":
+            return Kept(record)
+        return Dropped(record, "no_top_logprobs", "the row has no answer, or nothing that its teacher says of it")
+
+    @staticmethod
+    def _kept(record: Record, said: TeacherTokens) -> Kept:
         record.teacher_top = said
         record.forget_tokens()
         record.facts["top_logprobs"] = {"tokens": len(said.tokens), "k": said.top.ids.shape[1]}
@@ -83,6 +116,12 @@ class TopLogprobs(RowStep):
     @cached_property
     def _own(self) -> OwnVocabulary:
         return OwnVocabulary(self.context.tokenizer)
+
+    @cached_property
+    def _model(self) -> Teacher:
+        from sft.data.steps.top_logprobs.teacher import Teacher  # torch, which the other ways can do without
+
+        return Teacher(self.config, self.context.tokenizer, self._absent)
 
     @cached_property
     def _teacher(self) -> tuple[TeacherVocabulary, Any]:

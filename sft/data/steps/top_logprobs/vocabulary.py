@@ -52,3 +52,17 @@ class OwnVocabulary:
                 "with, so its teacher's distributions can't be learned from: take a teacher of the same vocabulary."
             )
         return table
+
+
+def check_same_ids(own: Any, teacher: Any, name: str) -> None:
+    """Raise UserError unless each token of `own` has the same id in the tokenizer `teacher`, called `name`."""
+    theirs = teacher.get_vocab()
+    others = [(number, token) for token, number in own.get_vocab().items() if theirs.get(token) != number]
+    if others:
+        number, token = min(others)
+        there = theirs.get(token, "no token")
+        raise UserError(
+            f"top_logprobs: {name} has another vocabulary than the tokenizer that is trained with: {token!r} is "
+            f"{number} here and {there} there. A teacher in this process reads our ids: serve this one, and let "
+            "`generate` ask it with `top_logprobs`."
+        )

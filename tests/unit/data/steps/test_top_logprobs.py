@@ -124,7 +124,8 @@ def test_rows_without_a_teacher_are_the_bytes_that_they_were(
     prepared = prepare(write_rows(rows))
     assert prepared.top_k == 0
     schema = pa.ipc.open_stream(prepared.path / "rows-00000.arrow").schema
-    assert schema == row_schema() and schema.names == ["input_ids", "assistant_masks", "seq_lengths", "document_ids"]
+    names = ["input_ids", "assistant_masks", "seq_lengths", "document_ids", "document_sources"]
+    assert schema == row_schema() and schema.names == names
 
 
 def test_some_rows_have_a_teacher_and_some_fewer_alternatives(prepare: Prepare, write_rows: Write, toy: Any) -> None:
