@@ -69,9 +69,7 @@ def _cached(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def differential_attention_step_cpp(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    heads: tuple[Tensor, Tensor, Tensor],
     lambda_full: Tensor,
     subln_weight: Tensor,
     *,
@@ -80,17 +78,18 @@ def differential_attention_step_cpp(
     scale: float,
     eps: float,
 ) -> Tensor:
-    """One new token of each sequence, as in `sambay_kernels.differential_attention_step`."""
-    wide, dtype, (sequences, heads, d) = compute_dtype(q), stored_dtype(q), q.shape
+    """One new token of each sequence, as in `sambay_kernels.differential_attention_step`; heads: q, k, v."""
+    q, k, v = heads
+    wide, dtype, (sequences, count, d) = compute_dtype(q), stored_dtype(q), q.shape
     read, (keys, values, row_keys) = _read(q, dtype), _cached(k.to(dtype), v.to(dtype))
     small = [packed(value, wide) for value in (lambda_full, subln_weight)]
     mask = key_mask if key_mask is None or key_mask.stride(1) == 1 else key_mask.contiguous()
     cache = [Heads(x.data_ptr(), x.stride(2), x.stride(1)) for x in (keys, values)]
     args = AttentionArgs(
-        sequences, heads, k.shape[1], d, None, None, 0, scale, lambda_init, eps, heads_of(read), *cache,
+        sequences, count, k.shape[1], d, None, None, 0, scale, lambda_init, eps, heads_of(read), *cache,
         *map(pointer, small),
     )  # fmt: skip
-    out = q.new_empty(sequences, heads * d, dtype=dtype)
+    out = q.new_empty(sequences, count * d, dtype=dtype)
     row = 0 if mask is None else mask.stride(0)
     call("attention_step", dtype, AttentionStep(args, k.shape[2], row_keys, pointer(mask), row, pointer(out)))
     return out.to(q.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,9 +59,8 @@ def differential_attention_step(
             f"{OP}: key_mask must be bool of shape {(k.shape[0], k.shape[2])}, "
             f"got {key_mask.dtype} of shape {tuple(key_mask.shape)}"
         )
+    options: dict[str, Any] = {"lambda_init": float(lambda_init), "scale": scale_of(q, scale), "eps": float(eps)}
     # A compiler can't look into C++, and makes fewer loops of the torch form.
-    in_cpp = backend_for(OP, q) == "cpp" and not torch.compiler.is_compiling()
-    return (differential_attention_step_cpp if in_cpp else differential_attention_step_torch)(
-        q, k, v, lambda_full, subln_weight, lambda_init=float(lambda_init), key_mask=key_mask,
-        scale=scale_of(q, scale), eps=float(eps),
-    )  # fmt: skip
+    if backend_for(OP, q) == "cpp" and not torch.compiler.is_compiling():
+        return differential_attention_step_cpp((q, k, v), lambda_full, subln_weight, key_mask=key_mask, **options)
+    return differential_attention_step_torch(q, k, v, lambda_full, subln_weight, key_mask=key_mask, **options)
