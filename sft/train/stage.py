@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sft.models.four_bit import is_four_bit
 from sft.models.lora import attach_adapters, lora_settings
 from sft.models.lora_targets import check_targets
+from sft.models.rounded_rows import rounded_rows
 from sft.recipe.outcome_keys import HANDS_ON
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
@@ -142,7 +143,8 @@ def train_stage(
         started()
     if precision.why:
         say(f"{stage.name}: computes in {precision}")
-    with stop_signals() as signals, no_library_bars():
+    compiled = bool(args.use_cpu and args.bf16)  # its products, by oneDNN
+    with stop_signals() as signals, no_library_bars(), rounded_rows(model, compiled):
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
         _look_on(job, held, signals)
         with signals.saving():
