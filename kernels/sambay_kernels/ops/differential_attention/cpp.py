@@ -60,9 +60,8 @@ def differential_attention_cpp_backward(
 
 def _cached(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
     """Caches (B, H, T, d) as C++ reads them, both by the same places, and the places from one sequence to the next."""
-    layouts = {(x.stride(0), x.stride(1), x.stride(2), x.stride(3)) for x in (k, v)}
-    row, _, place, element = next(iter(layouts))
-    if len(layouts) > 1 or element != 1 or place <= 0 or row % place:
+    row, _, place, element = k.stride()
+    if k.stride() != v.stride() or element != 1 or place <= 0 or row % place:
         k, v = (x.clone(memory_format=torch.contiguous_format) for x in (k, v))
         row, _, place, _ = k.stride()
     return k, v, row // place

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.outcomes import Dropped, Outcome
 from sft.data.read.record import Record, TeacherTokens
 from sft.data.read.row import BadRow
 from sft.data.steps.score.token_scores import Document, free_memory, in_batches, load_frozen
@@ -105,5 +105,5 @@ class Teacher:
         return LikeliestTokens(model, config.batch_tokens, min(config.k, int(named.sum())), named)
 
 
-def _length(row: _Answer | Kept | Dropped | Any) -> int:
+def _length(row: _Answer | Outcome) -> int:
     return len(row.document.ids) if isinstance(row, _Answer) else 0
