@@ -3,9 +3,11 @@
     python kernels/benchmarks/bench_train_step.py --tokens 512 2048 8192 --threads 2
 
 A step is forward, backward, clipping and fused AdamW on one packed row of seven documents, kept apart in both models;
-weights are in float32, bfloat16 is autocast's. `tiny` is the shape of the recipe of that name, at its row's length and
-at half of that. All cases of a row length take turns in every round, so that a busy machine slows all of them; the
-table shows medians. CPU seconds, of all threads together, hold on a busy machine, where the clock doesn't.
+weights are in float32, bfloat16 is autocast's. Rows have about the same length, each round's one that no round before
+it had, as packed rows do in training; both models take them as the trainer gives them to any model (filled up to equal
+numbers of rows for bfloat16 on a CPU: `sft.models.rounded_rows`). `tiny` is the shape of the recipe of that name, at
+its row's length and at half of that. All cases take turns in every round, so that a busy machine slows all of them;
+the table shows medians. CPU seconds, of all threads together, hold on a busy machine, where the clock doesn't.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from sambay_kernels import why
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sft.models.rounded_rows import rounded_rows
 from sft.models.sambay import Phi4FlashConfig, Phi4FlashForCausalLM
 from sft.utils.memory import keep_freed_memory
 
@@ -33,7 +36,10 @@ TINY |= {"num_attention_heads": 8, "num_key_value_heads": 4}
 TINY_TOKENS = (512, 1024)
 LENGTHS = (531, 112, 307, 224, 95, 448, 331)  # of the documents, in parts of 2,048
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-Step = Callable[[], float]
+LESS = 3
+"""Tokens that a round's row has less than the row of the round before it."""
+WARM_UP = 2
+Step = Callable[[dict[str, Any]], float]
 
 
 def parameters(model: nn.Module) -> int:
@@ -79,15 +85,18 @@ def batch(tokens: int, vocabulary: int, device: str) -> dict[str, Any]:
     }
 
 
-def stepper(model: nn.Module, inputs: dict[str, Any], device: str, dtype: torch.dtype | None) -> Step:
-    """A function that does one training step and returns its loss."""
+def stepper(model: nn.Module, device: str, dtype: torch.dtype | None) -> Step:
+    """A function that does one training step on a row and returns its loss."""
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
-    def step() -> float:
-        with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
+    compiled = device == "cpu" and dtype is not None
+
+    def step(inputs: dict[str, Any]) -> float:
+        autocast = torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None)
+        with autocast, rounded_rows(model, compiled):
             loss: torch.Tensor = model(**inputs).loss
-        loss.backward()
+            loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -96,32 +105,32 @@ def stepper(model: nn.Module, inputs: dict[str, Any], device: str, dtype: torch.
     return step
 
 
-def cases(shape: dict[str, Any], tokens: int, device: str) -> dict[tuple[str, str], tuple[int, Step]]:
+def plain(packed: dict[str, Any]) -> dict[str, Any]:
+    """The row without its borders, which transformers' Llama finds in the positions."""
+    return {name: packed[name] for name in ("input_ids", "labels", "position_ids")} | {"use_cache": False}
+
+
+def cases(shape: dict[str, Any], device: str) -> dict[tuple[str, str], tuple[int, Step]]:
     """By model and precision: its parameters and its step."""
-    packed = batch(tokens, shape["vocab_size"], device)
-    # Borders go to models that take them; transformers' Llama finds them in the positions.
-    plain = {name: packed[name] for name in ("input_ids", "labels", "position_ids")} | {"use_cache": False}
-    models: dict[str, tuple[Callable[[dict[str, Any]], nn.Module], dict[str, Any]]] = {
-        "SambaY": (sambay, packed),
-        "Llama": (llama, plain),
-    }
     return {
-        (name, precision): (parameters(model := build(shape)), stepper(model, inputs, device, dtype))
-        for name, (build, inputs) in models.items()
+        (name, precision): (parameters(model := build(shape)), stepper(model, device, dtype))
+        for name, build in (("SambaY", sambay), ("Llama", llama))
         for precision, dtype in PRECISIONS.items()
     }
 
 
 def measure(shape: dict[str, Any], tokens: int, what: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one length of a packed row."""
-    found = cases(shape, tokens, options.device)
+    found = cases(shape, options.device)
     clock: dict[tuple[str, str], list[float]] = {case: [] for case in found}
     busy: dict[tuple[str, str], list[float]] = {case: [] for case in found}
-    for turn in range(-2, options.rounds):  # two rounds warm up
+    for turn in range(options.rounds + WARM_UP):
+        row = batch(tokens - LESS * turn, shape["vocab_size"], options.device)
         for case, (_, step) in found.items():
+            inputs = row if case[0] == "SambaY" else plain(row)
             start, start_busy = time.perf_counter(), time.process_time()
-            step()
-            if turn >= 0:
+            step(inputs)
+            if turn >= WARM_UP:
                 clock[case].append(time.perf_counter() - start)
                 busy[case].append(time.process_time() - start_busy)
     seconds = {case: statistics.median(times) for case, times in clock.items()}

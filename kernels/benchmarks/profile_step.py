@@ -8,6 +8,7 @@ too large. Calls are those of one step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from bench_train_step import PRECISIONS, SMALL, TINY, batch, sambay, stepper
@@ -20,7 +21,7 @@ SHAPES = {"tiny": TINY, "small": SMALL}
 STEPS = 5
 
 
-def shares(step: Any, most: int) -> list[dict[str, Any]]:
+def shares(step: Callable[[], Any], most: int) -> list[dict[str, Any]]:
     """The operations that take most, and the rest in one line."""
     for _ in range(STEPS):
         step()
@@ -50,8 +51,8 @@ def main() -> None:
     keep_freed_memory()
     shape = SHAPES[chosen.shape]
     inputs = batch(chosen.tokens, shape["vocab_size"], chosen.device)
-    step = stepper(sambay(shape), inputs, chosen.device, PRECISIONS[chosen.precision])
-    rows = shares(step, chosen.most)
+    step = stepper(sambay(shape), chosen.device, PRECISIONS[chosen.precision])
+    rows = shares(lambda: step(inputs), chosen.most)
     report(f"A training step of {chosen.shape}, {chosen.tokens:,} tokens, {chosen.precision}", rows, chosen)
 
 
