@@ -86,6 +86,13 @@ class GenerateSource(Section):
     max_steps: int = Field(default=6, ge=3, description="Most reasoning steps of a problem.")
     split: Literal["train", "test"] = Field(default="train", description="Train and test problems are disjoint.")
     seed: Seed = Field(default=0, description="Seed of the generator.")
+    scaling: float | None = Field(
+        default=None,
+        ge=0,
+        le=0.9,
+        description="Chance of a step to multiply or divide, where its value allows it (default: 0.32). "
+        "For problems of at most 8 steps; longer ones only add and subtract.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> GenerateSource:

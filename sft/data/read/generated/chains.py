@@ -15,20 +15,21 @@ MOST_ROUNDS_OF_LONGEST = 20
 """Rounds of problems with more steps than MOST_ROUNDS of them make; fewer steps never take so many rounds."""
 MAX_STEPS = MOST_ROUNDS_OF_LONGEST * MOST_MOVES
 
-_OPERATORS = "+-*/"
-_WEIGHTS = (34, 34, 16, 16)
+
+def draw(rng: random.Random, steps: int, scaling: float) -> Chain:
+    """A chain of `steps` calculations, each with chance `scaling` one of * and /, where its value allows it.
+
+    A long chain has about, and never more than, so many, all of them + and -.
+    """
+    return _draw_rounds(rng, steps) if steps > MOST_SHORT_STEPS else _draw_short(rng, steps, scaling)
 
 
-def draw(rng: random.Random, steps: int) -> Chain:
-    """A chain of `steps` calculations; a long one of about, and never more than, so many."""
-    return _draw_rounds(rng, steps) if steps > MOST_SHORT_STEPS else _draw_short(rng, steps)
-
-
-def _draw_short(rng: random.Random, steps: int) -> Chain:
+def _draw_short(rng: random.Random, steps: int, scaling: float) -> Chain:
+    chances = [1 - scaling, 1 - scaling, scaling, scaling]
     start = value = rng.randint(SMALLEST, LARGEST)
     moves: list[Move] = []
     while len(moves) < steps:
-        operator = rng.choices(_OPERATORS, _WEIGHTS)[0]
+        operator = rng.choices("+-*/", chances)[0]
         operand = draw_operand(rng, value, operator)
         if operand is not None:
             moves.append(Move(operator, operand))

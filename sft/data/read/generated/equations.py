@@ -17,12 +17,12 @@ def _equation(move: Move, before: str, unknown: str) -> str:
     return f"{unknown} {INVERSE[move.operator]} {move.operand} = {before}"
 
 
-def draw(rng: random.Random, steps: int) -> Problem:
+def draw(rng: random.Random, steps: int, scaling: float) -> Problem:
     """Equations whose solution takes `steps` calculations (a long one at most as many).
 
     In a long one the last unknown of a round is what the first letter stands for in the next.
     """
-    chain = draw_chain(rng, steps)
+    chain = draw_chain(rng, steps, scaling)
     names = UNKNOWNS[: len(chain.moves) + 1]
     told = chain.tell([_equation(move, *pair) for move, pair in zip(chain.moves, pairwise(names), strict=True)])
     so = [f" so {name} =" for name in names[1:]]

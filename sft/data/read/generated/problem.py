@@ -55,12 +55,6 @@ class Chain:
         *others, last = moves
         return [f" ({number}) {move}" for number, move in enumerate([*others, f"last {last}"], start=1)]
 
-    def mark(self, turn: int) -> str:
-        """The mark of a round; like a move, the last one says so behind its mark. Empty if there is one round only."""
-        if self.rounds == 1:
-            return ""
-        return f" [{turn}] last" if turn == self.rounds else f" [{turn}]"
-
     @property
     def canonical(self) -> str:
         """The calculations alone."""
@@ -69,16 +63,22 @@ class Chain:
     def pose(self, opening: str, told: Sequence[str], question: str, so: Sequence[str] | None = None) -> Problem:
         """The problem that tells each move as `told` says (with its mark), and its solution.
 
-        A line of the solution is the value so far, the mark of the round if there are several, the move as the
-        question tells it, and the value it makes (after `so[i]`, default ` =`): what has to be looked up far away
-        continues words just read, and all that goes on from one line to the next stands close by.
+        A line of the solution is the value so far, the move as the question tells it, and the value it makes (after
+        `so[i]`, default ` =`): what has to be looked up far away continues words just read, and all that goes on from
+        one line to the next stands close by.
+
+        Rounds are counted down, from the number in the question: the mark on a round's first line says how many are
+        left, this one included. What a round needs is then always the last mark that there was, be it the question's or
+        the solution's. (On every line, marks would be read from the line before, which teaches nothing about the
+        question's; counted up, its number would be needed once only, at the end.)
         """
-        head = [opening, "Repeat in rounds up to", self.mark(self.rounds)] if self.rounds > 1 else [opening]
+        head = [opening, "Repeat in rounds up to", f" [{self.rounds}] last"] if self.rounds > 1 else [opening]
         lines, value = [], self.start
-        for turn in range(1, self.rounds + 1):
+        for left in range(self.rounds, 0, -1):
             for index, move in enumerate(self.moves):
                 result = compute(value, move.operator, move.operand)
-                lines.append(f"{value}{self.mark(turn)}{told[index]}{so[index] if so else ' ='} {result}")
+                mark = f" [{left}]" if self.rounds > 1 and index == 0 else ""
+                lines.append(f"{value}{mark}{told[index]}{so[index] if so else ' ='} {result}")
                 value = result
         prompt = "\n".join([*head, *told, question])
         return Problem(self.canonical, prompt, "\n".join(lines), value, self.steps)

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sft.data.read.generated import arithmetic, equations, stories
-from sft.data.read.generated.chains import MAX_STEPS
+from sft.data.read.generated.chains import MAX_STEPS, MOST_SHORT_STEPS
 from sft.data.read.generated.problem import Problem
 from sft.recipe.schema import GenerateSource
 from sft.utils.errors import UserError
 
 _TEST_SHARE = 10
 _PATIENCE = 1000
-_DRAW: dict[str, Callable[[random.Random, int], Problem]] = {
+_DRAW: dict[str, Callable[[random.Random, int, float], Problem]] = {
     "arithmetic": arithmetic.draw,
     "equations": equations.draw,
     "words": stories.draw,
@@ -36,10 +36,15 @@ def completion_of(problem: Problem) -> str:
     return f"<think>\n{problem.solution}\n</think>\n\\boxed{{{problem.answer}}}"
 
 
+_SCALING = 0.32
+"""Chance of a step to multiply or divide, unless a source names another."""
+
+
 def _draw_new(rng: random.Random, family: str, source: GenerateSource, seen: set[str]) -> Problem:
+    scaling = _SCALING if source.scaling is None else source.scaling
     for _ in range(_PATIENCE):
         # Drawn anew each time: rounds can't make every number of steps (13 is no product).
-        problem = _DRAW[family](rng, rng.randint(source.min_steps, source.max_steps))
+        problem = _DRAW[family](rng, rng.randint(source.min_steps, source.max_steps), scaling)
         if split_of(problem) == source.split and problem.canonical not in seen and problem.steps >= source.min_steps:
             seen.add(problem.canonical)
             return problem
@@ -57,10 +62,16 @@ def generate_rows(source: GenerateSource) -> Iterator[dict[str, Any]]:
     are told as rounds of a few calculations, so that the question stays short and the solution gets long.
 
     Raises:
-        UserError: for problems with more than MAX_STEPS steps, or when there are no more new problems.
+        UserError: for problems with more than MAX_STEPS steps, for `scaling` where no step multiplies, or when there
+            are no more new problems.
     """
     if source.max_steps > MAX_STEPS:
         raise UserError(f"generate: max_steps {source.max_steps} is too many; at most {MAX_STEPS}")
+    if source.scaling is not None and source.max_steps > MOST_SHORT_STEPS:
+        raise UserError(
+            f"generate: scaling {source.scaling} is for problems of at most {MOST_SHORT_STEPS} steps, and max_steps is "
+            f"{source.max_steps}; longer ones only add and subtract: leave it out there"
+        )
     families = list(_DRAW) if source.family == "all" else [source.family]
     # Seeding with text hashes it with SHA-512: the same everywhere, and unlike for seeds that differ by one.
     rng = random.Random(f"{source.seed}/{source.split}/{source.family}/{source.min_steps}-{source.max_steps}")

@@ -63,9 +63,9 @@ def _event(rng: random.Random, setting: _Setting, move: Move) -> str:
     return text.format(n=move.operand)
 
 
-def draw(rng: random.Random, steps: int) -> Problem:
+def draw(rng: random.Random, steps: int, scaling: float) -> Problem:
     """A story of `steps` calculations (a long one of at most as many)."""
-    chain = draw_chain(rng, steps)
+    chain = draw_chain(rng, steps, scaling)
     setting, name, thing = rng.choice(_SETTINGS), rng.choice(NAMES), rng.choice(THINGS)
     told = chain.tell([_event(rng, setting, move) for move in chain.moves])
     opening = setting.opening.format(name=name, thing=thing, n=chain.start)

@@ -147,10 +147,10 @@ def test_stories_tell_the_chain_that_is_calculated() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_long_traces_have_one_to_four_thousand_tokens(tokenizer, family: str) -> None:
+def test_long_traces_have_about_one_to_two_thousand_tokens(tokenizer, family: str) -> None:
     rows = rows_of(family=family, rows=60, min_steps=LONG[0], max_steps=LONG[1])
     lengths = [len(tokenizer(row["completion"]).input_ids) for row in rows]
-    assert min(lengths) >= 1000 and max(lengths) <= 4000
+    assert min(lengths) >= 900 and max(lengths) <= 2000
     assert max(len(tokenizer(row["prompt"]).input_ids) for row in rows) < 120
 
 
@@ -190,6 +190,27 @@ def test_generation_is_quick() -> None:
 def test_too_many_steps_are_refused() -> None:
     with pytest.raises(UserError, match=f"at most {MAX_STEPS}"):
         rows_of(rows=1, max_steps=MAX_STEPS + 1)
+
+
+def test_scaling_is_the_chance_of_multiplying_and_dividing() -> None:
+    def share(**keys) -> float:
+        claims = [
+            claim for row in rows_of(rows=500, max_steps=8, family="arithmetic", **keys) for claim in calculations(row)
+        ]
+        return sum(sign in claim for claim in claims for sign in "*/") / len(claims)
+
+    assert share(scaling=0) == 0
+    assert share() == share(scaling=0.32) < share(scaling=0.5) < share(scaling=0.9)
+    with pytest.raises(UserError, match=r"scaling 0\.5 is for problems of at most 8 steps"):
+        rows_of(rows=1, max_steps=9, scaling=0.5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounds_are_counted_down_from_what_the_question_says(family: str) -> None:
+    for row in rows_of(family=family, rows=10, min_steps=9, max_steps=MAX_STEPS):
+        rounds = int(re.search(r"\[(\d+)\] last", row["prompt"])[1])
+        marks = [(int(mark), int(step)) for mark, step in re.findall(r" \[(\d+)\] \((\d+)\)", row["completion"])]
+        assert marks == [(left, 1) for left in range(rounds, 0, -1)]
 
 
 @pytest.fixture(scope="module")
