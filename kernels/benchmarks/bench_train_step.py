@@ -31,7 +31,7 @@ from sft.utils.memory import keep_freed_memory
 IDS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 SMALL: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 8} | IDS
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 1024, "sliding_window": 512}
-TINY = SMALL | {"vocab_size": 344, "hidden_size": 160, "intermediate_size": 256, "sliding_window": 32}
+TINY = SMALL | {"vocab_size": 400, "hidden_size": 160, "intermediate_size": 256, "sliding_window": 16}
 TINY |= {"num_attention_heads": 8, "num_key_value_heads": 4}
 TINY_TOKENS = (512, 1024)
 LENGTHS = (531, 112, 307, 224, 95, 448, 331)  # of the documents, in parts of 2,048
