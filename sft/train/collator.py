@@ -39,8 +39,9 @@ class PackedCollator:
     are what counts, also `loss_weights` float64 (1, T), as `label_weights` makes them.
 
     Where rows have TEACHER_COLUMNS, also `teacher_ids` int32 (1, T, k), -1 where the teacher says nothing, and
-    `teacher_logprobs` float16 (1, T, k): position t speaks of label t. With `sources`, names of the rows' SOURCES,
-    `token_sources` is each supervised token's source, by its number, int64 (num_supervised,).
+    `teacher_logprobs` float32 (1, T, k), since autocast on a CPU refuses the float16 they are stored in: position t
+    speaks of label t. With `sources`, names of the rows' SOURCES, `token_sources` is each supervised token's source, by
+    its number, int64 (num_supervised,).
     """
 
     def __init__(self, pad_token_id: int = 0, normalize: Normalize = "token", sources: Sequence[str] = ()) -> None:
@@ -136,7 +137,7 @@ def _teacher(rows: Sequence[Mapping[str, Any]], masks: np.ndarray, labels: np.nd
     if len(given) < sum(bool(np.any(row["assistant_masks"])) for row in rows):
         raise ValueError("some rows of the batch have no teacher_ids, and others have")
     found = {}
-    for name, kind, nothing in zip(TEACHER_COLUMNS, (np.int32, np.float16), (-1, 0), strict=True):
+    for name, kind, nothing in zip(TEACHER_COLUMNS, (np.int32, np.float32), (-1, 0), strict=True):
         said = np.concatenate([np.asarray(row[name], dtype=kind) for row in given])
         if said.ndim != 2 or len(said) != len(trained):
             raise ValueError(f"{name} is {said.shape} for {len(trained)} trained tokens; expected (trained tokens, k)")

@@ -88,6 +88,18 @@ def test_however_a_step_is_split_the_same_is_learned_from_a_teacher(tmp_path, di
             torch.testing.assert_close(weight, runs[0][name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("make", [tiny_sambay, tiny_qwen], ids=["sambay", "qwen3"])
+def test_a_teacher_teaches_in_bfloat16_too(tmp_path, make, packs):
+    rows, told = with_teacher(documents(), 4), []
+    for bf16 in (False, True):
+        train = {**TRAIN, "packing": packs, "per_device_train_batch_size": 2, "distill": {"weight": 0.7}, "bf16": bf16}
+        data = prepared(packed(rows) if packs else rows, 4)
+        _, paths = train_toy(tmp_path / str(bf16), train, model=make(), prepared=data)
+        told.append(read_metrics(paths.metrics("one"))[0]["loss"])
+    assert told[1] == pytest.approx(told[0], rel=0.02) and told[1] != told[0]
+
+
 def test_accuracy_and_entropy_are_the_students(tmp_path):
     rows, told = with_teacher(documents(), 4), []
     for number, keys in enumerate(({}, {"distill": {"weight": 0.7}}, {"distill": {"divergence": "reverse"}})):
