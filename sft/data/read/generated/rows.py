@@ -15,6 +15,8 @@ from sft.utils.errors import UserError
 
 _TEST_SHARE = 10
 _PATIENCE = 1000
+_SCALING = 0.32
+"""Chance of a step to multiply or divide, unless a source names another."""
 _DRAW: dict[str, Callable[[random.Random, int, float], Problem]] = {
     "arithmetic": arithmetic.draw,
     "equations": equations.draw,
@@ -34,10 +36,6 @@ def split_of(problem: Problem) -> str:
 def completion_of(problem: Problem) -> str:
     """The worked reasoning inside <think> tags, then the boxed answer."""
     return f"<think>\n{problem.solution}\n</think>\n\\boxed{{{problem.answer}}}"
-
-
-_SCALING = 0.32
-"""Chance of a step to multiply or divide, unless a source names another."""
 
 
 def _draw_new(rng: random.Random, family: str, source: GenerateSource, seen: set[str]) -> Problem:
