@@ -10,6 +10,15 @@ from __future__ import annotations
 from .ops.add_layer_norm.api import add_layer_norm
 from .ops.causal_conv1d.api import causal_conv1d
 from .ops.causal_conv1d.step import causal_conv1d_step
+from .ops.decoder_step.api import DecoderStep
+from .ops.decoder_step.slots import Slots
+from .ops.decoder_step.weights import (
+    AttentionWeights,
+    DecoderWeights,
+    LayerWeights,
+    MambaWeights,
+    MemoryUnitWeights,
+)
 from .ops.differential_attention.api import differential_attention
 from .ops.differential_attention.step import differential_attention_step
 from .ops.linear_cross_entropy.api import linear_cross_entropy
@@ -20,7 +29,14 @@ from .ops.swiglu.api import swiglu
 from .runtime.dispatch import BackendError, backend_for, why
 
 __all__ = [
+    "AttentionWeights",
     "BackendError",
+    "DecoderStep",
+    "DecoderWeights",
+    "LayerWeights",
+    "MambaWeights",
+    "MemoryUnitWeights",
+    "Slots",
     "add_layer_norm",
     "backend_for",
     "causal_conv1d",

@@ -1,0 +1,38 @@
+"""A decoding step: which backend runs it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...runtime.dispatch import backend_for, register
+from .slots import Slots
+from .torch import decoder_step_torch
+from .weights import DecoderWeights
+
+OP = "decoder_step"
+
+register(OP, "torch")
+
+
+class DecoderStep:
+    """A model's decoding step, with what a backend keeps of its weights (the C++ one: packed copies)."""
+
+    def __init__(self, weights: DecoderWeights) -> None:
+        self.weights = weights
+        self.backend = backend_for(OP, weights.embed)
+
+    @torch.no_grad()
+    def __call__(self, slots: Slots, tokens: Tensor, rows: Tensor) -> Tensor:
+        """One token of each of R sequences.
+
+        Args:
+            slots: CHANGED: states and rings move on, keys and values are written behind the sequence's last ones (the
+                table must list the page for it), lengths grow by one.
+            tokens: (R,) int64.
+            rows: (R,) int64, the slot of each sequence, none twice.
+
+        Returns:
+            logits (R, vocab) in the type of the weights.
+        """
+        return decoder_step_torch(self.weights, slots, tokens, rows)

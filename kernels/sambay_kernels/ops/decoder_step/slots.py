@@ -1,0 +1,53 @@
+"""Where the states of sequences live while they are decoded: everything is allocated once and changed in place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .weights import DecoderWeights
+
+
+class Slots:
+    """The states of up to `slots` sequences.
+
+    A sequence has a slot: the states of the Mamba layers, and for every window layer a ring of the last `window` keys
+    and values (token t stands at t mod window: without positions their order is of no consequence). The layers that
+    see everything keep keys and values in pages, which a slot's row of the table lists in the order of its tokens;
+    several slots may list the same page as long as none of them writes to it.
+
+    Attributes:
+        conv: (Mamba layers, slots, inner, width - 1), the last inputs, oldest first.
+        scan: (Mamba layers, slots, inner, states), float32 (float64 for float64).
+        ring_keys, ring_values: (window layers, slots, key heads, window, head_dim).
+        page_keys, page_values: (full layers, pages, key heads, page_size, head_dim).
+        table: (slots, most pages of a sequence), int32.
+        lengths: (slots,), int32, how many tokens a sequence holds.
+    """
+
+    def __init__(
+        self, weights: DecoderWeights, *, slots: int, pages: int, page_size: int, longest: int, dtype: torch.dtype
+    ) -> None:
+        device = weights.embed.device
+        mamba, window = weights.mambas[0], max((m.window or 0 for m in weights.windows), default=0)
+        inner, states = mamba.A.shape
+        heads, width = weights.key_heads, weights.head_dim
+        self.page_size = page_size
+
+        def room(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(shape, dtype=kind, device=device)
+
+        self.conv = room(len(weights.mambas), slots, inner, mamba.conv_weight.shape[1] - 1)
+        self.scan = room(len(weights.mambas), slots, inner, states, kind=mamba.A.dtype)
+        self.ring_keys = room(len(weights.windows), slots, heads, window, width)
+        self.ring_values = torch.zeros_like(self.ring_keys)
+        self.page_keys = room(len(weights.full), pages, heads, page_size, width)
+        self.page_values = torch.zeros_like(self.page_keys)
+        self.table = room(slots, -(-longest // page_size), kind=torch.int32)
+        self.lengths = room(slots, kind=torch.int32)
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Give the sequence in `target` the states, rings and length of `source`. Its pages are the caller's concern."""
+        for tensor in (self.conv, self.scan, self.ring_keys, self.ring_values):
+            tensor[:, target] = tensor[:, source]
+        self.lengths[target] = self.lengths[source]
