@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from ...runtime.dispatch import backend_for, register
+from ...triton.launch import DEVICES as TRITON_DEVICES
+from ...triton.launch import problem as triton_problem
 from .slots import Slots
 from .torch import decoder_step_torch
+from .triton import decoder_step_triton
 from .weights import DecoderWeights
 
 OP = "decoder_step"
 
+register(OP, "triton", TRITON_DEVICES, triton_problem)
 register(OP, "torch")
 
 
@@ -35,4 +39,5 @@ class DecoderStep:
         Returns:
             logits (R, vocab) in the type of the weights.
         """
-        return decoder_step_torch(self.weights, slots, tokens, rows)
+        run = decoder_step_triton if self.backend == "triton" else decoder_step_torch
+        return run(self.weights, slots, tokens, rows)
