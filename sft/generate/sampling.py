@@ -45,11 +45,7 @@ def next_tokens(logits: Tensor, sampling: Sampling, randoms: Tensor | None) -> T
     Sampling inverts the cumulative distribution at the row's random number. Raises UserError when logits aren't finite.
     """
     best, greedy = logits.max(dim=-1)
-    if not bool(torch.isfinite(best).all()):
-        raise UserError(
-            "The model's logits are not finite (NaN or infinity): its weights are broken or training diverged; "
-            "evaluate an earlier checkpoint."
-        )
+    check_finite(torch.isfinite(best).all())
     if sampling.temperature == 0:
         return greedy
     assert randoms is not None
@@ -62,6 +58,15 @@ def next_tokens(logits: Tensor, sampling: Sampling, randoms: Tensor | None) -> T
         probabilities, randoms = probabilities[rows], randoms[rows]
         tokens[rows], _ = _from_nucleus(probabilities, _largest(probabilities, None), sampling.top_p, randoms)
     return tokens
+
+
+def check_finite(finite: Tensor) -> None:
+    """Raise UserError unless the largest logits are finite; a GPU's host waits for this."""
+    if not bool(finite):
+        raise UserError(
+            "The model's logits are not finite (NaN or infinity): its weights are broken or training diverged; "
+            "evaluate an earlier checkpoint."
+        )
 
 
 def _largest(probabilities: Tensor, count: int | None) -> Tensor:

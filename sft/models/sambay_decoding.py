@@ -65,6 +65,7 @@ def _mixer(mixer: Any) -> MambaWeights | MemoryUnitWeights | AttentionWeights:
     if isinstance(mixer, Phi4FlashGatedMemoryUnit):
         return MemoryUnitWeights(mixer.in_proj.weight.detach(), mixer.out_proj.weight.detach())
     if isinstance(mixer, Phi4FlashMamba):
+        assert mixer.conv1d.bias is not None
         return MambaWeights(
             in_proj=mixer.in_proj.weight.detach(),
             conv_weight=mixer.conv1d.weight.detach().squeeze(1),

@@ -47,7 +47,7 @@ class Slots:
         self.lengths = room(slots, kind=torch.int32)
 
     def copy_slot(self, source: int, target: int) -> None:
-        """Give `target` the states, rings and length of the sequence in `source`; its pages are the caller's concern."""
+        """Give `target` the states, rings and length of `source`; the pages of its table are the caller's concern."""
         for tensor in (self.conv, self.scan, self.ring_keys, self.ring_values):
             tensor[:, target] = tensor[:, source]
         self.lengths[target] = self.lengths[source]

@@ -1,4 +1,4 @@
-"""A decoding step by Triton kernels and torch's matrix products, without a look at the host: a CUDA graph can hold it."""
+"""A decoding step by Triton kernels and torch's products. It never asks the host, so a CUDA graph can hold it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def append_kernel(
     new_keys, new_values, keys, values, rows, lengths, table, new_row, table_row,
     HEADS: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Each sequence's new keys and values behind its last ones: place `length` of its pages, or mod WINDOW of its ring."""
+    """Each sequence's new keys and values: at place `length` of its pages, or at that mod WINDOW of its ring."""
     row, e = tl.program_id(0), tl.arange(0, PADDED)
     slot = tl.load(rows + row)
     place = tl.load(lengths + slot)

@@ -36,7 +36,8 @@ class LocalStudent:
         return answer
 
     def _answer(self, requests: Sequence[Request]) -> None:
-        from sft.generate.engine import Generation, generate_batch
+        from sft.generate.engine import generate_batch
+        from sft.generate.requests import Generation
 
         model, tokenizer = self._loaded = self._loaded or self._load()
         prompts = [_ids(tokenizer, request.body["messages"]) for request in requests]

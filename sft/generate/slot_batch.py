@@ -1,0 +1,167 @@
+"""Continuous decoding over slots: a sequence enters and leaves without another one's states being touched.
+
+A prompt is read alone, in pieces, between the steps of the sequences that are under way, so what it comes to depends on
+nothing beside it; all its samples begin with the states that it left. Where pages run out, the sequence that came last
+gives up its own and waits; it reads what it has written again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from sambay_kernels import DecoderStep, DecoderWeights
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sft.generate.cache import cache_keyword, new_cache
+from sft.generate.requests import Job, Request
+from sft.generate.sampling import next_tokens
+from sft.generate.states import PAGE, States, free_bytes, page_bytes
+from sft.generate.steps import STRIDE, steps_for
+from sft.models.sambay_decoding import load_slot
+from sft.utils.errors import UserError
+
+# The rest is for what a prompt's prefill needs beside the pages, and for whoever shares the machine.
+_SHARE_OF_MEMORY = 0.6
+
+
+class SlotBatch:
+    """The sequences being decoded."""
+
+    def __init__(self, model: Any, weights: DecoderWeights, job: Job, longest: int) -> None:
+        self.model, self.job = model, job
+        self.rows: list[Request] = []
+        step = DecoderStep(weights)
+        self.states = _states(weights, job.batch_size, longest + STRIDE)
+        self.decode = steps_for(step, self.states, job.sampling)
+        self.prompt: _Prompt | None = None
+
+    def step(self, queue: deque[Request]) -> list[Request]:
+        """Read a piece of the next prompt, let in who can begin, decode a token; returns the requests that are done."""
+        done = self._enter(queue)
+        return [*done, *self._decode(queue)] if self.rows else done
+
+    def _enter(self, queue: deque[Request]) -> list[Request]:
+        """Let in those whose prompt is read and that find a slot and pages; read on where it isn't."""
+        done = []
+        while queue and len(self.rows) < self.job.batch_size:
+            request = queue[0]
+            same = self.prompt is not None and self.prompt.tokens == request.tokens
+            if not same and not self._begin_prompt(request.tokens):
+                break
+            assert self.prompt is not None
+            if self.prompt.logits is None:
+                self.prompt.read(self.model, self.job.prefill_chunk, self.states)
+            if self.prompt.logits is None or not self._admit(request):
+                break
+            queue.popleft()
+            tokens = next_tokens(self.prompt.logits, self.job.sampling, self._first_random(request))
+            done += self._accept([request], tokens[:, None].tolist())
+        if self.prompt is not None and not (queue and self.prompt.tokens == queue[0].tokens):
+            self._forget_prompt()
+        return done
+
+    def _begin_prompt(self, tokens: list[int]) -> bool:
+        self._forget_prompt()
+        if not self.states.room_for(self.states.prompt, len(tokens)):
+            return False
+        self.prompt = _Prompt(tokens, new_cache(self.model.config.get_text_config()))
+        return True
+
+    def _forget_prompt(self) -> None:
+        if self.prompt is not None:
+            self.prompt = None
+            self.states.free(self.states.prompt)
+
+    def _admit(self, request: Request) -> bool:
+        """Give the request a slot that begins with its prompt."""
+        slot = self.states.take_slot()
+        assert slot is not None  # there are as many as places in the batch
+        if not self.states.copy_prompt(slot, len(request.tokens)):
+            self.states.free(slot)
+            return False
+        request.slot = slot
+        self.job.give_randoms(request)
+        self.rows.append(request)
+        return True
+
+    def _decode(self, queue: deque[Request]) -> list[Request]:
+        """The next tokens of every sequence; who finds no page for them goes back to the queue."""
+        ahead = self.decode.stride - 1
+        for request in list(self.rows):
+            while request in self.rows and not self.states.room_for(request.slot, len(request.tokens) + ahead):
+                self._send_back(queue)
+        rows = self.rows
+        last, slots = [row.ids[-1] for row in rows], [row.slot for row in rows]
+        return self._accept(rows, self.decode(last, slots, self._randoms(rows)))
+
+    def _send_back(self, queue: deque[Request]) -> None:
+        """The prompt whose samples wait gives up its pages; if there is none, the sequence that came last does."""
+        if self.prompt is not None:
+            self._forget_prompt()
+            return
+        last = self.rows.pop()
+        self.states.free(last.slot)
+        queue.appendleft(last)
+
+    def _randoms(self, rows: list[Request]) -> Tensor | None:
+        """The random numbers (R, stride) of the rows' next tokens; None for greedy."""
+        if not self.job.sampling.temperature:
+            return None
+        numbers = []
+        for row in rows:
+            assert row.randoms is not None
+            mine = row.randoms[len(row.ids) : len(row.ids) + self.decode.stride]
+            numbers.append(pad(mine, (0, self.decode.stride - len(mine))))
+        return torch.stack(numbers)
+
+    def _first_random(self, request: Request) -> Tensor | None:
+        """That of its next token (1,)."""
+        randoms = self._randoms([request])
+        return None if randoms is None else randoms[:, 0].to(self.states.device)
+
+    def _accept(self, rows: list[Request], tokens: list[list[int]]) -> list[Request]:
+        """Append each row's tokens up to its last one; those that are done with it leave."""
+        done = [row for row, mine in zip(rows, tokens, strict=True) if any(self.job.take(row, one) for one in mine)]
+        for row in done:
+            self.states.free(row.slot)
+        if done:
+            self.rows = [row for row in self.rows if not row.done]
+        return done
+
+
+def _states(weights: DecoderWeights, slots: int, longest: int) -> States:
+    """Room for so many sequences, or for as many pages as there is memory: at least a prompt and one sequence."""
+    each, device = -(-longest // PAGE), weights.embed.device
+    wanted, least = (slots + 1) * each + 1, 2 * each + 1
+    affordable = int(_SHARE_OF_MEMORY * free_bytes(device)) // page_bytes(weights)
+    if affordable < least:
+        raise UserError(
+            f"Sequences of up to {longest} tokens need {least * page_bytes(weights) / 1e9:.2f} GB for keys and values, "
+            f"more than {_SHARE_OF_MEMORY:.0%} of the {free_bytes(device) / 1e9:.2f} GB that are free: lower "
+            "max_new_tokens."
+        )
+    return States(weights, slots=slots, longest=longest, pages=min(wanted, affordable))
+
+
+class _Prompt:
+    """The prompt that is being read, or has been: its samples begin with its states and logits (1, V)."""
+
+    def __init__(self, tokens: list[int], cache: Any) -> None:
+        self.tokens, self.cache = tokens, cache
+        self.read_so_far = 0
+        self.logits: Tensor | None = None
+
+    def read(self, model: Any, chunk: int | None, states: States) -> None:
+        """One piece more; after the last one the states are in the prompt's slot."""
+        begin, count = self.read_so_far, len(self.tokens)
+        end = min(begin + (chunk or count), count)
+        ids = torch.tensor([self.tokens[begin:end]], device=states.device)
+        output = model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_keyword(model): self.cache})
+        self.read_so_far = end
+        if end == count:
+            self.logits = output.logits[:, -1]
+            load_slot(self.cache, model.config, states.tensors, states.prompt)
+            self.cache = None
