@@ -17,6 +17,7 @@ import argparse
 import gc
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -75,7 +76,8 @@ def own_steps(weights: DecoderWeights, requests: int, lengths: list[int]) -> tup
     states = States(weights, slots=requests, longest=longest, pages=pages)
     steps = GraphSteps(DecoderStep(weights), states, Sampling())
     slots = [states.take_slot() or 0 for _ in range(requests)]
-    seconds, read = {}, {}
+    seconds: Times = {}
+    read: Times = {}
     fixed = sum(x.numel() * x.element_size() for x in _matrices(weights))
     of_slot = sum(x[:, 0].numel() * x.element_size() for x in (states.tensors.conv, states.tensors.scan)) * 2
     of_slot += 2 * states.tensors.ring_keys[:, 0].numel() * 2
@@ -129,7 +131,7 @@ def prefill(model: Any, prompt: int) -> float:
 def whole(times: Times, first: int, last: int) -> float:
     """Seconds of all steps from `first` to `last` tokens, linear between the lengths measured."""
     marks, total = sorted(times), 0.0
-    for low, high in zip(marks, marks[1:], strict=False):
+    for low, high in pairwise(marks):
         begin, end = max(low, first), min(high, last)
         if end > begin:
             at = [times[low] + (times[high] - times[low]) * (x - low) / (high - low) for x in (begin, end)]

@@ -97,7 +97,7 @@ class _Graph:
             step(states.tensors, self.tokens, self.slots)
         torch.cuda.current_stream().wait_stream(beside)
         with torch.cuda.graph(self.graph, pool=pool):
-            states.tensors.lengths[states.nobody] = 0
+            states.tensors.lengths[states.nobody].zero_()
             self.logits = step(states.tensors, self.tokens, self.slots)
 
     def begin(self, tokens: list[int], slots: list[int]) -> None:

@@ -86,18 +86,29 @@ def attend_kernel(
 
 
 @triton.jit
-def _one_map(sums, norms, first, step, count, e, CHUNKS: tl.constexpr, PAD_C: tl.constexpr, WIDTH: tl.constexpr):
+def _one_map(
+    sums,
+    norms,
+    first,
+    step,
+    count,
+    e,
+    WIDTH: tl.constexpr,
+    PAD_V: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    PAD_C: tl.constexpr,
+):
     """softmax times values of one head, from its chunks."""
-    c = tl.arange(0, PAD_C)
-    place = first + c * step
-    best = tl.load(norms + 2 * place, mask=c < count, other=float("-inf"))
-    weight = tl.exp2(best - tl.max(best, 0))
-    total = tl.sum(weight * tl.load(norms + 2 * place + 1, mask=c < count, other=0.0), 0)
-    mixed = tl.zeros_like(e).to(tl.float32)
+    every = tl.arange(0, PAD_C)
+    norm = norms + 2 * (first + every * step)
+    best = tl.load(norm, mask=every < count, other=float("-inf"))
+    highest = tl.max(best, 0)
+    total = tl.sum(tl.exp2(best - highest) * tl.load(norm + 1, mask=every < count, other=0.0), 0)
+    mixed = tl.zeros((PAD_V,), tl.float32)
     for begin in range(0, count, CHUNKS):
         c = begin + tl.arange(0, CHUNKS)
         place = first + c * step
-        share = tl.exp2(tl.load(norms + 2 * place, mask=c < count, other=float("-inf")) - tl.max(best, 0))
+        share = tl.exp2(tl.load(norms + 2 * place, mask=c < count, other=float("-inf")) - highest)
         there = (c < count)[:, None] & (e < WIDTH)[None, :]
         part = tl.load(sums + tl.cast(place, tl.int64)[:, None] * WIDTH + e[None, :], mask=there, other=0.0)
         mixed += tl.sum(share[:, None] * part, 0)
@@ -115,8 +126,8 @@ def combine_chunks_kernel(
     count = tl.cdiv(_filled(lengths, tl.load(rows + row), WINDOW), CHUNK)
     first = row * chunks * HEADS + 2 * j
     lam = tl.load(lambda_full).to(tl.float32)
-    x = _one_map(sums, norms, first, HEADS, count, e, CHUNKS, PAD_C, WIDTH)
-    x -= lam * _one_map(sums, norms, first + 1, HEADS, count, e, CHUNKS, PAD_C, WIDTH)
+    x = _one_map(sums, norms, first, HEADS, count, e, WIDTH, PAD_V, CHUNKS, PAD_C)
+    x -= lam * _one_map(sums, norms, first + 1, HEADS, count, e, WIDTH, PAD_V, CHUNKS, PAD_C)
     scale = tl.load(subln + e, mask=e < WIDTH, other=0.0).to(tl.float32) * factor
     x *= tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps) * scale
     tl.store(out + row * (HEADS // 2 * WIDTH) + j * WIDTH + e, x.to(out.dtype.element_ty), mask=e < WIDTH)
