@@ -6,7 +6,7 @@
 The 2K + 32K protocol of arXiv 2507.06607: seconds of a step at several lengths on the way from the prompt to the end,
 what the whole answer takes by them (lengths between are interpolated), the prompt's prefill, and the share of the
 memory's bandwidth that a step reaches: the bytes of weights, keys, values and states that it has to read, over what the
-card reads in the time. bfloat16; greedy; the engine's own steps.
+card reads in the time. bfloat16; sampled at temperature 0.6 and top-p 0.95; the engine's own steps.
 
 The transformer has Phi-4-mini's shape and is run by transformers: its own cache and attention (as in `generate`).
 """
@@ -17,6 +17,7 @@ import argparse
 import gc
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +29,8 @@ from torch import Tensor
 from transformers import DynamicCache, Phi3Config, Phi3ForCausalLM
 
 from sft.generate.cache import cache_keyword
-from sft.generate.sampling import Sampling
+from sft.generate.requests import Request
+from sft.generate.sampling import SamplingParams
 from sft.generate.states import PAGE, States
 from sft.generate.steps import STRIDE, GraphSteps
 from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
@@ -55,18 +57,27 @@ def bandwidth() -> float:
     return 2 * source.numel() / timed(lambda: target.copy_(source), 10)
 
 
-def sambay() -> Phi4FlashForCausalLM:
+def sambay() -> Any:
     """The default configuration is the published one."""
     torch.manual_seed(0)
     with torch.device("cuda"):
-        return Phi4FlashForCausalLM(Phi4FlashConfig()).to(torch.bfloat16).eval()
+        model: Any = Phi4FlashForCausalLM(Phi4FlashConfig())
+    return model.to(torch.bfloat16).eval()
 
 
-def phi_4_mini() -> Phi3ForCausalLM:
+def phi_4_mini() -> Any:
     """Phi-4-mini's shape."""
     torch.manual_seed(0)
     with torch.device("cuda"):
-        return Phi3ForCausalLM(Phi3Config(**{**PHI_4_MINI, "use_cache": True})).to(torch.bfloat16).eval()
+        model: Any = Phi3ForCausalLM(Phi3Config(**{**PHI_4_MINI, "use_cache": True}))
+    return model.to(torch.bfloat16).eval()
+
+
+def taken(states: States, requests: int) -> list[Request]:
+    """Requests under way, sampled as the published protocol has it."""
+    params = SamplingParams(max_new_tokens=1 << 20, temperature=0.6, top_p=0.95)
+    slots = [states.take_slot() for _ in range(requests)]
+    return [Request(i, i, [1], params, frozenset(), ids=[1], slot=slot or 0) for i, slot in enumerate(slots)]
 
 
 def own_steps(weights: DecoderWeights, requests: int, lengths: list[int]) -> tuple[Times, Times]:
@@ -74,8 +85,8 @@ def own_steps(weights: DecoderWeights, requests: int, lengths: list[int]) -> tup
     longest = max(lengths) + 4 * STRIDE
     pages = requests * -(-longest // PAGE) + 1
     states = States(weights, slots=requests, longest=longest, pages=pages)
-    steps = GraphSteps(DecoderStep(weights), states, Sampling())
-    slots = [states.take_slot() or 0 for _ in range(requests)]
+    steps = GraphSteps(DecoderStep(weights), states)
+    rows = taken(states, requests)
     seconds: Times = {}
     read: Times = {}
     fixed = sum(x.numel() * x.element_size() for x in _matrices(weights))
@@ -83,10 +94,10 @@ def own_steps(weights: DecoderWeights, requests: int, lengths: list[int]) -> tup
     of_slot += 2 * states.tensors.ring_keys[:, 0].numel() * 2
     of_token = 2 * weights.key_heads * weights.head_dim * 2 * _readers(weights)
     for length in lengths:
-        for slot in slots:
-            states.room_for(slot, length + 4 * STRIDE)
-            states.tensors.lengths[slot] = length
-        seconds[length] = timed(lambda: steps([1] * requests, slots, None), 2) / STRIDE
+        for one in rows:
+            states.room_for(one.slot, length + 4 * STRIDE)
+            states.tensors.lengths[one.slot] = length
+        seconds[length] = timed(lambda: steps(rows), 2) / STRIDE
         read[length] = fixed + requests * (of_slot + of_token * length)
     return seconds, read
 
@@ -113,9 +124,7 @@ def cache_steps(model: Any, requests: int, lengths: list[int]) -> Times:
             cache.update(held, held.clone(), layer)
         token = torch.ones(requests, 1, dtype=torch.long, device="cuda")
         with torch.no_grad():
-            seconds[length] = timed(
-                lambda token=token, cache=cache: model(input_ids=token, **{cache_keyword(model): cache}), 8
-            )
+            seconds[length] = timed(partial(model, input_ids=token, **{cache_keyword(model): cache}), 8)
         del cache
         torch.cuda.empty_cache()
     return seconds
@@ -197,14 +206,14 @@ def profile(weights: DecoderWeights, requests: int, length: int) -> None:
     """The kernels of a stride."""
     longest = length + 4 * STRIDE
     states = States(weights, slots=requests, longest=longest, pages=requests * -(-longest // PAGE) + 1)
-    steps = GraphSteps(DecoderStep(weights), states, Sampling())
-    slots = [states.take_slot() or 0 for _ in range(requests)]
-    for slot in slots:
-        states.room_for(slot, longest)
-        states.tensors.lengths[slot] = length
-    steps([1] * requests, slots, None)
+    steps = GraphSteps(DecoderStep(weights), states)
+    rows = taken(states, requests)
+    for one in rows:
+        states.room_for(one.slot, longest)
+        states.tensors.lengths[one.slot] = length
+    steps(rows)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-        steps([1] * requests, slots, None)
+        steps(rows)
     print(seen.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=60))
 
 

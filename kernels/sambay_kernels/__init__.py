@@ -10,6 +10,8 @@ from __future__ import annotations
 from .ops.add_layer_norm.api import add_layer_norm
 from .ops.causal_conv1d.api import causal_conv1d
 from .ops.causal_conv1d.step import causal_conv1d_step
+from .ops.choose_token.api import choose_token
+from .ops.choose_token.inputs import Choice
 from .ops.decoder_step.api import DecoderStep
 from .ops.decoder_step.slots import Slots
 from .ops.decoder_step.weights import (
@@ -31,6 +33,7 @@ from .runtime.dispatch import BackendError, backend_for, why
 __all__ = [
     "AttentionWeights",
     "BackendError",
+    "Choice",
     "DecoderStep",
     "DecoderWeights",
     "LayerWeights",
@@ -41,6 +44,7 @@ __all__ = [
     "backend_for",
     "causal_conv1d",
     "causal_conv1d_step",
+    "choose_token",
     "differential_attention",
     "differential_attention_step",
     "linear_cross_entropy",

@@ -1,6 +1,7 @@
-"""Batched decoding for any causal language model with a transformers cache, hybrid state-space models included."""
+"""Batched decoding: SambaY models over slots of states, any other causal language model through its own cache."""
 
-from sft.generate.engine import generate_batch
-from sft.generate.requests import Generation
+from sft.generate.engine import Engine, generate_batch
+from sft.generate.requests import Generation, TokenLogprobs
+from sft.generate.sampling import SamplingParams
 
-__all__ = ["Generation", "generate_batch"]
+__all__ = ["Engine", "Generation", "SamplingParams", "TokenLogprobs", "generate_batch"]

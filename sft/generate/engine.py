@@ -2,19 +2,108 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from sambay_kernels import DecoderStep
 
 from sft.generate.own_cache import CacheBatch
-from sft.generate.requests import Generation, Job
-from sft.generate.sampling import Sampling
+from sft.generate.requests import Generation, Request
+from sft.generate.sampling import SamplingParams
 from sft.generate.slot_batch import SlotBatch
+from sft.generate.stops import StopTexts
 from sft.models.end_tokens import end_token_ids
 from sft.models.sambay_decoding import decoder_weights
 from sft.tokenizers.vocabulary import check_vocabulary
+from sft.utils.errors import UsageError
+
+
+class Engine:
+    """Completes prompts of one model, up to `batch_size` at once.
+
+    A request's answer doesn't depend on what else is under way: not at all where a decoding step in C++ runs (SambaY on
+    a CPU), else not beyond floating-point rounding. The model's weights are read as they are at each call of `generate`
+    unless a step packs them, which is done when the engine is made.
+
+    Args:
+        tokenizer: tells the end tokens with the model, and reads answers for stop texts.
+        batch_size: sequences that are decoded at once.
+        prefill_chunk: longest piece of a prompt that is run at once, in tokens; None: whole prompts.
+        eos_ids: what ends an answer; None: `end_token_ids(tokenizer, model)`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 64,
+        prefill_chunk: int | None = 4096,
+        eos_ids: Iterable[int] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {batch_size}")
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_size, self.prefill_chunk = batch_size, prefill_chunk
+        self.ends = frozenset(end_token_ids(tokenizer, model) if eos_ids is None else eos_ids)
+        weights = decoder_weights(model)
+        self._step = None if weights is None else DecoderStep(weights)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        numbers: Sequence[int] | None = None,
+        on_done: Callable[[int, Generation], None] | None = None,
+    ) -> list[Generation]:
+        """Complete every prompt (token ids); returns the completions in the prompts' order.
+
+        Equal prompts that follow each other are read once. The model is in eval mode meanwhile and returns to the mode
+        it was in.
+
+        Args:
+            params: of all, or one for each prompt.
+            numbers: by which each prompt draws its random numbers (default: its position), so that a part of a larger
+                job samples what the whole job would have sampled.
+            on_done: called with (position of the prompt, completion) as soon as each is done.
+
+        Raises:
+            UsageError: an empty prompt. UserError: tokens outside the model's vocabulary, logits that aren't finite.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        numbered = range(len(prompts)) if numbers is None else numbers
+        if not len(prompts) == len(each) == len(numbered):
+            raise ValueError(f"{len(each)} params and {len(numbered)} numbers for {len(prompts)} prompts")
+        requests = [self.request(*one) for one in zip(range(len(each)), numbered, prompts, each, strict=True)]
+        check_vocabulary(self.model, max((max(prompt) for prompt in prompts), default=0))
+        # The longest first: memory peaks at the start, and neighbours need little padding.
+        queue = deque(sorted(requests, key=lambda request: -len(request.prompt)))
+        with _evaluating(self.model):
+            batch = self.batch(max((request.longest for request in requests), default=1))
+            while queue or batch.rows:
+                for request in batch.step(queue):
+                    if on_done is not None:
+                        on_done(request.index, request.generation())
+        return [request.generation() for request in requests]
+
+    def request(self, index: int, number: int, prompt: Sequence[int], params: SamplingParams) -> Request:
+        """One prompt as a batch takes it."""
+        if not prompt:
+            raise UsageError(f"Prompt {index} has no tokens; there is nothing to continue.")
+        stops = StopTexts(self.tokenizer, params.stop) if params.stop else None
+        return Request(index, number, list(prompt), params, self.ends | params.stop_token_ids, stops)
+
+    def batch(self, longest: int) -> CacheBatch | SlotBatch:
+        """An empty batch for sequences of up to `longest` tokens."""
+        if self._step is None:
+            return CacheBatch(self.model, self.batch_size, self.prefill_chunk)
+        return SlotBatch(
+            self.model, self._step, batch_size=self.batch_size, longest=longest, prefill_chunk=self.prefill_chunk
+        )
 
 
 def generate_batch(
@@ -32,45 +121,10 @@ def generate_batch(
     prefill_chunk: int | None = 4096,
     on_done: Callable[[int, Generation], None] | None = None,
 ) -> list[Generation]:
-    """Complete every prompt (token ids); returns the completions in the prompts' order.
-
-    Args:
-        eos_ids: what ends a completion; None: `end_token_ids(tokenizer, model)`.
-        batch_size: sequences that are decoded at once.
-        requests: the number under which each prompt draws its random numbers (default: its position), so that a part
-            of a larger job samples what the whole job would have sampled.
-        prefill_chunk: longest piece of a prompt that is run at once, in tokens; None: whole prompts.
-        on_done: called with (position of the prompt, completion) as soon as each is done.
-
-    The result of a request doesn't depend on its batch: not at all where a decoding step in C++ runs (SambaY on a CPU),
-    else not beyond floating-point rounding. The model is in eval mode meanwhile and returns to the mode it was in.
-    Raises UsageError for an empty prompt, UserError for tokens outside the model's vocabulary and for logits that
-    aren't finite.
-    """
-    ends = frozenset(end_token_ids(tokenizer, model) if eos_ids is None else eos_ids)
-    job = Job(Sampling(temperature, top_p), max_new_tokens, ends, seed, batch_size, prefill_chunk)
-    numbers = list(range(len(prompts))) if requests is None else list(requests)
-    if len(numbers) != len(prompts):
-        raise ValueError(f"{len(numbers)} request numbers for {len(prompts)} prompts")
-    queue = job.queue(prompts, numbers)
-    check_vocabulary(model, max((max(prompt) for prompt in prompts), default=0))
-    results: list[Generation | None] = [None] * len(prompts)
-    with _evaluating(model):
-        batch = _batch(model, job, max(map(len, prompts), default=0))
-        while queue or batch.rows:
-            for request in batch.step(queue):
-                generation = job.generation(request)
-                results[request.index] = generation
-                if on_done is not None:
-                    on_done(request.index, generation)
-    return [result for result in results if result is not None]
-
-
-def _batch(model: Any, job: Job, longest_prompt: int) -> CacheBatch | SlotBatch:
-    weights = decoder_weights(model)
-    if weights is None:
-        return CacheBatch(model, job)
-    return SlotBatch(model, weights, job, longest_prompt + job.max_new_tokens)
+    """`Engine(model, tokenizer).generate(prompts)` with the same parameters for all; `requests`: its `numbers`."""
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    engine = Engine(model, tokenizer, batch_size=batch_size, prefill_chunk=prefill_chunk, eos_ids=eos_ids)
+    return engine.generate(prompts, params, numbers=requests, on_done=on_done)
 
 
 @contextmanager

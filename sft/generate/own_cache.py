@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sft.generate.cache import cache_keyword, can_join, join_rows, new_cache, select_rows, trim_left
-from sft.generate.requests import Job, Request
-from sft.generate.sampling import next_tokens
+from sft.generate.chooser import choose
+from sft.generate.requests import Request
 
 # Rows leave the batch (and others join) when at least this fraction of it has finished: each change copies the cache.
 _RENEW_FRACTION = 0.125
@@ -24,8 +24,8 @@ _RENEW_FRACTION = 0.125
 class CacheBatch:
     """The rows being decoded, their cache, and a mask (B, room) of which cache positions each row may see."""
 
-    def __init__(self, model: Any, job: Job) -> None:
-        self.model, self.job = model, job
+    def __init__(self, model: Any, batch_size: int, prefill_chunk: int | None) -> None:
+        self.model, self.batch_size, self.prefill_chunk = model, batch_size, prefill_chunk
         self.cache_keyword = cache_keyword(model)
         self.device = model.device
         self.rows: list[Request] = []
@@ -35,15 +35,14 @@ class CacheBatch:
         self.mask = torch.zeros((0, 0), dtype=torch.long, device=self.device)
         self.positions = torch.zeros((0, 1), dtype=torch.long, device=self.device)
         self.tokens = torch.zeros((0, 1), dtype=torch.long, device=self.device)
-        self.randoms: Tensor | None = None
 
     def step(self, queue: deque[Request]) -> list[Request]:
         """Admit waiting requests if there is room, or else decode one token; returns the requests that are done."""
         leaving = len(self.rows) - self.live
         if self.rows and leaving and (self.live == 0 or leaving >= _RENEW_FRACTION * len(self.rows)):
             self._remove_done()
-        free = self.job.batch_size - len(self.rows)
-        if queue and (not self.rows or (free >= _RENEW_FRACTION * self.job.batch_size and can_join(self.cache))):
+        free = self.batch_size - len(self.rows)
+        if queue and (not self.rows or (free >= _RENEW_FRACTION * self.batch_size and can_join(self.cache))):
             return self._admit([queue.popleft() for _ in range(min(free, len(queue)))])
         return self._decode() if self.rows else []
 
@@ -64,7 +63,7 @@ class CacheBatch:
     def _prefill(self, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
         """Run the prompts (B, T) into `cache`, in pieces; returns the logits (B, V) after the last token."""
         width = ids.shape[1]
-        chunk = self.job.prefill_chunk or width
+        chunk = self.prefill_chunk or width
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         for start in range(0, width, chunk):
             end = min(start + chunk, width)
@@ -91,15 +90,13 @@ class CacheBatch:
             self.cache = cache
         for request in requests:
             request.start = length - len(request.prompt)
-            self.job.give_randoms(request)
         lengths = torch.tensor([[len(request.prompt)] for request in requests], device=self.device)
         self.rows = self.rows + requests
         self.live += len(requests)
         self.length = length
         # Rows are aligned at their last token, so every position still to come is visible to all of them.
-        self.mask = pad(mask, (0, self.job.max_new_tokens), value=1)
+        self.mask = pad(mask, (0, max(row.params.max_new_tokens for row in self.rows)), value=1)
         self.positions = torch.cat([self.positions, lengths - 1])
-        self.randoms = self._stack_randoms()
 
     @property
     def padded(self) -> bool:
@@ -109,11 +106,6 @@ class CacheBatch:
     def _visible(self, length: int, grown: int) -> Tensor:
         """The mask of the present rows over `length` positions, `grown` of them new ones on the left."""
         return pad(self.mask[:, : length - grown], (grown, 0))
-
-    def _stack_randoms(self) -> Tensor | None:
-        """The rows' random numbers, (B, max_new_tokens)."""
-        randoms = [request.randoms for request in self.rows if request.randoms is not None]
-        return torch.stack(randoms).to(self.device) if randoms else None
 
     def _decode(self) -> list[Request]:
         """One token for every row."""
@@ -131,18 +123,13 @@ class CacheBatch:
 
     def _accept(self, rows: list[Request], logits: Tensor) -> list[Request]:
         """Choose a token for `rows`, the last ones of the batch, from logits (len(rows), V); returns who is done."""
-        randoms = None
-        if self.randoms is not None:
-            counts = torch.tensor([min(len(row.ids), self.job.max_new_tokens - 1) for row in rows], device=self.device)
-            randoms = self.randoms[-len(rows) :].gather(1, counts[:, None])[:, 0]
-        tokens = next_tokens(logits, self.job.sampling, randoms)
+        chosen = choose(rows, logits)
+        tokens = torch.tensor([token for token, _ in chosen], device=self.device)
         kept = self.tokens[: len(self.rows) - len(rows)]
         self.tokens = torch.cat([kept, tokens[:, None]])
         done = []
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            if row.done:
-                continue
-            if self.job.take(row, token):
+        for row, (token, logprobs) in zip(rows, chosen, strict=True):
+            if not row.done and row.take(token, logprobs):
                 done.append(row)
         self.live -= len(done)
         return done
@@ -155,7 +142,6 @@ class CacheBatch:
             self.cache, self.length = None, 0
         index = torch.tensor(keep, dtype=torch.long, device=self.device)
         self.mask, self.tokens, self.positions = self.mask[index], self.tokens[index], self.positions[index]
-        self.randoms = self._stack_randoms()
         if keep:
             select_rows(self.cache, index)
             self._trim()

@@ -2,80 +2,107 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
-from sft.generate.sampling import Sampling, request_randoms
-from sft.utils.errors import UsageError
+from sft.generate.sampling import SamplingParams, request_randoms
+from sft.generate.stops import StopTexts
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities (natural, of the model's own distribution) of a token and of the likeliest in its place."""
+
+    token: float
+    top: dict[int, float]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One completion: its token ids without the end token, and whether the model ended it (else it was cut)."""
+    """One completion.
+
+    Attributes:
+        ids: its tokens, without an end token; with those of a stop text, should one have ended it.
+        finished: whether the model ended it, or a stop text; else it was cut off.
+        stop: the stop text that ended it.
+        logprobs: one for each token, if they were asked for.
+    """
 
     ids: list[int]
     finished: bool
+    stop: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"]:
+        """As the OpenAI API names it."""
+        return "stop" if self.finished else "length"
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """One prompt on its way: what it has so far, and where its states are (`start`: in a padded batch; `slot`)."""
+    """One prompt on its way: what it has so far, and where its states are (`start`: in a padded batch; `slot`).
+
+    Attributes:
+        index: which one of the call's.
+        number: with the seed, what its random numbers are drawn by.
+        ends: tokens that end it.
+    """
 
     index: int
     number: int
     prompt: list[int]
+    params: SamplingParams
+    ends: frozenset[int]
+    stops: StopTexts | None = None
     ids: list[int] = field(default_factory=list)
-    randoms: Tensor | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     start: int = 0
     slot: int = -1
     done: bool = False
+    stop: str | None = None
+    _randoms: Tensor | None = None
 
     @property
     def tokens(self) -> list[int]:
-        """All tokens that the model has to have read before the next one."""
+        """All that the model has to have read before the next token."""
         return self.prompt + self.ids
 
+    @property
+    def length(self) -> int:
+        """How many those are."""
+        return len(self.prompt) + len(self.ids)
 
-@dataclass(frozen=True)
-class Job:
-    """What holds for all requests of one call."""
+    @property
+    def longest(self) -> int:
+        """How many tokens it can come to."""
+        return len(self.prompt) + self.params.max_new_tokens
 
-    sampling: Sampling
-    max_new_tokens: int
-    ends: frozenset[int]
-    seed: int
-    batch_size: int
-    prefill_chunk: int | None
+    def randoms(self, count: int) -> list[float]:
+        """The random numbers of the next `count` tokens; drawn when it begins, since waiting requests need none."""
+        if self.params.temperature == 0:
+            return [0.0] * count
+        if self._randoms is None:
+            self._randoms = request_randoms(self.params.seed, self.number, self.params.max_new_tokens)
+        mine: list[float] = self._randoms[len(self.ids) : len(self.ids) + count].tolist()
+        return mine + [0.0] * (count - len(mine))
 
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise UsageError(
-                f"max_new_tokens ({self.max_new_tokens}) and batch_size ({self.batch_size}) must be at least 1."
-            )
-
-    def queue(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> deque[Request]:
-        """The requests, longest prompt first: memory peaks at the start, and neighbours need little padding."""
-        for index, prompt in enumerate(prompts):
-            if not prompt:
-                raise UsageError(f"Prompt {index} has no tokens; there is nothing to continue.")
-        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-        return deque(Request(index, numbers[index], list(prompts[index])) for index in order)
-
-    def give_randoms(self, request: Request) -> None:
-        """Its random numbers, one a token, when it begins: thousands of waiting requests need none."""
-        if self.sampling.temperature and request.randoms is None:
-            request.randoms = request_randoms(self.seed, request.number, self.max_new_tokens)
-
-    def take(self, request: Request, token: int) -> bool:
+    def take(self, token: int, logprobs: TokenLogprobs | None = None) -> bool:
         """Append a token; whether the request is done with it."""
-        request.ids.append(token)
-        request.done = token in self.ends or len(request.ids) == self.max_new_tokens
-        return request.done
+        self.ids.append(token)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        if self.stops is not None and token not in self.ends:
+            self.stop = self.stops.find(self.ids)
+        at_end = token in self.ends or self.stop is not None
+        self.done = at_end or len(self.ids) == self.params.max_new_tokens
+        return self.done
 
-    def generation(self, request: Request) -> Generation:
+    def generation(self) -> Generation:
         """What a request that is done comes to."""
-        finished = request.ids[-1] in self.ends
-        return Generation(request.ids[:-1] if finished else request.ids, finished)
+        ended = self.ids[-1] in self.ends
+        ids = self.ids[:-1] if ended else self.ids
+        logprobs = None if self.params.logprobs is None else self.logprobs[: len(ids)]
+        return Generation(ids, ended or self.stop is not None, self.stop, logprobs)

@@ -1,31 +1,69 @@
-"""How the next token is chosen: greedy, or by temperature and nucleus, reproducibly for each request."""
+"""How tokens are chosen and where an answer ends: what is asked, and its form for a batch of sequences."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from sambay_kernels import Choice
 from torch import Tensor
 
-from sft.utils.errors import UserError
-
-# Among so many likeliest tokens a nucleus is looked for before the whole vocabulary is sorted.
-_CANDIDATES = 1024
+from sft.utils.errors import UsageError, UserError
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """temperature 0 is greedy; top_p keeps the smallest set of tokens with at least that probability."""
+class SamplingParams:
+    """What is asked for one answer; names and meanings are those of vLLM and of the OpenAI API.
 
+    Attributes:
+        max_new_tokens: the answer is cut off after so many.
+        temperature: 0 is greedy.
+        top_k: keep so many of the likeliest tokens; 0 keeps all.
+        top_p: of those, keep the fewest that hold at least this probability.
+        min_p: keep tokens that are at least this share as likely as the likeliest.
+        repetition_penalty: above 1, logits of tokens in prompt or answer are divided by it (multiplied where negative)
+            (arXiv 1909.05858).
+        presence_penalty: subtracted from the logits of tokens that are in the answer.
+        stop: texts that end the answer, which is cut off in front of them.
+        stop_token_ids: tokens that end it, beside the model's end tokens.
+        logprobs: log-probabilities of so many of the likeliest tokens, beside each token's own; None: none at all.
+        seed: of the answer's random numbers, with the number of its request.
+    """
+
+    max_new_tokens: int = 512
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        for name, right, what in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("presence_penalty", abs(self.presence_penalty) < math.inf, "a number"),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0"),
+            ("stop", all(self.stop), "texts that aren't empty"),
+        ):
+            if not right:
+                raise UsageError(f"{name} must be {what}, not {getattr(self, name)!r}")
+
+    @property
+    def penalises(self) -> bool:
+        """Whether logits depend on what has been said."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0
 
 
 def request_randoms(seed: int, request: int, count: int) -> Tensor:
@@ -39,66 +77,26 @@ def request_randoms(seed: int, request: int, count: int) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def next_tokens(logits: Tensor, sampling: Sampling, randoms: Tensor | None) -> Tensor:
-    """The next token (B,) int64 of each row of `logits` (B, V); `randoms` (B,) uniform in [0, 1) unless greedy.
+def choice_of(params: Sequence[SamplingParams], randoms: Tensor, device: torch.device) -> Choice:
+    """How the rows of a batch are chosen; randoms (R,)."""
+    kind = torch.float64 if device.type == "cpu" else torch.float32
 
-    Sampling inverts the cumulative distribution at the row's random number. Raises UserError when logits aren't finite.
-    """
-    best, greedy = logits.max(dim=-1)
-    check_finite(torch.isfinite(best).all())
-    if sampling.temperature == 0:
-        return greedy
-    assert randoms is not None
-    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1, dtype=torch.float32)
-    if sampling.top_p == 1:
-        return _invert(probabilities.double(), randoms)
-    tokens, proven = _from_nucleus(probabilities, _largest(probabilities, _CANDIDATES), sampling.top_p, randoms)
-    if not bool(proven.all()):
-        rows = (~proven).nonzero()[:, 0]
-        probabilities, randoms = probabilities[rows], randoms[rows]
-        tokens[rows], _ = _from_nucleus(probabilities, _largest(probabilities, None), sampling.top_p, randoms)
-    return tokens
+    def column(values: Iterable[float], dtype: torch.dtype = kind) -> Tensor:
+        return torch.tensor(list(values), dtype=dtype).to(device, non_blocking=True)
+
+    return Choice(
+        temperature=column(p.temperature for p in params),
+        top_k=column((p.top_k for p in params), torch.int32),
+        top_p=column(p.top_p for p in params),
+        min_p=column(p.min_p for p in params),
+        randoms=randoms.to(device, kind, non_blocking=True),
+    )
 
 
-def check_finite(finite: Tensor) -> None:
-    """Raise UserError unless the largest logits are finite; a GPU's host waits for this."""
-    if not bool(finite):
+def check_finite(largest: Tensor) -> None:
+    """Raise UserError unless the largest logits of the rows are finite; a GPU's host waits for this."""
+    if not bool(torch.isfinite(largest).all()):
         raise UserError(
             "The model's logits are not finite (NaN or infinity): its weights are broken or training diverged; "
             "evaluate an earlier checkpoint."
         )
-
-
-def _largest(probabilities: Tensor, count: int | None) -> Tensor:
-    """The ids (B, count) of the largest probabilities, the largest first, equals by id; None: of all of them.
-
-    Which of several equals stand at the end of `count` is open.
-    """
-    if count is None or count >= probabilities.shape[-1]:
-        return probabilities.sort(dim=-1, descending=True, stable=True).indices
-    ids = probabilities.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
-    return ids.gather(-1, probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices)
-
-
-def _from_nucleus(probabilities: Tensor, candidates: Tensor, top_p: float, randoms: Tensor) -> tuple[Tensor, Tensor]:
-    """A token (B,) of each row's nucleus, and whether the candidates are proven to hold all of it.
-
-    They are when the nucleus ends before a candidate that is less likely than all of it: everything as likely as the
-    nucleus is then a candidate, in its place.
-    """
-    ordered = probabilities.gather(-1, candidates).double()
-    # A token stays when the ones before it hold less than top_p: the first token always stays.
-    inside = ordered.cumsum(dim=-1) - ordered < top_p
-    chosen = _invert(ordered.masked_fill(~inside, 0.0), randoms)
-    least = ordered.gather(-1, inside.sum(dim=-1, keepdim=True) - 1)[:, 0]
-    proven = (least > ordered[:, -1]) | (candidates.shape[-1] == probabilities.shape[-1])
-    return candidates.gather(-1, chosen[:, None])[:, 0], proven
-
-
-def _invert(weights: Tensor, randoms: Tensor) -> Tensor:
-    """The index at which the cumulated `weights` (B, V) first exceed `randoms` times their sum."""
-    cumulated = weights.cumsum(dim=-1)
-    index = torch.searchsorted(cumulated, (randoms * cumulated[:, -1])[:, None], right=True)[:, 0]
-    # Rounding at the very end of the distribution must not select a token of probability zero.
-    last = (weights > 0).int().mul(torch.arange(1, weights.shape[-1] + 1, device=weights.device)).amax(-1) - 1
-    return torch.minimum(index, last)

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from sambay_kernels import DecoderStep, DecoderWeights
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sft.generate.cache import cache_keyword, new_cache
-from sft.generate.requests import Job, Request
-from sft.generate.sampling import next_tokens
+from sft.generate.chooser import Chosen, choose
+from sft.generate.requests import Request
 from sft.generate.states import PAGE, States, free_bytes, page_bytes
 from sft.generate.steps import STRIDE, steps_for
 from sft.models.sambay_decoding import load_slot
@@ -30,12 +29,13 @@ _SHARE_OF_MEMORY = 0.6
 class SlotBatch:
     """The sequences being decoded."""
 
-    def __init__(self, model: Any, weights: DecoderWeights, job: Job, longest: int) -> None:
-        self.model, self.job = model, job
+    def __init__(
+        self, model: Any, step: DecoderStep, *, batch_size: int, longest: int, prefill_chunk: int | None
+    ) -> None:
+        self.model, self.batch_size, self.longest, self.prefill_chunk = model, batch_size, longest, prefill_chunk
         self.rows: list[Request] = []
-        step = DecoderStep(weights)
-        self.states = _states(weights, job.batch_size, longest + STRIDE)
-        self.decode = steps_for(step, self.states, job.sampling)
+        self.states = _states(step.weights, batch_size, longest + STRIDE)
+        self.decode = steps_for(step, self.states)
         self.prompt: _Prompt | None = None
 
     def step(self, queue: deque[Request]) -> list[Request]:
@@ -46,19 +46,18 @@ class SlotBatch:
     def _enter(self, queue: deque[Request]) -> list[Request]:
         """Let in those whose prompt is read and that find a slot and pages; read on where it isn't."""
         done = []
-        while queue and len(self.rows) < self.job.batch_size:
+        while queue and len(self.rows) < self.batch_size:
             request = queue[0]
             same = self.prompt is not None and self.prompt.tokens == request.tokens
             if not same and not self._begin_prompt(request.tokens):
                 break
             assert self.prompt is not None
             if self.prompt.logits is None:
-                self.prompt.read(self.model, self.job.prefill_chunk, self.states)
+                self.prompt.read(self.model, self.prefill_chunk, self.states)
             if self.prompt.logits is None or not self._admit(request):
                 break
             queue.popleft()
-            tokens = next_tokens(self.prompt.logits, self.job.sampling, self._first_random(request))
-            done += self._accept([request], tokens[:, None].tolist())
+            done += self._accept([request], [choose([request], self.prompt.logits)])
         if self.prompt is not None and not (queue and self.prompt.tokens == queue[0].tokens):
             self._forget_prompt()
         return done
@@ -79,11 +78,10 @@ class SlotBatch:
         """Give the request a slot that begins with its prompt."""
         slot = self.states.take_slot()
         assert slot is not None  # there are as many as places in the batch
-        if not self.states.copy_prompt(slot, len(request.tokens)):
+        if not self.states.copy_prompt(slot, request.length):
             self.states.free(slot)
             return False
         request.slot = slot
-        self.job.give_randoms(request)
         self.rows.append(request)
         return True
 
@@ -91,11 +89,9 @@ class SlotBatch:
         """The next tokens of every sequence; who finds no page for them goes back to the queue."""
         ahead = self.decode.stride - 1
         for request in list(self.rows):
-            while request in self.rows and not self.states.room_for(request.slot, len(request.tokens) + ahead):
+            while request in self.rows and not self.states.room_for(request.slot, request.length + ahead):
                 self._send_back(queue)
-        rows = self.rows
-        last, slots = [row.ids[-1] for row in rows], [row.slot for row in rows]
-        return self._accept(rows, self.decode(last, slots, self._randoms(rows)))
+        return self._accept(self.rows, self.decode(self.rows))
 
     def _send_back(self, queue: deque[Request]) -> None:
         """The prompt whose samples wait gives up its pages; if there is none, the sequence that came last does."""
@@ -106,25 +102,9 @@ class SlotBatch:
         self.states.free(last.slot)
         queue.appendleft(last)
 
-    def _randoms(self, rows: list[Request]) -> Tensor | None:
-        """The random numbers (R, stride) of the rows' next tokens; None for greedy."""
-        if not self.job.sampling.temperature:
-            return None
-        numbers = []
-        for row in rows:
-            assert row.randoms is not None
-            mine = row.randoms[len(row.ids) : len(row.ids) + self.decode.stride]
-            numbers.append(pad(mine, (0, self.decode.stride - len(mine))))
-        return torch.stack(numbers)
-
-    def _first_random(self, request: Request) -> Tensor | None:
-        """That of its next token (1,)."""
-        randoms = self._randoms([request])
-        return None if randoms is None else randoms[:, 0].to(self.states.device)
-
-    def _accept(self, rows: list[Request], tokens: list[list[int]]) -> list[Request]:
+    def _accept(self, rows: list[Request], chosen: list[list[Chosen]]) -> list[Request]:
         """Append each row's tokens up to its last one; those that are done with it leave."""
-        done = [row for row, mine in zip(rows, tokens, strict=True) if any(self.job.take(row, one) for one in mine)]
+        done = [row for row, mine in zip(rows, chosen, strict=True) if any(row.take(*one) for one in mine)]
         for row in done:
             self.states.free(row.slot)
         if done:

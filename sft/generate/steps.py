@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from sambay_kernels import DecoderStep
+from sambay_kernels import DecoderStep, choose_token
 from torch import Tensor
 
-from sft.generate.sampling import Sampling, check_finite, next_tokens
+from sft.generate.chooser import Chosen, choose
+from sft.generate.requests import Request
+from sft.generate.sampling import check_finite, choice_of
 from sft.generate.states import States
 
 STRIDE = 16
@@ -19,14 +22,13 @@ class Steps(Protocol):
     """How a batch decodes.
 
     Attributes:
-        stride: tokens of every sequence that a call makes.
+        stride: tokens of every sequence that a call may make.
     """
 
     stride: int
 
-    def __call__(self, tokens: list[int], slots: list[int], randoms: Tensor | None) -> list[list[int]]:
-        """The next `stride` tokens of each of R sequences, from its last token, its slot and its random numbers
-        (R, stride), None for greedy."""
+    def __call__(self, rows: Sequence[Request]) -> list[list[Chosen]]:
+        """The next tokens of each sequence, up to `stride` of them; what lies behind a sequence's end is of no use."""
         ...
 
 
@@ -35,46 +37,43 @@ class EagerSteps:
 
     stride = 1
 
-    def __init__(self, step: DecoderStep, states: States, sampling: Sampling) -> None:
-        self.step, self.states, self.sampling = step, states, sampling
+    def __init__(self, step: DecoderStep, states: States) -> None:
+        self.step, self.states = step, states
 
-    def __call__(self, tokens: list[int], slots: list[int], randoms: Tensor | None) -> list[list[int]]:
+    def __call__(self, rows: Sequence[Request]) -> list[list[Chosen]]:
         """See `Steps`."""
-        logits = self.step(self.states.tensors, torch.tensor(tokens), torch.tensor(slots))
-        return next_tokens(logits, self.sampling, None if randoms is None else randoms[:, 0])[:, None].tolist()
+        tokens, slots = torch.tensor([row.ids[-1] for row in rows]), torch.tensor([row.slot for row in rows])
+        device = self.states.device
+        return [[one] for one in choose(rows, self.step(self.states.tensors, tokens.to(device), slots.to(device)))]
 
 
 class GraphSteps:
     """Steps by CUDA graphs, one for each power of two of sequences; places that no sequence has belong to nobody."""
 
-    def __init__(self, step: DecoderStep, states: States, sampling: Sampling) -> None:
-        self.step, self.states, self.sampling = step, states, sampling
-        self.stride = 1 if sampling.temperature else STRIDE
+    stride = STRIDE
+
+    def __init__(self, step: DecoderStep, states: States) -> None:
+        self.step, self.states = step, states
         self._graphs: dict[int, _Graph] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
 
-    def __call__(self, tokens: list[int], slots: list[int], randoms: Tensor | None) -> list[list[int]]:
-        """See `Steps`."""
-        count = len(tokens)
+    def __call__(self, rows: Sequence[Request]) -> list[list[Chosen]]:
+        """See `Steps`. What each choice depends on is sent ahead; where it is what was said, the host chooses."""
+        count = len(rows)
         graph = self._graph(1 << (count - 1).bit_length())
-        graph.begin(tokens, slots)
-        if randoms is not None:
-            randoms = randoms.to(self.states.device)
-        chosen = []
-        finite = None
-        for index in range(self.stride):
-            logits = graph.run()[:count]
-            if randoms is not None:
-                chosen.append(next_tokens(logits, self.sampling, randoms[:, index]))
-            else:
-                best, token = logits.max(dim=-1)
-                sound = torch.isfinite(best).all()
-                finite = sound if finite is None else finite & sound
-                chosen.append(token)
-            graph.tokens[:count] = chosen[-1]
-        if finite is not None:
-            check_finite(finite)
-        return torch.stack(chosen, dim=1).tolist()
+        graph.begin([row.ids[-1] for row in rows], [row.slot for row in rows])
+        if any(row.params.penalises or row.params.logprobs is not None for row in rows):
+            return [[one] for one in choose(rows, graph.run()[:count])]
+        randoms = torch.tensor([row.randoms(self.stride) for row in rows]).T.contiguous().to(self.states.device)
+        choice = choice_of([row.params for row in rows], randoms[0], self.states.device)
+        chosen, largest = [], []
+        for numbers in randoms:
+            tokens, best = choose_token(graph.run()[:count], choice._replace(randoms=numbers))
+            graph.tokens[:count] = tokens
+            chosen.append(tokens)
+            largest.append(best)
+        check_finite(torch.stack(largest))
+        return [[(token, None) for token in mine] for mine in torch.stack(chosen, dim=1).tolist()]
 
     def _graph(self, places: int) -> _Graph:
         if places not in self._graphs:
@@ -112,7 +111,7 @@ class _Graph:
         return self.logits
 
 
-def steps_for(step: DecoderStep, states: States, sampling: Sampling) -> Steps:
+def steps_for(step: DecoderStep, states: States) -> Steps:
     """Graphs on a GPU, else step by step."""
     graphs = step.backend == "triton" and states.device.type == "cuda"
-    return GraphSteps(step, states, sampling) if graphs else EagerSteps(step, states, sampling)
+    return GraphSteps(step, states) if graphs else EagerSteps(step, states)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from sambay_kernels import choose_token
 
 from sft.generate import Generation, generate_batch
-from sft.generate.sampling import Sampling, next_tokens, request_randoms
+from sft.generate.sampling import SamplingParams, choice_of, request_randoms
 from sft.utils.errors import UsageError, UserError
 
 END = 3
@@ -240,9 +241,14 @@ def test_sampling_follows_the_distribution_and_top_p_cuts_it() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     randoms = request_randoms(0, 0, 20_000)
     logits = probabilities.log().expand(len(randoms), 4)
-    drawn = next_tokens(logits, Sampling(1.0, 1.0), randoms).bincount(minlength=4) / len(randoms)
-    assert torch.allclose(drawn, probabilities, atol=0.015)
-    nucleus = next_tokens(logits, Sampling(1.0, 0.7), randoms).bincount(minlength=4) / len(randoms)
-    assert torch.allclose(nucleus, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.015)
-    cold = next_tokens(logits, Sampling(0.5, 1.0), randoms).bincount(minlength=4) / len(randoms)
-    assert torch.allclose(cold, probabilities**2 / (probabilities**2).sum(), atol=0.015)
+
+    def shares(**settings: float) -> torch.Tensor:
+        params = [SamplingParams(**settings)] * len(randoms)  # type: ignore[arg-type]
+        tokens, _ = choose_token(logits, choice_of(params, randoms, logits.device))
+        return tokens.bincount(minlength=4) / len(randoms)
+
+    assert torch.allclose(shares(temperature=1.0), probabilities, atol=0.015)
+    nucleus = torch.tensor([0.625, 0.375, 0.0, 0.0])
+    for settings in ({"top_p": 0.7}, {"top_k": 2}, {"min_p": 0.55}):
+        assert torch.allclose(shares(temperature=1.0, **settings), nucleus, atol=0.015)
+    assert torch.allclose(shares(temperature=0.5), probabilities**2 / (probabilities**2).sum(), atol=0.015)

@@ -1,0 +1,1 @@
+"""The next token of each of many sequences, greedy or sampled."""
