@@ -82,17 +82,20 @@ class Packing:
 
     Attributes:
         lanes: outputs of a vector.
-        terms: that lie side by side.
+        terms: zeros fill them up to a multiple of this.
+        side_by_side: terms that lie so.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.lanes, self.terms = (_number(f"sambay_decoder_{name}_{SUFFIXES[dtype]}") for name in ("lanes", "terms"))
+        self.lanes, self.terms, self.side_by_side = (
+            _number(f"sambay_decoder_{name}_{SUFFIXES[dtype]}") for name in ("lanes", "terms", "side_by_side")
+        )
 
     def matrix(self, weight: Tensor) -> Tensor:
         """(outputs, inputs) -> (panels, terms, outputs of a panel, terms side by side), zeros around."""
         outputs, inputs = weight.shape
         padded = F.pad(weight, (0, -inputs % self.terms, 0, -outputs % (2 * self.lanes)))
-        parts = padded.unflatten(0, (-1, 2 * self.lanes)).unflatten(2, (-1, self.terms))
+        parts = padded.unflatten(0, (-1, 2 * self.lanes)).unflatten(2, (-1, self.side_by_side))
         return parts.transpose(1, 2).contiguous()
 
     def vectors(self, rows: Tensor) -> Tensor:

@@ -54,6 +54,8 @@ class DecoderRun {
   DecoderRun(const DecoderStep<S>& given, Room& room, int64_t workers)
       : step(given), model(*given.decoder), rows(given, room), attention(rows, room, workers) {}
 
+  int64_t count() const { return rows.count; }
+
   // The whole step, by all workers at once.
   void work(const Worker& worker) const {
     for (int64_t r = worker.first(rows.count); r < worker.last(rows.count); ++r) start(r);
@@ -206,6 +208,7 @@ void run_by(const DecoderRun<S>& run, [[maybe_unused]] int workers) {
 #pragma omp parallel num_threads(workers) if (workers > 1)
   {
     FlushDenormals guard;
+    const AmxScope tiles(std::is_same_v<S, BFloat16> ? run.count() : 0);
 #if defined(_OPENMP)
     const Worker worker{omp_get_thread_num(), omp_get_num_threads()};
 #else
@@ -239,7 +242,8 @@ int64_t decoder_step(DecoderStep<S>& step, int threads) {
     return sambay::decoder_step(*step, threads);                                                             \
   }                                                                                                          \
   extern "C" int64_t sambay_decoder_lanes_##suffix() { return sambay::Simd<sambay::Compute<S>>::kLanes; }    \
-  extern "C" int64_t sambay_decoder_terms_##suffix() { return sambay::kTerms<S>; }
+  extern "C" int64_t sambay_decoder_terms_##suffix() { return sambay::kTerms<S>; }                           \
+  extern "C" int64_t sambay_decoder_side_by_side_##suffix() { return sambay::kSideBySide<S>; }
 
 SAMBAY_EXPORT(float, f32)
 SAMBAY_EXPORT(double, f64)

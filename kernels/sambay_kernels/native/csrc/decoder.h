@@ -94,7 +94,7 @@ struct Buffer {
   U* data;
   int64_t width, row;
   Buffer(Room& room, int64_t rows, int64_t columns) : width(columns), row((columns + 31) / 32 * 32 + 32) {
-    data = room.take<U>(rows * row);
+    data = room.take<U>((rows + kMostRows) * row);
   }
   U* at(int64_t r) const { return data + r * row; }
   // What a product reads behind a row's end must be a number.

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "amx.h"
 #include "compute_type.h"
 #include "products.h"
 
@@ -28,8 +29,15 @@ struct Matrix {
 
 namespace {
 
+#if defined(SAMBAY_AMX)
+constexpr int64_t kTermStep = kAmxTerms;
+#else
+constexpr int64_t kTermStep = 2;
+#endif
 template <typename S>
-constexpr int64_t kTerms = std::is_same_v<S, BFloat16> ? 2 : 1;  // that lie side by side
+constexpr int64_t kSideBySide = std::is_same_v<S, BFloat16> ? 2 : 1;  // terms that lie so
+template <typename S>
+constexpr int64_t kTerms = std::is_same_v<S, BFloat16> ? kTermStep : 1;
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kPanelRows = 12;  // of 32 registers 24 hold sums
@@ -40,8 +48,10 @@ constexpr int kPanelRows = 6;  // of 16 registers 12
 template <typename T>
 constexpr int64_t kPanel = 2 * Simd<T>::kLanes;  // outputs
 
+constexpr int kMostRows = 32;  // of a tile of any kind
+
 template <typename T>
-using PanelSums = T[kPanelRows][kPanel<T>];
+using PanelSums = T[kMostRows][kPanel<T>];
 
 // A worker of a group that shares each piece of work.
 struct Worker {
@@ -119,18 +129,42 @@ void panel_sums_of(int64_t rows, const Inputs<S>& x, const S* panel, int64_t ter
   }
 }
 
+// Rows of a tile: as even as can be, but for AMX, which takes whole ones.
+template <typename S>
+struct RowTiles {
+  int64_t rows, count;
+  bool amx = false;
+
+  explicit RowTiles(int64_t all) : rows(all), count((all + kPanelRows - 1) / kPanelRows) {
+#if defined(SAMBAY_AMX)
+    amx = std::is_same_v<S, BFloat16> && amx_is_ours();
+    if (amx) count = (all + kMostRows - 1) / kMostRows;
+#endif
+  }
+  int64_t first(int64_t tile) const { return amx ? std::min(rows, tile * kMostRows) : rows * tile / count; }
+
+  void sums(int64_t length, const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<Compute<S>>& out) const {
+#if defined(SAMBAY_AMX)
+    if constexpr (std::is_same_v<S, BFloat16>)
+      if (amx) return (length > kAmxRows ? amx_sums<true> : amx_sums<false>)(x.data, x.row, panel, terms, out);
+#endif
+    panel_sums_of<S>(length, x, panel, terms, out);
+  }
+};
+
 // This worker's share of x (rows, inputs) times the matrix: `use(column, row, count, sums)` with the sums of a panel
-// that begins at this output, for `count` rows.
+// that begins at this output, for `count` rows. Up to kMostRows - 1 rows behind x's last are read, and lost.
 template <typename S, typename Use>
 void packed_product(const Worker& worker, const Matrix<S>& matrix, const Inputs<S>& x, int64_t rows, const Use& use) {
   using T = Compute<S>;
-  const int64_t panels = (matrix.outputs + kPanel<T> - 1) / kPanel<T>, tiles = (rows + kPanelRows - 1) / kPanelRows;
+  const RowTiles<S> tiles(rows);
+  const int64_t units = (matrix.outputs + kPanel<T> - 1) / kPanel<T> * tiles.count;
   alignas(64) PanelSums<T> sums;
-  for (int64_t unit = worker.first(panels * tiles), last = worker.last(panels * tiles); unit < last; ++unit) {
-    const int64_t panel = unit / tiles, tile = unit % tiles;
-    const int64_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
+  for (int64_t unit = worker.first(units), last = worker.last(units); unit < last; ++unit) {
+    const int64_t panel = unit / tiles.count, tile = unit % tiles.count;
+    const int64_t row = tiles.first(tile), count = tiles.first(tile + 1) - row;
     const Inputs<S> from{x.data + row * x.row, x.row};
-    panel_sums_of<S>(count, from, matrix.panels + panel * kPanel<T> * matrix.terms, matrix.terms, sums);
+    tiles.sums(count, from, matrix.panels + panel * kPanel<T> * matrix.terms, matrix.terms, sums);
     use(panel * kPanel<T>, row, count, sums);
   }
 }
