@@ -8,7 +8,7 @@ from typing import Any
 import packed_ops as ops
 import pytest
 import torch
-from decoder_toys import in_float64, slots_of, walk, weights_of
+from model_steps import in_float64, slots_of, walk, weights_of
 from sambay_kernels import DecoderStep
 from sambay_kernels.ops.decoder_step.torch import decoder_step_torch
 from tiny_sambay import tiny_model

@@ -28,8 +28,8 @@ from .build import (
     version_of,
 )
 
-UNITS = [SOURCES / "cpu.cpp", SOURCES / "attention.cpp", SOURCES / "norm.cpp"]
-FILES = [*UNITS, *(SOURCES / name for name in ("compute_type.h", "cpu_common.h", "products.h", "scan_core.h"))]
+UNITS = [SOURCES / f"{name}.cpp" for name in ("cpu", "attention", "norm", "decoder")]
+FILES = [*UNITS, *sorted(SOURCES.glob("*.h"))]
 # No -ffast-math: NaN and infinity must keep their meaning, and sums their order.
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 REMEDY = "install a C++17 compiler (for example `apt-get install g++`) or set CXX to one"

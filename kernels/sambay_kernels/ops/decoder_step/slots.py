@@ -47,7 +47,7 @@ class Slots:
         self.lengths = room(slots, kind=torch.int32)
 
     def copy_slot(self, source: int, target: int) -> None:
-        """Give `target` the states, rings and length of `source`; the pages of its table are the caller's concern."""
+        """Give the sequence in `target` the states, rings and length of `source`. Its pages are the caller's."""
         for tensor in (self.conv, self.scan, self.ring_keys, self.ring_values):
             tensor[:, target] = tensor[:, source]
         self.lengths[target] = self.lengths[source]

@@ -1,0 +1,150 @@
+// What a decoding step is called with, and the memory that it works in. Structures as in native/decoder_call.py.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "compute_type.h"
+#include "lanes.h"
+#include "packed_products.h"
+
+namespace sambay {
+
+enum DecoderMixer : int64_t { kMamba, kMemoryUnit, kAttention };
+
+// S: the type of matrices and of what is rounded, T: that of arithmetic, states and small vectors.
+template <typename S>
+struct DecoderLayer {
+  using T = Compute<S>;
+  int64_t mixer, place;      // kind of mixer; of its states, rings or pages
+  int64_t window, own_keys;  // attention: tokens a query sees, 0: all; whether it makes keys and values
+  const T *norm_weight, *norm_bias, *mlp_norm_weight, *mlp_norm_bias;
+  Matrix<S> in;           // Mamba: of the scan's input; memory unit: of the gate; attention: of queries, keys, values
+  Matrix<S> gate;         // Mamba
+  Matrix<S> delta, maps;  // Mamba, both of the scan's input: the time step's factors; B and C, whole vectors each
+  Matrix<S> step;         // Mamba: of delta
+  Matrix<S> out;
+  Matrix<S> up, down;  // MLP; a panel of `up` is a vector of gates, then one of values
+  const T *in_bias, *out_bias;               // attention
+  const T *conv_weight, *conv_bias;          // Mamba: (width, inner), (inner,)
+  const T *step_bias, *decay, *skip;         // Mamba: (inner,), A log2(e) (inner, whole vectors of states), (inner,)
+  const T* subln;                            // attention: (2 head_dim,), times 1 - lambda_init
+  double lambda;
+};
+
+template <typename S>
+struct Decoder {
+  using T = Compute<S>;
+  int64_t count, hidden, vocab, intermediate;
+  int64_t heads, key_heads, width;    // of attention
+  int64_t inner, states, kept, rank;  // of Mamba; kept: inputs of the convolution before the new one
+  double eps;
+  const DecoderLayer<S>* layers;
+  const S* embed;
+  const T *norm_weight, *norm_bias;
+  Matrix<S> head;
+};
+
+template <typename S>
+struct DecoderSlots {
+  using T = Compute<S>;
+  int64_t slots, pages, page_size, listed, ring;  // listed: pages of a slot at most; ring: places
+  S* conv;                                        // (layers, slots, inner, kept)
+  T* scan;                                        // (layers, slots, inner, states)
+  S *ring_keys, *ring_values;                     // (layers, slots, key heads, ring, width)
+  S *page_keys, *page_values;                     // (layers, pages, key heads, page_size, width)
+  const int32_t* table;                           // (slots, listed)
+  int32_t* lengths;                               // (slots,)
+};
+
+template <typename S>
+struct DecoderStep {
+  const Decoder<S>* decoder;
+  const DecoderSlots<S>* slots;
+  int64_t rows;
+  const int64_t *tokens, *row_slots;  // (rows,)
+  S* logits;                          // (rows, vocab)
+  void* room;                         // to work in
+  int64_t room_bytes;
+  int64_t wrong;  // out: the row that can't be
+};
+
+namespace {
+
+// Hands out arrays of a piece of memory, or measures how much they take.
+class Room {
+ public:
+  explicit Room(void* memory) : base(static_cast<char*>(memory)) {}
+  template <typename U>
+  U* take(int64_t count) {
+    U* found = base ? reinterpret_cast<U*>(base + used) : nullptr;
+    used += (count * static_cast<int64_t>(sizeof(U)) + 63) / 64 * 64;
+    return found;
+  }
+  int64_t bytes() const { return used; }
+
+ private:
+  char* base;
+  int64_t used = 0;
+};
+
+// (rows, width), rows apart by whole vectors and a little more, lest the same columns share places in the cache.
+template <typename U>
+struct Buffer {
+  U* data;
+  int64_t width, row;
+  Buffer(Room& room, int64_t rows, int64_t columns) : width(columns), row((columns + 31) / 32 * 32 + 32) {
+    data = room.take<U>((rows + kMostRows) * row);
+  }
+  U* at(int64_t r) const { return data + r * row; }
+  // What a product reads behind a row's end must be a number.
+  void clear_ends(int64_t r) const { std::fill(at(r) + width, at(r) + row, U{}); }
+};
+
+// The rows of a step, and all that they hold on their way.
+template <typename S>
+struct DecoderRows {
+  using T = Compute<S>;
+  static constexpr int64_t kLanes = Simd<T>::kLanes;
+  const Decoder<S>& model;
+  const DecoderSlots<S>& slots;
+  const int64_t count;
+  const int64_t *tokens, *slot;
+  const int64_t padded_states;
+  int64_t* before;  // tokens that each sequence had
+  Buffer<T> hidden, maps;
+  Buffer<S> normed, qkv, attended, inner, gate, delta, memory, gated, mlp;
+
+  DecoderRows(const DecoderStep<S>& step, Room& room)
+      : model(*step.decoder),
+        slots(*step.slots),
+        count(step.rows),
+        tokens(step.tokens),
+        slot(step.row_slots),
+        padded_states(whole_vectors<T>(model.states)),
+        before(room.take<int64_t>(count)),
+        hidden(room, count, model.hidden),
+        maps(room, count, 2 * padded_states),
+        normed(room, count, model.hidden),
+        qkv(room, count, (model.heads + 2 * model.key_heads) * model.width),
+        attended(room, count, model.heads * model.width),
+        inner(room, count, model.inner),
+        gate(room, count, model.inner),
+        delta(room, count, model.rank),
+        memory(room, count, model.inner),
+        gated(room, count, model.inner),
+        mlp(room, count, model.intermediate) {}
+
+  void start(int64_t r) const {
+    for (const Buffer<S>* read : {&normed, &attended, &inner, &delta, &gated, &mlp}) read->clear_ends(r);
+  }
+};
+
+// What a product hands on: rounded as if it had been written.
+template <typename S>
+SAMBAY_FN Compute<S> rounded(Compute<S> x) {
+  return widen(narrow<S>(x));
+}
+
+}  // namespace
+}  // namespace sambay
