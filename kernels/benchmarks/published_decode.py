@@ -8,7 +8,8 @@ what the whole answer takes by them (lengths between are interpolated), the prom
 memory's bandwidth that a step reaches: the bytes of weights, keys, values and states that it has to read, over what the
 card reads in the time. bfloat16; sampled at temperature 0.6 and top-p 0.95; the engine's own steps.
 
-The transformer has Phi-4-mini's shape and is run by transformers: its own cache and attention (as in `generate`).
+The transformer has Phi-4-mini's shape and is run by transformers: its own cache and attention (as in `generate`); with
+--graph also by a static cache and a CUDA graph, where its host takes no part.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from machine import parser, prepare, report
 from published_step import PHI_4_MINI
 from sambay_kernels import DecoderStep, DecoderWeights
 from torch import Tensor
-from transformers import DynamicCache, Phi3Config, Phi3ForCausalLM
+from transformers import DynamicCache, Phi3Config, Phi3ForCausalLM, StaticCache
 
 from sft.generate.cache import cache_keyword
 from sft.generate.requests import Request
@@ -130,6 +131,35 @@ def cache_steps(model: Any, requests: int, lengths: list[int]) -> Times:
     return seconds
 
 
+def graph_steps(model: Any, requests: int, lengths: list[int]) -> Times:
+    """Seconds of a step of the transformer over a static cache just long enough, recorded as a CUDA graph.
+
+    What transformers' `generate` doesn't do by itself: the host takes no part, so this is what its kernels can do.
+    """
+    seconds = {}
+    for length in lengths:
+        cache = StaticCache(config=model.config, max_cache_len=length + 1)
+        given = {
+            "input_ids": torch.ones(requests, 1, dtype=torch.long, device="cuda"),
+            "position_ids": torch.full((requests, 1), length, device="cuda"),
+            "attention_mask": {
+                "full_attention": torch.ones(requests, 1, 1, length + 1, dtype=torch.bool, device="cuda")
+            },
+            cache_keyword(model): cache,
+        }
+        with torch.no_grad():
+            model(**given)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                model(**given)
+        seconds[length] = timed(graph.replay, 8)
+        del cache, given, graph
+        gc.collect()
+        torch.cuda.empty_cache()
+    return seconds
+
+
 def prefill(model: Any, prompt: int) -> float:
     """Seconds for one prompt."""
     ids = torch.ones(1, prompt, dtype=torch.long, device="cuda")
@@ -167,15 +197,17 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     del model, weights
     gc.collect()
     torch.cuda.empty_cache()
-    other, theirs = phi_4_mini(), {}
+    other, theirs, graphs = phi_4_mini(), {}, {}
     first["theirs"] = prefill(other, options.prompt)
     rows = []
     for requests in options.requests:
         theirs[requests] = cache_steps(other, requests, lengths)
+        graphs[requests] = graph_steps(other, requests, lengths) if options.graph else {}
         for length in lengths:
             mine, its = own[requests][length], theirs[requests][length]
             floor = read[requests][length] / speed
-            rows.append(row(f"at {length:,}", requests, mine, its, floor / mine))
+            line = row(f"at {length:,}", requests, mine, its, floor / mine)
+            rows.append({**line, "in a graph": 1e3 * graphs[requests][length] if options.graph else None})
         answer = [
             first[k] * requests + whole(t[requests], options.prompt, last)
             for k, t in (("own", own), ("theirs", theirs))
@@ -222,6 +254,7 @@ def main() -> None:
     options.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16], help="sequences at once")
     options.add_argument("--prompt", type=int, default=2048)
     options.add_argument("--new", type=int, default=32768)
+    options.add_argument("--graph", action="store_true", help="the transformer's steps in a CUDA graph too")
     options.add_argument("--profile", action="store_true", help="print the kernels of the last case")
     chosen = options.parse_args()
     prepare(chosen)

@@ -18,7 +18,15 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("T
 
 @pytest.mark.parametrize(
     "file",
-    ["test_scan.py", "test_conv_and_swiglu.py", "test_norm.py", "test_attention.py", "test_loss.py", "test_model.py"],
+    [
+        "test_scan.py",
+        "test_conv_and_swiglu.py",
+        "test_norm.py",
+        "test_attention.py",
+        "test_loss.py",
+        "test_model.py",
+        "test_decoding.py",
+    ],
 )
 def test_interpreted_kernels_match_the_references(file: str) -> None:
     folder = Path(__file__).parent / "interpreted"

@@ -104,6 +104,25 @@ def _steps() -> None:
     causal_conv1d_step_triton(_tensor(64, INNER, 3), u, _tensor(INNER, 4), D, "silu", slots)
 
 
+def _decoding() -> None:
+    from ..ops.choose_token.inputs import Choice
+    from ..ops.choose_token.triton import choose_token_triton
+    from ..ops.decoder_step import triton as backend
+    from ..ops.decoder_step.slots import Attended
+
+    sequences, longest, page = 16, 32768, 64
+    keys, values = (_tensor(sequences * longest // page, KEY_HEADS, page, WIDTH) for _ in range(2))
+    table, lengths = _tensor(64, longest // page, dtype=torch.int32), _tensor(64, dtype=torch.int32)
+    held = Attended(keys, values, _tensor(sequences, dtype=torch.int64), lengths, table, 0)
+    fused = _tensor(sequences, (HEADS + 2 * KEY_HEADS) * WIDTH)
+    q, k, v = fused.split([HEADS * WIDTH, *[KEY_HEADS * WIDTH] * 2], 1)
+    backend.append(k, v, held)
+    backend.attend(q, held, HEADS, _tensor(), _tensor(2 * WIDTH), 0.5)
+    numbers = [_tensor(sequences, dtype=torch.float32) for _ in range(4)]
+    top_k = _tensor(sequences, dtype=torch.int32)
+    choose_token_triton(_tensor(sequences, 200064), Choice(numbers[0], top_k, *numbers[1:]))
+
+
 def run_cases() -> None:
     """Make every call once; to be recorded (triton.launch.recording), for there is nothing to compute."""
     _scan()
@@ -115,3 +134,4 @@ def run_cases() -> None:
     _attention(torch.float32)
     _loss()
     _steps()
+    _decoding()

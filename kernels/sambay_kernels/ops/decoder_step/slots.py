@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .weights import DecoderWeights
+
+
+class Attended(NamedTuple):
+    """What one layer's attention reads: keys and values (places, key heads, page_size, head_dim) of all sequences.
+
+    Attributes:
+        rows: (R,) int64, the slots that take part.
+        window: tokens that a sequence sees; its place is then its slot and its page a ring. 0: all, as the table lists.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    lengths: Tensor
+    table: Tensor
+    window: int
 
 
 class Slots:

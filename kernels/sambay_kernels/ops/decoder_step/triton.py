@@ -14,7 +14,7 @@ from ..differential_attention.triton import LOG2E
 from ..selective_scan.inputs import ScanInputs
 from ..selective_scan.step import selective_scan_step_triton
 from ..swiglu.triton import swiglu_triton
-from .slots import Slots
+from .slots import Attended, Slots
 from .weights import AttentionWeights, DecoderWeights, MambaWeights, MemoryUnitWeights
 
 CHUNK = 256  # keys of a program: at 2,048 keys one sequence fills an H100's multiprocessors
@@ -81,37 +81,42 @@ class _Run:
         else:
             self.full += bool(new)
             keys, values = slots.page_keys[self.full - 1], slots.page_values[self.full - 1]
+        held = Attended(keys, values, self.rows, slots.lengths, slots.table, mixer.window or 0)
         if new:
-            self._append(new[0], new[1], keys, values, mixer.window)
-        return F.linear(self._attend(q, keys, values, mixer), mixer.out_proj, mixer.out_bias)
+            append(new[0], new[1], held)
+        out = attend(q, held, w.heads, mixer.lambda_full, mixer.subln, mixer.lambda_init)
+        return F.linear(out, mixer.out_proj, mixer.out_bias)
 
-    def _append(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, window: int | None) -> None:
-        from .triton_kernels import append_kernel
 
-        slots, (_, heads, page, d) = self.slots, keys.shape
-        launch(
-            append_kernel, (k.shape[0],), k, v, keys, values, self.rows, slots.lengths, slots.table, k.stride(0),
-            slots.table.stride(0), HEADS=heads, D=d, PADDED=power_of_two(heads * d), PAGE=page, WINDOW=window or 0,
-        )  # fmt: skip
+def append(k: Tensor, v: Tensor, held: Attended) -> None:
+    """Put each sequence's new keys and values (R, key heads * head_dim) behind its last ones."""
+    from .triton_kernels import append_kernel
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mixer: AttentionWeights) -> Tensor:
-        from .triton_kernels import attend_kernel, combine_chunks_kernel
+    _, heads, page, d = held.keys.shape
+    launch(
+        append_kernel, (k.shape[0],), k, v, *held[:-1], k.stride(0), held.table.stride(0), HEADS=heads, D=d,
+        PADDED=power_of_two(heads * d), PAGE=page, WINDOW=held.window,
+    )  # fmt: skip
 
-        w, slots, (_, key_heads, page, d) = self.weights, self.slots, keys.shape
-        window, group, count = mixer.window or 0, w.heads // w.key_heads, q.shape[0]
-        chunks = -(-(window or slots.table.shape[1] * page) // CHUNK)
-        sums = torch.empty(count, chunks, w.heads, 2 * d, dtype=torch.float32, device=q.device)
-        norms = torch.empty(count, chunks, w.heads, 2, dtype=torch.float32, device=q.device)
-        launch(
-            attend_kernel, (count, key_heads // 2, chunks), q, keys, values, self.rows, slots.lengths, slots.table,
-            sums, norms, q.stride(0), slots.table.stride(0), d**-0.5 * LOG2E, KEY_HEADS=key_heads, GROUP=group, D=d,
-            PAD_V=max(16, power_of_two(2 * d)), PAGE=page, WINDOW=window, QUERIES=max(16, power_of_two(2 * group)),
-            CHUNK=CHUNK, BLOCK=BLOCK, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        )  # fmt: skip
-        out = q.new_empty(count, w.heads * d)
-        launch(
-            combine_chunks_kernel, (count, w.heads // 2), sums, norms, self.rows, slots.lengths, mixer.lambda_full,
-            mixer.subln, out, chunks, 1.0 - mixer.lambda_init, SUBLN_EPS, HEADS=w.heads, WIDTH=2 * d,
-            PAD_V=power_of_two(2 * d), WINDOW=window, CHUNK=CHUNK, CHUNKS=16, PAD_C=power_of_two(chunks),
-        )  # fmt: skip
-        return out
+
+def attend(q: Tensor, held: Attended, heads: int, lambda_full: Tensor, subln: Tensor, lambda_init: float) -> Tensor:
+    """Differential attention of each sequence's new queries (R, heads * head_dim) to its keys; the same shape."""
+    from .triton_kernels import attend_kernel, combine_chunks_kernel
+
+    (_, key_heads, page, d), count, window = held.keys.shape, q.shape[0], held.window
+    chunks, group = -(-(window or held.table.shape[1] * page) // CHUNK), heads // key_heads
+    sums = torch.empty(count, chunks, heads, 2 * d, dtype=torch.float32, device=q.device)
+    norms = torch.empty(count, chunks, heads, 2, dtype=torch.float32, device=q.device)
+    launch(
+        attend_kernel, (count, key_heads // 2, chunks), q, *held[:-1], sums, norms, q.stride(0), held.table.stride(0),
+        d**-0.5 * LOG2E, KEY_HEADS=key_heads, GROUP=group, D=d, PAD_V=max(16, power_of_two(2 * d)), PAGE=page,
+        WINDOW=window, QUERIES=max(16, power_of_two(2 * group)), CHUNK=CHUNK, BLOCK=BLOCK,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+    )  # fmt: skip
+    out = q.new_empty(count, heads * d)
+    launch(
+        combine_chunks_kernel, (count, heads // 2), sums, norms, held.rows, held.lengths, lambda_full, subln, out,
+        chunks, 1.0 - lambda_init, SUBLN_EPS, HEADS=heads, WIDTH=2 * d, PAD_V=power_of_two(2 * d), WINDOW=window,
+        CHUNK=CHUNK, CHUNKS=16, PAD_C=power_of_two(chunks),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,41 @@
+"""The kernels of decoding: a step over slots, and the choice of a token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from choice_toys import assert_as_defined
+from decoder_toys import STATES, Shape, empty_slots, in_type, random_decoder
+from sambay_kernels.ops.choose_token import triton as choosing
+from sambay_kernels.ops.decoder_step import triton as stepping
+from sambay_kernels.ops.decoder_step.torch import decoder_step_torch
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("peaked", torch.bfloat16), ("few equals", torch.bfloat16), ("barred", torch.bfloat16), ("tied", torch.float32)],
+)
+def test_the_token_is_that_of_the_definition(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "BLOCK", 256)
+    assert_as_defined(name, dtype, "cpu", vocabulary=300)
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(windows=(7,)), Shape(key_heads=4, group=1, hidden=40, head_dim=10, windows=(13,))]
+)
+def test_steps_match_the_definition(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rings go round, pages and chunks of keys are crossed, sequences take part in any order."""
+    monkeypatch.setattr(stepping, "CHUNK", 16)
+    monkeypatch.setattr(stepping, "BLOCK", 16)
+    exact = random_decoder(shape)
+    single = in_type(exact, torch.float32)
+    want, found = (empty_slots(w, slots=3, page_size=5, longest=25) for w in (exact, single))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        rows = torch.randperm(3, generator=generator)[: 3 - step % 2]
+        tokens = torch.randint(0, shape.vocab, (len(rows),), generator=generator)
+        a = decoder_step_torch(exact, want, tokens, rows)
+        b = stepping.decoder_step_triton(single, found, tokens, rows)
+        assert float((a - b).abs().max()) < 1e-4 * float(a.abs().max())
+    for name in STATES:
+        assert torch.allclose(getattr(want, name).double(), getattr(found, name).double(), atol=1e-4), name
