@@ -142,9 +142,7 @@ def graph_steps(model: Any, requests: int, lengths: list[int]) -> Times:
         given = {
             "input_ids": torch.ones(requests, 1, dtype=torch.long, device="cuda"),
             "position_ids": torch.full((requests, 1), length, device="cuda"),
-            "attention_mask": {
-                "full_attention": torch.ones(requests, 1, 1, length + 1, dtype=torch.bool, device="cuda")
-            },
+            "attention_mask": torch.ones(requests, 1, 1, length + 1, dtype=torch.bool, device="cuda"),
             cache_keyword(model): cache,
         }
         with torch.no_grad():
@@ -213,9 +211,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             for k, t in (("own", own), ("theirs", theirs))
         ]
         floor = whole({n: b / speed for n, b in read[requests].items()}, options.prompt, last)
-        rows.append(
-            row(f"{options.prompt:,} + {options.new:,}", requests, answer[0], answer[1], floor / answer[0], "s")
-        )
+        line = row(f"{options.prompt:,} + {options.new:,}", requests, answer[0], answer[1], floor / answer[0], "s")
+        recorded = first["theirs"] * requests + whole(graphs[requests], options.prompt, last)
+        rows.append({**line, "in a graph": recorded if options.graph else None})
     print(f"copy: {speed / 1e12:.2f} TB/s; prefill of {options.prompt}: {first['own']:.3f} s, {first['theirs']:.3f} s")
     return rows
 

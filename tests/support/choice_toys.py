@@ -75,4 +75,4 @@ def assert_as_defined(name: str, dtype: torch.dtype, device: str, vocabulary: in
         found, largest = choose_token(logits.to(device), on_device)
         assert torch.equal(largest.cpu(), logits.amax(-1))
         for token, (want, nearest) in zip(found.tolist(), by_definition(logits, asked), strict=True):
-            assert token == want or nearest < 1e-4, (settings, token, want, nearest)
+            assert token == want or nearest < 3e-4, (settings, token, want, nearest)

@@ -20,6 +20,14 @@ def _order(x, SHIFT: tl.constexpr):
 
 
 @triton.jit
+def _logit(order, SHIFT: tl.constexpr):
+    """The float32 of this order."""
+    bits = order.to(tl.int32) << SHIFT
+    bits = tl.where(bits < 0, (bits | ((1 << SHIFT) - 1)) ^ 0x7FFFFFFF, bits)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _piece(row, start, count, BLOCK: tl.constexpr):
     """A run of a row's logits, -inf behind its end."""
     at = start + tl.arange(0, BLOCK)
@@ -72,16 +80,19 @@ def choose_kernel(
         if most > 0:
             floor, ties = _of_count(row, count, floor, top, tl.minimum(most, count), BLOCK, SHIFT)
         _, above = _from(row, count, floor + 1, highest, sharpness, least, BLOCK, SHIFT)
-        edge = _weight(_value(row, count, floor, BLOCK, SHIFT), highest, sharpness, least)
-        whole = above
+        edge, whole, share = 0.0, above, tl.load(top_p + r)
         if most > 0:
+            edge = _weight(_logit(floor, SHIFT), highest, sharpness, least)
             whole += ties * edge
-        need = tl.load(top_p + r) * whole
+        need = share * whole
         threshold, number = floor, ties
-        if above >= need:
-            threshold = _of_mass(row, count, floor + 1, top, need, highest, sharpness, least, BLOCK, SHIFT)
+        if (share < 1.0) & (above >= need):
+            # The least of what is kept and all below it hold 1 - top_p: it can't be smaller than an equal part of that.
+            part = highest + tl.log2(tl.maximum((1.0 - share) / count, 1e-30)) / sharpness
+            low = tl.maximum(floor, tl.minimum(_order(part, SHIFT).to(tl.int64) - 2, top - 1)) + 1
+            threshold = _of_mass(row, count, low, top, need, highest, sharpness, least, BLOCK, SHIFT)
             _, above = _from(row, count, threshold + 1, highest, sharpness, least, BLOCK, SHIFT)
-            edge = _weight(_value(row, count, threshold, BLOCK, SHIFT), highest, sharpness, least)
+            edge = _weight(_logit(threshold, SHIFT), highest, sharpness, least)
             number = count
         if edge > 0.0:
             number = tl.minimum(number, tl.maximum(tl.ceil((need - above) / edge), 1.0).to(tl.int32))
@@ -113,16 +124,6 @@ def _of_mass(row, count, low, high, need, highest, sharpness, least, BLOCK: tl.c
         low = tl.where(mass >= need, middle, low)
         high = tl.where(mass >= need, high, middle - 1)
     return low
-
-
-@triton.jit
-def _value(row, count, threshold, BLOCK: tl.constexpr, SHIFT: tl.constexpr):
-    """The logit of this order, -inf if there is none."""
-    found = float("-inf")
-    for start in range(0, count, BLOCK):
-        _, x = _piece(row, start, count, BLOCK)
-        found = tl.maximum(found, tl.max(tl.where(_order(x, SHIFT) == threshold.to(tl.int32), x, float("-inf")), 0))
-    return found
 
 
 @triton.jit
