@@ -9,7 +9,7 @@ from ...runtime.segments import power_of_two
 from ...triton.launch import launch
 from .inputs import Choice
 
-BLOCK = 8192  # logits of a row at once
+BLOCK = 16384  # logits of a row at once: fastest of those tried on an H200
 
 
 def choose_token_triton(logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
