@@ -12,12 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sft.answers.choices import options_in
 from sft.answers.judge import Judge, Verdict
 from sft.answers.pool import RESULT_LIMIT
-from sft.evaluate.metrics import Sample, summarize
+from sft.evaluate.metrics import summarize
 from sft.evaluate.progress import SuiteLines
-from sft.evaluate.suites import Problem, after_thinking, load_problems, render_prompt
+from sft.evaluate.suites import Problem, load_problems, render_prompt
+from sft.evaluate.verdicts import Sample, judged, submit
 from sft.recipe.schema import EvaluateSection, SuiteSection, Templates
 from sft.utils.errors import UserError
 from sft.utils.files import atomic_open, read_sealed, remove_file, sha256_file, sha256_json, write_sealed
@@ -125,7 +125,7 @@ class _SuiteRun:
         with _Recorder(self, done, progress) as recorder:
             self._generate(recorder, ends)
         seconds = time.monotonic() - started
-        _write_sorted(samples_path, recorder.samples)
+        write_samples(samples_path, recorder.samples)
         metrics = {
             "key": key,
             "content": sha256_file(samples_path),
@@ -145,6 +145,8 @@ class _SuiteRun:
     def _settings(self) -> dict[str, Any]:
         names = ("max_new_tokens", "temperature", "top_p", "samples_per_problem", "seed", "batch_size")
         settings = {name: getattr(self.suite, name) for name in names}
+        if self.suite.max_length is not None:
+            settings["max_length"] = self.suite.max_length
         return {**settings, "verify_timeout": self.section.verify_timeout, "example_prompt": self.prompts[0]}
 
     def _key(self, model_key: str, ends: list[int]) -> str:
@@ -163,6 +165,12 @@ class _SuiteRun:
         each = self.suite.samples_per_problem
         tasks = [_Task(p * each + s, p, s) for p in range(len(self.problems)) for s in range(each)]
         tasks = [task for task in tasks if (task.problem, task.sample) not in recorder.known]
+        rooms = [self.suite.room(len(ids)) for ids in self.ids]
+        for task in tasks:
+            if not rooms[task.problem]:
+                # An engine with a context of so many tokens has no answer to it either.
+                recorder.add(task, [], False)
+        tasks = [task for task in tasks if rooms[task.problem]]
 
         def on_done(index: int, generation: Generation) -> None:
             recorder.add(tasks[index], generation.ids, generation.finished)
@@ -171,7 +179,7 @@ class _SuiteRun:
             self.model,
             self.tokenizer,
             [self.ids[task.problem] for task in tasks],
-            max_new_tokens=self.suite.max_new_tokens,
+            max_new_tokens=[rooms[task.problem] for task in tasks],
             temperature=self.suite.temperature,
             top_p=self.suite.top_p,
             seed=self.suite.seed,
@@ -222,26 +230,23 @@ class _Recorder:
             "group": problem.group,
             "steps": problem.steps,
             "question": problem.text,
+            "options": dict(problem.options),
             "prompt": self.run.prompts[task.problem],
             "completion": completion,
             "tokens": len(ids),
             "finished": finished,
+            "gold": problem.gold,
         }
         self.tokens += len(ids)
-        self._waiting.append((sample, self._verdict(sample, problem) if finished else _cut_off()))
+        self._waiting.append((sample, submit(self._judge, sample)))
         self._write(wait=False)
-
-    def _verdict(self, sample: Sample, problem: Problem) -> Future[Verdict]:
-        text = after_thinking(sample["prompt"], sample["completion"])
-        return self._judge.submit(text, problem.gold, options=options_in(problem.text))
 
     def _write(self, wait: bool) -> None:
         """Append what has its verdict; all of them with `wait`."""
         while self._waiting and (wait or self._waiting[0][1].done()):
             sample, future = self._waiting.popleft()
             verdict = future.result(timeout=RESULT_LIMIT)
-            gold = self.run.problems[sample["problem"]].gold
-            sample |= {"answer": verdict.answer, "gold": gold, "verdict": verdict.status, "reason": verdict.reason}
+            sample = judged(sample, verdict)
             self._file.write(sample_line(sample))
             self._file.flush()
             self.samples.append(sample)
@@ -253,13 +258,6 @@ class _Recorder:
             self.progress(self.run.suite.name, len(self.samples), self.total, self.right)
 
 
-def _cut_off() -> Future[Verdict]:
-    """The verdict on an answer that didn't end: whatever stands in it, the model may not have been done."""
-    verdict: Future[Verdict] = Future()
-    verdict.set_result(Verdict("wrong", "cut off"))
-    return verdict
-
-
 def _open_samples(folder: Path, key: str) -> list[Sample]:
     """The samples of an interrupted run under this key; what belongs to another key is removed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +265,7 @@ def _open_samples(folder: Path, key: str) -> list[Sample]:
     if (read_sealed(mark) or {}).get("key") == key:
         samples = read_samples(path)
         # A line torn by the kill is dropped before anything is appended to it.
-        _write_sorted(path, samples)
+        write_samples(path, samples)
         return samples
     for stale in (folder / "metrics.json", path):
         remove_file(stale)
@@ -291,7 +289,8 @@ def read_samples(path: Path) -> list[Sample]:
     return list(samples.values())
 
 
-def _write_sorted(path: Path, samples: list[Sample]) -> None:
+def write_samples(path: Path, samples: list[Sample]) -> None:
+    """Write a samples file anew, in the order of problems and samples."""
     with atomic_open(path) as handle:
         for sample in sorted(samples, key=lambda sample: (sample["problem"], sample["sample"])):
             handle.write(sample_line(sample))

@@ -37,6 +37,7 @@ class _Request:
     index: int
     prompt: list[int]
     randoms: Tensor | None
+    most: int
     ids: list[int]
     start: int = 0
     done: bool = False
@@ -47,7 +48,7 @@ def generate_batch(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -60,6 +61,7 @@ def generate_batch(
     """Complete every prompt (token ids); returns the completions in the prompts' order.
 
     Args:
+        max_new_tokens: most tokens of a completion, of all or of each.
         eos_ids: what ends a completion; None: `end_token_ids(tokenizer, model)`.
         requests: the number under which each prompt draws its random numbers (default: its position), so that a part
             of a larger job samples what the whole job would have sampled.
@@ -71,17 +73,21 @@ def generate_batch(
     outside the model's vocabulary and for logits that aren't finite.
     """
     sampling = Sampling(temperature, top_p)
-    if max_new_tokens < 1 or batch_size < 1:
-        raise UsageError(f"max_new_tokens ({max_new_tokens}) and batch_size ({batch_size}) must be at least 1.")
+    each = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    fewest = max_new_tokens if isinstance(max_new_tokens, int) else min(each, default=1)
+    if fewest < 1 or batch_size < 1:
+        raise UsageError(f"max_new_tokens ({fewest}) and batch_size ({batch_size}) must be at least 1.")
     numbers = list(range(len(prompts))) if requests is None else list(requests)
     if len(numbers) != len(prompts):
         raise ValueError(f"{len(numbers)} request numbers for {len(prompts)} prompts")
+    if len(each) != len(prompts):
+        raise ValueError(f"{len(each)} limits for {len(prompts)} prompts")
     ends = frozenset(end_token_ids(tokenizer, model) if eos_ids is None else eos_ids)
-    queue = _queue(prompts, numbers, sampling, seed, max_new_tokens)
+    queue = _queue(prompts, numbers, sampling, seed, each)
     check_vocabulary(model, max((max(prompt) for prompt in prompts), default=0))
     results: list[Generation | None] = [None] * len(prompts)
     with _evaluating(model):
-        batch = _Batch(model, sampling, max_new_tokens, ends, prefill_chunk)
+        batch = _Batch(model, sampling, max(each, default=1), ends, prefill_chunk)
         while queue or batch.rows:
             for request in batch.step(queue, batch_size):
                 finished = bool(request.ids) and request.ids[-1] in ends
@@ -93,15 +99,16 @@ def generate_batch(
 
 
 def _queue(
-    prompts: Sequence[Sequence[int]], numbers: list[int], sampling: Sampling, seed: int, max_new_tokens: int
+    prompts: Sequence[Sequence[int]], numbers: list[int], sampling: Sampling, seed: int, each: list[int]
 ) -> deque[_Request]:
     """The requests, longest prompt first: neighbours need little padding, and memory peaks at the start."""
     queue: deque[_Request] = deque()
+    most = max(each, default=1)
     for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
         if not prompts[index]:
             raise UsageError(f"Prompt {index} has no tokens; there is nothing to continue.")
-        randoms = request_randoms(seed, numbers[index], max_new_tokens) if sampling.temperature else None
-        queue.append(_Request(index, list(prompts[index]), randoms, []))
+        randoms = request_randoms(seed, numbers[index], most) if sampling.temperature else None
+        queue.append(_Request(index, list(prompts[index]), randoms, each[index], []))
     return queue
 
 
@@ -243,7 +250,7 @@ class _Batch:
             if row.done:
                 continue
             row.ids.append(token)
-            if token in self.ends or len(row.ids) == self.max_new_tokens:
+            if token in self.ends or len(row.ids) == row.most:
                 row.done = True
                 done.append(row)
         self.live -= len(done)

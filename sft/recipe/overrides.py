@@ -61,9 +61,10 @@ def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def override_value(key: str, text: str) -> Any:
-    """What a word of the command line is for its key. A text is taken as the shell gives it."""
-    parts, place = tuple(key.split(".")), f"--{key}"
+def override_value(key: str, text: str, *, inside: str = "") -> Any:
+    """What a word of the command line is for its key, one of the recipe's or of the section `inside` it. A text is
+    taken as the shell gives it."""
+    parts, place = tuple(f"{inside}.{key}".lstrip(".").split(".")), f"--{key}"
     listed = text.lstrip().startswith(("{", "["))
     if takes_text(parts) and not (listed and kinds_at(parts) & {list, dict}):
         return None if text == "null" and takes_nothing(parts) else readable(text, place)
@@ -114,8 +115,9 @@ def _set(document: Document, path: Path, override: Override) -> None:
             where = ".".join(map(str, path[: depth + 1]))
             raise UsageError(f"--{override.key}: {where} is {child!r}, which has no keys")
         target = child
-    if path[-1] == "recipe" and override.needs_stages and isinstance(target, dict) and "sources" in target:
-        raise UsageError(f"--{override.key}: has no effect, the sources here are filled in already; change the file")
+    filled = "source" if path[-1] == "suite" else "sources" if path[-1] == "recipe" and override.needs_stages else None
+    if filled is not None and isinstance(target, dict) and filled in target:
+        raise UsageError(f"--{override.key}: has no effect, the {filled} here are filled in already; change the file")
     target[path[-1]] = override.value
     for known in [known for known in document.origins if known[: len(path)] == path]:
         del document.origins[known]
