@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from math import comb
 
+from sft.answers.compare import compare
 from sft.answers.normal import normal
 from sft.answers.numbers import parse_number
 
@@ -15,10 +16,10 @@ def majority_at_k(samples_by_problem: Sequence[Sequence[tuple[str | None, bool]]
     """The chance that a vote of k of a problem's samples is right, averaged over problems; exact, without drawing.
 
     `samples_by_problem` holds (answer, whether the judge found it right) of each problem's samples. What the judge
-    found right is one answer, however it is written; other answers are the same where they are the same number, or are
-    written alike in the judge's normal form. A sample without an answer has no vote. Of answers with equally many
-    votes each wins equally often; where nobody votes, nothing is right. Of n > k samples the mean over all C(n, k)
-    choices is taken.
+    found right is one answer, however it is written; other answers are the same where the judge finds them equal
+    without computer algebra, which would take seconds: as numbers, texts, words, lists, sets and intervals. A sample
+    without an answer has no vote. Of answers with equally many votes each wins equally often; where nobody votes,
+    nothing is right. Of n > k samples the mean over all C(n, k) choices is taken.
 
     Raises ValueError when a problem has fewer than k samples, and where there is none.
     """
@@ -30,14 +31,33 @@ def majority_at_k(samples_by_problem: Sequence[Sequence[tuple[str | None, bool]]
 def _votes(samples: Sequence[tuple[str | None, bool]]) -> tuple[int, int, tuple[int, ...]]:
     """How many samples are right, how many have no answer, and how many give each of the wrong answers."""
     right = sum(is_right for _, is_right in samples)
-    wrong = Counter(_key(answer) for answer, is_right in samples if not is_right and answer is not None)
-    return right, len(samples) - right - wrong.total(), tuple(sorted(wrong.values()))
+    wrong = [answer for answer, is_right in samples if not is_right and answer is not None]
+    return right, len(samples) - right - len(wrong), tuple(sorted(_alike(wrong)))
+
+
+def _alike(answers: Sequence[str]) -> list[int]:
+    """How often each of the answers is given."""
+    first = {_key(answer): answer for answer in reversed(answers)}
+    counts: dict[str, int] = {}
+    for key, count in Counter(map(_key, answers)).items():
+        answer = first[key]
+        same = next((other for other in counts if _same(other, answer)), answer)
+        counts[same] = counts.get(same, 0) + count
+    return list(counts.values())
 
 
 def _key(answer: str) -> Hashable:
-    """What is equal for equal answers."""
+    """What is equal for answers that are one number, or are written alike."""
     number = parse_number(answer)
-    return (number.scaled.value, number.unit) if number else normal(answer)
+    return (number.scaled.value, number.unit) if number else "".join(normal(answer).split())
+
+
+@lru_cache(maxsize=65536)
+def _same(one: str, other: str) -> bool:
+    """Whether the judge takes two answers for one, of those whose keys differ."""
+    if parse_number(one) is not None and parse_number(other) is not None:
+        return False
+    return compare(one, other, lambda mine, gold: ("undecided", ""))[0] == "right"
 
 
 @lru_cache(maxsize=4096)

@@ -58,7 +58,9 @@ def load_problems(suite: SuiteSection) -> list[Problem]:
             raise UserError(f"{row.source}:{row.line}: {row.bad.detail if row.bad else 'unreadable row'}")
         place, default_id = f"{row.source}:{row.line}", f"{Path(row.source).name}:{row.line}"
         problem = _problem(row.value, columns, place, default_id)
-        problems.append(_with_choices(problem, row.value, suite.choices, place) if suite.choices else problem)
+        if suite.choices is not None:
+            problem = _with_choices(problem, str(row.value[columns["answer"]]), row.value, suite.choices, place)
+        problems.append(problem)
     if not problems:
         raise UserError(f"Suite {suite.name}: {opened.name} has no rows; name a source with problems.")
     return problems
@@ -114,7 +116,7 @@ def _problem(row: Mapping[str, Any], columns: Mapping[str, str], place: str, def
     )
 
 
-def _with_choices(problem: Problem, row: Mapping[str, Any], section: ChoicesSection, place: str) -> Problem:
+def _with_choices(problem: Problem, right: str, row: Mapping[str, Any], section: ChoicesSection, place: str) -> Problem:
     """The problem with its choices below it: the wrong ones in their order, the right one among them at the place that
     the SHA-256 of seed and problem says, whatever else is asked."""
     wrong = [row.get(name) for name in section.wrong]
@@ -124,7 +126,7 @@ def _with_choices(problem: Problem, row: Mapping[str, Any], section: ChoicesSect
     choices = [str(value).strip() for value in wrong]
     digest = hashlib.sha256(f"{section.seed}:{problem.text}".encode()).digest()
     place_of_right = int.from_bytes(digest[:8]) % (len(choices) + 1)
-    choices.insert(place_of_right, problem.gold.strip())
+    choices.insert(place_of_right, right.strip())
     options = dict(zip(LETTERS, choices, strict=False))
     listed = "\n".join(f"{letter}) {choice}" for letter, choice in options.items())
     text = f"{problem.text.strip()}\n\n{listed}"

@@ -34,8 +34,8 @@ _RECIPE = "a recipe is a mapping of keys such as name, output_dir, model and sta
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe at `path` (a file, or the name of a packaged recipe) and apply `overrides`.
 
-    Order: overrides outside the stages, `defaults`, data recipes and suites merged into every stage, overrides inside the
-    stages, `${variables}`. Raises UsageError with one line per problem, each `file:line: key: what to do`.
+    Order: overrides outside the stages, `defaults`, data recipes and suites merged into every stage, overrides inside
+    the stages, `${variables}`. Raises UsageError with one line per problem, each `file:line: key: what to do`.
     """
     file = find_recipe(os.fspath(path))
     text = _text(file)

@@ -115,13 +115,20 @@ def _set(document: Document, path: Path, override: Override) -> None:
             where = ".".join(map(str, path[: depth + 1]))
             raise UsageError(f"--{override.key}: {where} is {child!r}, which has no keys")
         target = child
-    filled = "source" if path[-1] == "suite" else "sources" if path[-1] == "recipe" and override.needs_stages else None
-    if filled is not None and isinstance(target, dict) and filled in target:
-        raise UsageError(f"--{override.key}: has no effect, the {filled} here are filled in already; change the file")
+    if isinstance(target, dict):
+        _refuse_late(path[-1], target, override)
     target[path[-1]] = override.value
     for known in [known for known in document.origins if known[: len(path)] == path]:
         del document.origins[known]
     _note(document, path, override.value, Origin(f"--{override.key}", ()))
+
+
+def _refuse_late(key: str | int, target: dict[str, Any], override: Override) -> None:
+    """Raise UsageError for the name of a file whose keys have been filled in before."""
+    recipe = key == "recipe" and override.needs_stages and "sources" in target
+    if recipe or (key == "suite" and "source" in target):
+        what = "the sources here are" if recipe else "the suite here is"
+        raise UsageError(f"--{override.key}: has no effect, {what} filled in already; change the file")
 
 
 def _note(document: Document, path: Path, value: Any, origin: Origin) -> None:

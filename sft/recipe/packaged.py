@@ -1,4 +1,4 @@
-"""The recipes and suites that come with the tool: `configs/` and `data_recipes/` of the checkout or of the installed wheel."""
+"""The recipes and suites that come with the tool: `configs/` and `data_recipes/` of the checkout or of the wheel."""
 
 from __future__ import annotations
 

@@ -50,7 +50,13 @@ def test_answers_are_grouped_by_the_judge_and_as_it_reads_them() -> None:
     # Right ones are one answer however they are written; so are wrong ones that are one number, or differ in dress.
     right: Samples = [("0.5", True), (r"\frac12", True)]
     assert majority_at_k([[*right, ("3", False), ("2", False), ("1", False)]], 5) == 1.0
-    for written in (("0.25", "1/4", r"\frac{1}{4}"), (r"\dfrac{x}{3}", r"$\frac{x}{3}$", r"\frac{x}{3}.")):
+    for written in (
+        ("0.25", "1/4", r"\frac{1}{4}"),
+        (r"\dfrac{x}{3}", r"$\frac{x}{3}$", r"\frac{x}{3}."),
+        (r"\{1, 2\}", r"\{2,1\}", "2, 1"),
+        (r"\text{east}", "East", "east"),
+        ("5x", "5 x", "$5x$"),
+    ):
         assert majority_at_k([[*right, *((answer, False) for answer in written)]], 5) == 0.0
 
 
