@@ -130,14 +130,14 @@ def test_samples_that_are_not_those_of_the_metrics_are_refused(tmp_path: Path) -
     path = folder / "samples.jsonl"
     whole = path.read_text()
     path.write_text(whole.replace('boxed{5}"', 'boxed{4}"'))
-    with pytest.raises(UserError, match="has 2 whole samples, not the 3 that metrics.json was made of"):
+    with pytest.raises(UserError, match=r"has 2 whole samples, not the 3 that metrics\.json was made of"):
         rescore(folder)
     old = [{key: value for key, value in sample.items() if key != "question"} for sample in sums()]
     path.write_text("".join(map(sample_line, old)))
     with pytest.raises(UserError, match="has no question: an older version made it"):
         rescore(folder)
     (folder / "metrics.json").write_text("{}")
-    with pytest.raises(UserError, match="metrics.json can't be read"):
+    with pytest.raises(UserError, match=r"metrics\.json can't be read"):
         rescore(folder)
 
 
