@@ -230,7 +230,7 @@ class _Recorder:
             "group": problem.group,
             "steps": problem.steps,
             "question": problem.text,
-            "options": dict(problem.options),
+            "options": problem.choices(),
             "prompt": self.run.prompts[task.problem],
             "completion": completion,
             "tokens": len(ids),

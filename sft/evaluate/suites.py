@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,14 +30,18 @@ _REQUIRED = ("problem", "answer")
 @dataclass(frozen=True)
 class Problem:
     """One problem: its text, the gold answer, what it is grouped by (None where the data doesn't say), and the choices
-    that its text lists (letter -> text)."""
+    that the suite has listed in it (letter -> text; None: it hasn't, but the text may)."""
 
     id: str
     text: str
     gold: str
     group: str | None
     steps: int | None
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] | None = None
+
+    def choices(self) -> dict[str, str]:
+        """The choices that the text lists; empty without."""
+        return options_in(self.text) if self.options is None else dict(self.options)
 
 
 def load_problems(suite: SuiteSection) -> list[Problem]:
@@ -105,14 +109,12 @@ def _problem(row: Mapping[str, Any], columns: Mapping[str, str], place: str, def
     steps = values.get("steps")
     if steps is not None and not (isinstance(steps, int | float) and int(steps) == steps):
         raise UserError(f"{place}: column {columns['steps']!r} (steps) is not a whole number: {steps!r:.80}")
-    text = str(values["problem"])
     return Problem(
         id=str(values["id"]) if values.get("id") is not None else default_id,
-        text=text,
+        text=str(values["problem"]),
         gold=gold_answer(values["answer"]),
         group=str(values["group"]) if values.get("group") is not None else None,
         steps=int(steps) if steps is not None else None,
-        options=options_in(text),
     )
 
 

@@ -30,7 +30,7 @@ def sample_of(number: int, problem: Problem, completion: str, **changes: Any) ->
         "group": problem.group,
         "steps": problem.steps,
         "question": problem.text,
-        "options": dict(problem.options),
+        "options": problem.choices(),
         "prompt": f"<|user|>{problem.text}<|assistant|>",
         "completion": completion,
         "tokens": len(completion.split()),

@@ -81,7 +81,7 @@ def test_choices_stand_below_the_problem_and_the_gold_answer_is_a_letter(tmp_pat
     for number, problem in enumerate(problems):
         head, _, listed = problem.text.partition("\n\n")
         assert head == f"Which one of {number}?"
-        choices = problem.options
+        choices = problem.choices()
         assert listed == "\n".join(f"{letter}) {choice}" for letter, choice in choices.items())
         assert list(choices) == list("ABCD") and choices[problem.gold] == "the right one\nA: not this alone"
         wrong = [choice for letter, choice in choices.items() if letter != problem.gold]
@@ -90,7 +90,7 @@ def test_choices_stand_below_the_problem_and_the_gold_answer_is_a_letter(tmp_pat
     counts = Counter(problem.gold for problem in problems)
     assert set(counts) == set("ABCD") and all(25 <= count <= 77 for count in counts.values())
     # An option that looks like a list of them doesn't mislead the judge.
-    assert problems[0].options != options_in(problems[0].text)
+    assert problems[0].choices() != options_in(problems[0].text)
 
 
 def test_where_the_right_choice_stands_follows_from_seed_and_problem(tmp_path: Path) -> None:
