@@ -165,12 +165,6 @@ class _SuiteRun:
         each = self.suite.samples_per_problem
         tasks = [_Task(p * each + s, p, s) for p in range(len(self.problems)) for s in range(each)]
         tasks = [task for task in tasks if (task.problem, task.sample) not in recorder.known]
-        rooms = [self.suite.room(len(ids)) for ids in self.ids]
-        for task in tasks:
-            if not rooms[task.problem]:
-                # An engine with a context of so many tokens has no answer to it either.
-                recorder.add(task, [], False)
-        tasks = [task for task in tasks if rooms[task.problem]]
 
         def on_done(index: int, generation: Generation) -> None:
             recorder.add(tasks[index], generation.ids, generation.finished)
@@ -179,7 +173,8 @@ class _SuiteRun:
             self.model,
             self.tokenizer,
             [self.ids[task.problem] for task in tasks],
-            max_new_tokens=[rooms[task.problem] for task in tasks],
+            max_new_tokens=self.suite.max_new_tokens,
+            max_length=self.suite.max_length,
             temperature=self.suite.temperature,
             top_p=self.suite.top_p,
             seed=self.suite.seed,

@@ -37,8 +37,8 @@ class _Request:
     index: int
     prompt: list[int]
     randoms: Tensor | None
-    most: int
     ids: list[int]
+    most: int
     start: int = 0
     done: bool = False
 
@@ -48,7 +48,8 @@ def generate_batch(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int | Sequence[int],
+    max_new_tokens: int,
+    max_length: int | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -61,7 +62,7 @@ def generate_batch(
     """Complete every prompt (token ids); returns the completions in the prompts' order.
 
     Args:
-        max_new_tokens: most tokens of a completion, of all or of each.
+        max_length: most tokens of a prompt and its completion; one whose prompt leaves none is empty, and not finished.
         eos_ids: what ends a completion; None: `end_token_ids(tokenizer, model)`.
         requests: the number under which each prompt draws its random numbers (default: its position), so that a part
             of a larger job samples what the whole job would have sampled.
@@ -73,42 +74,50 @@ def generate_batch(
     outside the model's vocabulary and for logits that aren't finite.
     """
     sampling = Sampling(temperature, top_p)
-    each = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    fewest = max_new_tokens if isinstance(max_new_tokens, int) else min(each, default=1)
-    if fewest < 1 or batch_size < 1:
-        raise UsageError(f"max_new_tokens ({fewest}) and batch_size ({batch_size}) must be at least 1.")
+    if max_new_tokens < 1 or batch_size < 1:
+        raise UsageError(f"max_new_tokens ({max_new_tokens}) and batch_size ({batch_size}) must be at least 1.")
     numbers = list(range(len(prompts))) if requests is None else list(requests)
     if len(numbers) != len(prompts):
         raise ValueError(f"{len(numbers)} request numbers for {len(prompts)} prompts")
-    if len(each) != len(prompts):
-        raise ValueError(f"{len(each)} limits for {len(prompts)} prompts")
     ends = frozenset(end_token_ids(tokenizer, model) if eos_ids is None else eos_ids)
-    queue = _queue(prompts, numbers, sampling, seed, each)
+    rooms = [_room(len(prompt), max_new_tokens, max_length) for prompt in prompts]
+    queue = _queue(prompts, numbers, sampling, seed, rooms)
     check_vocabulary(model, max((max(prompt) for prompt in prompts), default=0))
     results: list[Generation | None] = [None] * len(prompts)
+
+    def give(request: _Request) -> None:
+        finished = bool(request.ids) and request.ids[-1] in ends
+        generation = Generation(request.ids[:-1] if finished else request.ids, finished)
+        results[request.index] = generation
+        if on_done is not None:
+            on_done(request.index, generation)
+
+    for request in [request for request in queue if not request.most]:
+        queue.remove(request)
+        give(request)
     with _evaluating(model):
-        batch = _Batch(model, sampling, max(each, default=1), ends, prefill_chunk)
+        batch = _Batch(model, sampling, max(rooms, default=0), ends, prefill_chunk)
         while queue or batch.rows:
             for request in batch.step(queue, batch_size):
-                finished = bool(request.ids) and request.ids[-1] in ends
-                generation = Generation(request.ids[:-1] if finished else request.ids, finished)
-                results[request.index] = generation
-                if on_done is not None:
-                    on_done(request.index, generation)
+                give(request)
     return [result for result in results if result is not None]
 
 
+def _room(prompt: int, max_new_tokens: int, max_length: int | None) -> int:
+    """Most tokens of the completion of a prompt of so many tokens."""
+    return max_new_tokens if max_length is None else max(0, min(max_new_tokens, max_length - prompt))
+
+
 def _queue(
-    prompts: Sequence[Sequence[int]], numbers: list[int], sampling: Sampling, seed: int, each: list[int]
+    prompts: Sequence[Sequence[int]], numbers: list[int], sampling: Sampling, seed: int, rooms: list[int]
 ) -> deque[_Request]:
     """The requests, longest prompt first: neighbours need little padding, and memory peaks at the start."""
     queue: deque[_Request] = deque()
-    most = max(each, default=1)
     for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
         if not prompts[index]:
             raise UsageError(f"Prompt {index} has no tokens; there is nothing to continue.")
-        randoms = request_randoms(seed, numbers[index], most) if sampling.temperature else None
-        queue.append(_Request(index, list(prompts[index]), randoms, each[index], []))
+        randoms = request_randoms(seed, numbers[index], max(rooms)) if sampling.temperature else None
+        queue.append(_Request(index, list(prompts[index]), randoms, [], rooms[index]))
     return queue
 
 

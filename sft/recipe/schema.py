@@ -290,11 +290,6 @@ class SuiteSection(Section):
             self.max_new_tokens = self.max_length
         return self
 
-    def room(self, prompt: int) -> int:
-        """Most tokens of the answer to a prompt of so many tokens; 0 where the prompt leaves none."""
-        left = self.max_new_tokens if self.max_length is None else self.max_length - prompt
-        return max(0, min(self.max_new_tokens, left))
-
 
 class EvaluateSection(Section):
     """Suites run after a stage (and, for the first stage, before it)."""

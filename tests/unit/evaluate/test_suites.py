@@ -40,20 +40,13 @@ def test_the_packaged_suites_load() -> None:
 def test_the_published_protocol(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, instruction, data, gold = PUBLISHED[name]
     suite = suite_of(name)
-    assert (suite.temperature, suite.top_p, suite.max_length) == (0.6, 0.95, 32768)
+    assert (suite.temperature, suite.top_p, suite.max_length, suite.max_new_tokens) == (0.6, 0.95, 32768, 32768)
     assert (suite.samples_per_problem, suite.source.path) == (samples, data)
     assert suite.columns is not None and suite.columns["answer"] == gold
     # No system prompt, whatever the stage was trained with.
     monkeypatch.setattr("sft.evaluate.suites.prompt_text", lambda _, messages, where: messages)
     asked: Any = render_prompt(None, Problem("1", "Why?", "1", None, None), suite, Templates(system_prompt="Be brief."))
     assert asked == [{"role": "user", "content": f"{instruction}Why?"}]
-
-
-@pytest.mark.parametrize(("prompt", "room"), [(0, 32768), (1, 32767), (32767, 1), (32768, 0), (40000, 0)])
-def test_the_prompt_counts_into_the_length(prompt: int, room: int) -> None:
-    assert suite_of("math500").room(prompt) == room
-    assert suite_of("math500", "--suites.math500.max_new_tokens", "100").room(prompt) == min(room, 100)
-    assert suite_of("tiny").room(prompt) == 136
 
 
 QUESTION = {

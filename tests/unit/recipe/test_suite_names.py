@@ -65,7 +65,7 @@ def test_overrides_reach_the_suites_of_a_stage(in_tmp: Path) -> None:
     words = ("--stages.one.evaluate.suites.math500.max_length", "4096", "--stages.two.evaluate.suites", "[tiny]")
     recipe = recipe_of("[math500]", *words)
     (math,), (tiny,) = (stage.evaluate.suites for stage in recipe.stages)
-    assert (math.max_length, math.max_new_tokens, math.room(96)) == (4096, 4096, 4000) and tiny.name == "tiny"
+    assert (math.max_length, math.max_new_tokens) == (4096, 4096) and tiny.name == "tiny"
 
 
 def test_what_is_resolved_needs_no_suite_file(in_tmp: Path) -> None:
