@@ -11,6 +11,10 @@ from sft.answers.compare import compare
 from sft.answers.normal import normal
 from sft.answers.numbers import parse_number
 
+_MOST_COMPARED = 32
+"""Of so many wrong answers to a problem each is compared with each; of more, only those that are one number, or are
+written alike, count as one."""
+
 
 def majority_at_k(samples_by_problem: Sequence[Sequence[tuple[str | None, bool]]], k: int) -> float:
     """The chance that a vote of k of a problem's samples is right, averaged over problems; exact, without drawing.
@@ -31,19 +35,21 @@ def majority_at_k(samples_by_problem: Sequence[Sequence[tuple[str | None, bool]]
 def _votes(samples: Sequence[tuple[str | None, bool]]) -> tuple[int, int, tuple[int, ...]]:
     """How many samples are right, how many have no answer, and how many give each of the wrong answers."""
     right = sum(is_right for _, is_right in samples)
-    wrong = [answer for answer, is_right in samples if not is_right and answer is not None]
-    return right, len(samples) - right - len(wrong), tuple(sorted(_alike(wrong)))
+    wrong = tuple(answer for answer, is_right in samples if not is_right and answer is not None)
+    return right, len(samples) - right - len(wrong), _alike(wrong)
 
 
-def _alike(answers: Sequence[str]) -> list[int]:
-    """How often each of the answers is given."""
+@lru_cache(maxsize=65536)
+def _alike(answers: tuple[str, ...]) -> tuple[int, ...]:
+    """How often each of the answers is given, in ascending order."""
+    written = Counter(map(_key, answers))
     first = {_key(answer): answer for answer in reversed(answers)}
     counts: dict[str, int] = {}
-    for key, count in Counter(map(_key, answers)).items():
-        answer = first[key]
-        same = next((other for other in counts if _same(other, answer)), answer)
+    for key, count in written.items():
+        others = counts if len(written) <= _MOST_COMPARED else ()
+        same = next((other for other in others if _same(other, first[key])), first[key])
         counts[same] = counts.get(same, 0) + count
-    return list(counts.values())
+    return tuple(sorted(counts.values()))
 
 
 def _key(answer: str) -> Hashable:
@@ -52,7 +58,6 @@ def _key(answer: str) -> Hashable:
     return (number.scaled.value, number.unit) if number else "".join(normal(answer).split())
 
 
-@lru_cache(maxsize=65536)
 def _same(one: str, other: str) -> bool:
     """Whether the judge takes two answers for one, of those whose keys differ."""
     if parse_number(one) is not None and parse_number(other) is not None:
