@@ -6,6 +6,7 @@ import argparse
 
 from sft.cli.common import add_recipe_arguments, check_model, dry_run, recipe_for_all, show_evaluations
 from sft.recipe import RunPaths
+from sft.utils.distributed import alike
 from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 
@@ -41,6 +42,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     else:
         results = evaluate_points(paths, start=arguments.start, stage=arguments.stage)
     if not any(results.values()):
-        raise UserError("nothing was evaluated: the recipe has no suites; add `evaluate: {suites: [...]}` to a stage")
+        with alike():
+            text = "the recipe has no suites; add `evaluate: {suites: [...]}` to a stage"
+            raise UserError(f"nothing was evaluated: {text}")
     show_evaluations(results)
     return 0

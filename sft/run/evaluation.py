@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.recipe.asked import asked_as
 from sft.run.checks import check_recipe
 from sft.run.identity import point_identity, trained_stages, untrained_stages
-from sft.run.lock import lock
+from sft.run.lock import lock_for_all
 from sft.run.sharing import copy_folder
-from sft.utils.distributed import decide
+from sft.utils.distributed import alike, check_shared_folder, decide, together
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
@@ -26,43 +27,52 @@ if TYPE_CHECKING:
 def evaluate_point(paths: RunPaths, stage: str | None, others: Sequence[RunPaths] = ()) -> dict[str, Any]:
     """Evaluate the model after `stage` (None: the start) on its suites, unless that is done with the same settings.
 
-    `others`: runs that may have done it. Returns the metrics by suite; empty without suites. The main process
-    evaluates, the others wait for its numbers.
+    `others`: runs that may have done it. Returns the metrics by suite; empty without suites. All processes evaluate.
     """
     owner = paths.recipe.stages[0] if stage is None else paths.recipe.stage(stage)
     if not owner.evaluate.suites:
         return {}
-    metrics: dict[str, Any] = decide(lambda: _looked_up_or_made(paths, owner, stage, others))
+    folder = paths.eval_dir(stage or "start")
+    with lock_for_all(folder / ".lock", _busy(stage or "start")):
+        point: _Point = decide(lambda: _look_up(paths, owner, stage, others))
+        if point.metrics is not None:
+            return point.metrics
+        metrics = _evaluate(paths, owner, stage, point.model_key)
+        done = {"key": point.key, "metrics": metrics}
+        decide(lambda: write_sealed(folder / "manifest.json", {**done, "files": _files(folder, owner)}))
     return metrics
 
 
-def _looked_up_or_made(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> dict[str, Any]:
-    point = stage or "start"
-    busy = f"{point} is being evaluated by another command: wait for it."
-    with lock(paths.eval_dir(point) / ".lock", busy):
-        return _results(paths, owner, stage, others)
+def _busy(point: str) -> str:
+    return f"{point} is being evaluated by another command: wait for it."
 
 
-def _results(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Point:
+    """What the main process has found out of a point: the keys of its results and its model, and what is there."""
+
+    key: str
+    model_key: str
+    metrics: dict[str, Any] | None
+
+
+def _look_up(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> _Point:
     point = stage or "start"
     folder = paths.eval_dir(point)
-    marker = folder / "manifest.json"
     identity = point_identity(paths, stage)
-    key = _key(owner, identity)
+    key, model_key = _key(owner, identity), sha256_json(identity)
     if (done := _done(folder, owner, key)) is not None:
         say(f"{point}: evaluated already, skipped")
-        return dict(done["metrics"])
+        return _Point(key, model_key, dict(done["metrics"]))
     for other in others:
         there = other.eval_dir(point)
         if (done := _done(there, owner, key)) is not None:
             for suite in owner.evaluate.suites:
                 copy_folder(there / suite.name, folder / suite.name)
-            write_sealed(marker, done)
+            write_sealed(folder / "manifest.json", done)
             say(f"{point}: evaluated already in {other.root}, taken over")
-            return dict(done["metrics"])
-    metrics = _evaluate(paths, owner, stage, sha256_json(identity))
-    write_sealed(marker, {"key": key, "metrics": metrics, "files": _files(folder, owner)})
-    return metrics
+            return _Point(key, model_key, dict(done["metrics"]))
+    return _Point(key, model_key, None)
 
 
 def _done(folder: Path, owner: Stage, key: str) -> dict[str, Any] | None:
@@ -78,7 +88,7 @@ def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) 
     from sft.train.handover import load_stage_model
 
     point = stage or "start"
-    model, tokenizer = load_stage_model(paths, stage)
+    model, tokenizer = together(lambda: load_stage_model(paths, stage))
     metrics = evaluate(
         on_device(model),
         tokenizer,
@@ -145,32 +155,35 @@ def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None =
 
     Raises UserError when there is nothing to evaluate yet.
     """
-    trained = [] if start else trained_stages(paths)
+    trained: list[str] = [] if start else decide(lambda: trained_stages(paths))
     points: list[str | None] = [None] if start else [stage] if stage else list(trained)
     ready = start or (stage in trained if stage else bool(trained))
-    check_recipe(paths.recipe, ("suites",), stage=stage, ask=ready)
+    decide(lambda: check_recipe(paths.recipe, ("suites",), stage=stage, ask=ready))
     if not points:
-        raise UserError(f"no stage is trained in {paths.root}; `sft run` trains, `--start` evaluates the start")
-    if not start and stage is None and (missing := untrained_stages(paths)):
+        with alike():
+            raise UserError(f"no stage is trained in {paths.root}; `sft run` trains, `--start` evaluates the start")
+    if not start and stage is None and (missing := decide(lambda: untrained_stages(paths))):
         say(f"not trained yet, so not evaluated: {', '.join(missing)}")
+    check_shared_folder(paths.root)
     return {point or "start": evaluate_point(paths, point) for point in points}
 
 
 def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, dict[str, Any]]:
     """Suites of `stage` (default: the last one) on a model that isn't the run's; metrics by point and suite."""
     owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
-    check_recipe(paths.recipe, ("suites",), stage=owner.name)
+    decide(lambda: check_recipe(paths.recipe, ("suites",), stage=owner.name))
     if not owner.evaluate.suites:
-        raise UserError(f"stage {owner.name} has no suites to evaluate a model on; --stage NAME takes another's")
+        with alike():
+            raise UserError(f"stage {owner.name} has no suites to evaluate a model on; --stage NAME takes another's")
     from sft.evaluate.runner import evaluate, model_fingerprint
     from sft.run.named import load_named
 
-    model, tokenizer = load_named(name, paths.recipe.model.trust_remote_code)
-    key = model_fingerprint(model)
-    point = _point_of(paths, name, key)
+    check_shared_folder(paths.root)
+    model, tokenizer = together(lambda: load_named(name, paths.recipe.model.trust_remote_code))
+    key, point = decide(lambda: ((found := model_fingerprint(model)), _point_of(paths, name, found)))
     folder, asked = paths.eval_dir(point), asked_as(owner.data)
-    with lock(folder / ".lock", f"{point} is being evaluated by another command: wait for it."):
-        write_sealed(folder / "manifest.json", {"model": key})
+    with lock_for_all(folder / ".lock", _busy(point)):
+        decide(lambda: write_sealed(folder / "manifest.json", {"model": key}))
         metrics = evaluate(
             model, tokenizer, owner.evaluate, prompt_defaults=asked, out_dir=folder, point=point, model_key=key
         )
