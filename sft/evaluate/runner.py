@@ -68,10 +68,11 @@ def evaluate(
     """
     if not section.suites:
         return {}
+    asked = decide(lambda: [(suite, load_problems(suite)) for suite in section.suites])
     runs = together(
         lambda: [
-            _SuiteRun(model, tokenizer, suite, section, prompt_defaults, Path(out_dir) / suite.name, point)
-            for suite in section.suites
+            _SuiteRun(model, tokenizer, suite, found, section, prompt_defaults, Path(out_dir) / suite.name, point)
+            for suite, found in asked
         ]
     )
     begun = decide(lambda: _begin(runs, model_key or model_fingerprint(model), Path(out_dir)))
@@ -149,6 +150,7 @@ class _SuiteRun:
         model: Any,
         tokenizer: Any,
         suite: SuiteSection,
+        problems: list[Problem],
         section: EvaluateSection,
         defaults: Templates | None,
         folder: Path,
@@ -156,8 +158,8 @@ class _SuiteRun:
     ) -> None:
         self.model, self.tokenizer, self.suite, self.section = model, tokenizer, suite, section
         self.folder, self.point = folder, point
-        self.problems: list[Problem] = load_problems(suite)
-        self.prompts = [render_prompt(tokenizer, problem, suite, defaults) for problem in self.problems]
+        self.problems = problems
+        self.prompts = [render_prompt(tokenizer, problem, suite, defaults) for problem in problems]
         self.ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in self.prompts]
 
         from sft.models.end_tokens import end_token_ids

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeVar
 from sft.utils.errors import UserError
 
 WAIT = timedelta(hours=24)
-"""How long ranks wait for each other; rank 0 alone prepares data and evaluates, which may take hours."""
+"""How long ranks wait for each other; rank 0 alone prepares data, which may take hours."""
 
 SLICE = timedelta(seconds=2)
 """A wait is cut into these, because signals are heard between them only."""

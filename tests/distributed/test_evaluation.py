@@ -13,6 +13,9 @@ import pytest
 from evaluation_worker import BEFORE_KILL, evaluated, helper
 from ranks import Ended, run_ranks
 
+from sft.utils import distributed
+from sft.utils.errors import UserError
+
 SAMPLES = 48
 TIMES = ("seconds", "generated_tokens", "tokens_per_second", "resumed_samples")
 
@@ -132,13 +135,27 @@ def test_an_evaluation_whose_processes_were_killed_is_continued_by_more(folder, 
     assert sum(len(result["continued"]["made"]) for result in four) == SAMPLES - killed
 
 
-@pytest.mark.parametrize(("ranks", "dying"), [(2, 1), (2, 0), (3, 0)])
+def test_what_needs_all_processes_is_refused_once_one_is_lost(monkeypatch):
+    """It would wait for the dead one."""
+    monkeypatch.setattr(distributed._Channel, "lost", {1})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="rank 1 has died") as seen:
+        distributed.gather(None)
+    assert seen.value.from_rank == 0
+
+
+@pytest.mark.parametrize(("ranks", "dying"), [(2, 1), (2, 0), (3, 2)])
 def test_what_a_killed_process_had_to_do_the_others_do(folder, launch, alone, ranks, dying):
-    """Also the main one, in which the launcher's store lives."""
-    name = f"without-{dying}-of-{ranks}"
-    ends = launch(ranks, f"{name}:kill={dying}")
+    """Also the main one, in which the launcher's store lives; but without that one nothing begins anew."""
+    name, after = f"without-{dying}-of-{ranks}", f"after-{dying}-of-{ranks}"
+    ends = launch(ranks, f"{name}:kill={dying}", after)
     assert [end.code for end in ends] == [-signal.SIGKILL if rank == dying else 0 for rank in range(ranks)], ends
     check_same(folder, name, alone[""])
     for rank in {*range(ranks)} - {dying}:
-        found = json.loads((folder / f"{ranks}-{rank}.json").read_text())[name]
-        assert found["lost"] == [dying] and lasting(found["metrics"]) == lasting(alone[""])
+        found = json.loads((folder / f"{ranks}-{rank}.json").read_text())
+        assert found[name]["lost"] == [dying] and lasting(found[name]["metrics"]) == lasting(alone[""])
+        if dying == 0:
+            assert "rank 0 has died. Start all again" in found[after]["error"]
+        else:
+            check_same(folder, after, alone[""])
+            assert lasting(found[after]["metrics"]) == lasting(alone[""])
