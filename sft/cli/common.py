@@ -216,8 +216,11 @@ def _before_and_after(validation: dict[str, Any] | None) -> str:
 def show_evaluations(results: dict[str, dict[str, Any]]) -> None:
     """pass@1 with its 95% interval, a vote of all samples, and the share that was cut off, by point and suite; nothing
     where no suite was asked."""
+    from sft.utils.distributed import is_main
     from sft.utils.tables import numbers_table
 
+    if not is_main():
+        return
     rows = [
         [point, suite, *_numbers(metrics)] for point, suites in results.items() for suite, metrics in suites.items()
     ]

@@ -19,7 +19,7 @@ from sft.cli.common import (
     show_evaluations,
 )
 from sft.recipe import RunPaths
-from sft.utils.distributed import decide, is_main
+from sft.utils.distributed import alike, decide, is_main
 from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
@@ -99,7 +99,9 @@ def _of_recipe(arguments: argparse.Namespace, overrides: list[str]) -> int:
     else:
         results = evaluate_points(paths, start=arguments.start, stage=arguments.stage, chosen=chosen)
     if not any(results.values()):
-        raise UserError("nothing was evaluated: the recipe has no suites; add `evaluate: {suites: [...]}` to a stage")
+        with alike():
+            text = "the recipe has no suites; add `evaluate: {suites: [...]}` to a stage"
+            raise UserError(f"nothing was evaluated: {text}")
     return _show(arguments, results)
 
 
@@ -123,7 +125,7 @@ def _alone(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     out = Path(arguments.output_dir) if arguments.output_dir else None
     trust = arguments.trust_remote_code
-    return _show(arguments, decide(lambda: evaluate_alone(arguments.model, section, out, trust_remote_code=trust)))
+    return _show(arguments, evaluate_alone(arguments.model, section, out, trust_remote_code=trust))
 
 
 def _rescore(arguments: argparse.Namespace, overrides: list[str]) -> int:

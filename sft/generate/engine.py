@@ -58,6 +58,7 @@ def generate_batch(
     requests: Sequence[int] | None = None,
     prefill_chunk: int | None = 4096,
     on_done: Callable[[int, Generation], None] | None = None,
+    more: Callable[[int], Sequence[tuple[Sequence[int], int]]] | None = None,
 ) -> list[Generation]:
     """Complete every prompt (token ids); returns the completions in the prompts' order.
 
@@ -68,6 +69,8 @@ def generate_batch(
             of a larger job samples what the whole job would have sampled.
         prefill_chunk: longest piece of a prompt that is run at once, in tokens; None: whole prompts.
         on_done: called with (position of the prompt, completion) as soon as each is done.
+        more: called before every step with the number of places for which no prompt waits; the (prompt, request number)
+            pairs that it returns take the next positions. The end is when all are done and it returns none.
 
     The result of a request doesn't depend on its batch beyond floating-point rounding. The model is in eval mode
     meanwhile and returns to the mode it was in. Raises UsageError for an empty prompt, UserError for tokens
@@ -80,45 +83,53 @@ def generate_batch(
     if len(numbers) != len(prompts):
         raise ValueError(f"{len(numbers)} request numbers for {len(prompts)} prompts")
     ends = frozenset(end_token_ids(tokenizer, model) if eos_ids is None else eos_ids)
-    rooms = [_room(len(prompt), max_new_tokens, max_length) for prompt in prompts]
-    queue = _queue(prompts, numbers, sampling, seed, rooms)
-    check_vocabulary(model, max((max(prompt) for prompt in prompts), default=0))
-    results: list[Generation | None] = [None] * len(prompts)
-
-    def give(request: _Request) -> None:
-        finished = bool(request.ids) and request.ids[-1] in ends
-        generation = Generation(request.ids[:-1] if finished else request.ids, finished)
-        results[request.index] = generation
-        if on_done is not None:
-            on_done(request.index, generation)
-
-    for request in [request for request in queue if not request.most]:
-        queue.remove(request)
-        give(request)
+    waiting = _Queue(model, sampling, seed, max_new_tokens, max_length)
+    waiting.add(list(zip(prompts, numbers, strict=True)))
+    results: dict[int, Generation] = {}
     with _evaluating(model):
-        batch = _Batch(model, sampling, max(rooms, default=0), ends, prefill_chunk)
-        while queue or batch.rows:
-            for request in batch.step(queue, batch_size):
-                give(request)
-    return [result for result in results if result is not None]
+        batch = _Batch(model, sampling, max_new_tokens, ends, prefill_chunk)
+        while True:
+            if more is not None:
+                waiting.add(more(max(0, batch_size - batch.live - len(waiting.requests))))
+            done = waiting.without_room()
+            if not (done or waiting.requests or batch.rows):
+                return [results[index] for index in range(waiting.positions)]
+            for request in [*done, *batch.step(waiting.requests, batch_size)]:
+                finished = bool(request.ids) and request.ids[-1] in ends
+                generation = Generation(request.ids[:-1] if finished else request.ids, finished)
+                results[request.index] = generation
+                if on_done is not None:
+                    on_done(request.index, generation)
 
 
-def _room(prompt: int, max_new_tokens: int, max_length: int | None) -> int:
-    """Most tokens of the completion of a prompt of so many tokens."""
-    return max_new_tokens if max_length is None else max(0, min(max_new_tokens, max_length - prompt))
+class _Queue:
+    """The requests that wait, and how many prompts there have been."""
 
+    def __init__(self, model: Any, sampling: Sampling, seed: int, max_new_tokens: int, max_length: int | None) -> None:
+        self.model, self.sampling, self.seed = model, sampling, seed
+        self.max_new_tokens, self.max_length = max_new_tokens, max_length
+        self.requests: deque[_Request] = deque()
+        self.positions = 0
 
-def _queue(
-    prompts: Sequence[Sequence[int]], numbers: list[int], sampling: Sampling, seed: int, rooms: list[int]
-) -> deque[_Request]:
-    """The requests, longest prompt first: neighbours need little padding, and memory peaks at the start."""
-    queue: deque[_Request] = deque()
-    for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-        if not prompts[index]:
-            raise UsageError(f"Prompt {index} has no tokens; there is nothing to continue.")
-        randoms = request_randoms(seed, numbers[index], max(rooms)) if sampling.temperature else None
-        queue.append(_Request(index, list(prompts[index]), randoms, [], rooms[index]))
-    return queue
+    def add(self, new: Sequence[tuple[Sequence[int], int]]) -> None:
+        """Queue (prompt, number) pairs, longest prompt first: neighbours need little padding, and memory peaks at the
+        start."""
+        for index, (prompt, number) in sorted(enumerate(new, self.positions), key=lambda pair: -len(pair[1][0])):
+            if not prompt:
+                raise UsageError(f"Prompt {index} has no tokens; there is nothing to continue.")
+            randoms = request_randoms(self.seed, number, self.max_new_tokens) if self.sampling.temperature else None
+            room = self.max_new_tokens if self.max_length is None else self.max_length - len(prompt)
+            most = max(0, min(self.max_new_tokens, room))
+            self.requests.append(_Request(index, list(prompt), randoms, [], most))
+        check_vocabulary(self.model, max((max(prompt) for prompt, _ in new), default=0))
+        self.positions += len(new)
+
+    def without_room(self) -> list[_Request]:
+        """Take out the requests whose prompts leave no token for a completion."""
+        found = [request for request in self.requests if not request.most]
+        for request in found:
+            self.requests.remove(request)
+        return found
 
 
 @contextmanager

@@ -303,7 +303,7 @@ class EvaluateSection(Section):
     verify_timeout: float = Field(
         default=5.0, gt=0, description="Seconds one answer check may take before it is killed."
     )
-    verify_workers: int = Field(default=2, gt=0, description="Processes that check answers.")
+    verify_workers: int = Field(default=2, gt=0, description="Processes that check answers, on each machine.")
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateSection:

@@ -235,6 +235,23 @@ def test_on_done_reports_each_request_once() -> None:
     assert [seen[index] for index in range(len(got))] == got
 
 
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_prompts_that_come_later_are_answered_as_those_that_came_at_once(model: Any, batch_size: int) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.9, "seed": 7, "eos_ids": {4, 9}}
+    expected = generate_batch(model, Vocabulary(), prompts(), **settings)
+    waiting, rooms = list(zip(prompts(), range(len(prompts())), strict=True))[1:], []
+
+    def more(room: int) -> list[tuple[list[int], int]]:
+        rooms.append(room)
+        return [waiting.pop(0)] if waiting and room and len(rooms) % 2 else []
+
+    seen: dict[int, Generation] = {}
+    settings |= {"batch_size": batch_size, "more": more, "on_done": seen.__setitem__}
+    assert generate_batch(model, Vocabulary(), prompts()[:1], **settings) == expected
+    assert not waiting and max(rooms) <= batch_size
+    assert [seen[index] for index in range(len(expected))] == expected
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(UsageError, match="Prompt 1 has no tokens"):
         generate_batch(qwen3(), Vocabulary(), [[8], []], max_new_tokens=3)
