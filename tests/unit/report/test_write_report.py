@@ -52,7 +52,7 @@ def check_markdown(folder: Path, whole: Recipe) -> None:
     expected = result_rows(collect(whole, RunPaths(whole)))[0]
     assert len(rows) == 1 and all(cell.value in rows[0] for cell in expected.cells)
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(tables) == 2 + 3 + 2 + 4 + 2 + 3 + 2 + 3
+    assert len(tables) == 2 + 3 + 2 + 4 + 2 + 4 + 2 + 3 + 2 + 3
     for line in text.splitlines():
         if line.startswith("![") and line.endswith(".png)"):
             assert (folder / line[line.rindex("(") + 1 : -1]).is_file()
