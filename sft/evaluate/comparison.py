@@ -8,7 +8,8 @@ problems - 1 degrees of freedom:
    is right for shares of many samples, and empty where hardly any problem differs.
 2. The method of variance estimates recovery (Newcombe 1998, method 10; Zou and Donner 2008), which isn't: with the
    shares' Wilson intervals l1..u1 and l2..u2 at q and the effective numbers of trials, and r the correlation over
-   problems, from d - sqrt((p2 - l2)^2 - 2 r (p2 - l2) (u1 - p1) + (u1 - p1)^2), and the mirror image above.
+   problems with Newcombe's correction, from d - sqrt((p2 - l2)^2 - 2 r (p2 - l2) (u1 - p1) + (u1 - p1)^2), and the
+   mirror image above.
 
 From some 50 problems on both are alike. The p value belongs to the interval: 1 minus the level at which it just reaches
 zero, so that it is below 5% where the 95% interval leaves zero out.
@@ -100,6 +101,20 @@ def share_difference(shares: Shares, *, paired: bool = True) -> Difference:
     return Difference(limits.a, limits.b, limits.at(t_quantile(freedom)), limits.p_value(freedom))
 
 
+def recovered(
+    a: tuple[float, float], b: tuple[float, float], correlation: float, quantile: float
+) -> tuple[float, float]:
+    """The interval of a difference of shares, `b` minus `a`, by the method of variance estimates recovery; each is its
+    share and the number of trials that it is worth."""
+    (low_a, high_a), (low_b, high_b) = (wilson(share * trials, trials, quantile) for share, trials in (a, b))
+
+    def joined(one: float, other: float) -> float:
+        return sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))
+
+    value = b[0] - a[0]
+    return value - joined(b[0] - low_b, high_a - a[0]), value + joined(high_b - b[0], a[0] - low_a)
+
+
 class _Limits:
     """The interval of a difference of shares at any quantile, as the head of this file has it."""
 
@@ -107,21 +122,29 @@ class _Limits:
         self.a, self.b = float(shares.a.mean()), float(shares.b.mean())
         self.trials_a = effective_trials(shares.a.tolist(), int(shares.samples_a.sum()))
         self.trials_b = effective_trials(shares.b.tolist(), int(shares.samples_b.sum()))
-        self.correlation = shares.correlation if paired else 0.0
+        self.correlation = self._corrected(shares) if paired else 0.0
         spread = (shares.b - shares.a).var(ddof=1) if paired else shares.a.var(ddof=1) + shares.b.var(ddof=1)
         self.error = sqrt(float(spread) / len(shares.a))
 
     def at(self, quantile: float) -> tuple[float, float]:
         """Lower and upper end."""
-        low_a, high_a = wilson(self.a * self.trials_a, self.trials_a, quantile)
-        low_b, high_b = wilson(self.b * self.trials_b, self.trials_b, quantile)
-        value, least = self.b - self.a, quantile * self.error
-        below = max(least, self._joined(self.b - low_b, high_a - self.a))
-        above = max(least, self._joined(high_b - self.b, self.a - low_a))
-        return max(-1.0, value - below), min(1.0, value + above)
+        low, high = recovered((self.a, self.trials_a), (self.b, self.trials_b), self.correlation, quantile)
+        value, half = self.b - self.a, quantile * self.error
+        return max(-1.0, min(low, value - half)), min(1.0, max(high, value + half))
 
-    def _joined(self, one: float, other: float) -> float:
-        return sqrt(max(0.0, one * one - 2 * self.correlation * one * other + other * other))
+    def _corrected(self, shares: Shares) -> float:
+        """The correlation less half a sample's worth, and not below zero for it: where all agree, others might not.
+
+        A problem's samples that all say the same count as one (those of a problem are 1 + (samples - 1) (1 - ICC), with
+        the ICC that the effective number of trials says): with one sample it is Newcombe's correction of phi.
+        """
+        correlation, spread = shares.correlation, sqrt(self.a * (1 - self.a) * self.b * (1 - self.b))
+        if correlation <= 0 or spread < 1e-12:
+            return correlation
+        problems = len(shares.a)
+        apart_a = problems + float(shares.samples_a.sum()) * (1 - problems / self.trials_a)
+        apart_b = problems + float(shares.samples_b.sum()) * (1 - problems / self.trials_b)
+        return max(0.0, correlation - 0.5 / sqrt(apart_a * apart_b) / spread)
 
     def p_value(self, freedom: int) -> float:
         """1 minus the level that just reaches zero, by halving; on that side of 5% which the 95% interval says."""
@@ -194,7 +217,10 @@ def detectable(shares: Shares, size: float | None = None) -> Detectable:
     """What can be seen. The variance of a problem's difference is its own, and that of one sample / their number."""
     problems = len(shares.a)
     known = bool(min(shares.samples_a.min(), shares.samples_b.min()) > 1)
-    variance = float((shares.b - shares.a).var(ddof=1)) if problems > 1 else 0.0
+    one_a, one_b = (_one_sample(*side) for side in ((shares.a, shares.samples_a), (shares.b, shares.samples_b)))
+    noise = float((one_a / shares.samples_a + one_b / shares.samples_b).mean()) if known else 0.0
+    # What the samples alone make is a part of it, whatever was drawn.
+    variance = max(noise, float((shares.b - shares.a).var(ddof=1))) if problems > 1 else 0.0
     if variance < 1e-12:
         return Detectable(None, size, None, None, known)
     smallest = _Z_SUM * sqrt(variance / problems)
@@ -203,16 +229,14 @@ def detectable(shares: Shares, size: float | None = None) -> Detectable:
     wanted = problems * (size / _Z_SUM) ** 2
     samples = None
     if known:
-        one_a, one_b = _one_sample(shares.a, shares.samples_a), _one_sample(shares.b, shares.samples_b)
-        noise = float((one_a / shares.samples_a + one_b / shares.samples_b).mean())
-        left = wanted - max(0.0, variance - noise)
+        left = wanted - (variance - noise)
         samples = max(1, ceil(float((one_a + one_b).mean()) / left)) if left > 0 else None
     return Detectable(smallest, size, max(2, ceil(variance * (_Z_SUM / size) ** 2)), samples, known)
 
 
 def _one_sample(shares: Values, samples: NDArray[np.int64]) -> Values:
-    """The variance of one sample of each problem, without bias."""
-    return np.asarray(shares * (1 - shares) * samples / (samples - 1), float)
+    """The variance of one sample of each problem, without bias; of a single one nothing is known."""
+    return np.asarray(shares * (1 - shares) * samples / np.maximum(samples - 1, 1), float)
 
 
 # ---- Student's t ----

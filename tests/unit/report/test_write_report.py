@@ -68,7 +68,9 @@ def test_a_whole_run_is_one_page_that_loads_nothing(whole: Recipe) -> None:
     assert {figure.name for figure in (path.parent / "figures").iterdir()} == {
         f"{name}.png" for name in ("accuracy", "steps", "lengths", "loss", "throughput")
     }
-    assert page.text.count("characters left out") == 1
+    changed, _, samples = page.text.partition("\nSamples\n")
+    # The first problem's completion, once as a sample, and before and after each change of sides.
+    assert samples.count("characters left out") == 1 and changed.count("characters left out") % 2 == 0
     for word in ("over_length", "2 bad (2 json)", "245,760", "cut off", "greedy", "1 min 03 s", "output_dir"):
         assert word in page.text, word
     check_markdown(path.parent, whole)
