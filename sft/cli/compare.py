@@ -70,7 +70,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     left_out = _left_out(evaluations)
     if arguments.json:
         told = {"comparisons": list(map(_as_json, found)), "left_out": left_out}
-        print(json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(told, indent=2, allow_nan=False))
     else:
         _show(found, left_out)
     return 0

@@ -11,8 +11,8 @@ problems - 1 degrees of freedom:
    problems with Newcombe's correction, from d - sqrt((p2 - l2)^2 - 2 r (p2 - l2) (u1 - p1) + (u1 - p1)^2), and the
    mirror image above.
 
-From some 50 problems on both are alike. The p value belongs to the interval: 1 minus the level at which it just reaches
-zero, so that it is below 5% where the 95% interval leaves zero out.
+With hundreds of problems both are alike. The p value belongs to the interval: 1 minus the level at which it just
+reaches zero, so that it is below 5% where the 95% interval leaves zero out.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from sft.evaluate.majority import majority_at_k
 from sft.evaluate.metrics import Sample
 from sft.evaluate.sample_files import SuiteSamples
 from sft.utils.errors import UserError
+from sft.utils.tables import counted
 
 Key = tuple[str, str]
 # What answers don't follow from, or what is compared otherwise.
@@ -274,4 +275,4 @@ def _completions(samples: Sequence[Sample]) -> list[str]:
 
 def _other_golds(only_a: set[Key], only_b: set[Key]) -> Iterator[str]:
     if count := len({question for question, _ in only_a} & {question for question, _ in only_b}):
-        yield f"{count} questions of both have other gold answers, and are left out."
+        yield f"Left out, because their gold answers differ: {counted(count, 'question')} of both."

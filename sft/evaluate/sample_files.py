@@ -170,7 +170,7 @@ def _read(path: Path, metrics: Mapping[str, Any] | None) -> tuple[list[Sample], 
     if intact or not _is_ours(lines):
         return [_sample(path, number, line) for number, line in lines], []
     samples, notes = read_samples(path), []
-    if metrics is not None:
+    if metrics is not None and "content" in metrics:
         notes.append(f"{path} was changed after it was scored.")
     if lost := len(lines) - len(samples):
         notes.append(f"{lost} of {len(lines)} lines of {path} are torn, changed or repeated, and are left out.")
@@ -196,4 +196,9 @@ def _sample(path: Path, number: int, line: bytes) -> Sample:
         raise UserError(f"{place}: a sample has a question (or prompt) and a gold answer; this one hasn't")
     if sample.get("verdict") not in VERDICTS:
         raise UserError(f"{place}: verdict is {sample.get('verdict')!r:.40}, not one of {', '.join(VERDICTS)}")
+    for key in ("answer", "completion"):
+        if not isinstance(sample.get(key), str | int | float | None):
+            raise UserError(f"{place}: {key} is no text: {sample[key]!r:.40}")
+    if sample.get("answer") is not None:
+        sample["answer"] = str(sample["answer"])
     return sample
