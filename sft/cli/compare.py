@@ -140,7 +140,7 @@ def _show_one(row: _Row, comparisons: int) -> None:
 
     found, out = row.found, console()
     title = f"{shown(found.suite)}: {size_text(found)}"
-    out.print(numbers_table(HEAD, rows(found), text={"A": 20, "B": 20}, title=title, width=out.width))
+    out.print(numbers_table(HEAD, rows(found), text={"": 12, "A": 20, "B": 20}, title=title, width=out.width))
     if comparisons > 1 and row.corrected is not None:
         print(f"p of pass@1, corrected for {comparisons} comparisons (Holm): {p_text(row.corrected)}")
     for line in power_text(found):

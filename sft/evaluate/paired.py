@@ -243,6 +243,8 @@ def _notes(a: SuiteSamples, b: SuiteSamples, pairs: Sequence[_Pair]) -> Iterator
     yield from _protocols(a.settings, b.settings)
     if all(_completions(pair.a) == _completions(pair.b) for pair in pairs):
         yield "Both gave the same answers, word for word."
+    if other := sum(_judged_otherwise(pair) for pair in pairs):
+        yield f"{counted(other, 'answer')} of B were judged otherwise than A's, word for word the same: by other rules."
     prompts = sum(
         {sample.get("prompt") for sample in pair.a} != {sample.get("prompt") for sample in pair.b} for pair in pairs
     )
@@ -271,6 +273,12 @@ def _value(value: Any) -> str:
 
 def _completions(samples: Sequence[Sample]) -> list[str]:
     return sorted(str(sample.get("completion", sample.get("answer"))) for sample in samples)
+
+
+def _judged_otherwise(pair: _Pair) -> int:
+    verdicts = {s["completion"]: s["verdict"] for s in pair.a if s.get("completion") is not None and s.get("finished")}
+    same = (sample for sample in pair.b if sample.get("finished") and sample.get("completion") in verdicts)
+    return sum(sample["verdict"] != verdicts[sample["completion"]] for sample in same)
 
 
 def _other_golds(only_a: set[Key], only_b: set[Key]) -> Iterator[str]:

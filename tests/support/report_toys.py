@@ -71,7 +71,7 @@ def write_suite(paths: RunPaths, point: str, suite: str = "held-out") -> None:
                 "steps": 3 + index % 4,
                 "question": f"{index} < {index + 1}?",
                 "prompt": f"<|user|>{index} < {index + 1}?",
-                "completion": "<think>because\n</think>\\boxed{1}" * (400 if index == 0 else 1),
+                "completion": f"<think>because\n</think>\\boxed{{{1 if right else 2}}}" * (400 if index == 0 else 1),
                 "tokens": int(rng.lognormvariate(5, 0.6)) + 3,
                 "finished": rng.random() < 0.97,
                 "answer": "1" if right else "2",

@@ -111,7 +111,9 @@ def test_what_is_different_is_told() -> None:
     assert note.startswith("5 of the 5 problems were asked with another prompt")
     (note,) = compared(a, [{**s, "verdict": "undecided"} if s["problem"] == 2 else s for s in b]).notes
     assert note == "Undecided answers count as not right: 0 of A, 4 of B."
-    assert compared(a, a).notes == ["Both gave the same answers, word for word."]
+    (same, other) = compared(a, [{**s, "verdict": "wrong"} for s in a]).notes
+    assert other == "10 answers of B were judged otherwise than A's, word for word the same: by other rules."
+    assert compared(a, a).notes == [same] == ["Both gave the same answers, word for word."]
     assert compared(a, b[1:]).notes == ["B has from 3 to 4 samples of a problem."]
 
 
