@@ -214,17 +214,25 @@ def _before_and_after(validation: dict[str, Any] | None) -> str:
 
 
 def show_evaluations(results: dict[str, dict[str, Any]]) -> None:
-    """pass@1 with its 95% interval, by point and suite; nothing where no suite was asked."""
+    """pass@1 with its 95% interval, a vote of all samples, and the share that was cut off, by point and suite; nothing
+    where no suite was asked."""
+    from sft.utils.distributed import is_main
     from sft.utils.tables import numbers_table
 
+    if not is_main():
+        return
     rows = [
         [point, suite, *_numbers(metrics)] for point, suites in results.items() for suite, metrics in suites.items()
     ]
     if rows:
-        head, out = ("after", "suite", "pass@1", "95% interval", "problems"), console()
-        out.print(numbers_table(head, rows, text={"after": 12, "suite": 12}, optional=("problems",), width=out.width))
+        head, out = ("after", "suite", "pass@1", "95% interval", "majority", "cut off", "problems"), console()
+        optional = ("problems", "cut off", "majority")
+        out.print(numbers_table(head, rows, text={"after": 12, "suite": 12}, optional=optional, width=out.width))
 
 
-def _numbers(metrics: dict[str, Any]) -> tuple[str, str, str]:
+def _numbers(metrics: dict[str, Any]) -> tuple[str, ...]:
     low, high = metrics["interval"]
-    return f"{metrics['pass_at_1']:.1%}", f"{low:.1%} to {high:.1%}", str(metrics["problems"])
+    votes = list((metrics.get("majority_at_k") or {}).items())
+    majority = f"{votes[-1][1]:.1%} of {votes[-1][0]}" if votes else ""
+    cut = f"{metrics['cut_off']:.1%}" if "cut_off" in metrics else ""
+    return f"{metrics['pass_at_1']:.1%}", f"{low:.1%} to {high:.1%}", majority, cut, str(metrics["problems"])

@@ -24,6 +24,7 @@ VERBS = {
     "preview": "show rows as they will be trained on, token by token",
     "train": "train the stages, without evaluating",
     "eval": "answer the recipe's held-out problems and check the answers",
+    "compare": "tell whether one model is better than another, problem by problem",
     "chat": "talk to a stage's model, an exported folder or a Hub model",
     "export": "write the folder that goes to the Hub",
     "push": "upload the exported folder to the Hub, reload it and compare",

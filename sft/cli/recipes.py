@@ -17,9 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = ["list", "show", "copy", "keys", "schema"]
     text = "list (default), show or copy a recipe; keys: what a section takes; schema: JSON Schema for editors"
     parser.add_argument("action", nargs="?", choices=actions, default="list", help=text)
-    parser.add_argument("name", nargs="?", help="a recipe's or data recipe's name as listed; keys: a section, as train")
+    parser.add_argument(
+        "name", nargs="?", help="a recipe's, data recipe's or suite's name as listed; keys: a section, as train"
+    )
     parser.add_argument("file", nargs="?", type=file_path, help="copy: the file to write")
-    parser.add_argument("--data", action="store_true", help="show, copy: the data recipe, where a recipe is called so")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--data", action="store_true", help="show, copy: the data recipe, where a recipe is called so")
+    which.add_argument("--suite", action="store_true", help="show, copy: the suite, where a recipe is called so")
     parser.add_argument("--force", action="store_true", help="copy: overwrite the file")
 
 
@@ -38,7 +42,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if arguments.name is None:
         raise UsageError(f"say which recipe: sft recipes {arguments.action} NAME; `sft recipes` lists them")
-    path, is_data = _find(arguments.name, arguments.data)
+    path, use = _find(arguments.name, arguments.data, arguments.suite)
     text = path.read_text(encoding="utf-8")
     if arguments.action == "show":
         print(text, end="")
@@ -49,18 +53,27 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if target.exists() and not arguments.force:
         raise UserError(f"{target} exists; give another name, or --force to overwrite it")
     write_text(target, text)
-    use = f"name it in a stage: `data: {{recipe: {target}}}`" if is_data else f"`sft run --config {target}`"
-    print(f"{target}: edit it, then {use}")
+    print(f"{target}: edit it, then {use.format(target)}")
     return 0
 
 
-def _find(name: str, data: bool) -> tuple[Path, bool]:
-    """The file of a recipe, or of a data recipe, and whether it is one."""
-    from sft.recipe.packaged import find_data_recipe, find_recipe, list_data_recipes, list_recipes
+def _find(name: str, data: bool, suite: bool) -> tuple[Path, str]:
+    """The file of a recipe, or of a data recipe or suite, and how it is used."""
+    from sft.recipe.packaged import (
+        find_data_recipe,
+        find_recipe,
+        find_suite,
+        list_data_recipes,
+        list_recipes,
+        list_suites,
+    )
 
-    recipes = {entry.name for entry in list_recipes()}
-    data = data or (name not in recipes and name in {entry.name for entry in list_data_recipes()})
-    return (find_data_recipe if data else find_recipe)(name), data
+    recipes, data_recipes = ({entry.name for entry in entries} for entries in (list_recipes(), list_data_recipes()))
+    if data or (not suite and name not in recipes and name in data_recipes):
+        return find_data_recipe(name), "name it in a stage: `data: {{recipe: {}}}`"
+    if suite or (name not in recipes and name in {entry.name for entry in list_suites()}):
+        return find_suite(name), "name it in a stage: `evaluate: {{suites: [{}]}}`, or `sft eval --suite` it"
+    return find_recipe(name), "`sft run --config {}`"
 
 
 def _keys(name: str) -> int:
@@ -88,9 +101,10 @@ def _list() -> int:
     from rich.table import Table
 
     from sft.cli.common import console
-    from sft.recipe.packaged import list_data_recipes, list_recipes
+    from sft.recipe.packaged import list_data_recipes, list_recipes, list_suites
 
-    for heading, entries in (("recipe", list_recipes()), ("data recipe", list_data_recipes())):
+    lists = {"recipe": list_recipes(), "data recipe": list_data_recipes(), "suite": list_suites()}
+    for heading, entries in lists.items():
         table = Table(box=None, pad_edge=False)
         table.add_column(heading, style="bold", no_wrap=True)
         table.add_column("what it is")

@@ -45,22 +45,29 @@ def pass_at_1(outcomes: Sequence[Sequence[bool]]) -> Estimate:
     """The mean over problems of the share of right samples, with a 95% Wilson interval.
 
     `outcomes` holds each problem's samples. Samples of one problem are alike, so they count for less than as many
-    problems: the interval uses the effective number of samples p(1-p) / SE^2, where SE comes from the spread between
-    problems (Korn and Graubard 1998), kept between the numbers of problems and of samples. With one sample a problem
-    it is the plain Wilson interval.
+    problems: the interval is Wilson's at as many trials as `effective_trials` says. With one sample a problem it is the
+    plain Wilson interval.
     """
     shares = [sum(samples) / len(samples) for samples in outcomes if samples]
     problems, samples = len(shares), sum(map(len, outcomes))
     if not problems:
         return Estimate(0.0, 0.0, 1.0, 0, 0)
-    mean = sum(shares) / problems
-    effective = float(problems)
-    if problems > 1 and samples > problems and 0 < mean < 1:
-        variance = sum((share - mean) ** 2 for share in shares) / (problems - 1) / problems
-        effective = mean * (1 - mean) / variance if variance > 0 else float(samples)
-        effective = min(max(effective, problems), samples)
+    mean, effective = sum(shares) / problems, effective_trials(shares, samples)
     low, high = wilson(mean * effective, effective)
     return Estimate(mean, low, high, problems, samples)
+
+
+def effective_trials(shares: Sequence[float], samples: int) -> float:
+    """As how many independent samples the mean of the problems' shares is worth, of `samples` in all: p(1-p) / SE^2.
+
+    SE comes from the spread between problems (Korn and Graubard 1998); it is kept between problems and samples.
+    """
+    problems, mean = len(shares), sum(shares) / len(shares)
+    if problems < 2 or not 0 < mean < 1:
+        return float(problems)
+    variance = sum((share - mean) ** 2 for share in shares) / (problems - 1) / problems
+    effective = mean * (1 - mean) / variance if variance > 0 else float(samples)
+    return min(max(effective, problems), samples)
 
 
 def over_runs(runs: Sequence[Estimate]) -> Estimate:

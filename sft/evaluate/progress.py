@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 class SuiteLines:
     """Call it with (suite, samples done, samples in all, right ones so far)."""
 
-    def __init__(self, point: str, suites: Sequence[SuiteSection]) -> None:
+    def __init__(self, point: str, suites: Sequence[SuiteSection], processes: int = 1) -> None:
         self._lines = {
-            suite.name: ProgressLine(f"{point}/{suite.name}", "answers", together=suite.batch_size) for suite in suites
+            suite.name: ProgressLine(f"{point}/{suite.name}", "answers", together=suite.batch_size * processes)
+            for suite in suites
         }
 
     def __call__(self, suite: str, done: int, total: int, right: int) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from sft.answers.choices import LETTERS, options_in
 from sft.answers.extract import gold_answer
 from sft.data.read.sources import open_source
 from sft.data.text.thinking import MARKS, THINK_OPEN, Broken, Thought, canonical, find_thinking
-from sft.recipe.schema import SuiteSection, Templates
+from sft.recipe.schema import ChoicesSection, SuiteSection, Templates
 from sft.tokenizers.prompt import prompt_text
 from sft.utils.errors import UserError
 
@@ -27,13 +29,19 @@ _REQUIRED = ("problem", "answer")
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: its text, the gold answer, and what it is grouped by (None where the data doesn't say)."""
+    """One problem: its text, the gold answer, what it is grouped by (None where the data doesn't say), and the choices
+    that the suite has listed in it (letter -> text; None: it hasn't, but the text may)."""
 
     id: str
     text: str
     gold: str
     group: str | None
     steps: int | None
+    options: Mapping[str, str] | None = None
+
+    def choices(self) -> dict[str, str]:
+        """The choices that the text lists; empty without."""
+        return options_in(self.text) if self.options is None else dict(self.options)
 
 
 def load_problems(suite: SuiteSection) -> list[Problem]:
@@ -46,12 +54,17 @@ def load_problems(suite: SuiteSection) -> list[Problem]:
     problems: list[Problem] = []
     names = opened.columns()
     columns = find_columns(suite, sorted(names)) if names is not None else {}
-    for row in opened.read(set(columns.values()) or None):
+    wrong = suite.choices.wrong if suite.choices is not None else []
+    for row in opened.read({*columns.values(), *wrong} or None):
         if len(problems) == suite.max_problems:
             break
         if row.value is None:
             raise UserError(f"{row.source}:{row.line}: {row.bad.detail if row.bad else 'unreadable row'}")
-        problems.append(_problem(row.value, columns, f"{row.source}:{row.line}", f"{Path(row.source).name}:{row.line}"))
+        place, default_id = f"{row.source}:{row.line}", f"{Path(row.source).name}:{row.line}"
+        problem = _problem(row.value, columns, place, default_id)
+        if suite.choices is not None:
+            problem = _with_choices(problem, str(row.value[columns["answer"]]), row.value, suite.choices, place)
+        problems.append(problem)
     if not problems:
         raise UserError(f"Suite {suite.name}: {opened.name} has no rows; name a source with problems.")
     return problems
@@ -66,7 +79,8 @@ def find_columns(suite: SuiteSection, row: Collection[str]) -> dict[str, str]:
         # A GSM8K-like completion ends in the answer; a column of answers is better where there is one.
         if name is not None and not (role == "answer" and "answer" in row):
             chosen.setdefault(role, name)
-    for role, name in chosen.items():
+    wrong = [("choices.wrong", name) for name in (suite.choices.wrong if suite.choices else ())]
+    for role, name in (*chosen.items(), *wrong):
         if name not in row:
             raise UserError(
                 f"Suite {suite.name}: there is no column {name!r} (for {role}); the columns are {', '.join(row)}."
@@ -104,16 +118,36 @@ def _problem(row: Mapping[str, Any], columns: Mapping[str, str], place: str, def
     )
 
 
+def _with_choices(problem: Problem, right: str, row: Mapping[str, Any], section: ChoicesSection, place: str) -> Problem:
+    """The problem with its choices below it: the wrong ones in their order, the right one among them at the place that
+    the SHA-256 of seed and problem says, whatever else is asked."""
+    wrong = [row.get(name) for name in section.wrong]
+    for name, value in zip(section.wrong, wrong, strict=True):
+        if not isinstance(value, str | int | float) or not str(value).strip():
+            raise UserError(f"{place}: column {name!r} (choices.wrong) is empty or no text: {value!r:.80}")
+    choices = [str(value).strip() for value in wrong]
+    digest = hashlib.sha256(f"{section.seed}:{problem.text}".encode()).digest()
+    place_of_right = int.from_bytes(digest[:8]) % (len(choices) + 1)
+    choices.insert(place_of_right, right.strip())
+    options = dict(zip(LETTERS, choices, strict=False))
+    listed = "\n".join(f"{letter}) {choice}" for letter, choice in options.items())
+    text = f"{problem.text.strip()}\n\n{listed}"
+    return replace(problem, text=text, gold=LETTERS[place_of_right], options=options)
+
+
 def render_prompt(tokenizer: Any, problem: Problem, suite: SuiteSection, defaults: Templates | None) -> str:
     """The text that asks the model: chat template around the prompt template, up to where the answer begins.
 
-    Template and system prompt are the suite's, or else those that the stage's data was trained with. Raises UserError
-    for a problem that spells a control token out: it would forge a turn.
+    Template and system prompt are the suite's, or else those that the stage's data was trained with; a suite whose
+    system prompt is empty has none. Raises UserError for a problem that spells a control token out: it would forge a
+    turn.
     """
     template = suite.prompt_template or (defaults.prompt_template if defaults else None) or "{prompt}"
     if "{prompt}" not in template:
         raise UserError(f"Suite {suite.name}: prompt_template has no {{prompt}}, so the problem would not be asked.")
-    system = suite.system_prompt or (defaults.system_prompt if defaults else None)
+    system = suite.system_prompt
+    if system is None and defaults is not None:
+        system = defaults.system_prompt
     messages = [{"role": "system", "content": system}] if system else []
     # Not str.format: templates speak of \boxed{}.
     messages.append({"role": "user", "content": template.replace("{prompt}", problem.text)})
@@ -122,8 +156,20 @@ def render_prompt(tokenizer: Any, problem: Problem, suite: SuiteSection, default
 
 def after_thinking(prompt: str, completion: str) -> str:
     """A completion as the judge reads it: its thinking in the judge's marks, also where the prompt has opened it."""
-    opened = next((marks.open for marks in MARKS if prompt.rstrip().endswith(marks.open)), "")
-    thought = find_thinking(opened + completion)
+    thought = _thinking(prompt, completion)
     if isinstance(thought, Thought):
         return canonical(thought)
     return THINK_OPEN if isinstance(thought, Broken) and not thought.closed else completion
+
+
+def thinking_state(prompt: str, completion: str) -> Literal["closed", "open", "none"]:
+    """Whether a completion thought and ended it, was still thinking at its end, or has no thinking."""
+    thought = _thinking(prompt, completion)
+    if thought is None:
+        return "none"
+    return "open" if isinstance(thought, Broken) and not thought.closed else "closed"
+
+
+def _thinking(prompt: str, completion: str) -> Thought | Broken | None:
+    opened = next((marks.open for marks in MARKS if prompt.rstrip().endswith(marks.open)), "")
+    return find_thinking(opened + completion)

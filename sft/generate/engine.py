@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from sft.models.end_tokens import end_token_ids
 from sft.models.sambay_decoding import decoder_weights
 from sft.tokenizers.vocabulary import check_vocabulary
 from sft.utils.errors import UsageError
+
+OnDone = Callable[[int, Generation], None]
+More = Callable[[int], Sequence[tuple[Sequence[int], int]]]
 
 
 class Engine:
@@ -58,7 +62,9 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         numbers: Sequence[int] | None = None,
-        on_done: Callable[[int, Generation], None] | None = None,
+        on_done: OnDone | None = None,
+        more: More | None = None,
+        longest: int = 0,
     ) -> list[Generation]:
         """Complete every prompt (token ids); returns the completions in the prompts' order.
 
@@ -66,10 +72,13 @@ class Engine:
         it was in.
 
         Args:
-            params: of all, or one for each prompt.
+            params: of all, or one for each prompt; with `more`, of all.
             numbers: by which each prompt draws its random numbers (default: its position), so that a part of a larger
                 job samples what the whole job would have sampled.
             on_done: called with (position of the prompt, completion) as soon as each is done.
+            more: called before every step with the number of places for which no prompt waits; the (prompt, number)
+                pairs that it returns take the next positions. The end is when all are done and it returns none.
+            longest: tokens of the longest prompt that `more` will bring.
 
         Raises:
             UsageError: an empty prompt. UserError: tokens outside the model's vocabulary, logits that aren't finite.
@@ -78,17 +87,39 @@ class Engine:
         numbered = range(len(prompts)) if numbers is None else numbers
         if not len(prompts) == len(each) == len(numbered):
             raise ValueError(f"{len(each)} params and {len(numbered)} numbers for {len(prompts)} prompts")
-        requests = [self.request(*one) for one in zip(range(len(each)), numbered, prompts, each, strict=True)]
-        check_vocabulary(self.model, max((max(prompt) for prompt in prompts), default=0))
+        requests = self._requests(0, prompts, numbered, each)
+        most = max([longest + params.max_new_tokens] if isinstance(params, SamplingParams) else [1])
+        batch = self.batch(max([most, *(request.longest for request in requests)]))
         # The longest first: memory peaks at the start, and neighbours need little padding.
         queue = deque(sorted(requests, key=lambda request: -len(request.prompt)))
         with _evaluating(self.model):
-            batch = self.batch(max((request.longest for request in requests), default=1))
-            while queue or batch.rows:
-                for request in batch.step(queue):
+            while True:
+                if more is not None and (new := more(max(0, self.batch_size - batch.live - len(queue)))):
+                    assert isinstance(params, SamplingParams)
+                    found, numbered = zip(*new, strict=True)
+                    added = self._requests(len(requests), found, numbered, [params] * len(new))
+                    requests += added
+                    queue.extend(sorted(added, key=lambda request: -len(request.prompt)))
+                without_room = [request for request in queue if not request.most]
+                for request in without_room:
+                    queue.remove(request)
+                if not (without_room or queue or batch.rows):
+                    return [request.generation() for request in requests]
+                for request in [*without_room, *batch.step(queue)]:
                     if on_done is not None:
                         on_done(request.index, request.generation())
-        return [request.generation() for request in requests]
+
+    def _requests(
+        self,
+        first: int,
+        prompts: Sequence[Sequence[int]],
+        numbers: Sequence[int],
+        params: Sequence[SamplingParams],
+    ) -> list[Request]:
+        """Requests of the positions from `first` on."""
+        made = [self.request(*one) for one in zip(count(first), numbers, prompts, params, strict=False)]
+        check_vocabulary(self.model, max((max(prompt) for prompt in prompts), default=0))
+        return made
 
     def request(self, index: int, number: int, prompt: Sequence[int], params: SamplingParams) -> Request:
         """One prompt as a batch takes it."""
@@ -112,6 +143,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    max_length: int | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -119,12 +151,16 @@ def generate_batch(
     eos_ids: Iterable[int] | None = None,
     requests: Sequence[int] | None = None,
     prefill_chunk: int | None = 4096,
-    on_done: Callable[[int, Generation], None] | None = None,
+    on_done: OnDone | None = None,
+    more: More | None = None,
+    longest: int = 0,
 ) -> list[Generation]:
     """`Engine(model, tokenizer).generate(prompts)` with the same parameters for all; `requests`: its `numbers`."""
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens, max_length=max_length, temperature=temperature, top_p=top_p, seed=seed
+    )
     engine = Engine(model, tokenizer, batch_size=batch_size, prefill_chunk=prefill_chunk, eos_ids=eos_ids)
-    return engine.generate(prompts, params, numbers=requests, on_done=on_done)
+    return engine.generate(prompts, params, numbers=requests, on_done=on_done, more=more, longest=longest)
 
 
 @contextmanager

@@ -76,9 +76,16 @@ class Request:
         return len(self.prompt) + len(self.ids)
 
     @property
+    def most(self) -> int:
+        """Most tokens of its answer; 0 where the prompt leaves none."""
+        if self.params.max_length is None:
+            return self.params.max_new_tokens
+        return max(0, min(self.params.max_new_tokens, self.params.max_length - len(self.prompt)))
+
+    @property
     def longest(self) -> int:
         """How many tokens it can come to."""
-        return len(self.prompt) + self.params.max_new_tokens
+        return len(self.prompt) + self.most
 
     def randoms(self, count: int) -> list[float]:
         """The random numbers of the next `count` tokens; drawn when it begins, since waiting requests need none."""
@@ -97,12 +104,12 @@ class Request:
         if self.stops is not None and token not in self.ends:
             self.stop = self.stops.find(self.ids)
         at_end = token in self.ends or self.stop is not None
-        self.done = at_end or len(self.ids) == self.params.max_new_tokens
+        self.done = at_end or len(self.ids) == self.most
         return self.done
 
     def generation(self) -> Generation:
         """What a request that is done comes to."""
-        ended = self.ids[-1] in self.ends
+        ended = bool(self.ids) and self.ids[-1] in self.ends
         ids = self.ids[:-1] if ended else self.ids
         logprobs = None if self.params.logprobs is None else self.logprobs[: len(ids)]
         return Generation(ids, ended or self.stop is not None, self.stop, logprobs)

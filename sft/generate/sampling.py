@@ -20,6 +20,7 @@ class SamplingParams:
 
     Attributes:
         max_new_tokens: the answer is cut off after so many.
+        max_length: most tokens of prompt and answer; None: only max_new_tokens counts.
         temperature: 0 is greedy.
         top_k: keep so many of the likeliest tokens; 0 keeps all.
         top_p: of those, keep the fewest that hold at least this probability.
@@ -34,6 +35,7 @@ class SamplingParams:
     """
 
     max_new_tokens: int = 512
+    max_length: int | None = None
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -48,6 +50,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, right, what in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("max_length", self.max_length is None or self.max_length >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),

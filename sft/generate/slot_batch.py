@@ -32,11 +32,21 @@ class SlotBatch:
     def __init__(
         self, model: Any, step: DecoderStep, *, batch_size: int, longest: int, prefill_chunk: int | None
     ) -> None:
-        self.model, self.batch_size, self.longest, self.prefill_chunk = model, batch_size, longest, prefill_chunk
+        self.model, self.step_of, self.batch_size, self.prefill_chunk = model, step, batch_size, prefill_chunk
+        self._begin(longest)
+
+    def _begin(self, longest: int) -> None:
+        """Empty slots for sequences of up to `longest` tokens."""
+        self.longest = longest
         self.rows: list[Request] = []
-        self.states = _states(step.weights, batch_size, longest + STRIDE)
-        self.decode = steps_for(step, self.states)
         self.prompt: _Prompt | None = None
+        self.states = _states(self.step_of.weights, self.batch_size, longest + STRIDE)
+        self.decode = steps_for(self.step_of, self.states)
+
+    @property
+    def live(self) -> int:
+        """How many sequences are under way."""
+        return len(self.rows)
 
     def step(self, queue: deque[Request]) -> list[Request]:
         """Read a piece of the next prompt, let in who can begin, decode a token; returns the requests that are done."""
@@ -48,6 +58,10 @@ class SlotBatch:
         done = []
         while queue and len(self.rows) < self.batch_size:
             request = queue[0]
+            if request.longest > self.longest:
+                if self.rows:
+                    break  # slots for longer ones are made when nobody is in these
+                self._begin(request.longest)
             same = self.prompt is not None and self.prompt.tokens == request.tokens
             if not same and not self._begin_prompt(request.tokens):
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -249,7 +250,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def on_device(model: Any) -> Any:
-    """`model` in eval mode on the GPU where there is one."""
+    """`model` in eval mode on the GPU where there is one: of several processes each takes one of its machine's."""
     import torch
 
-    return (model.to("cuda") if torch.cuda.is_available() else model).eval()
+    if not torch.cuda.is_available():
+        return model.eval()
+    if (local := os.environ.get("LOCAL_RANK")) is not None:
+        torch.cuda.set_device(int(local) % torch.cuda.device_count())
+    return model.to("cuda").eval()

@@ -68,8 +68,9 @@ def json_schema() -> dict[str, Any]:
     stage, defaults = schema["$defs"]["Stage"]["properties"], schema["$defs"]["Defaults"]["properties"]
     for name in defaults:
         defaults[name] = stage[name]
-    entry = schema["$defs"]["StepEntry"]
+    entry, suite = schema["$defs"]["StepEntry"], schema["$defs"]["SuiteSection"]
     schema["$defs"]["StepEntry"] = {"anyOf": [{"enum": list(entry["properties"])}, entry]}
+    schema["$defs"]["SuiteSection"] = {"anyOf": [{"type": "string"}, suite]}
     schema["required"] = ["name", "output_dir", "model", "stages"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "sambay-sft recipe", **schema}
 

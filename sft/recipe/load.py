@@ -14,25 +14,28 @@ from pydantic import ValidationError
 from sft.recipe.error_lines import explain
 from sft.recipe.merge import (
     escaped,
-    forget_data_recipes,
+    forget_names,
     include_data_recipes,
+    include_suites,
     merge_defaults,
     substitute,
     substitute_text,
 )
 from sft.recipe.overrides import Override, apply_override, parse_overrides, tell_defaults
-from sft.recipe.packaged import find_data_recipe, find_recipe
+from sft.recipe.packaged import find_data_recipe, find_recipe, find_suite
 from sft.recipe.problems import Section, in_file_order
 from sft.recipe.schema import Defaults, Given, Recipe
 from sft.recipe.yaml_marks import Document, RecipeDumper, parse_document
 from sft.utils.errors import UsageError
 
+_RECIPE = "a recipe is a mapping of keys such as name, output_dir, model and stages"
+
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe at `path` (a file, or the name of a packaged recipe) and apply `overrides`.
 
-    Order: overrides outside the stages, `defaults` and data recipes merged into every stage, overrides inside the
-    stages, `${variables}`. Raises UsageError with one line per problem, each `file:line: key: what to do`.
+    Order: overrides outside the stages, `defaults`, data recipes and suites merged into every stage, overrides inside
+    the stages, `${variables}`. Raises UsageError with one line per problem, each `file:line: key: what to do`.
     """
     file = find_recipe(os.fspath(path))
     text = _text(file)
@@ -68,18 +71,20 @@ def output_dir_of(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -
 
 def _filled(text: str, file: Path, overrides: Sequence[Override]) -> tuple[Recipe, Document]:
     document = _parsed(text, file)
-    find = functools.cache(_read_data_recipe)
+    find, find_one = functools.cache(_read_data_recipe), functools.cache(read_suite)
     for override in overrides:
         if not override.needs_stages:
             apply_override(document, override)
     merge_defaults(document)
     include_data_recipes(document, find)
+    include_suites(document, find_one)
     for override in overrides:
         if override.needs_stages:
             apply_override(document, override)
     include_data_recipes(document, find)
+    include_suites(document, find_one)
     substitute(document)
-    forget_data_recipes(document)
+    forget_names(document)
     return _validated(document), document
 
 
@@ -134,16 +139,25 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _parsed(text: str, path: Path) -> Document:
+def _parsed(text: str, path: Path, what: str = _RECIPE) -> Document:
     document = parse_document(text, os.fspath(path))
     if not isinstance(document.value, dict):
-        raise UsageError(f"{path}:1: a recipe is a mapping of keys such as name, output_dir, model and stages")
+        raise UsageError(f"{path}:1: {what}")
     return document
 
 
 def _read_data_recipe(name: str) -> Document:
     path = find_data_recipe(name)
     return _parsed(_text(path), path)
+
+
+def read_suite(name: str) -> Document:
+    """A suite's file, given by path or by packaged name, as it is written; called by its file's name where it says no
+    other. Raises UsageError."""
+    path = find_suite(name)
+    document = _parsed(_text(path), path, "a suite is a mapping of keys such as source, prompt_template and max_length")
+    document.value.setdefault("name", path.stem)
+    return document
 
 
 def _validated(document: Document) -> Recipe:

@@ -1,9 +1,9 @@
-"""Defaults, data recipes and variables: filled into the stages before the recipe is checked."""
+"""Defaults, data recipes, suites and variables: filled into the stages before the recipe is checked."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -84,7 +84,8 @@ def _include(document: Document, path: Path, find: Callable[[str], Document], ar
         where = document.origin((*path, "recipe"))
         if name in around:
             raise UsageError(f"{where}: the data recipe includes itself: {' -> '.join((*around, name))}")
-        _fill_from(document, path, name, find)
+        included = _found(document, (*path, "recipe"), name, find)
+        _fill_from(document, path, included, ("name", "description"))
         if not section.get("sources"):
             raise UsageError(f"{where}: the data recipe {name} has no `sources`")
         around = (*around, name)
@@ -110,11 +111,14 @@ def _same_file(places: list[Origin]) -> bool:
     return first == second and bool(first)
 
 
-def forget_data_recipes(document: Document) -> None:
-    """Take out the names of data recipes, whose content stands in the stages now; a source goes on being called so."""
+def forget_names(document: Document) -> None:
+    """Take out the names of data recipes and suites, whose content stands in the stages now; a source goes on being
+    called so."""
     for _, stage in _stages(document):
         if isinstance(stage.get("data"), dict):
             _forget(stage["data"])
+        if isinstance(stage.get("evaluate"), dict):
+            forget_suites(stage["evaluate"].get("suites"))
 
 
 def _forget(section: dict[str, Any]) -> None:
@@ -154,17 +158,62 @@ def _spell_out_steps(section: dict[str, Any]) -> None:
             steps[index] = {name: {} if settings is None else settings for name, settings in step.items()}
 
 
-def _fill_from(document: Document, path: Path, name: str, find: Callable[[str], Document]) -> None:
+def _found(document: Document, path: Path, name: str, find: Callable[[str], Document]) -> Document:
+    """The file that the text at `path` names."""
     try:
-        included = find(name)
+        return find(name)
     except UsageError as error:
-        raise UsageError(f"{document.origin((*path, 'recipe'))}: {error}") from error
+        raise UsageError(f"{document.origin(path)}: {error}") from error
+
+
+def _fill_from(document: Document, path: Path, included: Document, left_out: Collection[str]) -> None:
     for key, value in included.value.items():
         if key == "variables" and isinstance(value, dict):
             document.value.setdefault("variables", {})
             fill(document, ("variables",), value, included, ("variables",))
-        elif key not in ("name", "description"):
+        elif key not in left_out:
             fill(document, (*path, key), value, included, (key,))
+
+
+def include_suites(document: Document, find: Callable[[str], Document]) -> None:
+    """Fill what every stage's `evaluate: {suites: [NAME, {suite: NAME, ...}]}` names from these suites' files."""
+    for index, stage in _stages(document):
+        if isinstance(stage.get("evaluate"), dict):
+            fill_suites(document, ("stages", index, "evaluate", "suites"), find)
+
+
+def fill_suites(document: Document, path: Path, find: Callable[[str], Document]) -> None:
+    """The same for the list of suites at `path`. A suite's own `source` takes the place of the file's.
+
+    Raises UsageError for a suite that isn't there, and for one that is made from itself.
+    """
+    suites = document.at(path[:-1]).get(path[-1])
+    for index, entry in enumerate(suites if isinstance(suites, list) else []):
+        if isinstance(entry, str):
+            suites[index] = {"suite": entry}
+        if isinstance(suites[index], dict):
+            _fill_suite(document, (*path, index), find)
+
+
+def _fill_suite(document: Document, path: Path, find: Callable[[str], Document]) -> None:
+    suite, where, around = document.at(path), (*path, "suite"), list[str]()
+    name = suite.get("suite")
+    while isinstance(name, str) and isinstance(name := substitute_text(name, document, where), str):
+        if name in around:
+            raise UsageError(f"{document.origin(where)}: the suite is made from itself: {' -> '.join((*around, name))}")
+        included = _found(document, where, name, find)
+        source = suite.get("source")
+        own = isinstance(source, dict) and not {"path", "generate"}.isdisjoint(source)
+        _fill_from(document, path, included, ("suite", "description", *(["source"] if own else [])))
+        around.append(name)
+        name = included.value.get("suite")
+
+
+def forget_suites(suites: Any) -> None:
+    """Take out the names of suites, whose keys stand in the list now."""
+    for suite in suites if isinstance(suites, list) else []:
+        if isinstance(suite, dict) and isinstance(suite.get("suite"), str):
+            del suite["suite"]
 
 
 def escaped(text: str) -> str:

@@ -61,9 +61,10 @@ def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def override_value(key: str, text: str) -> Any:
-    """What a word of the command line is for its key. A text is taken as the shell gives it."""
-    parts, place = tuple(key.split(".")), f"--{key}"
+def override_value(key: str, text: str, *, inside: str = "") -> Any:
+    """What a word of the command line is for its key, one of the recipe's or of the section `inside` it. A text is
+    taken as the shell gives it."""
+    parts, place = tuple(f"{inside}.{key}".lstrip(".").split(".")), f"--{key}"
     listed = text.lstrip().startswith(("{", "["))
     if takes_text(parts) and not (listed and kinds_at(parts) & {list, dict}):
         return None if text == "null" and takes_nothing(parts) else readable(text, place)
@@ -114,12 +115,20 @@ def _set(document: Document, path: Path, override: Override) -> None:
             where = ".".join(map(str, path[: depth + 1]))
             raise UsageError(f"--{override.key}: {where} is {child!r}, which has no keys")
         target = child
-    if path[-1] == "recipe" and override.needs_stages and isinstance(target, dict) and "sources" in target:
-        raise UsageError(f"--{override.key}: has no effect, the sources here are filled in already; change the file")
+    if isinstance(target, dict):
+        _refuse_late(path[-1], target, override)
     target[path[-1]] = override.value
     for known in [known for known in document.origins if known[: len(path)] == path]:
         del document.origins[known]
     _note(document, path, override.value, Origin(f"--{override.key}", ()))
+
+
+def _refuse_late(key: str | int, target: dict[str, Any], override: Override) -> None:
+    """Raise UsageError for the name of a file whose keys have been filled in before."""
+    recipe = key == "recipe" and override.needs_stages and "sources" in target
+    if recipe or (key == "suite" and "source" in target):
+        what = "the sources here are" if recipe else "the suite here is"
+        raise UsageError(f"--{override.key}: has no effect, {what} filled in already; change the file")
 
 
 def _note(document: Document, path: Path, value: Any, origin: Origin) -> None:

@@ -1,4 +1,4 @@
-"""The recipes that come with the tool: `configs/` and `data_recipes/` of the checkout or of the installed wheel."""
+"""The recipes and suites that come with the tool: `configs/` and `data_recipes/` of the checkout or of the wheel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def list_recipes() -> list[Packaged]:
     """Every packaged recipe. `configs/a/recipe.yaml` is called `a`, `configs/a/b.yaml` is called `a/b`."""
     found = {}
     for path in sorted(folder("configs").glob("*/*.yaml")):
-        if path.parent.name not in ("accelerate", "deepspeed"):
+        if path.parent.name not in ("accelerate", "deepspeed", "suites"):
             name = path.parent.name if path.name == "recipe.yaml" else f"{path.parent.name}/{path.stem}"
             found[name] = Packaged(name, path, _title(path))
     return [found[name] for name in sorted(found)]
@@ -41,6 +41,11 @@ def list_data_recipes() -> list[Packaged]:
     return [Packaged(path.stem, path, _title(path)) for path in sorted(folder("data_recipes").glob("*.yaml"))]
 
 
+def list_suites() -> list[Packaged]:
+    """Every packaged suite, called by its file's name."""
+    return [Packaged(path.stem, path, _title(path)) for path in sorted(folder("configs").glob("suites/*.yaml"))]
+
+
 def find_recipe(name: str) -> Path:
     """The file of a recipe given by path or by packaged name. Raises UsageError."""
     return _find(name, list_recipes(), "recipe")
@@ -49,6 +54,11 @@ def find_recipe(name: str) -> Path:
 def find_data_recipe(name: str) -> Path:
     """The file of a data recipe given by path or by packaged name. Raises UsageError."""
     return _find(name, list_data_recipes(), "data recipe")
+
+
+def find_suite(name: str) -> Path:
+    """The file of a suite given by path or by packaged name. Raises UsageError."""
+    return _find(name, list_suites(), "suite")
 
 
 def find_deepspeed(name: str) -> Path | None:
@@ -65,7 +75,7 @@ def _find(name: str, packaged: list[Packaged], kind: str) -> Path:
     if name in by_name:
         return by_name[name]
     if os.path.isdir(name):
-        raise UsageError(f"{shown(name)}: is a folder; name a recipe file")
+        raise UsageError(f"{shown(name)}: is a folder; name a {kind} file")
     hint = nearest(name, by_name) or f"; packaged ones: {', '.join(by_name) or 'none'}"
     raise UsageError(f"{shown(name)}: no such {kind} file, and no packaged {kind} of that name{hint}")
 

@@ -241,19 +241,41 @@ class DataSection(Templates):
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1, description="More bad rows than this stop the run.")
 
 
+class ChoicesSection(Section):
+    """Wrong answers to choose among: problem and choices become one text, and the gold answer a letter."""
+
+    wrong: list[str] = Field(min_length=1, max_length=9, description="Columns of the wrong answers, in their order.")
+    seed: Seed = Field(
+        default=0, description="Where among them the right answer stands follows from this and the problem's text."
+    )
+
+
 class SuiteSection(Section):
     """Held-out problems to answer by generation, and how."""
 
-    name: Name = Field(description="What the suite is called: a folder of results.")
+    suite: str | None = Field(
+        default=None,
+        description="A suite (a packaged name such as math500, or a file) whose keys fill in what this one doesn't "
+        "say. A suite's name alone stands for {suite: NAME}.",
+    )
+    name: Name = Field(description="What the suite is called: a folder of results. Default: its file's name.")
     source: Source
     columns: dict[Literal["problem", "answer", "group", "steps", "id"], str] | None = Field(
         default=None,
         description="Which column is what. Default: found by name; a gold answer may end in '#### N' or be boxed.",
     )
+    choices: ChoicesSection | None = Field(default=None, description="Multiple choice: the other columns of answers.")
     prompt_template: str | None = Field(default=None, description="Default: that of the stage's data.")
-    system_prompt: str | None = Field(default=None, description="Default: that of the stage's data.")
+    system_prompt: str | None = Field(
+        default=None, description="Default: that of the stage's data; an empty text: none."
+    )
     max_problems: int | None = Field(default=None, gt=0, description="Ask only the first problems.")
-    max_new_tokens: int = Field(default=512, gt=0, description="Most tokens of an answer.")
+    max_length: int | None = Field(
+        default=None, gt=0, description="Most tokens of a prompt and its answer together, as an engine's context has."
+    )
+    max_new_tokens: int = Field(
+        default=512, gt=0, description="Most tokens of an answer; where max_length alone is set, what that leaves."
+    )
     temperature: float = Field(default=0.0, ge=0, description="0: greedy.")
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="Sample from the likeliest tokens of this probability in all."
@@ -262,16 +284,26 @@ class SuiteSection(Section):
     batch_size: int = Field(default=64, gt=0, description="Answers that are decoded at once.")
     seed: Seed = Field(default=0, description="Of sampling.")
 
+    @model_validator(mode="after")
+    def _check(self) -> SuiteSection:
+        if self.max_length is not None and "max_new_tokens" not in self.model_fields_set:
+            self.max_new_tokens = self.max_length
+        return self
+
 
 class EvaluateSection(Section):
     """Suites run after a stage (and, for the first stage, before it)."""
 
-    suites: list[SuiteSection] = Field(default_factory=list)
+    suites: list[SuiteSection] = Field(
+        default_factory=list,
+        description="Packaged suites by name, suites in files, or suites spelt out: [math500, {suite: aime24, "
+        "max_problems: 5}, mine.yaml]. `sft recipes` lists the packaged ones.",
+    )
     before_first_stage: bool = Field(default=True, description="Evaluate the starting model too.")
     verify_timeout: float = Field(
         default=5.0, gt=0, description="Seconds one answer check may take before it is killed."
     )
-    verify_workers: int = Field(default=2, gt=0, description="Processes that check answers.")
+    verify_workers: int = Field(default=2, gt=0, description="Processes that check answers, on each machine.")
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateSection:

@@ -13,7 +13,7 @@ from sft.evaluate.runner import read_samples
 from sft.recipe.paths import RunPaths
 from sft.recipe.published import published_recipe, secrets_of
 from sft.recipe.schema import Recipe
-from sft.report import tables
+from sft.report import comparisons, tables
 from sft.report.chart import chart_head
 from sft.report.collect import RunFacts, collect
 from sft.report.drawing import unique_ids
@@ -96,6 +96,8 @@ def _content(run: RunFacts, paths: RunPaths, secrets: tuple[str, ...]) -> dict[s
         "results": tables.result_rows(run),
         "summary": _summary(run),
         "examples": [example for suite in run.suites if (example := _examples(run, suite))],
+        **comparisons.context(run),
+        "shortened": _shortened_text,
         "recipe_text": published_recipe(resolved_yaml(recipe), secrets),
         "root": paths.root.name,
     }
@@ -147,8 +149,11 @@ def _examples(run: RunFacts, suite: str) -> dict[str, Any] | None:
 
 
 def _shortened(sample: dict[str, Any]) -> dict[str, Any]:
-    text = str(sample["completion"])
-    if len(text) > _LONGEST_TEXT:
-        half = _LONGEST_TEXT // 2
-        text = f"{text[:half]}\n\n[... {len(text) - 2 * half:,} characters left out ...]\n\n{text[-half:]}"
-    return {**sample, "completion": text}
+    return {**sample, "completion": _shortened_text(str(sample["completion"]))}
+
+
+def _shortened_text(text: str) -> str:
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    half = _LONGEST_TEXT // 2
+    return f"{text[:half]}\n\n[... {len(text) - 2 * half:,} characters left out ...]\n\n{text[-half:]}"

@@ -18,6 +18,8 @@ from sft.recipe.data_checks import recipe_problems
 from sft.recipe.paths import RunPaths
 from sft.recipe.problems import KeyProblem, refuse
 from sft.recipe.schema import Source
+from sft.recipe.yaml_marks import Path as Place
+from sft.recipe.yaml_marks import show_path
 from sft.tokenizers.control import template_of
 from sft.tokenizers.load import TINY_TOKENIZER, check_named, names_folder, start_tokenizer
 from sft.utils.errors import UserError
@@ -27,7 +29,7 @@ from sft.utils.hub_cache import is_cached, lacks_template
 from sft.utils.say import say
 
 if TYPE_CHECKING:
-    from sft.recipe.schema import DataSource, ModelSection, Recipe, Stage
+    from sft.recipe.schema import DataSource, EvaluateSection, ModelSection, Recipe, Stage
     from sft.recipe.steps import StepEntry
     from sft.recipe.steps.settings import DataSet, Loc
 
@@ -65,20 +67,9 @@ def check_recipe(
         ask: False: the Hub isn't asked at all.
     """
     problems = [*recipe_problems(recipe), *_problems(recipe, parts, stage)]
-    unknown = [found for found in problems if isinstance(found.value, _Named | _Unknown)]
-    refuse((found for found in problems if found not in unknown), recipe.place)
+    unasked = _settled(problems, recipe.place, rehearsal, ask)
     if not ask:
         return
-    found_out = _answered(unknown, REHEARSAL_SECONDS if rehearsal else RUN_SECONDS)
-    unasked = [found for found in found_out if isinstance(found.value, UnreachableError)] if rehearsal else []
-    open_ones = [*(found for found in found_out if isinstance(found.value, _Unknown)), *unasked]
-    refuse((found for found in found_out if found not in open_ones), recipe.place)
-    if rehearsal:
-        told: dict[str, Loc] = {}
-        for one in {one.loc: one for one in open_ones}.values():
-            told.setdefault(one.message, one.loc)  # a name that stages share is told once
-        for message, loc in told.items():
-            say(f"{recipe.place(loc)}: not checked: {message}")
     if "training" in parts and not any(found.loc == ("model", "model_name_or_path") for found in unasked):
         from sft.models.lora_targets import adapter_problems
         from sft.models.own_loss import loss_problems
@@ -89,6 +80,37 @@ def check_recipe(
         here = rehearsal and name is not None and is_cached(name, revision)
         found_in_model = (find(recipe, fetch=not here) for find in (adapter_problems, group_problems, loss_problems))
         refuse(itertools.chain.from_iterable(found_in_model), recipe.place)
+
+
+def check_suites(section: EvaluateSection, *, rehearsal: bool = False) -> None:
+    """Raise UsageError with a line for each suite whose files or data set aren't there; `rehearsal` as above."""
+    problems = [
+        found._replace(loc=(suite.name, *found.loc))
+        for suite in section.suites
+        for found in _files(suite.source, ("source",))
+    ]
+    _settled(problems, lambda path: f"suite {show_path(path)}", rehearsal, ask=True)
+
+
+def _settled(
+    problems: Sequence[KeyProblem], place: Callable[[Place], object], rehearsal: bool, ask: bool
+) -> list[KeyProblem]:
+    """Refuse what is wrong, with what the Hub says; those of a rehearsal that couldn't be asked, which a line tells."""
+    unknown = [found for found in problems if isinstance(found.value, _Named | _Unknown)]
+    refuse((found for found in problems if found not in unknown), place)
+    if not ask:
+        return []
+    found_out = _answered(unknown, REHEARSAL_SECONDS if rehearsal else RUN_SECONDS)
+    unasked = [found for found in found_out if isinstance(found.value, UnreachableError)] if rehearsal else []
+    open_ones = [*(found for found in found_out if isinstance(found.value, _Unknown)), *unasked]
+    refuse((found for found in found_out if found not in open_ones), place)
+    if rehearsal:
+        told: dict[str, Loc] = {}
+        for one in {one.loc: one for one in open_ones}.values():
+            told.setdefault(one.message, one.loc)  # a name that stages share is told once
+        for message, loc in told.items():
+            say(f"{place(loc)}: not checked: {message}")
+    return unasked
 
 
 def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterator[KeyProblem]:

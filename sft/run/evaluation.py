@@ -1,18 +1,20 @@
-"""Evaluations of a run: the start, a stage's model, or any other model on a stage's suites."""
+"""Evaluations: of a run's start or a stage's model, and of any other model on a stage's suites or without a recipe."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.recipe.asked import asked_as
-from sft.run.checks import check_recipe
+from sft.recipe.suites import Chosen
+from sft.run.checks import check_recipe, check_suites
 from sft.run.identity import point_identity, trained_stages, untrained_stages
-from sft.run.lock import lock
+from sft.run.lock import lock_for_all
 from sft.run.sharing import copy_folder
-from sft.utils.distributed import decide
+from sft.utils.distributed import alike, check_shared_folder, decide, together
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
@@ -20,49 +22,61 @@ from sft.utils.say import say
 
 if TYPE_CHECKING:
     from sft.recipe.paths import RunPaths
-    from sft.recipe.schema import Stage
+    from sft.recipe.schema import EvaluateSection, Stage, SuiteSection
+
+ALONE = Path("runs/eval")
+"""Where answers go that no recipe has asked for."""
 
 
 def evaluate_point(paths: RunPaths, stage: str | None, others: Sequence[RunPaths] = ()) -> dict[str, Any]:
     """Evaluate the model after `stage` (None: the start) on its suites, unless that is done with the same settings.
 
-    `others`: runs that may have done it. Returns the metrics by suite; empty without suites. The main process
-    evaluates, the others wait for its numbers.
+    `others`: runs that may have done it. Returns the metrics by suite; empty without suites. All processes evaluate.
     """
     owner = paths.recipe.stages[0] if stage is None else paths.recipe.stage(stage)
     if not owner.evaluate.suites:
         return {}
-    metrics: dict[str, Any] = decide(lambda: _looked_up_or_made(paths, owner, stage, others))
+    folder = paths.eval_dir(stage or "start")
+    with lock_for_all(folder / ".lock", _busy(stage or "start")):
+        point: _Point = decide(lambda: _look_up(paths, owner, stage, others))
+        if point.metrics is not None:
+            return point.metrics
+        metrics = _evaluate(paths, owner, stage, point.model_key)
+        done = {"key": point.key, "metrics": metrics}
+        decide(lambda: write_sealed(folder / "manifest.json", {**done, "files": _files(folder, owner)}))
     return metrics
 
 
-def _looked_up_or_made(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> dict[str, Any]:
-    point = stage or "start"
-    busy = f"{point} is being evaluated by another command: wait for it."
-    with lock(paths.eval_dir(point) / ".lock", busy):
-        return _results(paths, owner, stage, others)
+def _busy(point: object) -> str:
+    return f"{point} is being evaluated by another command: wait for it."
 
 
-def _results(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Point:
+    """What the main process has found out of a point: the keys of its results and its model, and what is there."""
+
+    key: str
+    model_key: str
+    metrics: dict[str, Any] | None
+
+
+def _look_up(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> _Point:
     point = stage or "start"
     folder = paths.eval_dir(point)
-    marker = folder / "manifest.json"
     identity = point_identity(paths, stage)
-    key = _key(owner, identity)
+    key, model_key = _key(owner, identity), sha256_json(identity)
     if (done := _done(folder, owner, key)) is not None:
         say(f"{point}: evaluated already, skipped")
-        return dict(done["metrics"])
+        return _Point(key, model_key, dict(done["metrics"]))
     for other in others:
         there = other.eval_dir(point)
         if (done := _done(there, owner, key)) is not None:
             for suite in owner.evaluate.suites:
                 copy_folder(there / suite.name, folder / suite.name)
-            write_sealed(marker, done)
+            write_sealed(folder / "manifest.json", done)
             say(f"{point}: evaluated already in {other.root}, taken over")
-            return dict(done["metrics"])
-    metrics = _evaluate(paths, owner, stage, sha256_json(identity))
-    write_sealed(marker, {"key": key, "metrics": metrics, "files": _files(folder, owner)})
-    return metrics
+            return _Point(key, model_key, dict(done["metrics"]))
+    return _Point(key, model_key, None)
 
 
 def _done(folder: Path, owner: Stage, key: str) -> dict[str, Any] | None:
@@ -72,17 +86,20 @@ def _done(folder: Path, owner: Stage, key: str) -> dict[str, Any] | None:
     return done if same else None
 
 
-def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, model_key: str) -> dict[str, Any]:
+def _evaluate(
+    paths: RunPaths, owner: Stage, stage: str | None, model_key: str, chosen: Chosen | None = None
+) -> dict[str, Any]:
     from sft.evaluate.runner import evaluate
     from sft.models.load import on_device
     from sft.train.handover import load_stage_model
 
-    point = stage or "start"
-    model, tokenizer = load_stage_model(paths, stage)
+    chosen = chosen or Chosen()
+    point = f"{stage or 'start'}{chosen.label}"
+    model, tokenizer = together(lambda: load_stage_model(paths, stage))
     metrics = evaluate(
         on_device(model),
         tokenizer,
-        owner.evaluate,
+        chosen.of(owner.evaluate),
         prompt_defaults=asked_as(owner.data),
         out_dir=paths.eval_dir(point),
         point=point,
@@ -140,46 +157,133 @@ def _files(folder: Path, owner: Stage) -> dict[str, Any]:
     return {suite.name: folder_hashes(folder / suite.name) for suite in owner.evaluate.suites}
 
 
-def evaluate_points(paths: RunPaths, *, start: bool = False, stage: str | None = None) -> dict[str, dict[str, Any]]:
+def evaluate_points(
+    paths: RunPaths, *, start: bool = False, stage: str | None = None, chosen: Chosen | None = None
+) -> dict[str, dict[str, Any]]:
     """Evaluate the start, or `stage`, or every stage that is trained; metrics by point and suite.
 
-    Raises UserError when there is nothing to evaluate yet.
+    `chosen`: suites, problems and samples other than the recipe's. Raises UserError when there is nothing to evaluate
+    yet.
     """
-    trained = [] if start else trained_stages(paths)
+    trained: list[str] = [] if start else decide(lambda: trained_stages(paths))
     points: list[str | None] = [None] if start else [stage] if stage else list(trained)
     ready = start or (stage in trained if stage else bool(trained))
-    check_recipe(paths.recipe, ("suites",), stage=stage, ask=ready)
+    decide(lambda: check_recipe(paths.recipe, () if chosen else ("suites",), stage=stage, ask=ready))
     if not points:
-        raise UserError(f"no stage is trained in {paths.root}; `sft run` trains, `--start` evaluates the start")
-    if not start and stage is None and (missing := untrained_stages(paths)):
+        with alike():
+            raise UserError(f"no stage is trained in {paths.root}; `sft run` trains, `--start` evaluates the start")
+    if not start and stage is None and (missing := decide(lambda: untrained_stages(paths))):
         say(f"not trained yet, so not evaluated: {', '.join(missing)}")
-    return {point or "start": evaluate_point(paths, point) for point in points}
+    check_shared_folder(paths.root)
+    if not chosen:
+        return {point or "start": evaluate_point(paths, point) for point in points}
+    return {f"{point or 'start'}{chosen.label}": _evaluate_chosen(paths, point, chosen) for point in points}
 
 
-def evaluate_other(paths: RunPaths, name: str, stage: str | None) -> dict[str, dict[str, Any]]:
-    """Suites of `stage` (default: the last one) on a model that isn't the run's; metrics by point and suite."""
-    owner = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1]
-    check_recipe(paths.recipe, ("suites",), stage=owner.name)
-    if not owner.evaluate.suites:
-        raise UserError(f"stage {owner.name} has no suites to evaluate a model on; --stage NAME takes another's")
-    from sft.evaluate.runner import evaluate, model_fingerprint
+def _evaluate_chosen(paths: RunPaths, stage: str | None, chosen: Chosen) -> dict[str, Any]:
+    """Suites that aren't just the recipe's; what is done is looked up suite by suite."""
+    owner = paths.recipe.stages[0] if stage is None else paths.recipe.stage(stage)
+    point = f"{stage or 'start'}{chosen.label}"
+    section = decide(lambda: chosen.of(owner.evaluate))
+    if not section.suites:
+        return {}
+    decide(lambda: check_suites(section))
+    with lock_for_all(paths.eval_dir(point) / ".lock", _busy(point)):
+        model_key = decide(lambda: sha256_json(point_identity(paths, stage)))
+        return _evaluate(paths, owner, stage, model_key, chosen)
+
+
+def evaluate_other(
+    paths: RunPaths, name: str, stage: str | None, chosen: Chosen | None = None
+) -> dict[str, dict[str, Any]]:
+    """Suites of `stage` (default: the last one), or `chosen` ones, on a model that isn't the run's; metrics by point
+    and suite."""
+    owner, asked_for = paths.recipe.stage(stage) if stage else paths.recipe.stages[-1], chosen or Chosen()
+    section = decide(lambda: asked_for.of(owner.evaluate))
+    decide(lambda: check_recipe(paths.recipe, () if chosen else ("suites",), stage=owner.name))
+    if not section.suites:
+        with alike():
+            raise UserError(f"stage {owner.name} has no suites to evaluate a model on; --stage NAME takes another's")
+    decide(lambda: check_suites(section))
+    from sft.evaluate.runner import evaluate
     from sft.run.named import load_named
 
-    model, tokenizer = load_named(name, paths.recipe.model.trust_remote_code)
-    key = model_fingerprint(model)
-    point = _point_of(paths, name, key)
-    folder, asked = paths.eval_dir(point), asked_as(owner.data)
-    with lock(folder / ".lock", f"{point} is being evaluated by another command: wait for it."):
-        write_sealed(folder / "manifest.json", {"model": key})
-        metrics = evaluate(
-            model, tokenizer, owner.evaluate, prompt_defaults=asked, out_dir=folder, point=point, model_key=key
-        )
+    check_shared_folder(paths.root)
+    model, tokenizer = together(lambda: load_named(name, paths.recipe.model.trust_remote_code))
+    key, folder = decide(lambda: _key_and_folder(model, paths.eval_dir(f"model-{_called(name)}{asked_for.label}")))
+    point, asked = folder.name, asked_as(owner.data)
+    with lock_for_all(folder / ".lock", _busy(point)):
+        decide(lambda: write_sealed(folder / "manifest.json", {"model": key}))
+        metrics = evaluate(model, tokenizer, section, prompt_defaults=asked, out_dir=folder, point=point, model_key=key)
     return {point: dict(metrics)}
 
 
-def _point_of(paths: RunPaths, name: str, key: str) -> str:
-    """Where another model's results go: by its name, and by its content too where that name is another model's."""
-    point = f"model-{Path(name).resolve().name if Path(name).exists() else name.replace('/', '--')}"
-    folder = paths.eval_dir(point)
+def evaluate_alone(
+    name: str, section: EvaluateSection, out_dir: Path | None = None, *, trust_remote_code: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Suites without a recipe on the model `name`; metrics by point and suite.
+
+    `out_dir`: the folder of the results, by default `runs/eval/` and the model's name. Raises UserError where it holds
+    answers of another model, or of one of these suites with other settings.
+    """
+    decide(lambda: check_suites(section))
+    if out_dir is not None:
+        decide(lambda: _check_settings(out_dir, section))
+    from sft.evaluate.runner import evaluate
+    from sft.run.named import load_named
+
+    model, tokenizer = together(lambda: load_named(name, trust_remote_code))
+    key, free = decide(lambda: _key_and_folder(model, ALONE / _called(name)))
+    folder = out_dir or free
+    check_shared_folder(folder)
+    with lock_for_all(folder / ".lock", _busy(folder)):
+        decide(lambda: _claim(folder, section, key, name))
+        metrics = evaluate(
+            model, tokenizer, section, prompt_defaults=None, out_dir=folder, point=folder.name, model_key=key
+        )
+    return {folder.name: dict(metrics)}
+
+
+def _claim(folder: Path, section: EvaluateSection, key: str, name: str) -> None:
+    """Note whose answers will be in `folder`. Raises UserError where those of another model, or to other settings, are
+    there."""
+    there = _check_settings(folder, section)
+    if there.get("model", key) != key:
+        raise UserError(f"{folder} holds answers of another model, {there.get('name')}: name another --output_dir")
+    suites = {**there.get("suites", {}), **{suite.name: _settings(suite) for suite in section.suites}}
+    write_sealed(folder / "manifest.json", {"model": key, "name": name, "suites": suites})
+
+
+def _check_settings(folder: Path, section: EvaluateSection) -> dict[str, Any]:
+    """What is recorded of the answers in `folder`. Raises UserError for a suite with other settings: its answers would
+    be lost."""
+    there = read_sealed(folder / "manifest.json") or {}
+    for suite in section.suites:
+        before, now = there.get("suites", {}).get(suite.name), _settings(suite)
+        if before not in (None, now) and (folder / suite.name / "samples.jsonl").is_file():
+            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            raise UserError(
+                f"{folder / suite.name} holds answers with another {', '.join(changed)}: name another --output_dir, or "
+                "remove that folder"
+            )
+    return there
+
+
+def _settings(suite: SuiteSection) -> dict[str, Any]:
+    """A suite's keys that answers follow from."""
+    return suite.model_dump(exclude={"batch_size"})
+
+
+def _called(name: str) -> str:
+    """A model's name as a folder's."""
+    return Path(name).resolve().name if Path(name).exists() else name.replace("/", "--")
+
+
+def _key_and_folder(model: Any, folder: Path) -> tuple[str, Path]:
+    """What identifies a model, and where its results go: by its name, and by its content too where that name is another
+    model's."""
+    from sft.evaluate.runner import model_fingerprint
+
+    key = model_fingerprint(model)
     mine = (read_sealed(folder / "manifest.json") or {}).get("model") == key
-    return point if mine or not folder.exists() else f"{point}-{key[:12]}"
+    return key, folder if mine or not folder.exists() else folder.with_name(f"{folder.name}-{key[:12]}")

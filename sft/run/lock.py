@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from sft.utils.distributed import decide
+from sft.utils.distributed import decide, is_main, together
 from sft.utils.errors import UserError
+from sft.utils.say import say
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
 
-@contextmanager
-def lock(path: Path, busy: str) -> Iterator[None]:
+def lock(path: Path, busy: str) -> AbstractContextManager[None]:
     """Hold the lock file `path` in this process.
 
     Raises UserError with `busy` where another process holds it, and with the reason where the file can't be made. On a
     file system without locks one line says so, and nothing is locked.
     """
+    return _held(path, busy, fcntl.LOCK_EX)
+
+
+@contextmanager
+def lock_for_all(path: Path, busy: str) -> Iterator[None]:
+    """The same for all processes of a run, and a refusal is raised on every one. Each of them holds it: where one dies,
+    those that are left may still be at work."""
+    with ExitStack() as held:
+        decide(lambda: held.enter_context(_held(path, busy, fcntl.LOCK_EX, fcntl.LOCK_SH)))
+        together(lambda: None if is_main() else held.enter_context(_held(path, busy, fcntl.LOCK_SH)))
+        yield
+
+
+@contextmanager
+def _held(path: Path, busy: str, *kinds: int) -> Iterator[None]:
+    """The lock, of the last kind, once each kind was had."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
@@ -30,18 +45,10 @@ def lock(path: Path, busy: str) -> Iterator[None]:
         raise UserError(f"{where} can't be written ({error.strerror}): set another output_dir.") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for kind in kinds:
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _TAKEN:
                 raise UserError(busy) from error
-            text = f"{path.parent}: no locks on this file system ({error.strerror}); let no other run write there."
-            print(text, file=sys.stderr, flush=True)
-        yield
-
-
-@contextmanager
-def lock_for_all(path: Path, busy: str) -> Iterator[None]:
-    """The same for all processes of a run: the main one holds the lock, and a refusal is raised on every one."""
-    with ExitStack() as held:
-        decide(lambda: held.enter_context(lock(path, busy)))
+            say(f"{path.parent}: no locks on this file system ({error.strerror}); let no other run write there.")
         yield

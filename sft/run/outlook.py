@@ -16,6 +16,8 @@ from sft.utils.files import read_sealed
 from sft.utils.tables import counted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sft.recipe.schema import DataSource, Recipe, Stage, SuiteSection
     from sft.recipe.steps import StepEntry
 
@@ -67,14 +69,14 @@ def _stage(paths: RunPaths, number: int, stage: Stage, parts: Sequence[str], *, 
         yield f"   {told}"
     points = (["start"] if number == 1 and stage.evaluate.before_first_stage else []) + [stage.name]
     for suite in stage.evaluate.suites if "suites" in parts else ():
-        done = [point for point in points if answered(paths, point, suite)]
+        done = [point for point in points if answered_in(paths.eval_dir(point), suite)]
         told = f", done at {' and '.join(done)}" if done else ""
         yield f"   suite: {suite.name} at {' and '.join(points)}{told}"
 
 
-def answered(paths: RunPaths, point: str, suite: SuiteSection) -> bool:
-    """Whether there are results of a suite."""
-    return (paths.eval_dir(point, suite.name) / "metrics.json").is_file()
+def answered_in(folder: Path, suite: SuiteSection) -> bool:
+    """Whether there are results of a suite in a point's folder."""
+    return (folder / suite.name / "metrics.json").is_file()
 
 
 def stage_state(paths: RunPaths, stage: Stage) -> str:

@@ -6,39 +6,49 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sft.recipe.suites import Chosen
 from sft.run.identity import trained_stages, untrained_stages
-from sft.run.outlook import answered
+from sft.run.outlook import answered_in
 from sft.run.publish import export_is_current, push_obstacle, taken_stage
 from sft.utils.errors import UserError
 from sft.utils.tables import counted
 
 if TYPE_CHECKING:
     from sft.recipe.paths import RunPaths
-    from sft.recipe.schema import Stage, SuiteSection
+    from sft.recipe.schema import EvaluateSection, SuiteSection
 
 
 def eval_outlook(
-    paths: RunPaths, *, start: bool = False, model: str | None = None, stage: str | None = None
+    paths: RunPaths,
+    *,
+    start: bool = False,
+    model: str | None = None,
+    stage: str | None = None,
+    chosen: Chosen | None = None,
 ) -> Iterator[str]:
     """Which model would be asked what."""
-    stages = paths.recipe.stages
+    stages, chosen = paths.recipe.stages, chosen or Chosen()
     if model is not None:
-        yield from _asked(paths, paths.recipe.stage(stage) if stage else stages[-1], None, f"the model {model}")
+        owner = paths.recipe.stage(stage) if stage else stages[-1]
+        yield from suites_outlook(chosen.of(owner.evaluate), f"the model {model}")
     elif start:
-        yield from _asked(paths, stages[0], "start", "the start, before training")
+        there = paths.eval_dir(f"start{chosen.label}")
+        yield from suites_outlook(chosen.of(stages[0].evaluate), "the start, before training", there)
     else:
         missing = untrained_stages(paths)
         for one in [paths.recipe.stage(stage)] if stage else stages:
             if one.name in missing:
                 yield f"eval: nothing after stage {one.name}, which isn't trained yet"
             else:
-                yield from _asked(paths, one, one.name, f"the model after stage {one.name}")
+                there = paths.eval_dir(f"{one.name}{chosen.label}")
+                yield from suites_outlook(chosen.of(one.evaluate), f"the model after stage {one.name}", there)
 
 
-def _asked(paths: RunPaths, owner: Stage, point: str | None, model: str) -> Iterator[str]:
-    yield f"eval: {model}{'' if owner.evaluate.suites else ': no suites'}"
-    for suite in owner.evaluate.suites:
-        done = ", answered already" if point is not None and answered(paths, point, suite) else ""
+def suites_outlook(section: EvaluateSection, model: str, there: Path | None = None) -> Iterator[str]:
+    """What a model would be asked; `there`: where the answers go, if that is known."""
+    yield f"eval: {model}{'' if section.suites else ': no suites'}"
+    for suite in section.suites:
+        done = ", answered already" if there is not None and answered_in(there, suite) else ""
         each = counted(suite.samples_per_problem, "answer")
         yield f"   suite: {suite.name}: {_problems(suite)} x {each}, {_how(suite)}{done}"
 
@@ -54,6 +64,8 @@ def _problems(suite: SuiteSection) -> str:
 
 def _how(suite: SuiteSection) -> str:
     drawn = f"temperature {suite.temperature:g}" if suite.temperature else "greedy"
+    if suite.max_length is not None:
+        return f"{drawn}, up to {counted(suite.max_length, 'token')} with the prompt"
     return f"{drawn}, up to {counted(suite.max_new_tokens, 'token')}"
 
 

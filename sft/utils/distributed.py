@@ -14,16 +14,16 @@ import pickle
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sft.utils.errors import UserError
 
 WAIT = timedelta(hours=24)
-"""How long ranks wait for each other; rank 0 alone prepares data and evaluates, which may take hours."""
+"""How long ranks wait for each other; rank 0 alone prepares data, which may take hours."""
 
 SLICE = timedelta(seconds=2)
 """A wait is cut into these, because signals are heard between them only."""
@@ -44,6 +44,16 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def beside() -> int:
+    """How many processes of the run are at work on this machine now."""
+    return 1 if is_alone() else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_alone() -> bool:
+    """Whether this process acts for itself: it is the only one, or the others wait for what it decides."""
+    return world_size() == 1 or _Channel.deciding
+
+
 def is_main() -> bool:
     """Whether this is rank 0, which alone decides, writes and speaks."""
     return rank() == 0
@@ -54,10 +64,11 @@ def decide(function: Callable[[], Result]) -> Result:
 
     With several processes the result has to be picklable. An error of rank 0 is raised on every rank, with its type,
     message and attributes, and `from_rank` = 0 beside them. Every rank must come here as often as all others; calls
-    inside `function` are part of it. Raises UserError when rank 0 doesn't answer within WAIT.
+    inside `function` are part of it. Raises UserError when rank 0 doesn't answer within WAIT, or is lost.
     """
-    if world_size() == 1 or _Channel.deciding:
+    if is_alone():
         return function()
+    _refuse_lost({0})
     channel = _channel()
     key = channel.next_key()
     if is_main():
@@ -79,26 +90,36 @@ def decide(function: Callable[[], Result]) -> Result:
 
 
 def gather(value: Result) -> list[Result]:
-    """The `value` of every rank, by rank, on every rank. Raises UserError when one doesn't answer within WAIT."""
-    if world_size() == 1 or _Channel.deciding:
+    """The `value` of every rank, by rank, on every rank.
+
+    Raises UserError when one doesn't answer within WAIT, or is lost.
+    """
+    if is_alone():
         return [value]
+    _refuse_lost(range(world_size()))
+    return list(_of_the_living(value).values())
+
+
+def _of_the_living(value: Result) -> dict[int, Result]:
     channel = _channel()
     key = channel.next_key()
     channel.store.set(f"{key}/{rank()}", pickle.dumps(value))
-    return [channel.read(f"{key}/{other}", of=other) for other in range(world_size())]
+    living = [other for other in range(world_size()) if other not in _Channel.lost]
+    return {other: channel.read(f"{key}/{other}", of=other) for other in living}
 
 
 def together(function: Callable[[], Result]) -> Result:
-    """What `function` returns here, once it has run on all; where one fails all raise (their own error first)."""
-    if world_size() == 1 or _Channel.deciding:
+    """What `function` returns here, once it has run on all; where one fails all raise (their own error first). Those
+    that are lost are left out."""
+    if is_alone():
         return function()
+    _refuse_lost({0})
     try:
         result, failure = function(), None
     except BaseException as error:
-        gather(_portable(error))
+        _of_the_living(_portable(error))
         raise
-    failures = gather(failure)
-    for other, found in enumerate(failures):
+    for other, found in _of_the_living(failure).items():
         if found is not None:
             raise _rebuilt(found, of=other)
     return result
@@ -107,6 +128,26 @@ def together(function: Callable[[], Result]) -> Result:
 def barrier() -> None:
     """Go on when every rank has come here."""
     gather(None)
+
+
+def lose(ranks: Iterable[int]) -> None:
+    """Go on without ranks that have died: all that are left call this alike. What needs every rank raises UserError
+    from now on, where it would wait for them."""
+    _Channel.lost |= set(ranks)
+
+
+def lost_ranks() -> frozenset[int]:
+    """The ranks that have died, as far as that was told to `lose`."""
+    return frozenset(_Channel.lost)
+
+
+def _refuse_lost(needed: Iterable[int]) -> None:
+    if gone := sorted(_Channel.lost.intersection(needed)):
+        named = f"rank {gone[0]} has" if len(gone) == 1 else f"ranks {', '.join(map(str, gone))} have"
+        error = UserError(f"The processes can't go on: {named} died. Start all again; the same command continues.")
+        if 0 not in _Channel.lost:
+            error.__dict__["from_rank"] = 0  # every rank says so: the main one tells it
+        raise error
 
 
 @contextmanager
@@ -157,6 +198,7 @@ class _Channel:
     """Numbered messages in the launcher's store; all ranks count alike."""
 
     deciding = False
+    lost: ClassVar[set[int]] = set()
 
     def __init__(self) -> None:
         from torch.distributed import PrefixStore, rendezvous

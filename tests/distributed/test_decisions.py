@@ -72,6 +72,11 @@ def test_a_folder_that_a_rank_doesn_t_share_is_named(answers):
         assert answer["left"] == []
 
 
+def test_a_folder_is_locked_while_any_rank_is_at_work(answers):
+    """Where rank 0 dies the others may go on for hours: another command must not begin there."""
+    assert [answer["lock"] for answer in answers] == ["busy", "free"]
+
+
 def test_no_process_group_is_needed(answers):
     assert [answer["process group"] for answer in answers] == [False, False]
 
@@ -82,6 +87,7 @@ def test_one_process_pays_nothing(tmp_path):
     answer = json.loads((tmp_path / "1-0.json").read_text())
     assert not answer["torch"]
     assert answer["value"] == {"from": 0} and answer["error 2"] == ["Interrupted", "stopped", {"exit_code": 143}]
+    assert answer["lock"] == "free"
     assert answer["gather"] == ["of 0"] and answer["not shared"] is None
 
 

@@ -7,9 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+from sft.run.lock import lock, lock_for_all
 from sft.train.interrupt import Interrupted
 from sft.utils import distributed
 from sft.utils.distributed import barrier, check_shared_folder, decide, gather, is_main, rank, together, world_size
@@ -58,6 +60,22 @@ def nested() -> list[str]:
     return [decide(lambda: "inner"), *gather("alone"), together(lambda: "own")]
 
 
+def lock_of_a_dead_main(path: Path) -> str:
+    """Whether rank 0, as another command would, gets the lock that rank 1 alone still holds."""
+    with ExitStack() as held:
+        held.enter_context(lock_for_all(path, "busy"))
+        if rank() == 0:
+            held.pop_all().close()
+        barrier()
+        try:
+            with lock(path, "busy") if rank() == 0 else nullcontext():
+                return "free"
+        except UserError as error:
+            return str(error)
+        finally:
+            barrier()
+
+
 def cases(folder: Path) -> dict[str, Callable[[], Any]]:
     calls: list[int] = []
     errors = [
@@ -84,6 +102,7 @@ def cases(folder: Path) -> dict[str, Callable[[], Any]]:
         "both fail": lambda: together(failing(UserError(f"rank {rank()}'s"), ranks=(0, 1))),
         "shared": lambda: check_shared_folder(folder / "shared"),
         "not shared": lambda: check_shared_folder(folder / f"local-{rank()}"),
+        "lock": lambda: lock_of_a_dead_main(folder / f"{world_size()}.lock"),
         "after all that": lambda: decide(lambda: "in step"),
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 from sft.evaluate.metrics import summarize
 from sft.evaluate.runner import sample_line
 from sft.recipe import Recipe, RunPaths
-from sft.utils.files import write_sealed
+from sft.utils.files import sha256_file, write_sealed
 
 STAGES = ("broad", "hard", "long")
 REACHED = {"start": 0.04, "broad": 0.6, "hard": 0.8, "long": 0.94}
@@ -69,12 +69,13 @@ def write_suite(paths: RunPaths, point: str, suite: str = "held-out") -> None:
                 "id": f"p{index}",
                 "group": ("arithmetic", "words")[index % 2],
                 "steps": 3 + index % 4,
-                "prompt": "<|user|>1 < 2?",
-                "completion": "<think>because\n</think>\\boxed{1}" * (400 if index == 0 else 1),
+                "question": f"{index} < {index + 1}?",
+                "prompt": f"<|user|>{index} < {index + 1}?",
+                "completion": f"<think>because\n</think>\\boxed{{{1 if right else 2}}}" * (400 if index == 0 else 1),
                 "tokens": int(rng.lognormvariate(5, 0.6)) + 3,
                 "finished": rng.random() < 0.97,
-                "answer": "1",
-                "gold": "1" if right else "2",
+                "answer": "1" if right else "2",
+                "gold": "1",
                 "verdict": "right" if right else "wrong" if index % 50 else "undecided",
                 "reason": "same number",
             }
@@ -83,9 +84,8 @@ def write_suite(paths: RunPaths, point: str, suite: str = "held-out") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "samples.jsonl").write_text("".join(map(sample_line, samples)))
     settings = {"max_new_tokens": 512, "temperature": 0.0, "samples_per_problem": 1}
-    write(
-        folder / "metrics.json", {**summarize(samples), "settings": settings, "seconds": 63, "tokens_per_second": 900}
-    )
+    metrics = {**summarize(samples), "settings": settings, "seconds": 63, "tokens_per_second": 900}
+    write(folder / "metrics.json", {**metrics, "content": sha256_file(folder / "samples.jsonl")})
 
 
 class Page(HTMLParser):

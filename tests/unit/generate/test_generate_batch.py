@@ -168,6 +168,23 @@ def test_end_token_is_not_part_of_the_ids_and_cut_is_told_apart() -> None:
     assert at_once == Generation([], True)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_prompts_count_into_the_length(temperature: float) -> None:
+    """Short and long prompts in one batch: each completion ends where its prompt's room does, the same till there."""
+    asked: dict[str, Any] = {"eos_ids": {9}, "batch_size": 3, "temperature": temperature, "seed": 1}
+    free = generate_batch(qwen3(), Vocabulary(), prompts(), max_new_tokens=8, **asked)
+    seen: dict[int, Generation] = {}
+    got = generate_batch(
+        qwen3(), Vocabulary(), prompts(), max_new_tokens=8, max_length=12, on_done=seen.__setitem__, **asked
+    )
+    rooms = [max(0, min(8, 12 - len(prompt))) for prompt in prompts()]
+    assert {0, 8} < set(rooms)
+    for long, short, room in zip(free, got, rooms, strict=True):
+        ended = long.finished and len(long.ids) < room
+        assert short == (long if ended else Generation(long.ids[:room], False))
+    assert [seen[index] for index in range(len(got))] == got
+
+
 @pytest.mark.parametrize("source", ["generation_config", "tokenizer", "chat"])
 def test_completions_end_at_the_end_tokens_of_model_tokenizer_and_chat_format(source: str) -> None:
     model, tokenizer = qwen3(), Vocabulary()
@@ -217,6 +234,23 @@ def test_on_done_reports_each_request_once() -> None:
         qwen3(), Vocabulary(), prompts(), max_new_tokens=8, batch_size=3, eos_ids={9}, on_done=seen.__setitem__
     )
     assert [seen[index] for index in range(len(got))] == got
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_prompts_that_come_later_are_answered_as_those_that_came_at_once(model: Any, batch_size: int) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.9, "seed": 7, "eos_ids": {4, 9}}
+    expected = generate_batch(model, Vocabulary(), prompts(), **settings)
+    waiting, rooms = list(zip(prompts(), range(len(prompts())), strict=True))[1:], []
+
+    def more(room: int) -> list[tuple[list[int], int]]:
+        rooms.append(room)
+        return [waiting.pop(0)] if waiting and room and (len(rooms) % 2 or room == batch_size) else []
+
+    seen: dict[int, Generation] = {}
+    settings |= {"batch_size": batch_size, "more": more, "on_done": seen.__setitem__}
+    assert generate_batch(model, Vocabulary(), prompts()[:1], **settings) == expected
+    assert not waiting and max(rooms) <= batch_size
+    assert [seen[index] for index in range(len(expected))] == expected
 
 
 def test_bad_input_is_refused() -> None:

@@ -102,7 +102,9 @@ WHOLE: dict[str, Any] = {
                 "lora_target_parameters": ["A_log"],
                 "loss": {"type": "power", "alpha": 2.0},
             },
-            "evaluate": {"suites": [{"name": "held-out", "source": {"path": "b.jsonl"}}]},
+            "evaluate": {
+                "suites": [{"name": "held-out", "source": {"path": "b.jsonl"}, "choices": {"wrong": ["a", "b"]}}]
+            },
         },
         {"name": "two", "data": {"sources": [{"path": "a.jsonl"}], "validation": HELD_OUT}, "train": OTHER},
         {
@@ -124,7 +126,7 @@ WHOLES = [
     {**WHOLE, "model": {"model_name_or_path": "org/model", "load_in_4bit": True}, "stages": FOUR_BIT},
 ]
 
-FILLED_IN = {("Recipe", "variables"), ("DataSection", "recipe"), ("DataSource", "recipe")}
+FILLED_IN = {("Recipe", "variables"), ("DataSection", "recipe"), ("DataSource", "recipe"), ("SuiteSection", "suite")}
 """Keys whose meaning stands elsewhere once a recipe is loaded."""
 
 

@@ -52,7 +52,7 @@ def check_markdown(folder: Path, whole: Recipe) -> None:
     expected = result_rows(collect(whole, RunPaths(whole)))[0]
     assert len(rows) == 1 and all(cell.value in rows[0] for cell in expected.cells)
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(tables) == 2 + 3 + 2 + 4 + 2 + 3 + 2 + 3
+    assert len(tables) == 2 + 3 + 2 + 4 + 2 + 4 + 2 + 3 + 2 + 3
     for line in text.splitlines():
         if line.startswith("![") and line.endswith(".png)"):
             assert (folder / line[line.rindex("(") + 1 : -1]).is_file()
@@ -68,7 +68,9 @@ def test_a_whole_run_is_one_page_that_loads_nothing(whole: Recipe) -> None:
     assert {figure.name for figure in (path.parent / "figures").iterdir()} == {
         f"{name}.png" for name in ("accuracy", "steps", "lengths", "loss", "throughput")
     }
-    assert page.text.count("characters left out") == 1
+    changed, _, samples = page.text.partition("\nSamples\n")
+    # The first problem's completion, once as a sample, and before and after each change of sides.
+    assert samples.count("characters left out") == 1 and changed.count("characters left out") % 2 == 0
     for word in ("over_length", "2 bad (2 json)", "245,760", "cut off", "greedy", "1 min 03 s", "output_dir"):
         assert word in page.text, word
     check_markdown(path.parent, whole)
