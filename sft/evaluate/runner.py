@@ -156,14 +156,13 @@ class _SuiteRun:
         folder: Path,
         point: str,
     ) -> None:
+        from sft.models.end_tokens import end_token_ids
+
         self.model, self.tokenizer, self.suite, self.section = model, tokenizer, suite, section
         self.folder, self.point = folder, point
         self.problems = problems
         self.prompts = [render_prompt(tokenizer, problem, suite, defaults) for problem in problems]
         self.ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in self.prompts]
-
-        from sft.models.end_tokens import end_token_ids
-
         self.ends = sorted(end_token_ids(tokenizer, model))
         self.samples = self.folder / "samples.jsonl"
 

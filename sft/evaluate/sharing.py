@@ -100,8 +100,7 @@ class Crew:
         try:
             self._leave() if error is None else self._fail(error)
         finally:
-            self._over.set()
-            self._thread.join(timeout=BEAT)
+            self._fall_silent()
             self._held.close()
 
     # ---- what there is to do ----
@@ -165,7 +164,10 @@ class Crew:
         this process."""
         self.looks, self._looked = self.looks + 1, time.monotonic()
         # A listing, not a look at the names: network file systems remember for a while that a name wasn't there.
-        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            names = []
         end = read_sealed(self.folder / _END) if _END in names else None
         if not names or (end is not None and self.rank in end["lost"]):
             raise UserError(
@@ -226,7 +228,12 @@ class Crew:
 
     # ---- the end ----
 
+    def _fall_silent(self) -> None:
+        self._over.set()
+        self._thread.join(timeout=BEAT)
+
     def _leave(self) -> None:
+        self._fall_silent()  # a late sign of life would be a file in a folder that is being removed
         self._state["left"] = True
         self._tell()
         staying = {other: heard for other, heard in self.others.items() if other not in self.lost}

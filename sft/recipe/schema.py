@@ -281,7 +281,7 @@ class SuiteSection(Section):
         default=1.0, gt=0, le=1, description="Sample from the likeliest tokens of this probability in all."
     )
     samples_per_problem: int = Field(default=1, gt=0, description="Answers to each problem.")
-    batch_size: int = Field(default=64, gt=0, description="Answers that are decoded at once.")
+    batch_size: int = Field(default=64, gt=0, description="Answers that each process decodes at once.")
     seed: Seed = Field(default=0, description="Of sampling.")
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Evaluations of a tiny model on this rank: `python evaluation_worker.py FOLDER DATA CASES`; what came out, as JSON.
 
-A case is a name of FOLDER for the results, and what happens there: `NAME`, `NAME:slow`, `NAME:kill=RANKS`, ...
+A case is a folder's name, for the results, and what happens meanwhile: `NAME`, `NAME:slow`, `NAME:kill=RANKS` (while
+they answer), `NAME:end=RANKS` (killed while they sum up), ...
 """
 
 from __future__ import annotations
@@ -44,6 +45,15 @@ def section_of(data: Path, event: str) -> Any:
     return section
 
 
+def meet(folder: Path) -> None:
+    """Wait until all processes have begun: on a busy machine one might be done before."""
+    folder.with_name(f"{folder.name}.begun-{rank()}").touch()
+    deadline = time.monotonic() + 120
+    while len(list(folder.parent.glob(f"{folder.name}.begun-*"))) < world_size() - len(lost_ranks()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def evaluated(folder: Path, data: Path, event: str) -> dict[str, Any]:
     """The metrics of one case, how many answers this process made, and what progress it saw."""
     import torch
@@ -58,9 +68,10 @@ def evaluated(folder: Path, data: Path, event: str) -> dict[str, Any]:
     original = runner._Recorder.add
 
     def add(recorder: Any, task: Any, ids: list[int], finished: bool) -> None:
+        if not made and what != "broken":
+            meet(folder)
         made.append(task.number)
-        # A process must not be done before the others have begun.
-        time.sleep(0.3 if what == "slow" and rank() == 1 else 0.02)
+        time.sleep(0.15 if what == "slow" and rank() == 1 else 0.02)
         original(recorder, task, ids, finished)
 
     def progress(suite: str, done: int, total: int, right: int) -> None:
@@ -69,7 +80,13 @@ def evaluated(folder: Path, data: Path, event: str) -> dict[str, Any]:
         if what == "kill" and str(rank()) in which and own and own[0].read_bytes().count(b"\n") >= BEFORE_KILL:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with patch.object(runner._Recorder, "add", add):
+    def summarize(samples: Any) -> Any:
+        if what == "end" and str(rank()) in which:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return metrics_of(samples)
+
+    metrics_of = runner.summarize
+    with patch.object(runner._Recorder, "add", add), patch.object(runner, "summarize", summarize):
         metrics = runner.evaluate(
             model,
             tokenizer,
@@ -92,7 +109,7 @@ def main() -> None:
             results[name] = evaluated(folder / name, data, event)
         except Exception as error:
             results[name] = {"error": str(error), "from": getattr(error, "from_rank", None)}
-    (folder / f"{world_size()}-{rank()}.json").write_text(json.dumps(results))
+        (folder / f"{world_size()}-{rank()}.json").write_text(json.dumps(results))
     if not lost_ranks():
         barrier()
 

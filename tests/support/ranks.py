@@ -31,11 +31,16 @@ class Ended:
 
 
 def run_ranks(
-    script: str, *arguments: str, ranks: int = 2, limit: float = 120, env: Mapping[str, str] | None = None
+    script: str,
+    *arguments: str,
+    ranks: int = 2,
+    limit: float = 120,
+    env: Mapping[str, str] | None = None,
+    after_failure: float = AFTER_FAILURE,
 ) -> list[Ended]:
     """Run `tests/support/<script>` as `ranks` processes, as torchrun would, in less time; their ends, by rank.
 
-    The call fails when the limit runs out, or one fails and another goes on for AFTER_FAILURE.
+    The call fails when the limit runs out, or one fails and another goes on for `after_failure`.
     """
     port = free_port()
     settings = [
@@ -43,7 +48,8 @@ def run_ranks(
         | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         for rank in range(ranks)
     ]
-    return _run([[sys.executable, str(SUPPORT / script), *arguments]] * ranks, settings, limit, env or {})
+    words = [sys.executable, str(SUPPORT / script), *arguments]
+    return _run([words] * ranks, settings, limit, env or {}, after_failure)
 
 
 def run_torchrun(
@@ -71,6 +77,7 @@ def _run(
     settings: Sequence[Mapping[str, str]],
     limit: float,
     env: Mapping[str, str],
+    after_failure: float = AFTER_FAILURE,
 ) -> list[Ended]:
     common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT), **env}
     with ExitStack() as stack:
@@ -80,7 +87,7 @@ def _run(
             for command, own, (out, err) in zip(commands, settings, outputs, strict=True)
         ]
         try:
-            in_time = _wait(processes, limit)
+            in_time = _wait(processes, limit, after_failure)
         finally:
             for process in processes:
                 _kill(process)
@@ -92,12 +99,12 @@ def _run(
     return ends
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], limit: float) -> bool:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], limit: float, after_failure: float) -> bool:
     deadline = time.monotonic() + limit
     failed = False
     while any(process.poll() is None for process in processes):
         if not failed and any(process.poll() for process in processes):
-            failed, deadline = True, min(deadline, time.monotonic() + AFTER_FAILURE)
+            failed, deadline = True, min(deadline, time.monotonic() + after_failure)
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

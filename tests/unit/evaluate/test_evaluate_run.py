@@ -369,6 +369,21 @@ def test_what_is_cut_off_or_stands_in_open_thinking_is_no_answer(
     assert summarize(recorder.samples)["pass_at_1"] == (verdict == "right")
 
 
+@pytest.mark.parametrize(("here", "asked", "each"), [("1", 2, 2), ("2", 2, 1), ("8", 2, 1), ("2", 6, 3)])
+def test_processes_of_one_machine_share_its_checkers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str, asked: int, each: int
+) -> None:
+    from sft.evaluate import runner
+
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    started: list[int] = []
+    monkeypatch.setattr(runner, "Judge", lambda timeout, workers: started.append(workers))
+    section = SimpleNamespace(verify_timeout=5.0, verify_workers=asked)
+    runner._Recorder(SimpleNamespace(section=section, folder=tmp_path), [], None).__enter__()  # type: ignore[arg-type]
+    assert started == [each]
+
+
 def test_problems_that_would_forge_a_turn_are_refused(helper: ModuleType, tokenizer: Any, data: Path) -> None:
     suite = helper.make_section(data).suites[0]
     token = sorted(tokenizer.all_special_tokens)[0]

@@ -156,3 +156,20 @@ def test_a_model_too_large_for_any_machine_is_one_sentence():
 def test_a_bad_configuration_is_one_sentence(bad):
     with pytest.raises(UserError, match=r"model\.config"):
         load_model(section(**{**SMALL, **bad}), Tokenizer())
+
+
+@pytest.mark.parametrize(("local", "gpus", "own"), [(None, 2, []), ("0", 2, [0]), ("1", 2, [1]), ("3", 1, [0])])
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch, local, gpus, own) -> None:
+    """Slurm may show each process its own one only, which is then number 0 to all."""
+    from sft.models.load import on_device
+
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    model = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(model, "to", lambda device: model if device == "cuda" else None, raising=False)
+    assert on_device(model) is model and not model.training and taken == own
