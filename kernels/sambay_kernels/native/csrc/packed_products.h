@@ -82,20 +82,26 @@ void panel_sums(const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<T>&
     for (int n = 0; n < 2; ++n) store_vector(out[i] + n * kLanes, sums[i][n]);
 }
 
-// A pair of bfloat16 in every lane, times a pair, added to sums.
+// A pair of bfloat16 in every lane.
 typedef uint32_t Pairs __attribute__((vector_size(kVectorBytes)));
 
-SAMBAY_FN Vector<float> add_pairs(const Vector<float>& sums, uint32_t factor, const Pairs& pairs) {
+SAMBAY_FN Vector<float> evens(const Pairs& pairs) { return (Vector<float>)(pairs << 16); }
+SAMBAY_FN Vector<float> odds(const Pairs& pairs) { return (Vector<float>)(pairs & 0xffff0000u); }
+
+SAMBAY_FN Vector<float> add_products(const Vector<float>& sums, const Pairs& a, const Pairs& b) {
 #if defined(__AVX512BF16__)
-  const __m512i broadcast = _mm512_set1_epi32(static_cast<int>(factor));
-  return (Vector<float>)_mm512_dpbf16_ps((__m512)sums, (__m512bh)broadcast, (__m512bh)pairs);
+  return (Vector<float>)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
 #else
-  const uint32_t bits[2] = {factor << 16, factor & 0xffff0000u};
-  float halves[2];
-  std::memcpy(halves, bits, sizeof halves);
-  const Vector<float> even = (Vector<float>)(pairs << 16), odd = (Vector<float>)(pairs & 0xffff0000u);
-  return sums + halves[0] * even + halves[1] * odd;
+  return sums + evens(a) * evens(b) + odds(a) * odds(b);
 #endif
+}
+
+SAMBAY_FN Vector<float> add_products(const Vector<float>& sums, const Vector<float>& a, const Vector<float>& b) {
+  return sums + a * b;
+}
+
+SAMBAY_FN Vector<double> add_products(const Vector<double>& sums, const Vector<double>& a, const Vector<double>& b) {
+  return sums + a * b;
 }
 
 template <int Rows>
@@ -109,8 +115,9 @@ void panel_sums_of_pairs(const Inputs<BFloat16>& x, const BFloat16* panel, int64
     for (int i = 0; i < Rows; ++i) {
       uint32_t factor;
       std::memcpy(&factor, x.data + i * x.row + k, sizeof factor);
-      sums[i][0] = add_pairs(sums[i][0], factor, low);
-      sums[i][1] = add_pairs(sums[i][1], factor, high);
+      const Pairs factors = Pairs{} + factor;
+      sums[i][0] = add_products(sums[i][0], factors, low);
+      sums[i][1] = add_products(sums[i][1], factors, high);
     }
   }
   for (int i = 0; i < Rows; ++i)
