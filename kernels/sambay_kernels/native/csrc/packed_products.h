@@ -67,11 +67,22 @@ struct Inputs {
   int64_t row;
 };
 
+// What is read soon, fetched on the side: `step` bytes with each term (or pair).
+struct Ahead {
+  const char* next;
+  int64_t step;
+  SAMBAY_FN void fetch() {
+    __builtin_prefetch(next, 0, 2);
+    next += step;
+  }
+};
+
 template <typename S, int Rows, typename T = Compute<S>>
-void panel_sums(const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<T>& out) {
+void panel_sums(const Inputs<S>& x, const S* panel, int64_t terms, Ahead ahead, PanelSums<T>& out) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> sums[Rows][2] = {};
   for (int64_t k = 0; k < terms; ++k, panel += 2 * kLanes) {
+    ahead.fetch();
     const Vector<T> low = load_vector(panel), high = load_vector(panel + kLanes);
     for (int i = 0; i < Rows; ++i) {
       sums[i][0] += x.data[i * x.row + k] * low;
@@ -105,10 +116,12 @@ SAMBAY_FN Vector<double> add_products(const Vector<double>& sums, const Vector<d
 }
 
 template <int Rows>
-void panel_sums_of_pairs(const Inputs<BFloat16>& x, const BFloat16* panel, int64_t terms, PanelSums<float>& out) {
+void panel_sums_of_pairs(const Inputs<BFloat16>& x, const BFloat16* panel, int64_t terms, Ahead ahead,
+                        PanelSums<float>& out) {
   constexpr int kLanes = Simd<float>::kLanes;
   Vector<float> sums[Rows][2] = {};
   for (int64_t k = 0; k < terms; k += 2, panel += 4 * kLanes) {
+    ahead.fetch();
     Pairs low, high;
     std::memcpy(&low, panel, sizeof low);
     std::memcpy(&high, panel + 2 * kLanes, sizeof high);
@@ -125,14 +138,15 @@ void panel_sums_of_pairs(const Inputs<BFloat16>& x, const BFloat16* panel, int64
 }
 
 template <typename S, int Rows = kPanelRows>
-void panel_sums_of(int64_t rows, const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<Compute<S>>& out) {
+void panel_sums_of(int64_t rows, const Inputs<S>& x, const S* panel, int64_t terms, const Ahead& ahead,
+                   PanelSums<Compute<S>>& out) {
   if (rows == Rows) {
     if constexpr (std::is_same_v<S, BFloat16>)
-      panel_sums_of_pairs<Rows>(x, panel, terms, out);
+      panel_sums_of_pairs<Rows>(x, panel, terms, ahead, out);
     else
-      panel_sums<S, Rows>(x, panel, terms, out);
+      panel_sums<S, Rows>(x, panel, terms, ahead, out);
   } else if constexpr (Rows > 1) {
-    panel_sums_of<S, Rows - 1>(rows, x, panel, terms, out);
+    panel_sums_of<S, Rows - 1>(rows, x, panel, terms, ahead, out);
   }
 }
 
@@ -150,12 +164,15 @@ struct RowTiles {
   }
   int64_t first(int64_t tile) const { return amx ? std::min(rows, tile * kMostRows) : rows * tile / count; }
 
-  void sums(int64_t length, const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<Compute<S>>& out) const {
+  void sums(int64_t tile, int64_t length, const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<Compute<S>>& out) const {
 #if defined(SAMBAY_AMX)
     if constexpr (std::is_same_v<S, BFloat16>)
       if (amx) return (length > kAmxRows ? amx_sums<true> : amx_sums<false>)(x.data, x.row, panel, terms, out);
 #endif
-    panel_sums_of<S>(length, x, panel, terms, out);
+    const int64_t size = kPanel<Compute<S>> * terms;
+    const Ahead ahead{reinterpret_cast<const char*>(panel + size + size * tile / count),
+                      static_cast<int64_t>(kPanel<Compute<S>> * kSideBySide<S> * sizeof(S)) / count};
+    panel_sums_of<S>(length, x, panel, terms, ahead, out);
   }
 };
 
@@ -171,7 +188,7 @@ void packed_product(const Worker& worker, const Matrix<S>& matrix, const Inputs<
     const int64_t panel = unit / tiles.count, tile = unit % tiles.count;
     const int64_t row = tiles.first(tile), count = tiles.first(tile + 1) - row;
     const Inputs<S> from{x.data + row * x.row, x.row};
-    tiles.sums(count, from, matrix.panels + panel * kPanel<T> * matrix.terms, matrix.terms, sums);
+    tiles.sums(tile, count, from, matrix.panels + panel * kPanel<T> * matrix.terms, matrix.terms, sums);
     use(panel * kPanel<T>, row, count, sums);
   }
 }
