@@ -146,5 +146,12 @@ SAMBAY_FN Compute<S> rounded(Compute<S> x) {
   return widen(narrow<S>(x));
 }
 
+// Memory that is read soon.
+template <typename U>
+SAMBAY_FN void fetch(const U* from, int64_t count) {
+  const char* line = reinterpret_cast<const char*>(from);
+  for (const char* end = line + count * sizeof(U); line < end; line += 64) __builtin_prefetch(line);
+}
+
 }  // namespace
 }  // namespace sambay

@@ -9,9 +9,9 @@
 namespace sambay {
 namespace {
 
-constexpr int64_t kPiece = 512;     // places of a task
-constexpr int64_t kCopied = 64;     // keys or values that are widened or padded at once
+constexpr int64_t kPiece = 512;      // places of a task
 constexpr int64_t kTaskPlaces = 32;  // how many places a task costs beside its own
+constexpr int64_t kFetched = 16;     // places ahead that are fetched
 
 // Keys and values of a layer: (pages, key heads, size, width), pages by a sequence's list.
 template <typename S>
@@ -21,16 +21,30 @@ struct Places {
   const int32_t* pages;  // of the sequence
   int64_t seen, next;    // how many places it sees, and where its new token stands
 
-  int64_t offset(int64_t head, int64_t place) const {
-    return ((pages[place / size] * heads + head) * size + place % size) * width;
+  // Where the rows [from, to) of head 0 lie, and beyond them the last one again.
+  void list(int64_t from, int64_t to, int64_t* offsets) const {
+    int64_t* next = offsets;
+    for (int64_t j = from; j < to;) {
+      const int64_t first = j % size, run = std::min(to - j, size - first);
+      const int64_t offset = (pages[j / size] * heads * size + first) * width;
+      for (int64_t i = 0; i < run; ++i) *next++ = offset + i * width;
+      j += run;
+    }
+    std::fill(next, next + kFetched, next[-1]);
   }
+  int64_t of_head(int64_t head) const { return head * size * width; }
 };
+
+// A vector's worth of a row as it is read: of bfloat16 pairs, which are two vectors.
+template <typename S>
+using Read = std::conditional_t<std::is_same_v<S, BFloat16>, Pairs, Vector<Compute<S>>>;
 
 template <typename S>
 class Attention {
  public:
   using T = Compute<S>;
   static constexpr int64_t kLanes = Simd<T>::kLanes;
+  static constexpr int64_t kRead = kLanes * kSideBySide<S>;  // elements of a vector's worth of a row
 
   Attention(const DecoderRows<S>& given, Room& room, int64_t workers)
       : rows(given),
@@ -38,9 +52,9 @@ class Attention {
         pairs(model.key_heads / 2),
         group(pairs ? model.heads / model.key_heads : 0),
         width(model.width),
-        padded(whole_vectors<T>(width)),
+        padded((width + kRead - 1) / kRead * kRead),
         part(2 * group * (2 + 2 * padded)),
-        scratch_row((2 * group * (padded + kPiece) + kCopied * padded + kLanes) / kLanes * kLanes),
+        scratch_row(2 * group * (padded + kPiece)),
         first_piece(room.take<int64_t>(rows.count + 1)),
         ring_page(room.take<int32_t>(rows.count)) {
     int64_t pieces = 0;
@@ -119,83 +133,103 @@ class Attention {
 
   void task(const Worker& worker, const DecoderLayer<S>& layer, const Places<S>& at, int64_t r, int64_t pair,
             int64_t from, int64_t to) const {
-    if (layer.own_keys && at.next >= from && at.next < to) write_new(at, r, pair);
-    T *queries = scratch + worker.index * scratch_row, *scores = queries + 2 * group * padded;
-    T *copy = scores + 2 * group * kPiece, *of = part_of(r, from / kPiece, pair);
+    int64_t offsets[kPiece + kFetched];
+    at.list(from, to, offsets);
+    if (layer.own_keys && at.next >= from && at.next < to) write_new(at, r, pair, offsets[at.next - from]);
+    T* scores = scratch + worker.index * scratch_row;
+    S* queries = reinterpret_cast<S*>(scores + 2 * group * kPiece);
+    T* of = part_of(r, from / kPiece, pair);
     load_queries(r, pair, queries);
-    for (int64_t j = from; j < to; j += kLanes) score(at, pair, j, std::min(kLanes, to - j), queries, scores + j - from, copy);
+    const int64_t count = to - from;
+    for (int64_t side = 0; side < 2; ++side)
+      for (int64_t j = 0; j < count; j += kLanes)
+        score(at.keys + at.of_head(2 * pair + side), offsets + j, count - j, queries + side * group * padded,
+              scores + side * group * kPiece + j);
     for (int64_t row = 0; row < 2 * group; ++row)
-      powers(scores + row * kPiece, whole_vectors<T>(to - from), of[row], of[2 * group + row]);
-    std::fill(sums(of, 0), sums(of, 2 * group), T(0));
-    for (int64_t j = from; j < to;) {
-      const int64_t run = std::min({to - j, kCopied, at.size - j % at.size});
-      for (int64_t side = 0; side < 2; ++side) {
-        const Right<T> values = widened(at.values + at.offset(2 * pair + side, j), run, copy);
-        product<T>(2 * group, {scores + j - from, kPiece, 1}, values, {sums(of, 0) + side * padded, 2 * padded, true},
-                   [&](int64_t, int64_t) { return Reach{0, run, 0, padded}; });
-      }
-      j += run;
-    }
+      powers(scores + row * kPiece, whole_vectors<T>(count), of[row], of[2 * group + row]);
+    for (int64_t side = 0; side < 2; ++side)
+      for (int64_t row = 0; row < 2 * group; row += kSumRows)
+        sum_values_of(std::min(kSumRows, 2 * group - row), at.values + at.of_head(2 * pair + side), offsets, count,
+                      scores + row * kPiece, sums(of, row) + side * padded);
   }
 
-  void write_new(const Places<S>& at, int64_t r, int64_t pair) const {
+  void write_new(const Places<S>& at, int64_t r, int64_t pair, int64_t offset) const {
     const S *keys = rows.qkv.at(r) + model.heads * width, *values = keys + model.key_heads * width;
     for (int64_t head = 2 * pair; head < 2 * pair + 2; ++head) {
-      const int64_t to = at.offset(head, at.next);
-      std::copy_n(keys + head * width, width, at.keys + to);
-      std::copy_n(values + head * width, width, at.values + to);
+      std::copy_n(keys + head * width, width, at.keys + at.of_head(head) + offset);
+      std::copy_n(values + head * width, width, at.values + at.of_head(head) + offset);
     }
   }
 
-  // Row s * group + g: the query of map s of the pair's g-th pair of heads, scaled to powers of two.
-  void load_queries(int64_t r, int64_t pair, T* to) const {
-    const T scale = static_cast<T>(kLog2E / std::sqrt(static_cast<double>(width)));
+  // Row s * group + g: the query of map s of the pair's g-th pair of heads.
+  void load_queries(int64_t r, int64_t pair, S* to) const {
     for (int64_t row = 0; row < 2 * group; ++row, to += padded) {
-      const S* from = rows.qkv.at(r) + (2 * (pair * group + row % group) + row / group) * width;
-      for (int64_t e = 0; e < width; ++e) to[e] = widen(from[e]) * scale;
-      std::fill(to + width, to + padded, T(0));
+      std::copy_n(rows.qkv.at(r) + (2 * (pair * group + row % group) + row / group) * width, width, to);
+      std::fill(to + width, to + padded, S{});
     }
   }
 
-  // Rows side by side, in whole vectors: in place where they lie so.
-  Right<T> widened(const S* from, int64_t count, T* copy) const {
-    if constexpr (std::is_same_v<S, T>)
-      if (padded == width) return {from, width};
+  Read<S> read(const S* row, int64_t e) const { return load_first<Read<S>>(row + e, width - e); }
+
+  // Scores, in powers of two, of a vector of places of which `count` are real: (queries, kPiece).
+  void score(const S* keys, const int64_t* offsets, int64_t count, const S* queries, T* scores) const {
+    const T scale = static_cast<T>(kLog2E / std::sqrt(static_cast<double>(width)));
+    for (int64_t i = 0; i < kLanes; ++i) fetch(keys + offsets[std::min(i + kLanes, count)], width);
+    for (int64_t row = 0; row < group; ++row) {
+      Vector<T> found[kLanes] = {};
+      for (int64_t e = 0; e < padded; e += kRead) {
+        const Read<S> query = load_first<Read<S>>(queries + row * padded + e, kRead);
+        for (int64_t i = 0; i < kLanes; ++i)
+          found[i] = add_products(found[i], query, read(keys + offsets[i], e));
+      }
+      Vector<T> sums = scale * sums_of_lanes<T>(found);
+      for (int64_t i = count; i < kLanes; ++i) sums[i] = -std::numeric_limits<T>::infinity();
+      store_vector(scores + row * kPiece, sums);
+    }
+  }
+
+  static constexpr int64_t kSumRows = 4;
+
+  // Values (as they are read: bfloat16's even elements before the odd ones) times factors, for some rows.
+  template <int Rows = kSumRows>
+  void sum_values_of(int64_t count_rows, const S* values, const int64_t* offsets, int64_t count, const T* factors,
+                     T* to) const {
+    if constexpr (Rows > 1)
+      if (count_rows < Rows) return sum_values_of<Rows - 1>(count_rows, values, offsets, count, factors, to);
+    constexpr int64_t kWhole = 2;
+    int64_t e = 0;
+    for (; e + kWhole * kRead <= width; e += kWhole * kRead)
+      sum_values<Rows, kWhole, false>(values + e, offsets, count, factors, to + e);
+    for (; e + kRead <= width; e += kRead) sum_values<Rows, 1, false>(values + e, offsets, count, factors, to + e);
+    if (e < width) sum_values<Rows, 1, true>(values + e, offsets, count, factors, to + e);
+  }
+
+  template <int Rows, int Reads, bool Part>
+  void sum_values(const S* values, const int64_t* offsets, int64_t count, const T* factors, T* to) const {
+    constexpr int kVectors = Reads * static_cast<int>(kSideBySide<S>);
+    Vector<T> found[Rows][kVectors] = {};
     for (int64_t j = 0; j < count; ++j) {
-      T* to = copy + j * padded;
-      SAMBAY_SIMD
-      for (int64_t e = 0; e < width; ++e) to[e] = widen(from[j * width + e]);
-      std::fill(to + width, to + padded, T(0));
+      fetch(values + offsets[j + kFetched], Reads * kRead);
+      const S* row = values + offsets[j];
+      Vector<T> of[kVectors];
+      for (int n = 0; n < Reads; ++n) {
+        const Read<S> next = load_first<Read<S>>(row + n * kRead, Part ? width % kRead : kRead);
+        if constexpr (std::is_same_v<S, BFloat16>)
+          of[2 * n] = evens(next), of[2 * n + 1] = odds(next);
+        else
+          of[n] = next;
+      }
+      for (int i = 0; i < Rows; ++i)
+        for (int n = 0; n < kVectors; ++n) found[i][n] += factors[i * kPiece + j] * of[n];
     }
-    return {copy, padded};
+    for (int i = 0; i < Rows; ++i)
+      for (int n = 0; n < kVectors; ++n) store_vector(to + i * 2 * padded + n * kLanes, found[i][n]);
   }
 
-  // Scores of a vector of places from `j` on, `count` of them real: (queries, kPiece).
-  void score(const Places<S>& at, int64_t pair, int64_t j, int64_t count, const T* queries, T* scores, T* copy) const {
-    for (int64_t side = 0; side < 2; ++side) {
-      const T* keys[kLanes];
-      for (int64_t i = 0; i < kLanes;) {
-        const int64_t place = j + std::min(i, count - 1);
-        const int64_t run = i < count ? std::min(count - i, at.size - place % at.size) : kLanes - i;
-        const Right<T> found = widened(at.keys + at.offset(2 * pair + side, place), i < count ? run : 1, copy + i * padded);
-        for (int64_t k = 0; k < run; ++k) keys[i + k] = found.data + (i < count ? k : 0) * found.row;
-        i += run;
-      }
-      for (int64_t row = side * group; row < (side + 1) * group; ++row) {
-        Vector<T> found = products(queries + row * padded, keys);
-        for (int64_t i = count; i < kLanes; ++i) found[i] = -std::numeric_limits<T>::infinity();
-        store_vector(scores + row * kPiece, found);
-      }
-    }
-  }
-
-  SAMBAY_FN Vector<T> products(const T* query, const T* const* keys) const {
-    Vector<T> found[kLanes] = {};
-    for (int64_t e = 0; e < padded; e += kLanes) {
-      const Vector<T> factors = load_vector(query + e);
-      for (int64_t i = 0; i < kLanes; ++i) found[i] += factors * load_vector(keys[i] + e);
-    }
-    return sums_of_lanes<T>(found);
+  // Where sum_values leaves an element of a row.
+  static int64_t left_at(int64_t e) {
+    if constexpr (std::is_same_v<S, BFloat16>) return e / kRead * kRead + e % 2 * kLanes + e % kRead / 2;
+    return e;
   }
 
   // Scores become powers of two below the highest; their sum.
@@ -242,7 +276,7 @@ class Attention {
     const T scale = 1 / std::sqrt(square / static_cast<T>(2 * width) + T(1e-5));
     for (int64_t side = 0; side < 2; ++side)
       for (int64_t e = 0; e < width; ++e)
-        out[side * width + e] = narrow<S>(first[side * padded + e] * scale * layer.subln[side * width + e]);
+        out[side * width + e] = narrow<S>(first[side * padded + left_at(e)] * scale * layer.subln[side * width + e]);
   }
 };
 

@@ -38,8 +38,8 @@ SAMBAY_FN Vector<T> scan_channel(const DecoderRows<S>& rows, const T* decay, con
   Vector<T> sum{};
   for (int64_t n = 0; n < states; n += kLanes) {
     const Vector<T> a = exp2_lanes(step * load_vector(decay + n));
-    const Vector<T> h = a * load_lanes(state + n, states - n) + step_u * load_vector(maps + n);
-    store_lanes(state + n, h, states - n);
+    const Vector<T> h = a * load_first<Vector<T>>(state + n, states - n) + step_u * load_vector(maps + n);
+    store_first(state + n, h, states - n);
     sum += h * load_vector(maps + padded + n);
   }
   return sum;
@@ -59,6 +59,11 @@ void scan_channels(const DecoderRows<S>& rows, const DecoderLayer<S>& layer, int
     step_u[c] = step[c] * widen(u[c]);
   }
   const int64_t place = (layer.place * rows.slots.slots + rows.slot[r]) * inner + column;
+  // The next row's lie somewhere else.
+  if (r + 1 < rows.count) {
+    const int64_t next = (layer.place * rows.slots.slots + rows.slot[r + 1]) * inner + column;
+    fetch(rows.slots.scan + next * states, channels * states);
+  }
   for (int64_t c = 0; c < channels; c += kLanes) {
     Vector<T> found[kLanes] = {};
     for (int64_t i = 0; i < std::min(kLanes, channels - c); ++i)

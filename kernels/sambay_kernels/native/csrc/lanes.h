@@ -1,9 +1,15 @@
 // Sums over the lanes of vectors, in one order: many at a time, each into a lane of its own.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "products.h"
+
+#if defined(__AVX512BW__)
+#include <immintrin.h>
+#endif
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -63,19 +69,31 @@ SAMBAY_FN T sum_of_lanes(const Vector<T>& value) {
   return sum;
 }
 
-// The first `count` lanes, zeros behind them; and back.
-template <typename T>
-SAMBAY_FN Vector<T> load_lanes(const T* from, int64_t count) {
-  if (count >= Simd<T>::kLanes) return load_vector(from);
-  Vector<T> out{};
-  for (int64_t lane = 0; lane < count; ++lane) out[lane] = from[lane];
+// The first `count` elements of a vector's worth of memory, zeros behind them; and back.
+template <typename V, typename E>
+SAMBAY_FN V load_first(const E* from, int64_t count) {
+  constexpr int64_t kWhole = sizeof(V) / sizeof(E);
+  V out{};
+  if (count >= kWhole) {
+    std::memcpy(&out, from, sizeof out);
+    return out;
+  }
+#if defined(__AVX512BW__)
+  return (V)_mm512_maskz_loadu_epi8((uint64_t{1} << count * sizeof(E)) - 1, from);
+#else
+  std::memcpy(&out, from, count * sizeof(E));
   return out;
+#endif
 }
 
 template <typename T>
-SAMBAY_FN void store_lanes(T* to, const Vector<T>& value, int64_t count) {
+SAMBAY_FN void store_first(T* to, const Vector<T>& value, int64_t count) {
   if (count >= Simd<T>::kLanes) return store_vector(to, value);
-  for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
+#if defined(__AVX512BW__)
+  _mm512_mask_storeu_epi8(to, (uint64_t{1} << count * sizeof(T)) - 1, (__m512i)value);
+#else
+  std::memcpy(to, &value, count * sizeof(T));
+#endif
 }
 
 }  // namespace

@@ -67,11 +67,22 @@ struct Inputs {
   int64_t row;
 };
 
+// What is read soon, fetched on the side: `step` bytes with each term (or pair).
+struct Ahead {
+  const char* next;
+  int64_t step;
+  SAMBAY_FN void fetch() {
+    __builtin_prefetch(next, 0, 2);
+    next += step;
+  }
+};
+
 template <typename S, int Rows, typename T = Compute<S>>
-void panel_sums(const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<T>& out) {
+void panel_sums(const Inputs<S>& x, const S* panel, int64_t terms, Ahead ahead, PanelSums<T>& out) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> sums[Rows][2] = {};
   for (int64_t k = 0; k < terms; ++k, panel += 2 * kLanes) {
+    ahead.fetch();
     const Vector<T> low = load_vector(panel), high = load_vector(panel + kLanes);
     for (int i = 0; i < Rows; ++i) {
       sums[i][0] += x.data[i * x.row + k] * low;
@@ -82,35 +93,44 @@ void panel_sums(const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<T>&
     for (int n = 0; n < 2; ++n) store_vector(out[i] + n * kLanes, sums[i][n]);
 }
 
-// A pair of bfloat16 in every lane, times a pair, added to sums.
+// A pair of bfloat16 in every lane.
 typedef uint32_t Pairs __attribute__((vector_size(kVectorBytes)));
 
-SAMBAY_FN Vector<float> add_pairs(const Vector<float>& sums, uint32_t factor, const Pairs& pairs) {
+SAMBAY_FN Vector<float> evens(const Pairs& pairs) { return (Vector<float>)(pairs << 16); }
+SAMBAY_FN Vector<float> odds(const Pairs& pairs) { return (Vector<float>)(pairs & 0xffff0000u); }
+
+SAMBAY_FN Vector<float> add_products(const Vector<float>& sums, const Pairs& a, const Pairs& b) {
 #if defined(__AVX512BF16__)
-  const __m512i broadcast = _mm512_set1_epi32(static_cast<int>(factor));
-  return (Vector<float>)_mm512_dpbf16_ps((__m512)sums, (__m512bh)broadcast, (__m512bh)pairs);
+  return (Vector<float>)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
 #else
-  const uint32_t bits[2] = {factor << 16, factor & 0xffff0000u};
-  float halves[2];
-  std::memcpy(halves, bits, sizeof halves);
-  const Vector<float> even = (Vector<float>)(pairs << 16), odd = (Vector<float>)(pairs & 0xffff0000u);
-  return sums + halves[0] * even + halves[1] * odd;
+  return sums + evens(a) * evens(b) + odds(a) * odds(b);
 #endif
 }
 
+SAMBAY_FN Vector<float> add_products(const Vector<float>& sums, const Vector<float>& a, const Vector<float>& b) {
+  return sums + a * b;
+}
+
+SAMBAY_FN Vector<double> add_products(const Vector<double>& sums, const Vector<double>& a, const Vector<double>& b) {
+  return sums + a * b;
+}
+
 template <int Rows>
-void panel_sums_of_pairs(const Inputs<BFloat16>& x, const BFloat16* panel, int64_t terms, PanelSums<float>& out) {
+void panel_sums_of_pairs(const Inputs<BFloat16>& x, const BFloat16* panel, int64_t terms, Ahead ahead,
+                        PanelSums<float>& out) {
   constexpr int kLanes = Simd<float>::kLanes;
   Vector<float> sums[Rows][2] = {};
   for (int64_t k = 0; k < terms; k += 2, panel += 4 * kLanes) {
+    ahead.fetch();
     Pairs low, high;
     std::memcpy(&low, panel, sizeof low);
     std::memcpy(&high, panel + 2 * kLanes, sizeof high);
     for (int i = 0; i < Rows; ++i) {
       uint32_t factor;
       std::memcpy(&factor, x.data + i * x.row + k, sizeof factor);
-      sums[i][0] = add_pairs(sums[i][0], factor, low);
-      sums[i][1] = add_pairs(sums[i][1], factor, high);
+      const Pairs factors = Pairs{} + factor;
+      sums[i][0] = add_products(sums[i][0], factors, low);
+      sums[i][1] = add_products(sums[i][1], factors, high);
     }
   }
   for (int i = 0; i < Rows; ++i)
@@ -118,14 +138,15 @@ void panel_sums_of_pairs(const Inputs<BFloat16>& x, const BFloat16* panel, int64
 }
 
 template <typename S, int Rows = kPanelRows>
-void panel_sums_of(int64_t rows, const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<Compute<S>>& out) {
+void panel_sums_of(int64_t rows, const Inputs<S>& x, const S* panel, int64_t terms, const Ahead& ahead,
+                   PanelSums<Compute<S>>& out) {
   if (rows == Rows) {
     if constexpr (std::is_same_v<S, BFloat16>)
-      panel_sums_of_pairs<Rows>(x, panel, terms, out);
+      panel_sums_of_pairs<Rows>(x, panel, terms, ahead, out);
     else
-      panel_sums<S, Rows>(x, panel, terms, out);
+      panel_sums<S, Rows>(x, panel, terms, ahead, out);
   } else if constexpr (Rows > 1) {
-    panel_sums_of<S, Rows - 1>(rows, x, panel, terms, out);
+    panel_sums_of<S, Rows - 1>(rows, x, panel, terms, ahead, out);
   }
 }
 
@@ -143,12 +164,15 @@ struct RowTiles {
   }
   int64_t first(int64_t tile) const { return amx ? std::min(rows, tile * kMostRows) : rows * tile / count; }
 
-  void sums(int64_t length, const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<Compute<S>>& out) const {
+  void sums(int64_t tile, int64_t length, const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<Compute<S>>& out) const {
 #if defined(SAMBAY_AMX)
     if constexpr (std::is_same_v<S, BFloat16>)
       if (amx) return (length > kAmxRows ? amx_sums<true> : amx_sums<false>)(x.data, x.row, panel, terms, out);
 #endif
-    panel_sums_of<S>(length, x, panel, terms, out);
+    const int64_t size = kPanel<Compute<S>> * terms;
+    const Ahead ahead{reinterpret_cast<const char*>(panel + size + size * tile / count),
+                      static_cast<int64_t>(kPanel<Compute<S>> * kSideBySide<S> * sizeof(S)) / count};
+    panel_sums_of<S>(length, x, panel, terms, ahead, out);
   }
 };
 
@@ -164,7 +188,7 @@ void packed_product(const Worker& worker, const Matrix<S>& matrix, const Inputs<
     const int64_t panel = unit / tiles.count, tile = unit % tiles.count;
     const int64_t row = tiles.first(tile), count = tiles.first(tile + 1) - row;
     const Inputs<S> from{x.data + row * x.row, x.row};
-    tiles.sums(count, from, matrix.panels + panel * kPanel<T> * matrix.terms, matrix.terms, sums);
+    tiles.sums(tile, count, from, matrix.panels + panel * kPanel<T> * matrix.terms, matrix.terms, sums);
     use(panel * kPanel<T>, row, count, sums);
   }
 }
