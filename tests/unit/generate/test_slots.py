@@ -1,0 +1,233 @@
+"""Decoding over slots: what sequences share, when they come and go, and that none of it shows in an answer."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from sambay_kernels import DecoderWeights
+from tiny_sambay import tiny_model
+
+from sft.generate import Engine, Generation, SamplingParams, slot_batch
+from sft.generate.slot_batch import SlotBatch
+from sft.generate.states import PAGE, States, page_bytes
+from sft.generate.stops import cut
+from sft.models.sambay_decoding import decoder_weights
+from sft.utils.errors import UserError
+
+ENDS = {3, 5}
+
+
+class Letters:
+    """Token i is a letter or, from 60 on, two."""
+
+    eos_token_id = 0
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(chr(97 + i % 26) * (2 if i >= 60 else 1) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(6, 96, (length,), generator=generator).tolist() for length in lengths]
+
+
+def answers(model: Any, asked: list[list[int]], params: Any, **options: Any) -> list[Generation]:
+    numbers = options.pop("numbers", None)
+    options = {"eos_ids": ENDS, **options}
+    return Engine(model, Letters(), **options).generate(asked, params, numbers=numbers)
+
+
+def by_generate(model: Any, prompt: list[int], new: int, **options: Any) -> list[int]:
+    """transformers' own loop; what it appends, without an end token."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, eos_token_id=sorted(ENDS),
+        pad_token_id=0, **options,
+    )  # fmt: skip
+    found = out[0, len(prompt) :].tolist()
+    return found[:-1] if found[-1] in ENDS else found
+
+
+LENGTHS = [1, 2, 23, 24, 25, PAGE - 1, PAGE, PAGE + 1, 200, 700, 3000]
+
+
+@pytest.fixture(scope="module")
+def wanted(model: Any) -> list[list[int]]:
+    return [by_generate(model, prompt, 60) for prompt in prompts(LENGTHS)]
+
+
+@pytest.mark.parametrize(("batch_size", "chunk"), [(1, 4096), (4, 64), (11, 333), (3, None)])
+def test_greedy_is_generate_token_for_token(
+    model: Any, wanted: list[list[int]], batch_size: int, chunk: int | None
+) -> None:
+    params = SamplingParams(max_new_tokens=60)
+    found = answers(model, prompts(LENGTHS), params, batch_size=batch_size, prefill_chunk=chunk)
+    assert [one.ids for one in found] == wanted
+    assert {len(ids) for ids in wanted} != {60}  # some end by themselves
+
+
+def test_a_prompt_read_a_token_at_a_time(model: Any, wanted: list[list[int]]) -> None:
+    found = answers(model, prompts(LENGTHS)[:8], SamplingParams(max_new_tokens=60), batch_size=3, prefill_chunk=1)
+    assert [one.ids for one in found] == wanted[:8]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_answer_is_the_same_bits_whatever_is_beside_it(model: Any, seed: int) -> None:
+    """Requests of all kinds, in any order and any company, come and go at random; log-probabilities tell every bit."""
+    chance = random.Random(seed)
+    asked = prompts([chance.choice([1, 3, 30, 64, 90]) for _ in range(9)], seed)
+    asked[4:7] = [asked[3]] * 3
+    params = [
+        SamplingParams(
+            max_new_tokens=chance.randint(1, 90), temperature=chance.choice([0.0, 0.8, 1.5]), seed=index // 2,
+            top_p=chance.choice([0.8, 1.0]), top_k=chance.choice([0, 7]), logprobs=3,
+            repetition_penalty=chance.choice([1.0, 1.3]), presence_penalty=chance.choice([0.0, 0.5]),
+        )
+        for index in range(9)
+    ]  # fmt: skip
+    alone = [answers(model, [p], q, numbers=[n])[0] for n, (p, q) in enumerate(zip(asked, params, strict=True))]
+    order = chance.sample(range(9), 9)
+    for batch_size in (2, 5):
+        found = answers(
+            model, [asked[i] for i in order], [params[i] for i in order], numbers=order, batch_size=batch_size
+        )
+        assert found == [alone[i] for i in order]
+
+
+def test_samples_of_one_prompt_differ_and_are_those_of_separate_calls(model: Any) -> None:
+    prompt, params = prompts([PAGE + 9])[0], SamplingParams(max_new_tokens=40, temperature=1.0)
+    together = answers(model, [prompt] * 6, params, batch_size=6)
+    assert together == [answers(model, [prompt], params, numbers=[n])[0] for n in range(6)]
+    assert len({tuple(one.ids) for one in together}) == 6
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    forward = type(model).forward
+
+    def counted(self: Any, input_ids: Any = None, **options: Any) -> Any:
+        reads.append(input_ids.shape[1])
+        return forward(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    answers(model, [prompts([70])[0]] * 5, SamplingParams(max_new_tokens=30, temperature=1.0), batch_size=2)
+    assert reads == [70]
+
+
+def few_pages(monkeypatch: pytest.MonkeyPatch, pages: int) -> list[int]:
+    """So many pages for all; returns how often a sequence was sent back."""
+    sent: list[int] = []
+    send_back = SlotBatch._send_back
+
+    def states(weights: DecoderWeights, slots: int, longest: int) -> States:
+        return States(weights, slots=slots, longest=longest, pages=pages)
+
+    def counted(self: SlotBatch, queue: Any) -> None:
+        sent.append(len(self.rows))
+        send_back(self, queue)
+
+    monkeypatch.setattr(slot_batch, "_states", states)
+    monkeypatch.setattr(SlotBatch, "_send_back", counted)
+    return sent
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_without_pages_for_all_some_wait_and_read_again(
+    model: Any, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, params = prompts([10, 50, 60, 63, 64, 100]), SamplingParams(max_new_tokens=130, temperature=temperature)
+    want = answers(model, asked, params, batch_size=6, eos_ids=())
+    sent = few_pages(monkeypatch, 2 * -(-(100 + 130 + 16) // PAGE) + 1)
+    found = answers(model, asked, params, batch_size=6, eos_ids=())
+    assert sent
+    # A sequence that reads its own words again as a prompt gets states that are rounded otherwise.
+    assert sum(a.ids == b.ids for a, b in zip(found, want, strict=True)) >= 5
+    assert all(a.ids[:20] == b.ids[:20] for a, b in zip(found, want, strict=True))
+
+
+def test_too_little_memory_for_one_sequence_is_said_before_anything_is_made(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = decoder_weights(model)
+    assert weights is not None
+    monkeypatch.setattr(slot_batch, "free_bytes", lambda device: 4 * page_bytes(weights))
+    with pytest.raises(UserError, match="lower max_new_tokens"):
+        answers(model, prompts([70]), SamplingParams(max_new_tokens=70))
+
+
+def test_slots_and_pages_are_all_given_back(model: Any) -> None:
+    engine = Engine(model, Letters(), eos_ids=ENDS, batch_size=3)
+    batch = engine.batch(200)
+    assert isinstance(batch, SlotBatch)
+    free = (len(batch.states._free_slots), len(batch.states._free_pages))
+    asked = prompts([5, 70, 70, 130])
+    asked[2] = asked[1]
+    queue = deque(engine.request(i, i, p, SamplingParams(max_new_tokens=60)) for i, p in enumerate(asked))
+    while queue or batch.rows:
+        batch.step(queue)
+    assert (len(batch.states._free_slots), len(batch.states._free_pages)) == free
+    assert not any(batch.states._users)
+
+
+def test_repetition_penalty_is_that_of_transformers(model: Any) -> None:
+    for prompt in prompts([4, 40]):
+        found = answers(model, [prompt], SamplingParams(max_new_tokens=40, repetition_penalty=1.4))[0]
+        assert found.ids == by_generate(model, prompt, 40, repetition_penalty=1.4)
+
+
+def test_presence_penalty_counts_the_answer_alone(model: Any) -> None:
+    prompt = prompts([30])[0]
+    found = answers(model, [prompt], SamplingParams(max_new_tokens=60, presence_penalty=1e9))[0].ids
+    assert len(set(found)) == len(found) > 0 and set(found) & set(prompt)
+
+
+@torch.no_grad()
+def test_log_probabilities_are_the_models(model: Any) -> None:
+    prompt = prompts([20])[0]
+    found = answers(model, [prompt], SamplingParams(max_new_tokens=25, temperature=0.7, logprobs=4))[0]
+    assert found.logprobs is not None and len(found.logprobs) == len(found.ids)
+    whole = model(input_ids=torch.tensor([prompt + found.ids])).logits[0].double().log_softmax(-1)
+    for place, (token, told) in enumerate(zip(found.ids, found.logprobs, strict=True), len(prompt) - 1):
+        assert abs(whole[place, token] - told.token) < 1e-4
+        values, ids = whole[place].topk(4)
+        assert list(told.top) == ids.tolist()
+        assert torch.allclose(torch.tensor(list(told.top.values())).double(), values, atol=1e-4)
+
+
+def test_a_stop_text_ends_the_answer_wherever_tokens_cut_it(model: Any) -> None:
+    prompt = prompts([12])[0]
+    whole = answers(model, [prompt], SamplingParams(max_new_tokens=60, temperature=1.0))[0]
+    text = Letters().decode(whole.ids)
+    for begin in (3, 10, 21):
+        stop = text[begin : begin + 3]
+        params = SamplingParams(max_new_tokens=60, temperature=1.0, stop=("never so", stop))
+        found = answers(model, [prompt], params)[0]
+        assert (found.stop, found.finish_reason) == (stop, "stop")
+        assert found.ids == whole.ids[: len(found.ids)]
+        assert stop in Letters().decode(found.ids) and stop not in Letters().decode(found.ids[:-1])
+        assert cut(Letters().decode(found.ids), found.stop) == text[: text.index(stop)]
+
+
+def test_a_stop_token_of_the_request_ends_it(model: Any) -> None:
+    prompt = prompts([12])[0]
+    whole = answers(model, [prompt], SamplingParams(max_new_tokens=30))[0].ids
+    found = answers(model, [prompt], SamplingParams(max_new_tokens=30, stop_token_ids=frozenset({whole[7]})))[0]
+    assert found == Generation(whole[: whole.index(whole[7])], True)
