@@ -10,7 +10,15 @@ import pytest
 import torch
 from decoder_toys import STATES, Shape, empty_slots, in_type, random_decoder, states_of
 from packed_ops import backend
-from sambay_kernels import DecoderStep, DecoderWeights, Slots
+from sambay_kernels import (
+    AttentionWeights,
+    DecoderStep,
+    DecoderWeights,
+    LayerWeights,
+    MambaWeights,
+    MemoryUnitWeights,
+    Slots,
+)
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("threads_as_they_were")
@@ -272,3 +280,23 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         stepper(replace(weights, layers=(first, *weights.layers[1:])))
     with pytest.raises(ValueError, match="instead of"):
         stepper(replace(weights, head=weights.head.double()))
+    with pytest.raises(ValueError, match="can't read 3 key heads"):
+        stepper(replace(weights, key_heads=3))
+    mamba, own, cross = (next(filter(kind, weights.layers)) for kind in (is_mamba, sees_all, reads_others))
+    with pytest.raises(ValueError, match="reads keys and values that no layer below it makes"):
+        stepper(replace(weights, layers=(mamba, cross, own)))
+    unit = next(layer for layer in weights.layers if isinstance(layer.mixer, MemoryUnitWeights))
+    with pytest.raises(ValueError, match="reads memory that no layer below it makes"):
+        stepper(replace(weights, layers=(unit, mamba)))
+
+
+def is_mamba(layer: LayerWeights) -> bool:
+    return isinstance(layer.mixer, MambaWeights)
+
+
+def sees_all(layer: LayerWeights) -> bool:
+    return isinstance(layer.mixer, AttentionWeights) and layer.mixer.own_keys and layer.mixer.window is None
+
+
+def reads_others(layer: LayerWeights) -> bool:
+    return isinstance(layer.mixer, AttentionWeights) and not layer.mixer.own_keys

@@ -218,6 +218,12 @@ void run_by(const DecoderRun<S>& run, [[maybe_unused]] int workers) {
   }
 }
 
+// Products of a row, about.
+template <typename S>
+int64_t work_of(const Decoder<S>& model) {
+  return model.hidden * (model.vocab + model.count * (2 * model.inner + 3 * model.intermediate));
+}
+
 template <typename S>
 int64_t decoder_step(DecoderStep<S>& step, int threads) {
   std::vector<char> taken(step.slots->slots);
@@ -226,11 +232,12 @@ int64_t decoder_step(DecoderStep<S>& step, int threads) {
       step.wrong = r;
       return found;
     }
+  const int workers = step.rows * work_of(*step.decoder) < 8 * kSmall ? 1 : threads;
   Room needed(nullptr);
-  DecoderRun<S>(step, needed, threads);
+  DecoderRun<S>(step, needed, workers);
   if (needed.bytes() > step.room_bytes) return needed.bytes();
   Room room(step.room);
-  run_by(DecoderRun<S>(step, room, threads), threads);
+  run_by(DecoderRun<S>(step, room, workers), workers);
   return kDone;
 }
 

@@ -25,10 +25,11 @@ class CppDecoder:
     are read as they are, its products from a packed copy) and don't follow when those change.
 
     A row's logits and states are the same bits whatever other rows a step has, in whatever order, on any number of
-    threads.
+    threads. One step at a time.
 
     Raises:
-        ValueError: a matrix or vector doesn't have the shape that the others ask for.
+        ValueError: a matrix or vector doesn't have the shape that the others ask for, or a layer reads what none below
+            it makes.
     """
 
     def __init__(self, weights: DecoderWeights) -> None:
@@ -37,6 +38,8 @@ class CppDecoder:
         self._kept: list[Tensor] = []  # what C++ points to
         self._packing = native.Packing(self.dtype)
         self._weights, mamba = weights, weights.mambas[0]
+        if weights.key_heads % 2 or weights.heads % weights.key_heads:
+            raise ValueError(f"{OP}: {weights.heads} heads can't read {weights.key_heads} key heads in pairs")
         self.inner, self.states = mamba.A.shape
         self.hidden = weights.embed.shape[1]
         self._mambas = self._windows = self._full = 0
@@ -140,6 +143,7 @@ class CppDecoder:
             self._mamba(made, layer.mixer)
         elif isinstance(layer.mixer, MemoryUnitWeights):
             made.mixer = native.MEMORY_UNIT
+            _check_made(self._mambas, "memory")
             made.into = self._matrix(layer.mixer.in_proj, self.inner, hidden)
             made.out = self._matrix(layer.mixer.out_proj, hidden, self.inner)
         else:
@@ -169,6 +173,7 @@ class CppDecoder:
         made.mixer, made.window, made.own_keys = native.ATTENTION, mixer.window or 0, int(mixer.own_keys)
         if mixer.window is None:
             self._full += made.own_keys
+            _check_made(self._full, "keys and values")
             made.place = self._full - 1
         elif mixer.own_keys:
             made.place = self._windows
@@ -181,6 +186,11 @@ class CppDecoder:
         made.out_bias = self._vector(mixer.out_bias.to(self.dtype), hidden)
         made.subln = self._vector(mixer.subln.to(self.wide) * (1.0 - mixer.lambda_init), 2 * w.head_dim)
         made.lambda_full = float(mixer.lambda_full)
+
+
+def _check_made(count: int, what: str) -> None:
+    if count == 0:
+        raise ValueError(f"{OP}: a layer reads {what} that no layer below it makes")
 
 
 def _check(name: str, value: Any, shape: tuple[Any, ...], dtype: torch.dtype) -> None:
