@@ -11,7 +11,7 @@ WORKERS ?= 2
 demo: export OMP_NUM_THREADS ?= 2
 test test-slow test-versions test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow test-versions check-full-size lint bench gpu test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test test-slow test-versions test-harness check-full-size lint bench gpu test-gpu bench-gpu gpu-check clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,10 @@ check-full-size: $(STAMP)
 # its own in .versions/: minutes to install, and gigabytes where torch comes with CUDA only.
 test-versions:
 	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
+
+# lm-evaluation-harness on an export, in an environment of its own in .versions/.
+test-harness: $(STAMP)
+	$(BIN)/python tests/harness.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
