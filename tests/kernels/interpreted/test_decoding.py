@@ -17,6 +17,7 @@ from sambay_kernels.ops.decoder_step.torch import decoder_step_torch
 )
 def test_the_token_is_that_of_the_definition(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "BLOCK", 256)
+    monkeypatch.setattr(choosing, "PIECE", 128)
     assert_as_defined(name, dtype, "cpu", vocabulary=300)
 
 
