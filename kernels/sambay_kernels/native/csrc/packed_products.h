@@ -167,9 +167,12 @@ struct RowTiles {
 #endif
   }
   static int64_t whole_tiles(int64_t all, int64_t most) { return (all + most - 1) / most; }
-  int64_t first(int64_t tile) const { return amx ? std::min(rows, tile * kMostRows) : rows * tile / count; }
+  int64_t first(int64_t tile) const {
+    return amx ? std::min(rows, tile * kMostRows) : rows * tile / count;
+  }
 
-  void sums(int64_t tile, int64_t length, const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<Compute<S>>& out) const {
+  void sums(int64_t tile, int64_t length, const Inputs<S>& x, const S* panel, int64_t terms,
+            PanelSums<Compute<S>>& out) const {
 #if defined(SAMBAY_AMX)
     if constexpr (std::is_same_v<S, BFloat16>)
       if (amx) return (length > kAmxRows ? amx_sums<true> : amx_sums<false>)(x.data, x.row, panel, terms, out);
