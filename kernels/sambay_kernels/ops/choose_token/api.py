@@ -15,7 +15,8 @@ from .triton import choose_token_triton
 
 OP = "choose_token"
 
-register(OP, "triton", TRITON_DEVICES, triton_problem)
+# Other types have too many kinds of logits to count: they are sorted.
+register(OP, "triton", TRITON_DEVICES, triton_problem, (torch.bfloat16,))
 register(OP, "torch")
 
 

@@ -15,18 +15,20 @@ def choose_token_torch(logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
     """Arguments and result as in `choose_token`."""
     best, greedy = logits.max(dim=-1)
     sampled = choice.temperature > 0
-    if not bool(sampled.any()):
+    on_host = logits.device.type == "cpu"  # elsewhere nothing is asked of the tensors: the host would have to wait
+    if on_host and not bool(sampled.any()):
         return greedy, best
     temperature = torch.where(sampled, choice.temperature, 1.0).to(torch.promote_types(logits.dtype, torch.float32))
     probabilities = torch.softmax(logits.to(temperature.dtype) / temperature[:, None], dim=-1)
     # What is kept, by the smallest probability that a token may have.
     total = probabilities.masked_fill(probabilities < _least(probabilities, choice), 0.0)
-    if bool(((choice.top_p == 1) & (choice.top_k == 0)).all()):
+    if on_host and bool(((choice.top_p == 1) & (choice.top_k == 0)).all()):
         tokens = _invert(total.double(), choice.randoms.double())
         return torch.where(sampled, tokens, greedy), best
     sums = total.double().sum(-1)
-    tokens, proven = _from_largest(probabilities, _largest(probabilities, CANDIDATES), sums, choice)
-    if not bool(proven.all()):
+    count = CANDIDATES if on_host else None  # a GPU sorts them all in the time that it takes to find a thousand
+    tokens, proven = _from_largest(probabilities, _largest(probabilities, count), sums, choice)
+    if on_host and not bool(proven.all()):
         rows = (~proven).nonzero()[:, 0]
         some, few = probabilities[rows], Choice(*(value[rows] for value in choice))
         tokens[rows], _ = _from_largest(some, _largest(some, None), sums[rows], few)

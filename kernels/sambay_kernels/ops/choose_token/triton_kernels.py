@@ -1,7 +1,7 @@
-"""Choosing a token in Triton: a program takes a row and finds, by halving, from which logit on tokens are kept.
+"""Choosing a token of bfloat16 logits in Triton: by counting, since they are of 65,536 kinds.
 
-Logits are compared as whole numbers of the same order, of which bfloat16 has 65,536: sixteen passes over a row that
-lies in the cache, where sorting would move it about.
+All multiprocessors count how often each logit stands in a row; one program a row walks down the counts to where tokens
+are kept from; all sum what is kept of a piece of the row, and one finds the piece and in it the token.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import triton.language as tl
 
 from ...triton.functions import LOG2E
 
+KINDS = tl.constexpr(65536)
+
 
 @triton.jit
-def _order(x, SHIFT: tl.constexpr):
-    """A whole number for each float32, in the same order; the lower SHIFT bits, which are all alike, left out."""
+def _order(x):
+    """The kind of a bfloat16 (as float32): whole numbers from -KINDS // 2, in the same order."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)  # -0 becomes 0
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >> SHIFT
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >> 16
 
 
 @triton.jit
-def _logit(order, SHIFT: tl.constexpr):
-    """The float32 of this order."""
-    bits = order.to(tl.int32) << SHIFT
-    bits = tl.where(bits < 0, (bits | ((1 << SHIFT) - 1)) ^ 0x7FFFFFFF, bits)
+def _logit(order):
+    """The logit of this kind, as float32."""
+    bits = order.to(tl.int32) << 16
+    bits = tl.where(bits < 0, (bits | 0xFFFF) ^ 0x7FFFFFFF, bits)
     return bits.to(tl.float32, bitcast=True)
 
 
@@ -42,105 +44,163 @@ def _weight(x, highest, sharpness, least):
 
 
 @triton.jit
-def _from(row, count, threshold, highest, sharpness, least, BLOCK: tl.constexpr, SHIFT: tl.constexpr):
-    """How many logits are at least `threshold`, and the weight of those."""
-    number, mass = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.float32)
-    threshold = threshold.to(tl.int32)  # a whole register less for each logit
-    for start in range(0, count, BLOCK):
-        at, x = _piece(row, start, count, BLOCK)
-        inside = (_order(x, SHIFT) >= threshold) & (at < count)
-        number += inside.to(tl.int32)
-        mass += tl.where(inside, _weight(x, highest, sharpness, least), 0.0)
-    return tl.sum(number, 0), tl.sum(mass, 0)
+def _logit_of(kind):
+    """The logit of one kind. (By a vector: the interpreter can't cast a single number's bits.)"""
+    return tl.max(_logit(tl.zeros((2,), tl.int32) + kind - KINDS // 2), 0)
 
 
 @triton.jit
-def choose_kernel(
-    logits, temperature, top_k, top_p, min_p, randoms, tokens, best, count, stride,
-    BLOCK: tl.constexpr, SHIFT: tl.constexpr, LOWEST: tl.constexpr,
+def count_kernel(logits, counts, count, stride, BLOCK: tl.constexpr):
+    """counts (R, KINDS) of each kind of logit, from the lowest to the highest; of one piece of one row."""
+    r, piece = tl.program_id(0), tl.program_id(1)
+    at, x = _piece(logits + tl.cast(r, tl.int64) * stride, piece * BLOCK, count, BLOCK)
+    tl.atomic_add(counts + r * KINDS + _order(x) + KINDS // 2, 1, mask=at < count, sem="relaxed")
+
+
+@triton.jit
+def _kinds(counts, part, highest, sharpness, least, BINS: tl.constexpr):
+    """A run of kinds, their counts, and the weight of one token of each."""
+    kind = part * BINS + tl.arange(0, BINS)
+    number = tl.load(counts + kind)
+    return kind, number, tl.where(number > 0, _weight(_logit(kind - KINDS // 2), highest, sharpness, least), 0.0)
+
+
+@triton.jit
+def _highest(counts, BINS: tl.constexpr):
+    """The highest kind that there is."""
+    found = 0
+    for part in range(0, KINDS // BINS):
+        kind = part * BINS + tl.arange(0, BINS)
+        found = tl.maximum(found, tl.max(tl.where(tl.load(counts + kind) > 0, kind, 0), 0))
+    return found
+
+
+@triton.jit
+def _kept_by_rank(counts, wanted, BINS: tl.constexpr):
+    """The kind down to which there are `wanted` tokens, and how many of that kind are among them."""
+    above, floor, ties = 0, -1, 0
+    for step in range(0, KINDS // BINS):
+        kind = (KINDS // BINS - 1 - step) * BINS + tl.arange(0, BINS)
+        number = tl.load(counts + kind)
+        reached = above + tl.cumsum(number, 0, reverse=True)
+        here = (reached >= wanted) & (reached - number < wanted)
+        floor = tl.maximum(floor, tl.max(tl.where(here, kind, -1), 0))
+        ties += tl.sum(tl.where(here, wanted - (reached - number), 0), 0)
+        above += tl.sum(number, 0)
+    return floor, ties
+
+
+@triton.jit
+def _mass(counts, floor, highest, sharpness, least, BINS: tl.constexpr):
+    """The weight of all tokens above a kind."""
+    mass = 0.0
+    for part in range(0, KINDS // BINS):
+        kind, number, w = _kinds(counts, part, highest, sharpness, least, BINS)
+        mass += tl.sum(tl.where(kind > floor, number * w, 0.0), 0)
+    return mass
+
+
+@triton.jit
+def _kept_by_mass(counts, floor, need, highest, sharpness, least, BINS: tl.constexpr):
+    """The kind, above `floor`, down to which the weights come to `need`, and the weight above it; -1 if none."""
+    before, threshold, above = 0.0, -1, 0.0
+    for step in range(0, KINDS // BINS):
+        kind, number, w = _kinds(counts, KINDS // BINS - 1 - step, highest, sharpness, least, BINS)
+        each = tl.where(kind > floor, number * w, 0.0)
+        reached = before + tl.cumsum(each, 0, reverse=True)
+        there = (reached >= need) & (each > 0.0)
+        best = tl.max(tl.where(there, kind, -1), 0)
+        if (threshold < 0) & (best >= 0):
+            threshold = best
+            above = before + tl.sum(tl.where(kind > best, each, 0.0), 0)
+        before += tl.sum(each, 0)
+    return threshold, above
+
+
+@triton.jit
+def threshold_kernel(
+    counts, temperature, top_k, top_p, min_p, randoms, whole, real, best, vocabulary, BINS: tl.constexpr
 ):  # fmt: skip
-    """tokens and the largest logit of one row; see `choose_token`."""
+    """Of one row: the kind down to which tokens are kept and how many of that kind (whole), and the largest logit, how
+    sharp weights are, the least that counts, and how much weight the chosen token has before it (real)."""
     r = tl.program_id(0)
-    row = logits + tl.cast(r, tl.int64) * stride
-    highest, token = float("-inf"), 0
-    for start in range(0, count, BLOCK):
-        at, x = _piece(row, start, count, BLOCK)
-        # NaN is neither larger nor smaller; it has to come out of here.
-        x = tl.where(x == x, x, float("inf"))
-        here = tl.max(x, 0)
-        first = tl.min(tl.where(x == here, at, count), 0)
-        token = tl.where(here > highest, first, token)
-        highest = tl.maximum(highest, here)
-    heat = tl.load(temperature + r)
+    counts += r * KINDS
+    top = _highest(counts, BINS)
+    highest = _logit_of(top)
+    heat, share, wanted = tl.load(temperature + r), tl.load(top_p + r), tl.load(top_k + r)
+    threshold, number, target, sharpness, least = top, top * 0 + 1, 0.0, 1.0, 0.0
     if (heat > 0.0) & (highest < float("inf")) & (highest > float("-inf")):
-        sharpness, least = LOG2E / heat, tl.load(min_p + r)
-        most = tl.load(top_k + r)
-        top = _order(highest, SHIFT).to(tl.int64)
-        floor, ties = top * 0 + LOWEST, count
-        if most > 0:
-            floor, ties = _of_count(row, count, floor, top, tl.minimum(most, count), BLOCK, SHIFT)
-        _, above = _from(row, count, floor + 1, highest, sharpness, least, BLOCK, SHIFT)
-        edge, whole, share = 0.0, above, tl.load(top_p + r)
-        if most > 0:
-            edge = _weight(_logit(floor, SHIFT), highest, sharpness, least)
-            whole += ties * edge
-        need = share * whole
+        sharpness, least = (1.0 / heat) * LOG2E, tl.load(min_p + r)
+        floor, ties = top * 0 - 1, top * 0
+        if wanted > 0:
+            floor, ties = _kept_by_rank(counts, tl.minimum(wanted, vocabulary), BINS)
+        edge = _weight(_logit_of(floor), highest, sharpness, least)
+        above = _mass(counts, floor, highest, sharpness, least, BINS)
+        need = share * (above + tl.where(ties > 0, ties * edge, 0.0))
         threshold, number = floor, ties
         if (share < 1.0) & (above >= need):
-            # The least of what is kept and all below it hold 1 - top_p: it can't be smaller than an equal part of that.
-            part = highest + tl.log2(tl.maximum((1.0 - share) / count, 1e-30)) / sharpness
-            low = tl.maximum(floor, tl.minimum(_order(part, SHIFT).to(tl.int64) - 2, top - 1)) + 1
-            threshold = _of_mass(row, count, low, top, need, highest, sharpness, least, BLOCK, SHIFT)
-            _, above = _from(row, count, threshold + 1, highest, sharpness, least, BLOCK, SHIFT)
-            edge = _weight(_logit(threshold, SHIFT), highest, sharpness, least)
-            number = count
-        if edge > 0.0:
+            threshold, above = _kept_by_mass(counts, floor, need, highest, sharpness, least, BINS)
+            edge = _weight(_logit_of(threshold), highest, sharpness, least)
+            number = vocabulary
+        if (edge > 0.0) & (number > 0):
             number = tl.minimum(number, tl.maximum(tl.ceil((need - above) / edge), 1.0).to(tl.int32))
-        mass = above + tl.where(edge > 0.0, number * edge, 0.0)
-        target = tl.load(randoms + r).to(tl.float32) * mass
-        token = _invert(row, count, threshold, number, target, highest, sharpness, least, BLOCK, SHIFT)
-    tl.store(tokens + r, token.to(tl.int64))
+            number = tl.minimum(number, tl.load(counts + tl.maximum(threshold, 0)))
+            above += number * edge
+        target = tl.load(randoms + r).to(tl.float32) * above
+    tl.store(whole + 2 * r, threshold)
+    tl.store(whole + 2 * r + 1, number)
+    tl.store(real + 4 * r, highest)
+    tl.store(real + 4 * r + 1, sharpness)
+    tl.store(real + 4 * r + 2, least)
+    tl.store(real + 4 * r + 3, target)
     tl.store(best + r, highest.to(best.dtype.element_ty))
 
 
 @triton.jit
-def _of_count(row, count, low, high, wanted, BLOCK: tl.constexpr, SHIFT: tl.constexpr):
-    """The largest threshold that at least `wanted` logits reach, and how many of those that equal it are wanted."""
-    while low < high:
-        middle = low + (high - low + 1) // 2
-        number, _ = _from(row, count, middle, 0.0, 1.0, 0.0, BLOCK, SHIFT)
-        low = tl.where(number >= wanted, middle, low)
-        high = tl.where(number >= wanted, high, middle - 1)
-    above, _ = _from(row, count, low + 1, 0.0, 1.0, 0.0, BLOCK, SHIFT)
-    return low, wanted - above
+def _kept(logits, whole, real, r, piece, count, stride, BLOCK: tl.constexpr):
+    """A piece of a row: the weights of what is above the threshold, and what equals it."""
+    at, x = _piece(logits + tl.cast(r, tl.int64) * stride, piece * BLOCK, count, BLOCK)
+    threshold = tl.load(whole + 2 * r) - KINDS // 2
+    highest, sharpness, least = tl.load(real + 4 * r), tl.load(real + 4 * r + 1), tl.load(real + 4 * r + 2)
+    order = _order(x)
+    above = tl.where((order > threshold) & (at < count), _weight(x, highest, sharpness, least), 0.0)
+    equal = ((order == threshold) & (at < count)).to(tl.int32)
+    return at, above, equal
 
 
 @triton.jit
-def _of_mass(row, count, low, high, need, highest, sharpness, least, BLOCK: tl.constexpr, SHIFT: tl.constexpr):
-    """The largest threshold from which on the weights come to at least `need`."""
-    while low < high:
-        middle = low + (high - low + 1) // 2
-        _, mass = _from(row, count, middle, highest, sharpness, least, BLOCK, SHIFT)
-        low = tl.where(mass >= need, middle, low)
-        high = tl.where(mass >= need, high, middle - 1)
-    return low
+def sum_pieces_kernel(logits, whole, real, masses, ties, count, stride, BLOCK: tl.constexpr):
+    """Of one piece of one row: the weight above the threshold, and how many equal it."""
+    r, piece = tl.program_id(0), tl.program_id(1)
+    _, above, equal = _kept(logits, whole, real, r, piece, count, stride, BLOCK)
+    place = r * tl.num_programs(1) + piece
+    tl.store(masses + place, tl.sum(above, 0))
+    tl.store(ties + place, tl.sum(equal, 0))
 
 
 @triton.jit
-def _invert(row, count, threshold, number, target, highest, sharpness, least, BLOCK: tl.constexpr, SHIFT: tl.constexpr):
-    """The id at which the weights of what is kept, summed in the order of ids, first exceed `target`."""
-    before, ties, token, last = 0.0, 0, count, 0
-    threshold = threshold.to(tl.int32)
-    for start in range(0, count, BLOCK):
-        at, x = _piece(row, start, count, BLOCK)
-        place = _order(x, SHIFT)
-        equal = ((place == threshold) & (at < count)).to(tl.int32)
-        rank = ties + tl.cumsum(equal, 0) - equal
-        kept = (place > threshold) | ((equal == 1) & (rank < number))
-        w = tl.where(kept & (at < count), _weight(x, highest, sharpness, least), 0.0)
-        reached = before + tl.cumsum(w, 0)
-        token = tl.minimum(token, tl.min(tl.where((reached > target) & (w > 0.0), at, count), 0))
-        last = tl.maximum(last, tl.max(tl.where(w > 0.0, at, 0), 0))
-        before += tl.sum(w, 0)
-        ties += tl.sum(equal, 0)
-    return tl.where(token < count, token, last)
+def pick_kernel(
+    logits, whole, real, masses, ties, tokens, pieces, count, stride, PIECES: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The token of one row: in the order of ids the first at which the weights of what is kept exceed the target."""
+    r, p = tl.program_id(0), tl.arange(0, PIECES)
+    number, target = tl.load(whole + 2 * r + 1), tl.load(real + 4 * r + 3)
+    edge = _weight(
+        _logit_of(tl.load(whole + 2 * r)), tl.load(real + 4 * r), tl.load(real + 4 * r + 1),
+        tl.load(real + 4 * r + 2),
+    )  # fmt: skip
+    equal = tl.load(ties + r * pieces + p, mask=p < pieces, other=0)
+    earlier = tl.cumsum(equal, 0) - equal
+    taken = tl.maximum(tl.minimum(number - earlier, equal), 0)
+    mass = tl.load(masses + r * pieces + p, mask=p < pieces, other=0.0) + tl.where(taken > 0, taken * edge, 0.0)
+    reached = tl.cumsum(mass, 0)
+    filled = tl.max(tl.where(mass > 0.0, p, 0), 0)
+    piece = tl.minimum(tl.min(tl.where((reached > target) & (mass > 0.0), p, PIECES), 0), filled)
+    before = tl.sum(tl.where(p < piece, mass, 0.0), 0)
+    rank = tl.sum(tl.where(p < piece, equal, 0), 0)
+    at, above, same = _kept(logits, whole, real, r, piece, count, stride, BLOCK)
+    rank += tl.cumsum(same, 0) - same
+    w = above + tl.where((same == 1) & (rank < number), edge, 0.0)
+    found = tl.min(tl.where((before + tl.cumsum(w, 0) > target) & (w > 0.0), at, count), 0)
+    last = tl.max(tl.where(w > 0.0, at, 0), 0)
+    tl.store(tokens + r, tl.where(found < count, found, last).to(tl.int64))

@@ -101,7 +101,7 @@ def append(k: Tensor, v: Tensor, held: Attended) -> None:
 
 def attend(q: Tensor, held: Attended, heads: int, lambda_full: Tensor, subln: Tensor, lambda_init: float) -> Tensor:
     """Differential attention of each sequence's new queries (R, heads * head_dim) to its keys; the same shape."""
-    from .triton_kernels import attend_kernel, combine_chunks_kernel
+    from .triton_kernels import attend_kernel, merge_chunks_kernel
 
     (_, key_heads, page, d), count, window = held.keys.shape, q.shape[0], held.window
     chunks, group = -(-(window or held.table.shape[1] * page) // CHUNK), heads // key_heads
@@ -115,7 +115,7 @@ def attend(q: Tensor, held: Attended, heads: int, lambda_full: Tensor, subln: Te
     )  # fmt: skip
     out = q.new_empty(count, heads * d)
     launch(
-        combine_chunks_kernel, (count, heads // 2), sums, norms, held.rows, held.lengths, lambda_full, subln, out,
+        merge_chunks_kernel, (count, heads // 2), sums, norms, held.rows, held.lengths, lambda_full, subln, out,
         chunks, 1.0 - lambda_init, SUBLN_EPS, HEADS=heads, WIDTH=2 * d, PAD_V=power_of_two(2 * d), WINDOW=window,
         CHUNK=CHUNK, CHUNKS=16, PAD_C=power_of_two(chunks),
     )  # fmt: skip

@@ -116,7 +116,7 @@ def _one_map(
 
 
 @triton.jit
-def combine_chunks_kernel(
+def merge_chunks_kernel(
     sums, norms, rows, lengths, lambda_full, subln, out, chunks, factor, eps,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, PAD_V: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr, PAD_C: tl.constexpr,
