@@ -171,7 +171,7 @@ def test_a_row_does_not_see_the_others(name: str, dtype: torch.dtype) -> None:
 
 
 def cut_into_runs(counts: list[int], chance: random.Random) -> list[tuple[list[int], list[int]]]:
-    """Steps (slots, places of their tokens) that read so many tokens of each slot's sequence, in runs of any lengths."""
+    """Steps (slots, places of their tokens) that read so many tokens of each slot's sequence, in runs of any length."""
     done, steps = [0] * len(counts), []
     while left := [slot for slot, count in enumerate(counts) if done[slot] < count]:
         slots, places = [], []

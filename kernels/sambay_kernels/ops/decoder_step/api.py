@@ -39,14 +39,14 @@ class DecoderStep:
 
     @torch.no_grad()
     def __call__(self, slots: Slots, tokens: Tensor, rows: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """R tokens, each the next one of a sequence; where several of one sequence follow each other (but for the Triton
-        backend, which can't see it), the next ones in their order.
+        """R tokens, each the next one of a sequence; several of one sequence follow each other.
 
         Args:
             slots: CHANGED: states and rings move on, keys and values are written behind the sequence's last ones (the
                 table must list the pages for them), lengths grow.
             tokens: (R,) int64.
-            rows: (R,) int64, the slot of each token's sequence, none in two places apart.
+            rows: (R,) int64, the slot of each token's sequence: once, or several times in a row, the next tokens in
+                their order. The Triton backend takes every slot once, and can't tell.
             wanted: (R,) bool, the tokens whose logits are computed; None: all.
 
         Returns:
