@@ -36,6 +36,7 @@ SHAPES = {
         ),
         5,
     ),
+    "wide heads": (Shape(key_heads=4, group=3, head_dim=80, states=40, windows=(40,)), 16),
     "without windows": (Shape(windows=(), width=1, head_dim=33, group=1), 16),
 }  # fmt: skip
 shapes = pytest.mark.parametrize(("shape", "page_size"), SHAPES.values(), ids=SHAPES)
@@ -151,7 +152,7 @@ def test_bfloat16_is_as_near_as_torch(shape: Shape, page_size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", ["plain", "a vector of everything"])
+@pytest.mark.parametrize("name", ["plain", "a vector of everything", "wide heads"])
 def test_a_row_does_not_see_the_others(name: str, dtype: torch.dtype) -> None:
     """Bit for bit: however many there are, in any order, on any number of threads."""
     shape, page_size = SHAPES[name]
@@ -161,9 +162,13 @@ def test_a_row_does_not_see_the_others(name: str, dtype: torch.dtype) -> None:
     alone = filled_slots(weights, lengths, page_size)
     torch.set_num_threads(1)
     wanted = torch.cat([step(alone, tokens[r : r + 1], torch.tensor([r])) for r in range(len(lengths))])
+    slots = filled_slots(weights, lengths, page_size)
+    before = states_of(slots)
     for count in range(1, len(lengths) + 1):
-        torch.set_num_threads(1 + count % 2)
-        slots, rows = filled_slots(weights, lengths, page_size), rows_of(count, len(lengths), count)
+        torch.set_num_threads(1 + count % 3)
+        for state, value in before.items():
+            getattr(slots, state).copy_(value)
+        rows = rows_of(count, len(lengths), count)
         assert torch.equal(step(slots, tokens[rows], rows), wanted[rows]), count
         if count == len(lengths):
             for state, found in states_of(alone).items():

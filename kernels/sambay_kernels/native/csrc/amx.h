@@ -1,7 +1,7 @@
 // Products of bfloat16 by a processor's matrix unit (Intel AMX): 16 rows, 16 outputs and 32 terms at once.
 //
-// The kernel lends it to a process that asks. Every thread sets its tiles before it uses them, and hands them back as it
-// found them: other libraries in the process use them too.
+// The kernel lends it to a process that asks. Every thread sets its tiles before it uses them, and hands them back as
+// it found them: other libraries in the process use them too.
 #pragma once
 
 #include <cstdint>

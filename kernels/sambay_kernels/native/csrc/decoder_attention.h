@@ -24,13 +24,13 @@ struct Places {
 
   // Where the rows [from, to) of head 0 lie, and beyond them the last one again.
   void list(int64_t from, int64_t to, int64_t* offsets) const {
-    int64_t* next = offsets;
+    int64_t* place = offsets;
     for (int64_t j = from; j < to;) {
       const int64_t run = std::min(to - j, size - j % size), begin = offset(j);
-      for (int64_t i = 0; i < run; ++i) *next++ = begin + i * width;
+      for (int64_t i = 0; i < run; ++i) *place++ = begin + i * width;
       j += run;
     }
-    std::fill(next, next + kFetched, next[-1]);
+    std::fill(place, place + kFetched, place[-1]);
   }
   int64_t offset(int64_t j) const { return (pages[j / size] * heads * size + j % size) * width; }
   int64_t of_head(int64_t head) const { return head * size * width; }
@@ -46,6 +46,7 @@ class Attention {
   using T = Compute<S>;
   static constexpr int64_t kLanes = Simd<T>::kLanes;
   static constexpr int64_t kRead = kLanes * kSideBySide<S>;  // elements of a vector's worth of a row
+  static_assert(kFetched >= kLanes && kPiece % kLanes == 0, "scores are made a vector at a time");
 
   Attention(const DecoderRows<S>& given, const RowOrder<S>& order, Room& room, int64_t workers)
       : rows(given),

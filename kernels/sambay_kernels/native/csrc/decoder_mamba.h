@@ -32,7 +32,8 @@ void conv_channels(const DecoderRows<S>& rows, const DecoderLayer<S>& layer, int
 
 // One channel's states move on by a token; returns what adds up to its output, lane by lane.
 template <typename S, typename T = Compute<S>>
-SAMBAY_FN Vector<T> scan_channel(const DecoderRows<S>& rows, const T* decay, const T* maps, T step, T step_u, T* state) {
+SAMBAY_FN Vector<T> scan_channel(const DecoderRows<S>& rows, const T* decay, const T* maps, T step, T step_u,
+                                 T* state) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   const int64_t states = rows.model.states, padded = rows.padded_states;
   Vector<T> sum{};

@@ -67,12 +67,15 @@ struct Inputs {
   int64_t row;
 };
 
-// What is read soon, fetched on the side: `step` bytes with each term (or pair).
+// What is read soon, fetched on the side: `step` bytes, of two lines at most, with each term (or pair). A single row
+// reads as fast as memory gives, and is slower for a second request.
 struct Ahead {
   const char* next;
   int64_t step;
+  template <int Rows>
   SAMBAY_FN void fetch() {
     __builtin_prefetch(next, 0, 2);
+    if (Rows > 1 && step > 64) __builtin_prefetch(next + 64, 0, 2);
     next += step;
   }
 };
@@ -82,7 +85,7 @@ void panel_sums(const Inputs<S>& x, const S* panel, int64_t terms, Ahead ahead, 
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> sums[Rows][2] = {};
   for (int64_t k = 0; k < terms; ++k, panel += 2 * kLanes) {
-    ahead.fetch();
+    ahead.fetch<Rows>();
     const Vector<T> low = load_vector(panel), high = load_vector(panel + kLanes);
     for (int i = 0; i < Rows; ++i) {
       sums[i][0] += x.data[i * x.row + k] * low;
@@ -121,7 +124,7 @@ void panel_sums_of_pairs(const Inputs<BFloat16>& x, const BFloat16* panel, int64
   constexpr int kLanes = Simd<float>::kLanes;
   Vector<float> sums[Rows][2] = {};
   for (int64_t k = 0; k < terms; k += 2, panel += 4 * kLanes) {
-    ahead.fetch();
+    ahead.fetch<Rows>();
     Pairs low, high;
     std::memcpy(&low, panel, sizeof low);
     std::memcpy(&high, panel + 2 * kLanes, sizeof high);
@@ -150,21 +153,26 @@ void panel_sums_of(int64_t rows, const Inputs<S>& x, const S* panel, int64_t ter
   }
 }
 
-// Rows of a tile: as even as can be, but for AMX, which takes whole ones.
+// Rows of a tile: as even as can be, but for AMX, which takes whole ones. With two tiles the second one's time is the
+// next panel's to come.
 template <typename S>
 struct RowTiles {
   int64_t rows, count;
   bool amx = false;
 
-  explicit RowTiles(int64_t all) : rows(all), count((all + kPanelRows - 1) / kPanelRows) {
+  explicit RowTiles(int64_t all) : rows(all), count(std::max<int64_t>(all < 6 ? 1 : 2, whole_tiles(all, kPanelRows))) {
 #if defined(SAMBAY_AMX)
     amx = std::is_same_v<S, BFloat16> && amx_is_ours();
-    if (amx) count = (all + kMostRows - 1) / kMostRows;
+    if (amx) count = whole_tiles(all, kMostRows);
 #endif
   }
-  int64_t first(int64_t tile) const { return amx ? std::min(rows, tile * kMostRows) : rows * tile / count; }
+  static int64_t whole_tiles(int64_t all, int64_t most) { return (all + most - 1) / most; }
+  int64_t first(int64_t tile) const {
+    return amx ? std::min(rows, tile * kMostRows) : rows * tile / count;
+  }
 
-  void sums(int64_t tile, int64_t length, const Inputs<S>& x, const S* panel, int64_t terms, PanelSums<Compute<S>>& out) const {
+  void sums(int64_t tile, int64_t length, const Inputs<S>& x, const S* panel, int64_t terms,
+            PanelSums<Compute<S>>& out) const {
 #if defined(SAMBAY_AMX)
     if constexpr (std::is_same_v<S, BFloat16>)
       if (amx) return (length > kAmxRows ? amx_sums<true> : amx_sums<false>)(x.data, x.row, panel, terms, out);
