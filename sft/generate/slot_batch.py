@@ -1,10 +1,10 @@
 """Continuous decoding over slots: a sequence enters and leaves without another one's states being touched.
 
 A sequence reads what it hasn't read, and then says a token at each step. Where the step takes runs of tokens (on a
-CPU), prompts are read by the very calls that decode the others; else, and where a prompt is long, the model reads it
-between them, alone. Either way what it comes to depends on nothing beside it. Of samples of one prompt, which follow
-each other, the first reads it but for its last token, and the others begin with a copy of its states. Where pages run
-out, the sequence that came last gives up its own and waits; it reads what it has written again.
+CPU), prompts are read by the very calls that decode the others; else the model reads them between the steps, one alone.
+Either way what it comes to depends on nothing beside it. Of samples of one prompt, which follow each other, the first
+reads it but for its last token, and the others begin with a copy of its states. Where pages run out, the sequence that
+came last gives up its own and waits; it reads what it has written again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from sft.generate.steps import STRIDE, steps_for
 from sft.models.sambay_decoding import load_slot
 from sft.utils.errors import UserError
 
-LONGEST_BY_STEPS = 1024
-"""Tokens of a prompt that steps read; the model's own products over a whole chunk are faster at longer ones."""
-
 READ_AT_ONCE = 256
-"""Tokens of prompts that a step reads beside those that decode: more are no faster, and hold the others up."""
+"""Tokens of prompts that a step reads beside those that decode: more are no faster, and hold the others up. Nor is the
+model faster at a whole prompt: of 44 tokens it reads 0.3 times as many a second, of 4,096 tokens 0.7 times as many with
+10 M parameters, as many with 200 M."""
 
 # The rest is for what a prompt's prefill needs beside the pages, and for whoever shares the machine.
 _SHARE_OF_MEMORY = 0.6
@@ -104,10 +103,8 @@ class SlotBatch:
         return row.prompt == prompt and (self.step_of.takes_runs or not row.ids)
 
     def _by_model(self, row: Request) -> int:
-        """How many of a row's tokens the model reads; depends on nothing but the row."""
-        if not self.step_of.takes_runs:
-            return row.length - 1
-        return len(row.prompt) - 1 if len(row.prompt) > LONGEST_BY_STEPS else 0
+        """How many of a row's tokens the model reads."""
+        return 0 if self.step_of.takes_runs else row.length - 1
 
     def _prefill(self) -> None:
         """Read prompts by the model, one after the other, up to the first that has a piece left."""
@@ -156,7 +153,7 @@ class SlotBatch:
             waits = row.read < shared and behind is not None and behind.read < 0 and self._shares(row.prompt, behind)
             row.due = (shared if waits else row.length) - row.read
             if row.due > 1:
-                row.due = min(row.due, room)
+                row.due = min(row.due, room, self.prefill_chunk or room)
                 room -= row.due
             if row.due:
                 found.append(row)

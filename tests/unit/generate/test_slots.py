@@ -116,16 +116,15 @@ def test_an_answer_is_the_same_bits_whatever_is_beside_it(
         assert found == [alone[i] for i in order]
 
 
-@pytest.mark.parametrize("by", ["steps", "the model", "a step that takes no runs"])
-def test_whoever_reads_the_prompts(
-    model: Any, wanted: list[list[int]], by: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["cpp", "torch"])
+def test_prompts_read_by_steps_or_by_the_model(
+    model: Any, wanted: list[list[int]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts of which several are the same, in pieces, where pages run out."""
     asked, want = [[each for each in some[:8] for _ in range(3)] for some in (prompts(LENGTHS), wanted)]
-    monkeypatch.setattr(slot_batch, "LONGEST_BY_STEPS", 10_000 if by == "steps" else 0)
     monkeypatch.setattr(slot_batch, "READ_AT_ONCE", 50)
     sent = few_pages(monkeypatch, 11)
-    with backend("torch" if by == "a step that takes no runs" else "cpp"):
+    with backend(name):
         found = answers(model, asked, SamplingParams(max_new_tokens=60), batch_size=8, prefill_chunk=20)
     assert [one.ids for one in found] == want
     assert sent
@@ -157,9 +156,9 @@ def test_a_prompt_is_read_once_for_all_its_samples(
 
     monkeypatch.setattr(type(model), "forward", counted)
     monkeypatch.setattr(DecoderStep, "__call__", counted_step)
-    monkeypatch.setattr(slot_batch, "LONGEST_BY_STEPS", 70 if by_steps else 69)
     params = SamplingParams(max_new_tokens=30, temperature=1.0)
-    answers(model, [prompts([70])[0]] * 5, params, batch_size=batch_size, eos_ids=())
+    with backend("cpp" if by_steps else "torch"):
+        answers(model, [prompts([70])[0]] * 5, params, batch_size=batch_size, eos_ids=())
     assert reads == ([] if by_steps else [69])
     assert sum(steps) == 5 * 30 + (69 if by_steps else 0)  # each sample reads the prompt's last token
 
@@ -182,12 +181,10 @@ def few_pages(monkeypatch: pytest.MonkeyPatch, pages: int) -> list[int]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("by_steps", [1000, 55])
 def test_without_pages_for_all_some_wait_and_read_again(
-    model: Any, by_steps: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+    model: Any, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, since steps read again what steps have read, and the model what the model has."""
-    monkeypatch.setattr(slot_batch, "LONGEST_BY_STEPS", by_steps)
+    """Bit for bit: what was said is read again as it was read before."""
     asked, params = (
         prompts([10, 50, 60, 63, 64, 100]),
         SamplingParams(max_new_tokens=130, temperature=temperature, logprobs=2),
