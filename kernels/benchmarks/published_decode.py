@@ -78,7 +78,7 @@ def taken(states: States, requests: int) -> list[Request]:
     """Requests under way, sampled as the published protocol has it."""
     params = SamplingParams(max_new_tokens=1 << 20, temperature=0.6, top_p=0.95)
     slots = [states.take_slot() for _ in range(requests)]
-    return [Request(i, i, [1], params, frozenset(), ids=[1], slot=slot or 0) for i, slot in enumerate(slots)]
+    return [Request(i, i, [1], params, frozenset(), ids=[1], slot=slot or 0, read=1) for i, slot in enumerate(slots)]
 
 
 def own_steps(weights: DecoderWeights, requests: int, lengths: list[int]) -> tuple[Times, Times]:

@@ -43,7 +43,8 @@ class Generation:
 
 @dataclass(eq=False)
 class Request:
-    """One prompt on its way: what it has so far, and where its states are (`start`: in a padded batch; `slot`).
+    """One prompt on its way: what it has so far, and where its states are (`start`: in a padded batch; `slot`, which
+    holds the first `read` tokens, or nothing of it where that is below zero; `due`: how many a step reads next).
 
     Attributes:
         index: which one of the call's.
@@ -61,6 +62,8 @@ class Request:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     start: int = 0
     slot: int = -1
+    read: int = -1
+    due: int = 1
     done: bool = False
     stop: str | None = None
     _randoms: Tensor | None = None
@@ -74,6 +77,12 @@ class Request:
     def length(self) -> int:
         """How many those are."""
         return len(self.prompt) + len(self.ids)
+
+    @property
+    def unread(self) -> list[int]:
+        """The tokens that a step reads next."""
+        said = self.read - len(self.prompt)
+        return self.ids[said : said + self.due] if said >= 0 else self.tokens[self.read : self.read + self.due]
 
     @property
     def most(self) -> int:
@@ -98,6 +107,7 @@ class Request:
 
     def take(self, token: int, logprobs: TokenLogprobs | None = None) -> bool:
         """Append a token; whether the request is done with it."""
+        self.read = self.length
         self.ids.append(token)
         if logprobs is not None:
             self.logprobs.append(logprobs)

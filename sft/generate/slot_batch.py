@@ -1,8 +1,10 @@
 """Continuous decoding over slots: a sequence enters and leaves without another one's states being touched.
 
-A prompt is read alone, in pieces, between the steps of the sequences that are under way, so what it comes to depends on
-nothing beside it; all its samples begin with the states that it left. Where pages run out, the sequence that came last
-gives up its own and waits; it reads what it has written again.
+A sequence reads what it hasn't read, and then says a token at each step. Where the step takes runs of tokens (on a
+CPU), prompts are read by the very calls that decode the others; else the model reads them between the steps, one alone.
+Either way what it comes to depends on nothing beside it. Of samples of one prompt, which follow each other, the first
+reads it but for its last token, and the others begin with a copy of its states. Where pages run out, the sequence that
+came last gives up its own and waits; it reads what it has written again.
 """
 
 from __future__ import annotations
@@ -12,15 +14,19 @@ from typing import Any
 
 import torch
 from sambay_kernels import DecoderStep, DecoderWeights
-from torch import Tensor
 
 from sft.generate.cache import cache_keyword, new_cache
-from sft.generate.chooser import Chosen, choose
+from sft.generate.chooser import Chosen
 from sft.generate.requests import Request
 from sft.generate.states import PAGE, States, free_bytes, page_bytes
 from sft.generate.steps import STRIDE, steps_for
 from sft.models.sambay_decoding import load_slot
 from sft.utils.errors import UserError
+
+READ_AT_ONCE = 256
+"""Tokens of prompts that a step reads beside those that decode: more are no faster, and hold the others up. Nor is the
+model faster at a whole prompt: of 44 tokens it reads 0.3 times as many a second, of 4,096 tokens 0.7 times as many with
+10 M parameters, as many with 200 M."""
 
 # The rest is for what a prompt's prefill needs beside the pages, and for whoever shares the machine.
 _SHARE_OF_MEMORY = 0.6
@@ -39,7 +45,8 @@ class SlotBatch:
         """Empty slots for sequences of up to `longest` tokens."""
         self.longest = longest
         self.rows: list[Request] = []
-        self.prompt: _Prompt | None = None
+        self.prompt: list[int] | None = None  # whose states, but for its last token, the prompt's slot holds
+        self.prefill: _Prefill | None = None
         self.states = _states(self.step_of.weights, self.batch_size, longest + STRIDE)
         self.decode = steps_for(self.step_of, self.states)
 
@@ -49,63 +56,108 @@ class SlotBatch:
         return len(self.rows)
 
     def step(self, queue: deque[Request]) -> list[Request]:
-        """Read a piece of the next prompt, let in who can begin, decode a token; returns the requests that are done."""
-        done = self._enter(queue)
-        return [*done, *self._decode(queue)] if self.rows else done
+        """Let in who can begin, read on, decode a token; returns the requests that are done."""
+        self._enter(queue)
+        self._prefill()
+        self._share(queue)
+        return self._decode(queue) if self.rows else []
 
-    def _enter(self, queue: deque[Request]) -> list[Request]:
-        """Let in those whose prompt is read and that find a slot and pages; read on where it isn't."""
-        done = []
+    def _enter(self, queue: deque[Request]) -> None:
+        """Let in those that find a slot, and pages for what they have to read."""
         while queue and len(self.rows) < self.batch_size:
             request = queue[0]
             if request.longest > self.longest:
                 if self.rows:
                     break  # slots for longer ones are made when nobody is in these
                 self._begin(request.longest)
-            same = self.prompt is not None and self.prompt.tokens == request.tokens
-            if not same and not self._begin_prompt(request.tokens):
+            slot = self.states.take_slot()
+            assert slot is not None  # there are as many as places in the batch
+            request.slot = slot
+            if not self._start(request, self.rows[-1] if self.rows else None):
+                self.states.free(slot)
                 break
-            assert self.prompt is not None
-            if self.prompt.logits is None:
-                self.prompt.read(self.model, self.prefill_chunk, self.states)
-            if self.prompt.logits is None or not self._admit(request):
-                break
-            queue.popleft()
-            done += self._accept([request], [choose([request], self.prompt.logits)])
-        if self.prompt is not None and not (queue and self.prompt.tokens == queue[0].tokens):
+            self.rows.append(queue.popleft())
+        if self.prompt is not None and not (queue and self._shares(self.prompt, queue[0])):
             self._forget_prompt()
-        return done
 
-    def _begin_prompt(self, tokens: list[int]) -> bool:
-        self._forget_prompt()
-        if not self.states.room_for(self.states.prompt, len(tokens)):
-            return False
-        self.prompt = _Prompt(tokens, new_cache(self.model.config.get_text_config()))
-        return True
+    def _start(self, row: Request, before: Request | None) -> bool:
+        """Begin a row's states, or let it wait for those of the row before it; False where there are no pages."""
+        shared = len(row.prompt) - 1
+        source = None
+        if self.prompt is not None and self._shares(self.prompt, row):
+            source = self.states.prompt
+        elif before is not None and before.read <= shared and self._shares(before.prompt, row):
+            if before.read < shared:
+                return True
+            source = before.slot
+        if source is None:
+            begun = self.states.start(row.slot, row.length)
+        else:
+            begun = self.states.copy(source, row.slot, shared)
+        if begun:
+            row.read = 0 if source is None else shared
+        return begun
+
+    def _shares(self, prompt: list[int], row: Request) -> bool:
+        """Whether a row can begin with a prompt's states: a model reads all that it reads at once."""
+        return row.prompt == prompt and (self.step_of.takes_runs or not row.ids)
+
+    def _by_model(self, row: Request) -> int:
+        """How many of a row's tokens the model reads."""
+        return 0 if self.step_of.takes_runs else row.length - 1
+
+    def _prefill(self) -> None:
+        """Read prompts by the model, one after the other, up to the first that has a piece left."""
+        for row in self.rows:
+            if 0 <= row.read < (count := self._by_model(row)):
+                if self.prefill is None or self.prefill.row is not row:
+                    self.prefill = _Prefill(row, row.tokens[:count], new_cache(self.model.config.get_text_config()))
+                if not self.prefill.read(self.model, self.prefill_chunk, self.states):
+                    return
+        self.prefill = None
+
+    def _share(self, queue: deque[Request]) -> None:
+        """Hand states of a prompt that is read to the rows that wait for it; keep a copy for those without a slot."""
+        before: Request | None = None
+        for row in list(self.rows):
+            while row.read < 0 and row in self.rows and not self._start(row, before):
+                self._send_back(queue)
+            before = row
+        if self.prompt is not None or not (self.rows and queue):
+            return
+        last = self.rows[-1]
+        if last.read == len(last.prompt) - 1 and self._shares(last.prompt, queue[0]):
+            copied = self.states.copy(last.slot, self.states.prompt, last.read)
+            self.prompt = last.prompt if copied else None
 
     def _forget_prompt(self) -> None:
-        if self.prompt is not None:
-            self.prompt = None
-            self.states.free(self.states.prompt)
-
-    def _admit(self, request: Request) -> bool:
-        """Give the request a slot that begins with its prompt."""
-        slot = self.states.take_slot()
-        assert slot is not None  # there are as many as places in the batch
-        if not self.states.copy_prompt(slot, request.length):
-            self.states.free(slot)
-            return False
-        request.slot = slot
-        self.rows.append(request)
-        return True
+        self.prompt = None
+        self.states.free(self.states.prompt)
 
     def _decode(self, queue: deque[Request]) -> list[Request]:
         """The next tokens of every sequence; who finds no page for them goes back to the queue."""
         ahead = self.decode.stride - 1
-        for request in list(self.rows):
-            while request in self.rows and not self.states.room_for(request.slot, request.length + ahead):
+        for row in list(self.rows):
+            while row.read >= self._by_model(row) and not self.states.room_for(row.slot, row.length + ahead):
                 self._send_back(queue)
-        return self._accept(self.rows, self.decode(self.rows))
+        rows = self._due(queue)
+        return self._accept(rows, self.decode(rows)) if rows else []
+
+    def _due(self, queue: deque[Request]) -> list[Request]:
+        """The rows that take part in the next step; `due` is how many tokens of theirs it reads."""
+        room, found = READ_AT_ONCE, []
+        for row, behind in zip(self.rows, [*self.rows[1:], queue[0] if queue else None], strict=True):
+            if row.read < self._by_model(row):
+                continue
+            shared = len(row.prompt) - 1
+            waits = row.read < shared and behind is not None and behind.read < 0 and self._shares(row.prompt, behind)
+            row.due = (shared if waits else row.length) - row.read
+            if row.due > 1:
+                row.due = min(row.due, room, self.prefill_chunk or room)
+                room -= row.due
+            if row.due:
+                found.append(row)
+        return found
 
     def _send_back(self, queue: deque[Request]) -> None:
         """The prompt whose samples wait gives up its pages; if there is none, the sequence that came last does."""
@@ -114,6 +166,7 @@ class SlotBatch:
             return
         last = self.rows.pop()
         self.states.free(last.slot)
+        last.read = -1
         queue.appendleft(last)
 
     def _accept(self, rows: list[Request], chosen: list[list[Chosen]]) -> list[Request]:
@@ -140,22 +193,21 @@ def _states(weights: DecoderWeights, slots: int, longest: int) -> States:
     return States(weights, slots=slots, longest=longest, pages=min(wanted, affordable))
 
 
-class _Prompt:
-    """The prompt that is being read, or has been: its samples begin with its states and logits (1, V)."""
+class _Prefill:
+    """The tokens of a row that the model is reading."""
 
-    def __init__(self, tokens: list[int], cache: Any) -> None:
-        self.tokens, self.cache = tokens, cache
+    def __init__(self, row: Request, tokens: list[int], cache: Any) -> None:
+        self.row, self.tokens, self.cache = row, tokens, cache
         self.read_so_far = 0
-        self.logits: Tensor | None = None
 
-    def read(self, model: Any, chunk: int | None, states: States) -> None:
-        """One piece more; after the last one the states are in the prompt's slot."""
+    def read(self, model: Any, chunk: int | None, states: States) -> bool:
+        """One piece more; whether it was the last one: the states are in the row's slot then."""
         begin, count = self.read_so_far, len(self.tokens)
-        end = min(begin + (chunk or count), count)
+        self.read_so_far = end = min(begin + (chunk or count), count)
         ids = torch.tensor([self.tokens[begin:end]], device=states.device)
-        output = model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_keyword(model): self.cache})
-        self.read_so_far = end
-        if end == count:
-            self.logits = output.logits[:, -1]
-            load_slot(self.cache, model.config, states.tensors, states.prompt)
-            self.cache = None
+        model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_keyword(model): self.cache})
+        if end < count:
+            return False
+        load_slot(self.cache, model.config, states.tensors, self.row.slot)
+        self.row.read = count
+        return True

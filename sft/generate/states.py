@@ -13,7 +13,7 @@ class States:
     """Slots and pages for sequences of up to `longest` tokens.
 
     Page 0 and the slot after the last are nobody's: steps of places in a batch that no sequence has go there. The slot
-    behind that one holds the states of the prompt that was read last, which its samples begin with.
+    behind that one keeps the states of a prompt for samples that have no slot yet.
     """
 
     def __init__(self, weights: DecoderWeights, *, slots: int, longest: int, pages: int) -> None:
@@ -47,12 +47,19 @@ class States:
             have += new
         return True
 
-    def copy_prompt(self, slot: int, tokens: int) -> bool:
-        """Begin `slot` with the prompt's states: full pages are shared, the one still to be filled is copied.
+    def start(self, slot: int, tokens: int) -> bool:
+        """Begin `slot` without a token; False, and nothing done, where there are no pages for so many."""
+        if not self.room_for(slot, tokens):
+            return False
+        self.tensors.clear_slot(slot)
+        return True
+
+    def copy(self, source: int, slot: int, tokens: int) -> bool:
+        """Begin `slot` with the states of `source`: full pages are shared, the one still to be filled is copied.
 
         False, and nothing done, where there is no page for that.
         """
-        pages, whole = self._pages[self.prompt], tokens // PAGE
+        pages, whole = self._pages[source], tokens // PAGE
         if tokens % PAGE and not self._free_pages:
             return False
         mine = pages[:whole]
@@ -64,7 +71,7 @@ class States:
                 pool[:, mine[-1]] = pool[:, pages[whole]]
         self._pages[slot] = list(mine)
         self.tensors.table[slot, : len(mine)] = torch.tensor(mine, dtype=torch.int32)
-        self.tensors.copy_slot(self.prompt, slot)
+        self.tensors.copy_slot(source, slot)
         return True
 
     def free(self, slot: int) -> None:

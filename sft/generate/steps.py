@@ -28,7 +28,10 @@ class Steps(Protocol):
     stride: int
 
     def __call__(self, rows: Sequence[Request]) -> list[list[Chosen]]:
-        """The next tokens of each sequence, up to `stride` of them; what lies behind a sequence's end is of no use."""
+        """The next tokens of each sequence, up to `stride` of them; what lies behind a sequence's end is of no use.
+
+        None for one that still reads: each reads its `unread` tokens, which are one where a step takes no runs.
+        """
         ...
 
 
@@ -42,9 +45,22 @@ class EagerSteps:
 
     def __call__(self, rows: Sequence[Request]) -> list[list[Chosen]]:
         """See `Steps`."""
-        tokens, slots = torch.tensor([row.ids[-1] for row in rows]), torch.tensor([row.slot for row in rows])
         device = self.states.device
-        return [[one] for one in choose(rows, self.step(self.states.tensors, tokens.to(device), slots.to(device)))]
+        tokens = torch.tensor([token for row in rows for token in row.unread], device=device)
+        slots = torch.tensor([row.slot for row in rows for _ in range(row.due)], device=device)
+        for row in rows:
+            row.read += row.due
+        choosing = [row for row in rows if row.read == row.length]
+        wanted = None if len(choosing) == len(tokens) else self._wanted(rows)
+        logits = self.step(self.states.tensors, tokens, slots, wanted)
+        chosen = iter(choose(choosing, logits) if choosing else [])
+        return [[next(chosen)] if row.read == row.length else [] for row in rows]
+
+    @staticmethod
+    def _wanted(rows: Sequence[Request]) -> Tensor:
+        """Of all tokens that are read the last ones of sequences that go on."""
+        wanted = [place == row.due - 1 and row.read == row.length for row in rows for place in range(row.due)]
+        return torch.tensor(wanted)
 
 
 class GraphSteps:
@@ -61,7 +77,7 @@ class GraphSteps:
         """See `Steps`. What each choice depends on is sent ahead; where it is what was said, the host chooses."""
         count = len(rows)
         graph = self._graph(1 << (count - 1).bit_length())
-        graph.begin([row.ids[-1] for row in rows], [row.slot for row in rows])
+        graph.begin([row.unread[0] for row in rows], [row.slot for row in rows])
         if any(row.params.penalises or row.params.logprobs is not None for row in rows):
             return [[one] for one in choose(rows, graph.run()[:count])]
         randoms = torch.tensor([row.randoms(self.stride) for row in rows]).T.contiguous().to(self.states.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -79,9 +80,9 @@ def run(step: DecoderStep, slots: Slots, steps: int) -> Tensor:
     return torch.cat(found)
 
 
-def filled_slots(weights: DecoderWeights, lengths: list[int], page_size: int = 16) -> Slots:
+def filled_slots(weights: DecoderWeights, lengths: list[int], page_size: int = 16, room: int = 40) -> Slots:
     """Slots of sequences that hold so many tokens, with random states."""
-    slots = empty_slots(weights, slots=len(lengths), page_size=page_size, longest=max(lengths) + 40)
+    slots = empty_slots(weights, slots=len(lengths), page_size=page_size, longest=max(lengths) + room)
     generator = torch.Generator().manual_seed(2)
     for name in STATES:
         state = getattr(slots, name)
@@ -174,6 +175,125 @@ def test_a_row_does_not_see_the_others(name: str, dtype: torch.dtype) -> None:
                 assert torch.equal(getattr(slots, state), found), state
 
 
+def cut_into_runs(counts: list[int], chance: random.Random) -> list[tuple[list[int], list[int]]]:
+    """Steps (slots, places of their tokens) that read so many tokens of each slot's sequence, in runs of any length."""
+    done, steps = [0] * len(counts), []
+    while left := [slot for slot, count in enumerate(counts) if done[slot] < count]:
+        slots, places = [], []
+        for slot in chance.sample(left, chance.randint(1, len(left))):
+            count = min(counts[slot] - done[slot], chance.choice([1, 1, 2, 5, 13, 40]))
+            slots += [slot] * count
+            places += range(done[slot], done[slot] + count)
+            done[slot] += count
+        steps.append((slots, places))
+    return steps
+
+
+def read(
+    step: DecoderStep, slots: Slots, texts: list[Tensor], steps: list[tuple[list[int], list[int]]], seed: int
+) -> dict[tuple[int, int], Tensor]:
+    """The logits of a random half of the tokens, by slot and place; then those of all that are read alone."""
+    found = {}
+    for index, (rows, places) in enumerate(steps):
+        torch.set_num_threads(1 + index % 2)
+        wanted = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed + index)) < 0.5
+        tokens = torch.stack([texts[slot][place] for slot, place in zip(rows, places, strict=True)])
+        chosen = [(slot, place) for slot, place, yes in zip(rows, places, wanted.tolist(), strict=True) if yes]
+        found.update(zip(chosen, step(slots, tokens, torch.tensor(rows), wanted), strict=True))
+    return found
+
+
+def two_layers_of_pages(weights: DecoderWeights) -> DecoderWeights:
+    """A memory unit and attention between layers that keep something; the last of them is a Mamba layer."""
+    mamba, window, inner, full, unit, cross = weights.layers[:6]
+    return replace(weights, layers=(mamba, full, unit, cross, window, full, inner, unit, cross))
+
+
+DECODERS = {
+    "plain": (random_decoder(Shape()), [0, 1, 6, 7, 30], [30, 50, 9, 40, 1]),
+    "a vector of everything": (
+        random_decoder(SHAPES["a vector of everything"][0]), [0, 20, 500, 511], [70, 30, 40, 14],
+    ),
+    "a window of several pieces": (random_decoder(Shape(windows=(520,))), [0, 505, 1030], [30, 40, 50]),
+    "pages below": (two_layers_of_pages(random_decoder(Shape())), [0, 3, 520], [20, 40, 20]),
+    "windows alone": (replace(two := random_decoder(Shape()), layers=two.layers[:2]), [0, 5, 40], [20, 30, 4]),
+}  # fmt: skip
+decoders = pytest.mark.parametrize(("decoder", "lengths", "counts"), DECODERS.values(), ids=DECODERS)
+
+
+@decoders
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_runs_are_token_by_token(
+    decoder: DecoderWeights, lengths: list[int], counts: list[int], dtype: torch.dtype
+) -> None:
+    """Bit for bit, states and logits: over ends of windows and pages, in any company, on one thread or two."""
+    weights = in_type(decoder, dtype)
+    step, texts = stepper(weights), [tokens_of(count, 37, slot) for slot, count in enumerate(counts)]
+    alone = filled_slots(weights, lengths, 3, room=80)
+    wanted = {
+        (slot, place): step(alone, text[place : place + 1], torch.tensor([slot]))[0]
+        for slot, text in enumerate(texts)
+        for place in range(len(text))
+    }
+    for seed in range(3):
+        slots = filled_slots(weights, lengths, 3, room=80)
+        found = read(step, slots, texts, cut_into_runs(counts, random.Random(seed)), seed)
+        assert len(found) > sum(counts) / 4
+        assert all(torch.equal(logits, wanted[token]) for token, logits in found.items())
+        for name, state in states_of(alone).items():
+            assert torch.equal(getattr(slots, name), state), name
+
+
+@decoders
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_runs_are_the_definition(
+    decoder: DecoderWeights, lengths: list[int], counts: list[int], dtype: torch.dtype, tolerance: float
+) -> None:
+    weights = in_type(decoder, dtype)
+    slots = filled_slots(weights, lengths, 5, room=80)
+    exact = copy_of(slots, weights, torch.float64)
+    texts = [tokens_of(count, 37, slot) for slot, count in enumerate(counts)]
+    steps = cut_into_runs(counts, random.Random(0))
+    found = read(stepper(weights), slots, texts, steps, 0)
+    wanted = read(stepper(in_type(weights, torch.float64), "torch"), exact, texts, steps, 0)
+    assert found.keys() == wanted.keys()
+    assert error(torch.stack([*found.values()]), torch.stack([*wanted.values()])) <= tolerance
+    assert_same_states(slots, exact, tolerance)
+
+
+def test_many_tokens_at_once() -> None:
+    """More than any tile of a product holds, none of them wanted but the last."""
+    weights = in_type(random_decoder(SHAPES["a vector of everything"][0]), torch.bfloat16)
+    step, text, row = stepper(weights), tokens_of(150, 37, 0), torch.tensor([1])
+    torch.set_num_threads(2)
+    whole, parts = (filled_slots(weights, [4, 9], room=200) for _ in range(2))
+    each = [step(parts, token.view(1), row) for token in text]
+    last = torch.arange(150) == 149
+    assert torch.equal(step(whole, text, row.expand(150).contiguous(), last), each[-1])
+    for name, state in states_of(parts).items():
+        assert torch.equal(getattr(whole, name), state), name
+
+
+@pytest.mark.parametrize("name", ["cpp", "torch"])
+def test_logits_of_the_wanted_rows_alone(name: str) -> None:
+    weights = in_type(random_decoder(Shape()), torch.float32)
+    step, tokens, rows = stepper(weights, name), torch.tensor([1, 2, 3]), torch.tensor([2, 0, 1])
+    every, some, none = (filled_slots(weights, [5, 6, 7]) for _ in range(3))
+    logits = step(every, tokens, rows)
+    assert torch.equal(step(some, tokens, rows, torch.tensor([False, True, True])), logits[1:])
+    assert step(none, tokens, rows, torch.zeros(3, dtype=torch.bool)).shape == (0, 37)
+    for state in STATES:
+        assert torch.equal(getattr(some, state), getattr(every, state)), state
+        assert torch.equal(getattr(none, state), getattr(every, state)), state
+    assert every.lengths.tolist() == [6, 7, 8]
+
+
+def test_the_definition_refuses_a_slot_in_two_places() -> None:
+    weights = in_type(random_decoder(Shape()), torch.float32)
+    with pytest.raises(ValueError, match="its tokens must follow each other"):
+        stepper(weights, "torch")(filled_slots(weights, [5, 5]), torch.tensor([1, 1, 1]), torch.tensor([0, 1, 0]))
+
+
 def test_many_rows_are_as_few() -> None:
     """More rows than any tile of a product holds."""
     weights = in_type(random_decoder(Shape()), torch.float32)
@@ -242,12 +362,18 @@ def test_no_row() -> None:
 WRONG = {
     "a token below zero": ([-1, 1], [0, 1], "token -1 isn't in the vocabulary of 37"),
     "a token too high": ([1, 37], [0, 1], "token 37 isn't in the vocabulary of 37"),
-    "no such slot": ([1, 1], [0, 4], "no slot 4: there are 4"),
+    "no such slot": ([1, 1], [0, 5], "no slot 5: there are 5"),
     "a slot below zero": ([1, 1], [-1, 0], "no slot -1"),
-    "a slot twice": ([1, 1], [0, 0], "slot 0 is named twice"),
+    "a slot in two places": ([1, 1, 1], [0, 4, 0], "slot 0 is named twice: its tokens must follow each other"),
+    "a run too long": ([1, 1], [4, 4], "slot 4 is full: its table lists 12 pages of 4 tokens, and it holds 48"),
+    "a run into a page that isn't one": (
+        [1] * 4,
+        [0] * 4,
+        "slot 0, which holds 8 tokens, lists a page that isn't one of 60",
+    ),
     "a full slot": ([1, 1], [0, 3], "slot 3 is full: its table lists 12 pages of 4 tokens, and it holds 48"),
-    "a page that isn't one": ([1], [1], "slot 1, which holds 6 tokens, lists a page that isn't one of 48"),
-    "a page too high": ([1], [2], "slot 2, which holds 7 tokens, lists a page that isn't one of 48"),
+    "a page that isn't one": ([1], [1], "slot 1, which holds 6 tokens, lists a page that isn't one of 60"),
+    "a page too high": ([1], [2], "slot 2, which holds 7 tokens, lists a page that isn't one of 60"),
     "fewer rows": ([1, 1], [0], "rows must be a contiguous torch.int64 of shape (2,)"),
 }
 
@@ -255,9 +381,9 @@ WRONG = {
 @pytest.mark.parametrize(("tokens", "rows", "message"), WRONG.values(), ids=WRONG)
 def test_what_cannot_be_is_refused(tokens: list[int], rows: list[int], message: str) -> None:
     weights = in_type(random_decoder(Shape()), torch.float32)
-    slots = empty_slots(weights, slots=4, page_size=4, longest=48)
-    slots.lengths.copy_(torch.tensor([5, 6, 7, 48]))
-    slots.table[1, 1], slots.table[2, 0] = -1, 48
+    slots = empty_slots(weights, slots=5, page_size=4, longest=48)
+    slots.lengths.copy_(torch.tensor([5, 6, 7, 48, 47]))
+    slots.table[0, 2], slots.table[1, 1], slots.table[2, 0] = 60, -1, 60
     before = states_of(slots)
     with pytest.raises(ValueError, match=re.escape(message)):
         stepper(weights)(slots, torch.tensor(tokens), torch.tensor(rows))
@@ -273,6 +399,9 @@ def test_tensors_of_other_forms_are_refused() -> None:
             step(slots, tokens, rows)
     with pytest.raises(ValueError, match="must be a tensor"):
         step(slots, [0, 1], good)  # type: ignore[arg-type]
+    for wanted in (good, good.bool()[:1], torch.ones(4, dtype=torch.bool)[::2]):
+        with pytest.raises(ValueError, match="wanted must be a contiguous"):
+            step(slots, good, good, wanted)
     slots.conv = slots.conv.double()
     with pytest.raises(ValueError, match=r"slots\.conv must be a contiguous torch\.float32"):
         step(slots, good, good)

@@ -16,7 +16,7 @@ MAMBA, MEMORY_UNIT, ATTENTION = range(3)
 PROBLEMS = {
     -1: "token {token} isn't in the vocabulary of {vocab}",
     -2: "there is no slot {slot}: there are {slots}",
-    -3: "slot {slot} is named twice",
+    -3: "slot {slot} is named twice: its tokens must follow each other",
     -4: "slot {slot} is full: its table lists {listed} pages of {page_size} tokens, and it holds {length}",
     -5: "slot {slot}, which holds {length} tokens, lists a page that isn't one of {pages}",
     -6: "slot {slot} holds {length} tokens, which is below zero",
@@ -71,7 +71,7 @@ class Step(Structure):
         ("decoder", POINTER(Decoder)),
         ("slots", POINTER(DecoderSlots)),
         ("rows", c_int64),
-        *((name, c_void_p) for name in ("tokens", "row_slots", "logits", "room")),
+        *((name, c_void_p) for name in ("tokens", "row_slots", "wanted", "logits", "room")),
         ("room_bytes", c_int64),
         ("wrong", c_int64),
     )

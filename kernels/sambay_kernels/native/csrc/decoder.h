@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "compute_type.h"
 #include "lanes.h"
@@ -63,7 +64,8 @@ struct DecoderStep {
   const DecoderSlots<S>* slots;
   int64_t rows;
   const int64_t *tokens, *row_slots;  // (rows,)
-  S* logits;                          // (rows, vocab)
+  const bool* wanted;                 // (rows,), or null: all
+  S* logits;                          // (wanted rows, vocab)
   void* room;                         // to work in
   int64_t room_bytes;
   int64_t wrong;  // out: the row that can't be
@@ -101,6 +103,36 @@ struct Buffer {
   void clear_ends(int64_t r) const { std::fill(at(r) + width, at(r) + row, U{}); }
 };
 
+// Which token of which sequence each row is. A slot stands in a run of rows: tokens that follow each other.
+template <typename S>
+struct RowOrder {
+  std::vector<int64_t> before;       // tokens that the sequence has in front of each
+  std::vector<int64_t> all, wanted;  // rows
+  int64_t last_kept = 0;             // the layer above which nothing is kept for a token to come
+  bool runs = false;                 // of more than one row
+
+  explicit RowOrder(const DecoderStep<S>& step) : before(step.rows) {
+    for (int64_t r = 0; r < step.rows; ++r) {
+      const bool goes_on = r > 0 && step.row_slots[r] == step.row_slots[r - 1];
+      before[r] = goes_on ? before[r - 1] + 1 : step.slots->lengths[step.row_slots[r]];
+      runs = runs || goes_on;
+      all.push_back(r);
+      if (!step.wanted || step.wanted[r]) wanted.push_back(r);
+    }
+    for (int64_t i = 0; i < step.decoder->count; ++i) {
+      const DecoderLayer<S>& layer = step.decoder->layers[i];
+      if (layer.mixer == kMamba || (layer.mixer == kAttention && layer.own_keys)) last_kept = i;
+    }
+  }
+};
+
+// Rows that a layer computes. What goes into products stands in this order, without gaps.
+struct Chosen {
+  int64_t count;
+  const int64_t* row;
+  explicit Chosen(const std::vector<int64_t>& rows) : count(static_cast<int64_t>(rows.size())), row(rows.data()) {}
+};
+
 // The rows of a step, and all that they hold on their way.
 template <typename S>
 struct DecoderRows {
@@ -110,19 +142,21 @@ struct DecoderRows {
   const DecoderSlots<S>& slots;
   const int64_t count;
   const int64_t *tokens, *slot;
+  const std::vector<int64_t>& before;
+  const bool runs;
   const int64_t padded_states;
-  int64_t* before;  // tokens that each sequence had
   Buffer<T> hidden, maps;
   Buffer<S> normed, qkv, attended, inner, gate, delta, memory, gated, mlp;
 
-  DecoderRows(const DecoderStep<S>& step, Room& room)
+  DecoderRows(const DecoderStep<S>& step, const RowOrder<S>& order, Room& room)
       : model(*step.decoder),
         slots(*step.slots),
         count(step.rows),
         tokens(step.tokens),
         slot(step.row_slots),
+        before(order.before),
+        runs(order.runs),
         padded_states(whole_vectors<T>(model.states)),
-        before(room.take<int64_t>(count)),
         hidden(room, count, model.hidden),
         maps(room, count, 2 * padded_states),
         normed(room, count, model.hidden),

@@ -1,7 +1,8 @@
 // A decoding step's differential attention over rings and pages.
 //
 // A task is a piece of a sequence's places, cut by their numbers alone, and a pair of key heads with all queries that
-// read it. Pieces are added up in their order. A ring is a page of its own.
+// read it. Pieces are added up in their order. A ring is a page of its own. Pages get the keys and values of all rows
+// before any is read; a ring's places are taken again as a run goes on, so there a row's are put in when it is its turn.
 #pragma once
 
 #include "decoder.h"
@@ -25,13 +26,13 @@ struct Places {
   void list(int64_t from, int64_t to, int64_t* offsets) const {
     int64_t* place = offsets;
     for (int64_t j = from; j < to;) {
-      const int64_t first = j % size, run = std::min(to - j, size - first);
-      const int64_t offset = (pages[j / size] * heads * size + first) * width;
-      for (int64_t i = 0; i < run; ++i) *place++ = offset + i * width;
+      const int64_t run = std::min(to - j, size - j % size), begin = offset(j);
+      for (int64_t i = 0; i < run; ++i) *place++ = begin + i * width;
       j += run;
     }
     std::fill(place, place + kFetched, place[-1]);
   }
+  int64_t offset(int64_t j) const { return (pages[j / size] * heads * size + j % size) * width; }
   int64_t of_head(int64_t head) const { return head * size * width; }
 };
 
@@ -47,7 +48,7 @@ class Attention {
   static constexpr int64_t kRead = kLanes * kSideBySide<S>;  // elements of a vector's worth of a row
   static_assert(kFetched >= kLanes && kPiece % kLanes == 0, "scores are made a vector at a time");
 
-  Attention(const DecoderRows<S>& given, Room& room, int64_t workers)
+  Attention(const DecoderRows<S>& given, const RowOrder<S>& order, Room& room, int64_t workers)
       : rows(given),
         model(given.model),
         pairs(model.key_heads / 2),
@@ -58,46 +59,61 @@ class Attention {
         scratch_row(2 * group * (padded + kPiece)),
         first_piece(room.take<int64_t>(rows.count + 1)),
         ring_page(room.take<int32_t>(rows.count)) {
-    int64_t pieces = 0;
+    int64_t pieces = 0, unwanted_sees = rows.slots.ring;
+    for (int64_t i = 0; i < order.last_kept; ++i)
+      if (model.layers[i].mixer == kAttention && !model.layers[i].window) unwanted_sees = INT64_MAX;
+    auto wanted = order.wanted.begin();
     for (int64_t r = 0; r < rows.count; ++r) {
-      const int64_t tokens = rows.slots.lengths[rows.slot[r]] + 1;
+      const bool is_wanted = wanted != order.wanted.end() && *wanted == r;
+      const int64_t tokens = rows.before[r] + 1, seen = is_wanted ? tokens : std::min(tokens, unwanted_sees);
       if (first_piece) first_piece[r] = pieces, ring_page[r] = static_cast<int32_t>(rows.slot[r]);
-      pieces += (tokens + kPiece - 1) / kPiece;
+      pieces += pieces_of(seen);
+      wanted += is_wanted;
     }
     if (first_piece) first_piece[rows.count] = pieces;
     parts = room.take<T>(pieces * pairs * part);
     scratch = room.take<T>(workers * scratch_row);
   }
 
-  // This worker's share of the tasks: keys and values are written, and the maps' parts made.
-  void attend(const Worker& worker, const DecoderLayer<S>& layer) const {
-    int64_t total = 0, cost = 0;
-    for (int64_t r = 0; r < rows.count; ++r) total += cost_of(places(layer, r).seen);
-    const int64_t first = worker.first(total), last = worker.last(total);
-    for (int64_t r = 0; r < rows.count && cost < last; ++r) {
+  // This worker's share of the rows' keys and values, into pages.
+  void keep(const Worker& worker, const DecoderLayer<S>& layer) const {
+    for (int64_t r = worker.first(rows.count); r < worker.last(rows.count); ++r) {
       const Places<S> at = places(layer, r);
-      if (cost + cost_of(at.seen) <= first) {
-        cost += cost_of(at.seen);
-        continue;
-      }
-      for (int64_t from = 0; from < at.seen; from += kPiece)
-        for (int64_t pair = 0; pair < pairs; ++pair) {
-          const int64_t to = std::min(at.seen, from + kPiece);
-          if (cost >= first && cost < last) task(worker, layer, at, r, pair, from, to);
-          cost += to - from + kTaskPlaces;
+      for (int64_t pair = 0; pair < pairs; ++pair) write_new(at, r, pair, at.offset(at.next));
+    }
+  }
+
+  // This worker's share of the tasks: the maps' parts are made; into rings keys and values are put.
+  void attend(const Worker& worker, const DecoderLayer<S>& layer, const Chosen& chosen) const {
+    const bool in_order = layer.window && rows.runs;
+    int64_t total = 0, cost = 0;
+    for (int64_t i = 0; i < chosen.count; ++i) total += cost_of(places(layer, chosen.row[i]).seen);
+    const int64_t first = worker.first(total), last = worker.last(total);
+    for (int64_t i = 0, end = 0; i < chosen.count && cost < last; i = end) {
+      int64_t all = 0;
+      do all += cost_of(places(layer, chosen.row[end]).seen);
+      while (++end < chosen.count && in_order && rows.slot[chosen.row[end]] == rows.slot[chosen.row[i]]);
+      if (cost + all <= first)
+        cost += all;
+      else if (end > i + 1)
+        for (int64_t pair = 0; pair < pairs; ++pair, cost += all / pairs) {
+          if (cost < first || cost >= last) continue;
+          for (int64_t of_run = i; of_run < end; ++of_run) read_pieces(worker, layer, chosen, of_run, pair);
         }
+      else
+        cost = read_share(worker, layer, chosen, i, cost, first, last);
     }
   }
 
   // This worker's share of the results: parts added up, maps subtracted, normalised, into `attended`.
-  void finish(const Worker& worker, const DecoderLayer<S>& layer) const {
-    for (int64_t unit = worker.first(rows.count * pairs); unit < worker.last(rows.count * pairs); ++unit) {
-      const int64_t r = unit / pairs, pair = unit % pairs;
+  void finish(const Worker& worker, const DecoderLayer<S>& layer, const Chosen& chosen) const {
+    for (int64_t unit = worker.first(chosen.count * pairs); unit < worker.last(chosen.count * pairs); ++unit) {
+      const int64_t i = unit / pairs, r = chosen.row[i], pair = unit % pairs;
       T* whole = part_of(r, 0, pair);
-      const int64_t pieces = (places(layer, r).seen + kPiece - 1) / kPiece;
+      const int64_t pieces = pieces_of(places(layer, r).seen);
       for (int64_t row = 0; row < 2 * group; ++row) add_up(r, pair, pieces, row, whole);
       for (int64_t g = 0; g < group; ++g)
-        subtract(layer, sums(whole, g), sums(whole, group + g), rows.attended.at(r) + (pair * group + g) * 2 * width);
+        subtract(layer, sums(whole, g), sums(whole, group + g), rows.attended.at(i) + (pair * group + g) * 2 * width);
     }
   }
 
@@ -111,7 +127,30 @@ class Attention {
   int32_t* ring_page;
   T *parts, *scratch;
 
-  int64_t cost_of(int64_t seen) const { return pairs * (seen + (seen + kPiece - 1) / kPiece * kTaskPlaces); }
+  static int64_t pieces_of(int64_t seen) { return (seen - 1) / kPiece + 1; }
+
+  int64_t cost_of(int64_t seen) const { return pairs * (seen + pieces_of(seen) * kTaskPlaces); }
+
+  // Those pieces and pairs of a row that lie in a share of the costs; returns the cost behind them.
+  int64_t read_share(const Worker& worker, const DecoderLayer<S>& layer, const Chosen& chosen, int64_t i, int64_t cost,
+                     int64_t first, int64_t last) const {
+    const Places<S> at = places(layer, chosen.row[i]);
+    for (int64_t from = 0; from < at.seen; from += kPiece)
+      for (int64_t pair = 0; pair < pairs; ++pair) {
+        const int64_t to = std::min(at.seen, from + kPiece);
+        if (cost >= first && cost < last) task(worker, layer, chosen, at, i, pair, from, to);
+        cost += to - from + kTaskPlaces;
+      }
+    return cost;
+  }
+
+  // All pieces of a row for a pair.
+  void read_pieces(const Worker& worker, const DecoderLayer<S>& layer, const Chosen& chosen, int64_t i,
+                   int64_t pair) const {
+    const Places<S> at = places(layer, chosen.row[i]);
+    for (int64_t from = 0; from < at.seen; from += kPiece)
+      task(worker, layer, chosen, at, i, pair, from, std::min(at.seen, from + kPiece));
+  }
 
   T* part_of(int64_t r, int64_t piece, int64_t pair) const {
     return parts + ((first_piece[r] + piece) * pairs + pair) * part;
@@ -132,15 +171,16 @@ class Attention {
             in.table + rows.slot[r] * in.listed, before + 1, before};
   }
 
-  void task(const Worker& worker, const DecoderLayer<S>& layer, const Places<S>& at, int64_t r, int64_t pair,
-            int64_t from, int64_t to) const {
+  void task(const Worker& worker, const DecoderLayer<S>& layer, const Chosen& chosen, const Places<S>& at, int64_t i,
+            int64_t pair, int64_t from, int64_t to) const {
+    const int64_t r = chosen.row[i];
     int64_t offsets[kPiece + kFetched];
     at.list(from, to, offsets);
-    if (layer.own_keys && at.next >= from && at.next < to) write_new(at, r, pair, offsets[at.next - from]);
+    if (layer.window && at.next >= from && at.next < to) write_new(at, r, pair, offsets[at.next - from]);
     T* scores = scratch + worker.index * scratch_row;
     S* queries = reinterpret_cast<S*>(scores + 2 * group * kPiece);
     T* of = part_of(r, from / kPiece, pair);
-    load_queries(r, pair, queries);
+    load_queries(rows.qkv.at(layer.own_keys ? r : i), pair, queries);
     const int64_t count = to - from;
     for (int64_t side = 0; side < 2; ++side)
       for (int64_t j = 0; j < count; j += kLanes)
@@ -163,9 +203,9 @@ class Attention {
   }
 
   // Row s * group + g: the query of map s of the pair's g-th pair of heads.
-  void load_queries(int64_t r, int64_t pair, S* to) const {
+  void load_queries(const S* from, int64_t pair, S* to) const {
     for (int64_t row = 0; row < 2 * group; ++row, to += padded) {
-      std::copy_n(rows.qkv.at(r) + (2 * (pair * group + row % group) + row / group) * width, width, to);
+      std::copy_n(from + (2 * (pair * group + row % group) + row / group) * width, width, to);
       std::fill(to + width, to + padded, S{});
     }
   }

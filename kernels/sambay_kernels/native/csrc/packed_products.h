@@ -185,14 +185,17 @@ struct RowTiles {
 };
 
 // This worker's share of x (rows, inputs) times the matrix: `use(column, row, count, sums)` with the sums of a panel
-// that begins at this output, for `count` rows. Up to kMostRows - 1 rows behind x's last are read, and lost.
+// that begins at this output, for `count` rows; `in_order`: of a panel for all rows, from the first on. Up to
+// kMostRows - 1 rows behind x's last are read, and lost.
 template <typename S, typename Use>
-void packed_product(const Worker& worker, const Matrix<S>& matrix, const Inputs<S>& x, int64_t rows, const Use& use) {
+void packed_product(const Worker& worker, const Matrix<S>& matrix, const Inputs<S>& x, int64_t rows, bool in_order,
+                    const Use& use) {
   using T = Compute<S>;
   const RowTiles<S> tiles(rows);
-  const int64_t units = (matrix.outputs + kPanel<T> - 1) / kPanel<T> * tiles.count;
+  const int64_t together = in_order ? tiles.count : 1;
+  const int64_t shares = (matrix.outputs + kPanel<T> - 1) / kPanel<T> * (in_order ? 1 : tiles.count);
   alignas(64) PanelSums<T> sums;
-  for (int64_t unit = worker.first(units), last = worker.last(units); unit < last; ++unit) {
+  for (int64_t unit = worker.first(shares) * together; unit < worker.last(shares) * together; ++unit) {
     const int64_t panel = unit / tiles.count, tile = unit % tiles.count;
     const int64_t row = tiles.first(tile), count = tiles.first(tile + 1) - row;
     const Inputs<S> from{x.data + row * x.row, x.row};

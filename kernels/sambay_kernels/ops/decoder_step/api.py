@@ -32,23 +32,34 @@ class DecoderStep:
         self.backend = backend_for(OP, weights.embed)
         self._cpp = CppDecoder(weights) if self.backend == "cpp" else None
 
+    @property
+    def takes_runs(self) -> bool:
+        """Whether a step reads several tokens of a sequence at once, as it would read one after the other."""
+        return self._cpp is not None
+
     @torch.no_grad()
-    def __call__(self, slots: Slots, tokens: Tensor, rows: Tensor) -> Tensor:
-        """One token of each of R sequences.
+    def __call__(self, slots: Slots, tokens: Tensor, rows: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """R tokens, each the next one of a sequence; several of one sequence follow each other.
 
         Args:
             slots: CHANGED: states and rings move on, keys and values are written behind the sequence's last ones (the
-                table must list the page for it), lengths grow by one.
+                table must list the pages for them), lengths grow.
             tokens: (R,) int64.
-            rows: (R,) int64, the slot of each sequence, none twice.
+            rows: (R,) int64, the slot of each token's sequence: once, or several times in a row, the next tokens in
+                their order. The Triton backend takes every slot once, and can't tell.
+            wanted: (R,) bool, the tokens whose logits are computed; None: all.
 
         Returns:
-            logits (R, vocab) in the type of the weights.
+            logits (W, vocab) of the wanted tokens, in the type of the weights.
 
         Raises:
-            ValueError: from the C++ backend: tokens, rows or slots that can't be. Nothing has changed then.
+            ValueError: from the C++ backend: tokens, rows or slots that can't be; nothing has changed then. From the
+                Triton backend: `wanted`.
         """
         if self._cpp is not None:
-            return self._cpp(slots, tokens, rows)
-        run = decoder_step_triton if self.backend == "triton" else decoder_step_torch
-        return run(self.weights, slots, tokens, rows)
+            return self._cpp(slots, tokens, rows, wanted)
+        if self.backend == "torch":
+            return decoder_step_torch(self.weights, slots, tokens, rows, wanted)
+        if wanted is not None:
+            raise ValueError(f"{OP}: the Triton backend computes the logits of every row; leave out `wanted`")
+        return decoder_step_triton(self.weights, slots, tokens, rows)

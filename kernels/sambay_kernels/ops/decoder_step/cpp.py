@@ -24,8 +24,8 @@ class CppDecoder:
     The packed matrices take as much memory as the model's own (a head that is the embedding counts once more: its rows
     are read as they are, its products from a packed copy) and don't follow when those change.
 
-    A row's logits and states are the same bits whatever other rows a step has, in whatever order, on any number of
-    threads. One step at a time.
+    A token's logits and states are the same bits whatever other rows a step has, in whatever order, however its
+    sequence is cut into runs, on any number of threads. One step at a time.
 
     Raises:
         ValueError: a matrix or vector doesn't have the shape that the others ask for, or a layer reads what none below
@@ -58,7 +58,7 @@ class CppDecoder:
         self._room = torch.empty(0, dtype=torch.uint8)
         self._args = native.Step(ctypes.pointer(self._decoder), ctypes.pointer(self._slot_args))
 
-    def __call__(self, slots: Slots, tokens: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, slots: Slots, tokens: Tensor, rows: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Arguments and result as in `DecoderStep`; nothing has changed after an error.
 
         Raises:
@@ -68,8 +68,12 @@ class CppDecoder:
         for name, value in (("tokens", tokens), ("rows", rows)):
             _check(name, value, (count,) if count >= 0 else ("R",), torch.int64)
         self._read_slots(slots)
-        logits = torch.empty(count, self._decoder.vocab, dtype=self.dtype)
+        if wanted is not None:
+            _check("wanted", wanted, (count,), torch.bool)
+        results = count if wanted is None else int(wanted.sum())
+        logits = torch.empty(results, self._decoder.vocab, dtype=self.dtype)
         args.rows, args.tokens, args.row_slots = count, tokens.data_ptr(), rows.data_ptr()
+        args.wanted = None if wanted is None else wanted.data_ptr()
         args.logits = logits.data_ptr()
         while (found := self._function(args, torch.get_num_threads())) > 0:
             self._room = torch.empty(found + found // 4, dtype=torch.uint8)
@@ -84,7 +88,7 @@ class CppDecoder:
         return native.PROBLEMS[found].format(
             token=int(tokens[row]), vocab=self._decoder.vocab, slot=slot, slots=known.slots, pages=known.pages,
             listed=known.listed, page_size=known.page_size,
-            length=int(slots.lengths[slot]) if 0 <= slot < known.slots else None,
+            length=int(slots.lengths[slot] + (rows[:row] == slot).sum()) if 0 <= slot < known.slots else None,
         )  # fmt: skip
 
     def _read_slots(self, slots: Slots) -> None:

@@ -64,6 +64,12 @@ class Slots:
         self.table = room(slots, -(-longest // page_size), kind=torch.int32)
         self.lengths = room(slots, kind=torch.int32)
 
+    def clear_slot(self, slot: int) -> None:
+        """Begin a sequence in `slot` that holds no token."""
+        for tensor in (self.conv, self.scan):
+            tensor[:, slot] = 0
+        self.lengths[slot] = 0
+
     def copy_slot(self, source: int, target: int) -> None:
         """Give the sequence in `target` the states, rings and length of `source`. Its pages are the caller's."""
         for tensor in (self.conv, self.scan, self.ring_keys, self.ring_values):

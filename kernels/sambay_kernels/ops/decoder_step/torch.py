@@ -11,8 +11,23 @@ from .slots import Slots
 from .weights import AttentionWeights, DecoderWeights, MambaWeights, MemoryUnitWeights
 
 
-def decoder_step_torch(weights: DecoderWeights, slots: Slots, tokens: Tensor, rows: Tensor) -> Tensor:
-    """Arguments and result as in `DecoderStep`."""
+def decoder_step_torch(
+    weights: DecoderWeights, slots: Slots, tokens: Tensor, rows: Tensor, wanted: Tensor | None = None
+) -> Tensor:
+    """Arguments and result as in `DecoderStep`: the first tokens of all runs, then the second ones, and so on."""
+    slots_of_runs, counts = torch.unique_consecutive(rows, return_counts=True)
+    if len(slots_of_runs) != len(slots_of_runs.unique()):
+        raise ValueError("decoder_step: a slot is named twice: its tokens must follow each other")
+    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    logits = weights.embed.new_empty(len(rows), weights.embed.shape[0])
+    for index in range(int(counts.max()) if len(rows) else 0):
+        now = place == index
+        logits[now] = _step(weights, slots, tokens[now], rows[now])
+    return logits if wanted is None else logits[wanted]
+
+
+def _step(weights: DecoderWeights, slots: Slots, tokens: Tensor, rows: Tensor) -> Tensor:
+    """One token of each sequence."""
     run = _Run(weights, slots, rows)
     product = weights.embed.dtype
     wide = torch.promote_types(product, torch.float32)
