@@ -18,7 +18,7 @@ from sambay_kernels import DecoderStep, DecoderWeights
 from sft.generate.cache import cache_keyword, new_cache
 from sft.generate.chooser import Chosen
 from sft.generate.requests import Request
-from sft.generate.states import PAGE, States, free_bytes, page_bytes
+from sft.generate.states import PAGE, States, free_bytes, page_bytes, slot_bytes
 from sft.generate.steps import STRIDE, steps_for
 from sft.models.sambay_decoding import load_slot
 from sft.utils.errors import UserError
@@ -71,7 +71,8 @@ class SlotBatch:
                     break  # slots for longer ones are made when nobody is in these
                 self._begin(request.longest)
             slot = self.states.take_slot()
-            assert slot is not None  # there are as many as places in the batch
+            if slot is None:
+                break  # there was memory for fewer than places in the batch
             request.slot = slot
             if not self._start(request, self.rows[-1] if self.rows else None):
                 self.states.free(slot)
@@ -180,17 +181,19 @@ class SlotBatch:
 
 
 def _states(weights: DecoderWeights, slots: int, longest: int) -> States:
-    """Room for so many sequences, or for as many pages as there is memory: at least a prompt and one sequence."""
+    """Room for so many sequences, or for as many slots and pages as there is memory: a prompt and a sequence at least."""
     each, device = -(-longest // PAGE), weights.embed.device
     wanted, least = (slots + 1) * each + 1, 2 * each + 1
-    affordable = int(_SHARE_OF_MEMORY * free_bytes(device)) // page_bytes(weights)
-    if affordable < least:
+    memory, of_slot, of_page = int(_SHARE_OF_MEMORY * free_bytes(device)), slot_bytes(weights), page_bytes(weights)
+    slots = min(slots, (memory - least * of_page) // of_slot - States.BESIDE)
+    if slots < 1:
+        needed = least * of_page + (1 + States.BESIDE) * of_slot
         raise UserError(
-            f"Sequences of up to {longest} tokens need {least * page_bytes(weights) / 1e9:.2f} GB for keys and values, "
-            f"more than {_SHARE_OF_MEMORY:.0%} of the {free_bytes(device) / 1e9:.2f} GB that are free: lower "
-            "max_new_tokens."
+            f"A sequence of up to {longest} tokens needs {needed / 1e9:.2f} GB for its states, keys and values, more than "
+            f"{_SHARE_OF_MEMORY:.0%} of the {free_bytes(device) / 1e9:.2f} GB that are free: lower max_new_tokens."
         )
-    return States(weights, slots=slots, longest=longest, pages=min(wanted, affordable))
+    pages = min(wanted, (memory - (slots + States.BESIDE) * of_slot) // of_page)
+    return States(weights, slots=slots, longest=longest, pages=pages)
 
 
 class _Prefill:

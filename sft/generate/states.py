@@ -16,15 +16,18 @@ class States:
     behind that one keeps the states of a prompt for samples that have no slot yet.
     """
 
+    BESIDE = 2
+    """Slots beside the sequences': nobody's, and the prompt's."""
+
     def __init__(self, weights: DecoderWeights, *, slots: int, longest: int, pages: int) -> None:
         self.nobody, self.prompt = slots, slots + 1
         self.tensors = Slots(
-            weights, slots=slots + 2, pages=pages, page_size=PAGE, longest=longest, dtype=weights.embed.dtype
+            weights, slots=slots + self.BESIDE, pages=pages, page_size=PAGE, longest=longest, dtype=weights.embed.dtype
         )
         self._free_slots = list(range(slots))
         self._free_pages = list(range(1, pages))
         self._users = [0] * pages
-        self._pages: list[list[int]] = [[] for _ in range(slots + 2)]
+        self._pages: list[list[int]] = [[] for _ in range(slots + self.BESIDE)]
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +93,12 @@ class States:
         page = self._free_pages.pop()
         self._users[page] = 1
         return page
+
+
+def slot_bytes(weights: DecoderWeights) -> int:
+    """What a sequence's states and rings take of memory."""
+    one = Slots(weights, slots=1, pages=0, page_size=PAGE, longest=PAGE, dtype=weights.embed.dtype)
+    return sum(x.numel() * x.element_size() for x in (one.conv, one.scan, one.ring_keys, one.ring_values))
 
 
 def page_bytes(weights: DecoderWeights) -> int:

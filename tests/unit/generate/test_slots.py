@@ -15,7 +15,7 @@ from tiny_sambay import tiny_model
 
 from sft.generate import Engine, Generation, SamplingParams, slot_batch
 from sft.generate.slot_batch import SlotBatch
-from sft.generate.states import PAGE, States, page_bytes
+from sft.generate.states import PAGE, States, page_bytes, slot_bytes
 from sft.generate.stops import cut
 from sft.models.sambay_decoding import decoder_weights
 from sft.utils.errors import UserError
@@ -213,6 +213,17 @@ def test_too_little_memory_for_one_sequence_is_said_before_anything_is_made(
     monkeypatch.setattr(slot_batch, "free_bytes", lambda device: 4 * page_bytes(weights))
     with pytest.raises(UserError, match="lower max_new_tokens"):
         answers(model, prompts([70]), SamplingParams(max_new_tokens=70))
+
+
+def test_with_memory_for_few_sequences_the_others_wait(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, params = decoder_weights(model), SamplingParams(max_new_tokens=20, temperature=1.0)
+    assert weights is not None
+    want = answers(model, prompts([5, 9, 30, 40, 7]), params)
+    room = 4 * slot_bytes(weights) + 9 * page_bytes(weights)  # two of slots are nobody's and the prompt's
+    monkeypatch.setattr(slot_batch, "free_bytes", lambda device: room / slot_batch._SHARE_OF_MEMORY)
+    batch = Engine(model, Letters(), eos_ids=ENDS).batch(60)
+    assert isinstance(batch, SlotBatch) and 1 <= len(batch.states._free_slots) < 5
+    assert answers(model, prompts([5, 9, 30, 40, 7]), params) == want
 
 
 def test_slots_and_pages_are_all_given_back(model: Any) -> None:
