@@ -181,7 +181,7 @@ class SlotBatch:
 
 
 def _states(weights: DecoderWeights, slots: int, longest: int) -> States:
-    """Room for so many sequences, or for as many slots and pages as there is memory: a prompt and a sequence at least."""
+    """Room for so many sequences, or for as many slots and pages as there is memory: at least a prompt and one of them."""
     each, device = -(-longest // PAGE), weights.embed.device
     wanted, least = (slots + 1) * each + 1, 2 * each + 1
     memory, of_slot, of_page = int(_SHARE_OF_MEMORY * free_bytes(device)), slot_bytes(weights), page_bytes(weights)
@@ -189,7 +189,7 @@ def _states(weights: DecoderWeights, slots: int, longest: int) -> States:
     if slots < 1:
         needed = least * of_page + (1 + States.BESIDE) * of_slot
         raise UserError(
-            f"A sequence of up to {longest} tokens needs {needed / 1e9:.2f} GB for its states, keys and values, more than "
+            f"A sequence of up to {longest} tokens needs {needed / 1e9:.2f} GB for states, keys and values, more than "
             f"{_SHARE_OF_MEMORY:.0%} of the {free_bytes(device) / 1e9:.2f} GB that are free: lower max_new_tokens."
         )
     pages = min(wanted, (memory - (slots + States.BESIDE) * of_slot) // of_page)
