@@ -181,7 +181,7 @@ class SlotBatch:
 
 
 def _states(weights: DecoderWeights, slots: int, longest: int) -> States:
-    """Room for so many sequences, or for as many slots and pages as there is memory: at least a prompt and one of them."""
+    """Room for so many sequences, or for as many slots and pages as there is memory: at least one and a prompt."""
     each, device = -(-longest // PAGE), weights.embed.device
     wanted, least = (slots + 1) * each + 1, 2 * each + 1
     memory, of_slot, of_page = int(_SHARE_OF_MEMORY * free_bytes(device)), slot_bytes(weights), page_bytes(weights)
