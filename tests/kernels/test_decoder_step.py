@@ -194,7 +194,7 @@ def cut_into_runs(counts: list[int], chance: random.Random) -> list[tuple[list[i
 def read(
     step: DecoderStep, slots: Slots, texts: list[Tensor], steps: list[tuple[list[int], list[int]]], seed: int
 ) -> dict[tuple[int, int], Tensor]:
-    """The logits of a random half of the tokens, by slot and place; then those of all that are read alone."""
+    """The logits of a random half of the tokens, by slot and place, on one thread and two by turns."""
     found: dict[tuple[int, int], Tensor] = {}
     for index, (rows, places) in enumerate(steps):
         torch.set_num_threads(1 + index % 2)
