@@ -35,7 +35,8 @@ class Engine:
     Args:
         tokenizer: tells the end tokens with the model, and reads answers for stop texts.
         batch_size: sequences that are decoded at once.
-        prefill_chunk: longest piece of a prompt that is run at once, in tokens; None: whole prompts.
+        prefill_chunk: longest piece of a prompt that is run at once, in tokens; None: whole prompts. Where a decoding
+            step in C++ runs it reads them, of all prompts together up to `READ_AT_ONCE` tokens at once.
         eos_ids: what ends an answer; None: `end_token_ids(tokenizer, model)`.
     """
 

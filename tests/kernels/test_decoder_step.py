@@ -177,9 +177,11 @@ def test_a_row_does_not_see_the_others(name: str, dtype: torch.dtype) -> None:
 
 def cut_into_runs(counts: list[int], chance: random.Random) -> list[tuple[list[int], list[int]]]:
     """Steps (slots, places of their tokens) that read so many tokens of each slot's sequence, in runs of any length."""
-    done, steps = [0] * len(counts), []
+    done = [0] * len(counts)
+    steps: list[tuple[list[int], list[int]]] = []
     while left := [slot for slot, count in enumerate(counts) if done[slot] < count]:
-        slots, places = [], []
+        slots: list[int] = []
+        places: list[int] = []
         for slot in chance.sample(left, chance.randint(1, len(left))):
             count = min(counts[slot] - done[slot], chance.choice([1, 1, 2, 5, 13, 40]))
             slots += [slot] * count
@@ -192,8 +194,8 @@ def cut_into_runs(counts: list[int], chance: random.Random) -> list[tuple[list[i
 def read(
     step: DecoderStep, slots: Slots, texts: list[Tensor], steps: list[tuple[list[int], list[int]]], seed: int
 ) -> dict[tuple[int, int], Tensor]:
-    """The logits of a random half of the tokens, by slot and place; then those of all that are read alone."""
-    found = {}
+    """The logits of a random half of the tokens, by slot and place, on one thread and two by turns."""
+    found: dict[tuple[int, int], Tensor] = {}
     for index, (rows, places) in enumerate(steps):
         torch.set_num_threads(1 + index % 2)
         wanted = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed + index)) < 0.5

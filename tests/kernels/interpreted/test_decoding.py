@@ -6,6 +6,8 @@ import pytest
 import torch
 from choice_toys import assert_as_defined
 from decoder_toys import STATES, Shape, empty_slots, in_type, random_decoder
+from packed_ops import backend
+from sambay_kernels import DecoderStep
 from sambay_kernels.ops.choose_token import triton as choosing
 from sambay_kernels.ops.decoder_step import triton as stepping
 from sambay_kernels.ops.decoder_step.torch import decoder_step_torch
@@ -36,3 +38,14 @@ def test_steps_match_the_definition(shape: Shape, monkeypatch: pytest.MonkeyPatc
         assert float((a - b).abs().max()) < 1e-4 * float(a.abs().max())
     for name in STATES:
         assert torch.allclose(getattr(want, name).double(), getattr(found, name).double(), atol=1e-4), name
+
+
+def test_logits_of_some_rows_alone_are_refused() -> None:
+    weights = in_type(random_decoder(Shape()), torch.float32)
+    with backend("triton"):
+        step = DecoderStep(weights)
+    slots, token = empty_slots(weights, slots=1, page_size=5, longest=25), torch.tensor([1])
+    assert not step.takes_runs
+    with pytest.raises(ValueError, match="leave out `wanted`"):
+        step(slots, token, torch.tensor([0]), torch.tensor([True]))
+    assert slots.lengths.tolist() == [0]

@@ -14,8 +14,11 @@ from sambay_kernels import DecoderStep, DecoderWeights
 from tiny_sambay import tiny_model
 
 from sft.generate import Engine, Generation, SamplingParams, slot_batch
+from sft.generate.chooser import Chosen
+from sft.generate.requests import Request
 from sft.generate.slot_batch import SlotBatch
 from sft.generate.states import PAGE, States, page_bytes, slot_bytes
+from sft.generate.steps import STRIDE
 from sft.generate.stops import cut
 from sft.models.sambay_decoding import decoder_weights
 from sft.utils.errors import UserError
@@ -125,6 +128,34 @@ def test_prompts_read_by_steps_or_by_the_model(
     monkeypatch.setattr(slot_batch, "READ_AT_ONCE", 50)
     sent = few_pages(monkeypatch, 11)
     with backend(name):
+        found = answers(model, asked, SamplingParams(max_new_tokens=60), batch_size=8, prefill_chunk=20)
+    assert [one.ids for one in found] == want
+    assert sent
+
+
+class Strides:
+    """As a GPU decodes: several tokens of every sequence before the host looks."""
+
+    stride = STRIDE
+
+    def __init__(self, step: DecoderStep, states: States) -> None:
+        self.step, self.states = step, states
+
+    def __call__(self, rows: list[Request]) -> list[list[Chosen]]:
+        tokens, slots = torch.tensor([row.unread[0] for row in rows]), torch.tensor([row.slot for row in rows])
+        made = []
+        for _ in range(self.stride):
+            tokens = self.step(self.states.tensors, tokens, slots).argmax(-1)
+            made.append(tokens)
+        return [[(token, None) for token in mine] for mine in torch.stack(made, dim=1).tolist()]
+
+
+def test_steps_that_run_ahead(model: Any, wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are read by the model between them; sequences end within a stride, give up their pages and come back."""
+    asked, want = [[each for each in some[:8] for _ in range(3)] for some in (prompts(LENGTHS), wanted)]
+    monkeypatch.setattr(slot_batch, "steps_for", Strides)
+    sent = few_pages(monkeypatch, 11)
+    with backend("torch"):
         found = answers(model, asked, SamplingParams(max_new_tokens=60), batch_size=8, prefill_chunk=20)
     assert [one.ids for one in found] == want
     assert sent

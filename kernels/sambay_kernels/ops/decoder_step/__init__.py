@@ -1,1 +1,1 @@
-"""A whole decoding step of a SambaY model: one token of each of many sequences, whose states live in slots."""
+"""A whole decoding step of a SambaY model: the next tokens of many sequences, whose states live in slots."""

@@ -34,7 +34,7 @@ class DecoderStep:
 
     @property
     def takes_runs(self) -> bool:
-        """Whether a step reads several tokens of a sequence at once, as it would read one after the other."""
+        """Whether several tokens of a sequence cost a step less than as many steps."""
         return self._cpp is not None
 
     @torch.no_grad()
