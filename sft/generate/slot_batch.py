@@ -53,6 +53,16 @@ class SlotBatch:
         done = self._enter(queue)
         return [*done, *self._decode(queue)] if self.rows else done
 
+    def drop(self, request: Request) -> None:
+        """Forget a sequence that is under way: its slot and its pages are free."""
+        self.rows.remove(request)
+        self.states.free(request.slot)
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """Pages that are in use, and all of them."""
+        return self.states.pages
+
     def _enter(self, queue: deque[Request]) -> list[Request]:
         """Let in those whose prompt is read and that find a slot and pages; read on where it isn't."""
         done = []
@@ -135,7 +145,7 @@ def _states(weights: DecoderWeights, slots: int, longest: int) -> States:
         raise UserError(
             f"Sequences of up to {longest} tokens need {least * page_bytes(weights) / 1e9:.2f} GB for keys and values, "
             f"more than {_SHARE_OF_MEMORY:.0%} of the {free_bytes(device) / 1e9:.2f} GB that are free: lower "
-            "max_new_tokens."
+            "max_new_tokens or max_length."
         )
     return States(weights, slots=slots, longest=longest, pages=min(wanted, affordable))
 
