@@ -85,7 +85,7 @@ class Answers:
             UserError: what the engine failed with, or that it stops.
         """
         while True:
-            await self._event.wait()
+            await self._event.wait()  # bounded: by whoever asks; and the engine tells its own end
             self._event.clear()
             new, self._new = self._new, []
             for position, piece in _joined(new):

@@ -145,7 +145,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
-            return task.result()
+            return task.result()  # bounded: it is done
         raise ClientGone
     finally:
         task.cancel()

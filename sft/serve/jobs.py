@@ -97,8 +97,6 @@ class Reader:
             raise ApiError(400, "temperature must be 0 (greedy), or from 0.01 to 2.", param="temperature")
         if asked.stream_options is not None and not asked.stream:
             raise ApiError(400, "stream_options needs stream: true.", param="stream_options")
-        if not all(map(_encodable, asked.stops)):
-            raise ApiError(400, "stop holds characters that are no Unicode text.", param="stop")
 
     def _check_length(self, characters: int, param: str) -> None:
         """Refuse what is too long however it is cut into tokens, without cutting it."""

@@ -60,7 +60,7 @@ class Listener:
         for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
             self._loop.add_signal_handler(number, self._asked_to_stop)
         serving = asyncio.create_task(self._server.serve([self.socket]))
-        stopping = asyncio.create_task(self._stop.wait())
+        stopping = asyncio.create_task(self._stop.wait())  # bounded: ended below, whatever happens
         try:
             while not (self._server.started or serving.done()):
                 await asyncio.sleep(0.01)

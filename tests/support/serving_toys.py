@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+from children import read_line
 from run_toys import SHAPE
 
 NAME = "toy"
@@ -60,7 +64,9 @@ class Running:
         """The official client, which asks once."""
         import openai
 
-        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60, **options})
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60, **options}
+        )
 
     def post(self, body: Any, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
         """The response to a body: JSON, or bytes as they are."""
@@ -119,3 +125,21 @@ def running(engine: Any = None, max_length: int = 256, **settings: Any) -> Itera
 def chat(text: str = "2 + 2?", **fields: Any) -> dict[str, Any]:
     """The body of a chat request."""
     return {"model": NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 8, **fields}
+
+
+@contextmanager
+def served(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """(process, its address, where its standard output goes) of `sft serve --model MODEL`."""
+    log = model.with_name("served.log")
+    command = [sys.executable, "-u", "-m", "sft", "serve", "--model", str(model), "--port", "0", *options]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=out, text=True)
+    try:
+        line = read_line(process.stderr, 120)
+        while "http://" not in line:
+            assert line, log.read_text()
+            line = read_line(process.stderr, 120)
+        yield process, line.split(" at ")[1].split("/v1")[0], log
+    finally:
+        process.kill()
+        process.wait(30)
