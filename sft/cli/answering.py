@@ -34,19 +34,20 @@ def check_which_model(arguments: argparse.Namespace, overrides: list[str]) -> li
     return overrides
 
 
-def load_model(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any]:
-    """The model that is named, and its tokenizer."""
+def load_model(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any, str]:
+    """The model that is named, its tokenizer, and what it is called: as on the command line, or as its recipe."""
     if arguments.model is not None:
         check_model(arguments.model)
         from sft.run.named import load_named
 
-        return load_named(arguments.model, arguments.trust_remote_code)
+        return *load_named(arguments.model, arguments.trust_remote_code), arguments.model
     from sft.run.publish import taken_stage
 
-    paths = RunPaths(recipe_of(arguments, overrides, as_run=True))
+    recipe = recipe_of(arguments, overrides, as_run=True)
+    paths = RunPaths(recipe)
     stage = taken_stage(paths, arguments.stage, say)
     from sft.models.load import on_device
     from sft.train.handover import load_stage_model
 
     model, tokenizer = load_stage_model(paths, stage)
-    return on_device(model), tokenizer
+    return on_device(model), tokenizer, recipe.name

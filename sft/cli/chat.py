@@ -55,7 +55,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     quiet_libraries(debug=arguments.debug)
     talk: Conversation
     if arguments.server is None:
-        talk = Conversation(*load_model(arguments, overrides), arguments)
+        model, tokenizer, _ = load_model(arguments, overrides)
+        talk = Conversation(model, tokenizer, arguments)
     else:
         talk = FromServer(arguments)
     if asked is not None:

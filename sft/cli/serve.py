@@ -9,7 +9,6 @@ from typing import Any
 
 from sft.cli.answering import add_model_arguments, check_which_model, load_model
 from sft.cli.common import check_model, positive
-from sft.recipe import load_recipe
 from sft.utils.errors import UserError
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
@@ -74,12 +73,12 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     check_installed()
     at = bind(arguments.host, arguments.port)
     quiet_libraries(debug=arguments.debug)
-    model, tokenizer = load_model(arguments, overrides)
+    model, tokenizer, name = load_model(arguments, overrides)
     from sft.generate import Engine
     from sft.generate.streaming import AsyncEngine
     from sft.serve.listen import Listener
 
-    settings = _settings(arguments, overrides, model)
+    settings = _settings(arguments, model, name)
     engine = Engine(model, tokenizer, batch_size=arguments.batch_size, prefill_chunk=arguments.prefill_chunk)
     listener = Listener(AsyncEngine(engine, longest=settings.max_length), settings, at)
     _warn(listener.host, settings)
@@ -93,15 +92,14 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     raise UserError(f"stopped; requests that got no whole answer: {listener.cut_off}")
 
 
-def _settings(arguments: argparse.Namespace, overrides: list[str], model: Any) -> Any:
+def _settings(arguments: argparse.Namespace, model: Any, name: str) -> Any:
     from sft.serve.settings import Settings
 
     own = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
     if arguments.max_length is not None and arguments.max_length > own:
         raise UserError(f"--max_length {arguments.max_length}: the model's positions end at {own}")
-    name = arguments.served_model_name or arguments.model or load_recipe(arguments.config, overrides).name
     return Settings(
-        name=name,
+        name=arguments.served_model_name or name,
         max_length=arguments.max_length or min(own, LONGEST),
         api_key=arguments.api_key or os.environ.get(KEY_VARIABLE) or None,
         max_waiting=arguments.max_waiting,

@@ -193,14 +193,19 @@ class AsyncEngine:
     # ---- in the engine's thread ----
 
     def _run(self) -> None:
-        with evaluating(self.engine.model):
-            while self._next():
-                try:
-                    self._batch.step(self._queue)
-                    self._tell()
-                except Exception as error:
-                    self._start_again(error)
-        self._fail(UserError(STOPPED))
+        try:
+            with evaluating(self.engine.model):
+                while self._next():
+                    try:
+                        self._batch.step(self._queue)
+                        self._tell()
+                    except Exception as error:
+                        self._start_again(error)
+        except BaseException as error:
+            self.failed = error
+            raise
+        finally:
+            self._fail(UserError(STOPPED))
 
     def _next(self) -> bool:
         """Wait for something to do; take in who came, and let go who left. False: it is over."""

@@ -158,6 +158,7 @@ class TextFields(Sampling):
         return found
 
 
+_NAMES = {name for kind in (ChatFields, TextFields, StreamOptions, Message, Part) for name in kind.model_fields}
 Asked = TypeVar("Asked", bound=Sampling)
 
 
@@ -184,5 +185,6 @@ def read_fields(kind: type[Asked], body: Any) -> Asked:
         return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"][:4])
+        # What stands between brackets, or is no name, says which of several forms was tried.
+        place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in _NAMES)
         raise ApiError(400, f"{place}: {first['msg']}", param=str(first["loc"][0])) from None
