@@ -19,6 +19,7 @@ from sft.serve.settings import Settings
 from sft.utils.errors import UserError
 from sft.utils.say import say
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 HEAD_SECONDS, WRITE_SECONDS = 30.0, 60.0
 """In which a connection must bring a request's head, and take some of what is sent to it."""
 
@@ -36,7 +37,7 @@ class Listener:
         self._stops = 0
 
     def run(self, *, signals: bool = True, ready: Callable[[], None] = lambda: None) -> bool:
-        """Answer until `stop` is called, or, with `signals`, until Ctrl-C or SIGTERM. Whether all that was under way
+        """Answer until `stop` is called, or, with `signals`, until Ctrl-C, SIGTERM or SIGUSR1. Whether all that was under way
         then got its answer.
 
         Args:
@@ -57,7 +58,7 @@ class Listener:
 
     async def _run(self, signals: bool, ready: Callable[[], None]) -> bool:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
+        for number in SIGNALS if signals else ():
             self._loop.add_signal_handler(number, self._asked_to_stop)
         serving = asyncio.create_task(self._server.serve([self.socket]))
         stopping = asyncio.create_task(self._stop.wait())  # bounded: ended below, whatever happens
@@ -73,7 +74,7 @@ class Listener:
         finally:
             stopping.cancel()
             closed = await asyncio.to_thread(self.service.close)
-            for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
+            for number in SIGNALS if signals else ():
                 self._loop.remove_signal_handler(number)
         if not closed:
             raise UserError("The engine didn't stop: its last step is still running.")

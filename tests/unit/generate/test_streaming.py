@@ -125,15 +125,41 @@ async def gathered(answers: Any) -> list[list[int]]:
     return found
 
 
+@pytest.fixture
+def sent_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Room for ten pages; how often a sequence had to give up its own."""
+    from sft.generate.slot_batch import SlotBatch
+
+    times, send_back = [], SlotBatch._send_back
+
+    def counted(self: SlotBatch, queue: Any) -> None:
+        times.append(len(self.rows))
+        send_back(self, queue)
+
+    monkeypatch.setattr(SlotBatch, "_send_back", counted)
+    monkeypatch.setattr("sft.generate.slot_batch.page_bytes", lambda weights: 1)
+    monkeypatch.setattr("sft.generate.slot_batch.free_bytes", lambda device: 17)
+    return times
+
+
+def test_nothing_is_lost_where_sequences_give_up_their_pages(sent_back: list[int]) -> None:
+    check_crowd("slots", tokens=12, longest=200, batch_size=8)
+    assert sent_back
+
+
 @pytest.mark.parametrize("family", ["slots", "own cache"])
 def test_answers_dont_depend_on_who_else_asks_and_leaves(family: str) -> None:
+    check_crowd(family, tokens=3, longest=64)
+
+
+def check_crowd(family: str, *, tokens: int, longest: int, batch_size: int = 3) -> None:
     """Askers come and leave at random; every answer is the one that its request gets alone, and nothing is kept."""
     asked = [
-        (prompt(f"{i} + {i}?"), SamplingParams(max_new_tokens=4 + 3 * i, temperature=float(i % 2), seed=i))
+        (prompt(f"{i} + {i}?"), SamplingParams(max_new_tokens=4 + tokens * i, temperature=float(i % 2), seed=i))
         for i in range(12)
     ]
     alone = [engine_of(family, 1).generate([ids], params)[0].ids for ids, params in asked]
-    front = AsyncEngine(engine_of(family, 3), longest=64)
+    front = AsyncEngine(engine_of(family, batch_size), longest=longest)
 
     async def leaver(seed: int) -> None:
         chance = random.Random(seed)
@@ -152,7 +178,7 @@ def test_answers_dont_depend_on_who_else_asks_and_leaves(family: str) -> None:
         leaving = asyncio.gather(*map(leaver, range(10)))
         found = await asyncio.gather(*map(asker, range(len(asked))))
         await leaving
-        for _ in range(500):
+        for _ in range(3000):
             if not (front._owner or front._batch.rows or front._queue):
                 break
             await asyncio.sleep(0.01)

@@ -20,17 +20,19 @@ from run_toys import write_start
 from serving_toys import served
 
 from sft.generate import Engine, SamplingParams
+from sft.generate.stops import cut
 from sft.run.named import load_named
 from sft.tokenizers.prompt import prompt_text
 
 TOKENS = 12
+STOPS = ["a", "1", "ing"]
 
 
 def body(ask: Ask) -> dict[str, Any]:
     prompt, seed, count = ask
     messages = [{"role": "user", "content": f"What is {prompt} + {prompt + 1}?"}]
     sampling = {"temperature": float(seed % 2), "seed": seed, "n": count, "max_tokens": TOKENS}
-    return {"model": "toy", "messages": messages, **sampling}
+    return {"model": "toy", "messages": messages, **sampling, "stop": STOPS if prompt % 3 == 0 else None}
 
 
 def expected(model: Path, asks: list[Ask]) -> dict[Ask, list[str]]:
@@ -39,9 +41,10 @@ def expected(model: Path, asks: list[Ask]) -> dict[Ask, list[str]]:
     for ask in asks:
         text = prompt_text(tokenizer, body(ask)["messages"])
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        params = SamplingParams(max_new_tokens=TOKENS, temperature=float(ask[1] % 2), seed=ask[1])
+        stop = tuple(body(ask)["stop"] or ())
+        params = SamplingParams(max_new_tokens=TOKENS, temperature=float(ask[1] % 2), seed=ask[1], stop=stop)
         made = engine.generate([ids] * ask[2], params, numbers=range(ask[2]))
-        found[ask] = [tokenizer.decode(one.ids, skip_special_tokens=True) for one in made]
+        found[ask] = [cut(tokenizer.decode(one.ids, skip_special_tokens=True), one.stop) for one in made]
     return found
 
 
