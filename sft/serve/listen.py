@@ -37,8 +37,8 @@ class Listener:
         self._stops = 0
 
     def run(self, *, signals: bool = True, ready: Callable[[], None] = lambda: None) -> bool:
-        """Answer until `stop` is called, or, with `signals`, until Ctrl-C, SIGTERM or SIGUSR1. Whether all that was under way
-        then got its answer.
+        """Answer until `stop` is called, or, with `signals`, until one of those arrives. Whether all that was under
+        way then got its answer.
 
         Args:
             ready: called when requests can come.
@@ -58,14 +58,17 @@ class Listener:
 
     async def _run(self, signals: bool, ready: Callable[[], None]) -> bool:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        for number in SIGNALS if signals else ():
+        # One that was ignored when the process began (nohup, a background job) stays ignored.
+        heard = [number for number in SIGNALS if signals and signal.getsignal(number) != signal.SIG_IGN]
+        for number in heard:
             self._loop.add_signal_handler(number, self._asked_to_stop)
         serving = asyncio.create_task(self._server.serve([self.socket]))
         stopping = asyncio.create_task(self._stop.wait())  # bounded: ended below, whatever happens
         try:
             while not (self._server.started or serving.done()):
                 await asyncio.sleep(0.01)
-            ready()
+            if self._server.started:
+                ready()
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
                 await self._drain()
@@ -74,7 +77,7 @@ class Listener:
         finally:
             stopping.cancel()
             closed = await asyncio.to_thread(self.service.close)
-            for number in SIGNALS if signals else ():
+            for number in heard:
                 self._loop.remove_signal_handler(number)
         if not closed:
             raise UserError("The engine didn't stop: its last step is still running.")
