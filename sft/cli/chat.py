@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
-from sft.cli.common import check_model, positive, recipe_and_keys, recipe_of, seed
-from sft.recipe import RunPaths
+from sft.cli.answering import add_model_arguments, check_which_model, load_model
+from sft.cli.asking import Asked, Part, ask, model_of
+from sft.cli.common import check_model, positive, seed
 from sft.train.interrupt import stop_signals
 from sft.utils.errors import RefusedPromptError, UsageError
 from sft.utils.quiet import quiet_libraries
-from sft.utils.say import say
 
 TAKES_OVERRIDES = True
+KEY_VARIABLE = "SFT_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, one prompt or a conversation, and how to sample."""
+    add_model_arguments(parser)
     parser.add_argument(
-        "--config", metavar="RECIPE", help="recipe whose trained model answers; may stand without --config"
+        "--server", metavar="URL", help="ask this server of the OpenAI API instead; --model: which of its models"
     )
-    parser.add_argument("--stage", metavar="NAME", help="the model after this stage (default: the last one trained)")
-    parser.add_argument(
-        "--model", metavar="PATH", help="a model or adapter folder (an export, a stage) or Hub id instead of --config"
-    )
-    parser.add_argument("--trust_remote_code", action="store_true", help="--model: run the code it comes with")
+    parser.add_argument("--api_key", metavar="KEY", help=f"--server: its key (default: {KEY_VARIABLE}, if set)")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and exit; - reads standard input")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--max_new_tokens", type=positive, default=1024, metavar="N")
@@ -40,12 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Answer --prompt, or converse until end of input."""
-    if arguments.model is None:
-        arguments.config, overrides = recipe_and_keys(arguments.config, overrides)
-    if (arguments.config is None) == (arguments.model is None):
-        raise UsageError("say which model answers: --config RECIPE or --model PATH")
-    if arguments.model is not None and overrides:
-        raise UsageError(f"unknown argument {overrides[0]!r}; keys of a recipe go with --config")
+    if arguments.server is None:
+        overrides = check_which_model(arguments, overrides)
+    _check_server(arguments, overrides)
     if not 0 <= arguments.temperature < float("inf") or not 0 < arguments.top_p <= 1:
         raise UsageError("--temperature must be at least 0, and --top_p in (0, 1]")
     if arguments.top_k < 0 or not 0 < arguments.repetition_penalty < float("inf"):
@@ -53,11 +50,15 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     asked = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if asked is not None and not asked.strip():
         raise UsageError("--prompt is empty")
-    if arguments.model is not None:
+    if arguments.server is None and arguments.model is not None:
         check_model(arguments.model)
     quiet_libraries(debug=arguments.debug)
-    model, tokenizer = _load(arguments, overrides)
-    talk = Conversation(model, tokenizer, arguments)
+    talk: Conversation
+    if arguments.server is None:
+        model, tokenizer, _ = load_model(arguments, overrides)
+        talk = Conversation(model, tokenizer, arguments)
+    else:
+        talk = FromServer(arguments)
     if asked is not None:
         talk.answer(asked)
         return 0
@@ -65,27 +66,27 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _load(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any]:
-    if arguments.model is not None:
-        from sft.run.named import load_named
-
-        return load_named(arguments.model, arguments.trust_remote_code)
-    from sft.run.publish import taken_stage
-
-    paths = RunPaths(recipe_of(arguments, overrides, as_run=True))
-    stage = taken_stage(paths, arguments.stage, say)
-    from sft.models.load import on_device
-    from sft.train.handover import load_stage_model
-
-    model, tokenizer = load_stage_model(paths, stage)
-    return on_device(model), tokenizer
+def _check_server(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Raise UsageError for options that don't go together."""
+    if arguments.server is None:
+        if arguments.api_key is not None:
+            raise UsageError("--api_key has no effect without --server")
+        return
+    told = {
+        "--config": arguments.config,
+        "--stage": arguments.stage,
+        "--trust_remote_code": arguments.trust_remote_code,
+    }
+    if no_use := [*overrides, *(option for option, value in told.items() if value)]:
+        raise UsageError(f"{no_use[0]} has no effect with --server, which has its own model: leave one out")
+    if not re.match("https?://.", arguments.server):
+        raise UsageError(f"--server: {arguments.server!r} is no http address, as http://127.0.0.1:8000/v1")
 
 
 def _only_as_asked(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> str:
     """Let nothing but the options decide how `model` answers, and say what they are.
 
-    What a call to `generate` doesn't say, transformers takes from the model's generation configuration, and then from
-    defaults of its own, among them the 50 likeliest tokens.
+    Of the model's generation configuration the engine takes where an answer ends, and nothing else.
     """
     from transformers import GenerationConfig
 
@@ -93,16 +94,14 @@ def _only_as_asked(model: Any, tokenizer: Any, arguments: argparse.Namespace) ->
     from sft.models.merge import base_of
 
     base = base_of(model)
-    settings = {"repetition_penalty": arguments.repetition_penalty}
-    if arguments.temperature:
-        names = ("temperature", "top_p", "top_k")
-        settings = {**{name: getattr(arguments, name) for name in names}, **settings}
-    ends, pad = end_token_ids(tokenizer, base), tokenizer.pad_token_id
-    base.generation_config = GenerationConfig(
-        do_sample=bool(arguments.temperature), **settings, eos_token_id=ends, pad_token_id=pad
-    )
+    base.generation_config = GenerationConfig(eos_token_id=end_token_ids(tokenizer, base))
+    return _how(arguments)
+
+
+def _how(arguments: argparse.Namespace) -> str:
+    names = ("temperature", "top_p", "top_k") if arguments.temperature else ()
     how = "sampling" if arguments.temperature else "greedy"
-    return f"{how}: {', '.join(f'{name} {value:g}' for name, value in settings.items())}"
+    return f"{how}: {', '.join(f'{name} {getattr(arguments, name):g}' for name in (*names, 'repetition_penalty'))}"
 
 
 HELP = "Ctrl-D ends, /clear starts afresh, Ctrl-C stops an answer."
@@ -160,8 +159,13 @@ class Conversation:
         self.model, self.tokenizer, self.arguments = model, tokenizer, arguments
         self.messages: list[dict[str, str]] = []
         self._cut = False
-        print(_only_as_asked(model, tokenizer, arguments), file=sys.stderr)
+        self._tokens, self._begun = 0, 0.0
+        self._engine: Any = None
+        print(self._how(), file=sys.stderr)
         self.clear()
+
+    def _how(self) -> str:
+        return _only_as_asked(self.model, self.tokenizer, self.arguments)
 
     def clear(self) -> None:
         """Forget everything but the system message."""
@@ -175,19 +179,20 @@ class Conversation:
 
     def answer(self, text: str) -> str:
         """Print the answer as it comes, and return it."""
-        from sft.tokenizers.control import ControlTokens
-        from sft.tokenizers.prompt import prompt_text
-
         self.messages.append({"role": "user", "content": text})
         pieces = []
-        for piece in self._stream(prompt_text(self.tokenizer, self.messages)):
-            print(piece, end="", flush=True)
-            pieces.append(piece)
+        shown = Dimmed(sys.stdout)
+        self._tokens = 0
+        try:
+            for kind, piece in self._parts():
+                shown.write(kind, piece)
+                pieces.append(piece if kind == "answer" or not self._remembers_answers_only else "")
+        finally:
+            shown.close()
         print()
-        if self._cut:
-            print(f"[cut off after {self.arguments.max_new_tokens} tokens: see --max_new_tokens]", file=sys.stderr)
+        self._tell()
         answer = "".join(pieces)
-        spelled = ControlTokens(self.tokenizer).find(answer)
+        spelled = self._forged(answer)
         if spelled is None:
             self.messages.append({"role": "assistant", "content": answer})
         else:
@@ -197,57 +202,109 @@ class Conversation:
             )
         return answer
 
+    _remembers_answers_only = False
+
+    def _forged(self, answer: str) -> str | None:
+        from sft.tokenizers.control import ControlTokens
+
+        return ControlTokens(self.tokenizer).find(answer)
+
+    def _tell(self) -> None:
+        """How fast the answer came, and whether it was cut off."""
+        seconds = time.monotonic() - self._begun
+        if self._tokens and seconds > 0:
+            print(f"[{self._tokens} tokens, {self._tokens / seconds:.1f} tokens/s]", file=sys.stderr)
+        if self._cut:
+            print(f"[cut off after {self.arguments.max_new_tokens} tokens: see --max_new_tokens]", file=sys.stderr)
+
+    def _parts(self) -> Iterator[Part]:
+        """The answer to the messages, in parts."""
+        from sft.generate.text import Thinking, opens_thinking
+        from sft.tokenizers.prompt import prompt_text
+
+        rendered = prompt_text(self.tokenizer, self.messages)
+        thinking = Thinking(opened=opens_thinking(rendered))
+        for piece in self._stream(rendered):
+            yield from thinking.add(piece)
+        yield from thinking.finish()
+
     def _stream(self, rendered: str) -> Iterator[str]:
-        """The answer's text to what is `rendered`, word by word."""
-        from threading import Thread
+        """The answer's text to what is `rendered`, token by token."""
+        from sft.generate import Engine
+        from sft.generate.streaming import stream
+        from sft.generate.text import TextStream
 
-        import torch
-        from transformers import TextIteratorStreamer
+        if self._engine is None:
+            self._engine = Engine(self.model, self.tokenizer, batch_size=1)
+        ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        text, self._begun = TextStream(self.tokenizer), time.monotonic()
+        for piece in stream(self._engine, ids, self._params()):
+            self._tokens += len(piece.ids)
+            if piece.end is None:
+                yield text.add(piece.ids)
+            else:
+                self._cut = not piece.end.finished
+                yield text.finish(piece.ids)
 
-        from sft.tokenizers.vocabulary import check_vocabulary
+    def _params(self) -> Any:
+        from sft.generate import SamplingParams
 
-        inputs = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
-        check_vocabulary(self.model, int(inputs["input_ids"].max()))
-        inputs = inputs.to(self.model.device)
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        options = self.arguments
-        stop = _Stop()
-        failed: list[BaseException] = []
-        torch.manual_seed(options.seed)
-
-        def generate() -> None:
-            try:
-                made = self.model.generate(
-                    **inputs,
-                    max_new_tokens=options.max_new_tokens,
-                    streamer=streamer,
-                    stopping_criteria=[stop],
-                )
-                new = made[0, inputs["input_ids"].shape[1] :].tolist()
-                ends = self.model.generation_config.eos_token_id
-                self._cut = len(new) == options.max_new_tokens and new[-1] not in ends
-            except BaseException as error:
-                failed.append(error)
-                streamer.end()
-
-        thread = Thread(target=generate, daemon=True)
-        thread.start()
-        try:
-            yield from streamer
-        finally:
-            stop.asked = True
-            thread.join(timeout=60)  # it ends with the next token
-        if failed:
-            raise failed[0]
+        names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+        return SamplingParams(**{name: getattr(self.arguments, name) for name in names})
 
 
-class _Stop:
-    """Ends generation when asked to."""
+class FromServer(Conversation):
+    """The same with a server's model. Its thinking isn't sent back to it, which is what such servers expect."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    _remembers_answers_only = True
 
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        import torch
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        key = arguments.api_key or os.environ.get(KEY_VARIABLE) or None
+        self._server = Asked(arguments.server.rstrip("/"), key, "")
+        self._server = self._server._replace(model=arguments.model or model_of(self._server))
+        super().__init__(None, None, arguments)
 
-        return torch.full((input_ids.shape[0],), self.asked, dtype=torch.bool, device=input_ids.device)
+    def _how(self) -> str:
+        return f"{self._server.model} at {self._server.url}, {_how(self.arguments)}"
+
+    def _forged(self, answer: str) -> str | None:
+        return None  # the server sees to that
+
+    def _parts(self) -> Iterator[Part]:
+        self._cut, self._begun = False, time.monotonic()
+        for kind, value in ask(self._server, {"messages": self.messages, **_fields(self.arguments)}):
+            if kind == "tokens":
+                self._tokens = int(value)
+            elif kind == "finish":
+                self._cut = value == "length"
+            else:
+                yield kind, value
+
+
+def _fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options as the API has them; what not every server knows is left out where it has no effect."""
+    names = {name: getattr(arguments, name) for name in ("temperature", "top_p", "seed")}
+    beyond = {"top_k": 0, "repetition_penalty": 1.0}
+    more = {name: getattr(arguments, name) for name, none in beyond.items() if getattr(arguments, name) != none}
+    return {**names, **more, "max_tokens": arguments.max_new_tokens}
+
+
+class Dimmed:
+    """A terminal on which thinking is dim; anywhere else it is text as any."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._terminal, self._dim = out, out.isatty(), False
+
+    def write(self, kind: str, text: str) -> None:
+        """Show a part of an answer."""
+        self._turn(kind != "answer")
+        print(text, end="", flush=True, file=self._out)
+
+    def close(self) -> None:
+        """Be as before."""
+        self._turn(False)
+
+    def _turn(self, dim: bool) -> None:
+        if self._terminal and dim != self._dim:
+            print("\033[2m" if dim else "\033[22m", end="", flush=True, file=self._out)
+        self._dim = dim

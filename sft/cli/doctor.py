@@ -33,6 +33,7 @@ OPTIONAL = {
     "flash-attn": "pip install 'sambay-sft[cuda]' on a machine with a CUDA GPU",
     "bitsandbytes": "pip install 'sambay-sft[cuda]' on a machine with a CUDA GPU",
     "openai": "pip install 'sambay-sft[teacher]' to ask a teacher's server for answers",
+    "fastapi": "pip install 'sambay-sft[serve]' for sft serve",
     "ray": "pip install 'sambay-sft[ray]' to prepare data on a Ray cluster",
 }
 LOW_DISK_GB = 20

@@ -93,7 +93,7 @@ class Engine:
         batch = self.batch(max([most, *(request.longest for request in requests)]))
         # The longest first: memory peaks at the start, and neighbours need little padding.
         queue = deque(sorted(requests, key=lambda request: -len(request.prompt)))
-        with _evaluating(self.model):
+        with evaluating(self.model):
             while True:
                 if more is not None and (new := more(max(0, self.batch_size - batch.live - len(queue)))):
                     assert isinstance(params, SamplingParams)
@@ -118,14 +118,17 @@ class Engine:
         params: Sequence[SamplingParams],
     ) -> list[Request]:
         """Requests of the positions from `first` on."""
-        made = [self.request(*one) for one in zip(count(first), numbers, prompts, params, strict=False)]
-        check_vocabulary(self.model, max((max(prompt) for prompt in prompts), default=0))
-        return made
+        return [self.request(*one) for one in zip(count(first), numbers, prompts, params, strict=False)]
 
     def request(self, index: int, number: int, prompt: Sequence[int], params: SamplingParams) -> Request:
-        """One prompt as a batch takes it."""
+        """One prompt as a batch takes it.
+
+        Raises:
+            UsageError: an empty prompt. UserError: tokens outside the model's vocabulary.
+        """
         if not prompt:
             raise UsageError(f"Prompt {index} has no tokens; there is nothing to continue.")
+        check_vocabulary(self.model, max(prompt))
         stops = StopTexts(self.tokenizer, params.stop) if params.stop else None
         return Request(index, number, list(prompt), params, self.ends | params.stop_token_ids, stops)
 
@@ -165,7 +168,7 @@ def generate_batch(
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Eval mode without gradients; the mode of every module is put back."""
     training = [module for module in model.modules() if module.training]
     model.eval()

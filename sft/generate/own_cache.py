@@ -46,6 +46,16 @@ class CacheBatch:
             return self._admit([queue.popleft() for _ in range(min(free, len(queue)))])
         return self._decode() if self.rows else []
 
+    def drop(self, request: Request) -> None:
+        """Forget a row that is under way; it leaves the cache with the next ones that are done."""
+        request.done = True
+        self.live -= 1
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """None: the cache has no pages."""
+        return 0, 0
+
     def _admit(self, requests: list[Request]) -> list[Request]:
         """Prefill the requests and put them behind the rows; each gets its first token."""
         width = max(len(request.prompt) for request in requests)

@@ -62,6 +62,16 @@ class SlotBatch:
         self._share(queue)
         return self._decode(queue) if self.rows else []
 
+    def drop(self, request: Request) -> None:
+        """Forget a sequence that is under way: its slot and its pages are free."""
+        self.rows.remove(request)
+        self.states.free(request.slot)
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """Pages that are in use, and all of them."""
+        return self.states.pages
+
     def _enter(self, queue: deque[Request]) -> None:
         """Let in those that find a slot, and pages for what they have to read."""
         while queue and len(self.rows) < self.batch_size:
@@ -190,7 +200,8 @@ def _states(weights: DecoderWeights, slots: int, longest: int) -> States:
         needed = least * of_page + (1 + States.BESIDE) * of_slot
         raise UserError(
             f"A sequence of up to {longest} tokens needs {needed / 1e9:.2f} GB for states, keys and values, more than "
-            f"{_SHARE_OF_MEMORY:.0%} of the {free_bytes(device) / 1e9:.2f} GB that are free: lower max_new_tokens."
+            f"{_SHARE_OF_MEMORY:.0%} of the {free_bytes(device) / 1e9:.2f} GB that are free: lower max_new_tokens "
+            "or max_length."
         )
     pages = min(wanted, (memory - (slots + States.BESIDE) * of_slot) // of_page)
     return States(weights, slots=slots, longest=longest, pages=pages)

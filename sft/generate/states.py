@@ -34,6 +34,12 @@ class States:
         """Where the states are."""
         return self.tensors.lengths.device
 
+    @property
+    def pages(self) -> tuple[int, int]:
+        """Pages that are in use, and all of them."""
+        every = len(self._users) - 1
+        return every - len(self._free_pages), every
+
     def take_slot(self) -> int | None:
         """A free slot, if there is one."""
         return self._free_slots.pop() if self._free_slots else None

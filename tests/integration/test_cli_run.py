@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import data_set_rows
@@ -134,6 +135,40 @@ def test_chat_answers_once_and_converses(
     monkeypatch.setattr("builtins.input", typed)
     assert main(["chat", "--model", "run/stages/packed/final", "--max_new_tokens", "6"]) == 0
     assert capsys.readouterr().out == answer * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["r.yaml"], "mini"),  # the last stage: an adapter
+        (["--config", "r.yaml", "--stage", "packed"], "mini"),
+        (["--model", "run/export", "--served_model_name", "best"], "best"),
+    ],
+)
+def test_serve_of_a_stage_and_an_export(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], name: str
+) -> None:
+    """Asked by its own chat, and told to stop, as soon as it is there."""
+    import threading
+
+    from sft.serve.listen import Listener
+
+    run, statuses = Listener.run, []
+
+    def ask_and_stop(self: Listener) -> None:
+        url = f"http://{self.host}:{self.port}/v1"
+        statuses.append(main(["chat", "--server", url, "--prompt", "What is 2 + 2?", "--max_new_tokens", "6"]))
+        self.stop()
+
+    def asked(self: Listener, *, ready: Callable[[], None]) -> bool:
+        asking = threading.Thread(target=ask_and_stop, args=(self,))
+        finished = run(self, signals=False, ready=lambda: (ready(), asking.start())[0])
+        asking.join(60)
+        return finished
+
+    monkeypatch.setattr(Listener, "run", asked)
+    assert main(["serve", *words, "--port", "0", "--batch_size", "2", "--max_length", "256"]) == 0
+    assert statuses == [0] and f"serving {name} at http://127.0.0.1:" in capsys.readouterr().err
 
 
 def test_push_without_a_token_says_how_to_log_in(

@@ -20,6 +20,7 @@ LINES = (
     ("sft.data.tokenize",),
     ("sft.data.read",),
     ("sft.data.text",),
+    ("sft.serve",),
     ("sft.generate",),
     ("sft.models",),
     ("sft.answers", "sft.tokenizers"),
@@ -27,6 +28,7 @@ LINES = (
 )
 OPEN = ("sft.recipe", "sft.utils")
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "sambay_kernels"}
+HEAVY |= {"fastapi", "uvicorn", "starlette"}
 
 
 def modules(root: Path) -> dict[str, Path]:

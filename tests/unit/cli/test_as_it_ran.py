@@ -38,7 +38,9 @@ def test_a_report_says_what_ran(recipe: Path, capsys: pytest.CaptureFixture[str]
     assert "here.jsonl" in page and "learning_rate: 0.5" in page
 
 
-@pytest.mark.parametrize("verb", [["chat", "--prompt", "x"], ["export"], ["push", "--repo_id", "a/b"]])
+@pytest.mark.parametrize(
+    "verb", [["chat", "--prompt", "x"], ["serve", "--port", "0"], ["export"], ["push", "--repo_id", "a/b"]]
+)
 def test_other_verbs_that_look_at_a_run(recipe: Path, verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb[0], str(recipe), *verb[1:]]) == 1
     assert "no stage of mine is trained" in capsys.readouterr().err

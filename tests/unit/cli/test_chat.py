@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -48,21 +50,22 @@ def test_nothing_is_between_the_options_and_the_logits(
     plain: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At temperature 1 every token can come: transformers' own default of the 50 likeliest isn't taken."""
-    import transformers
+    from sft.generate import SamplingParams, streaming
 
-    taken: list[Any] = []
-    prepare = transformers.GenerationMixin._get_logits_processor
+    taken: list[SamplingParams] = []
+    stream = streaming.stream
 
-    def spying(self: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        found = prepare(self, generation_config, *args, **kwargs)
-        taken.append([type(processor).__name__ for processor in found])
-        return found
+    def spying(engine: Any, prompt: Any, params: SamplingParams) -> Any:
+        taken.append(params)
+        return stream(engine, prompt, params)
 
-    monkeypatch.setattr(transformers.GenerationMixin, "_get_logits_processor", spying)
+    monkeypatch.setattr(streaming, "stream", spying)
     said(plain, capsys, "--temperature", "1")
-    assert taken == [[]]
-    _, told = said(plain, capsys, "--temperature", "0.5", "--top_k", "3", "--repetition_penalty", "1.1")
-    assert sorted(taken[1]) == ["RepetitionPenaltyLogitsProcessor", "TemperatureLogitsWarper", "TopKLogitsWarper"]
+    _, told = said(plain, capsys, "--temperature", "0.5", "--top_k", "3", "--repetition_penalty", "1.1", "--seed", "4")
+    assert taken == [
+        SamplingParams(max_new_tokens=12, temperature=1.0),
+        SamplingParams(max_new_tokens=12, temperature=0.5, top_k=3, repetition_penalty=1.1, seed=4),
+    ]
     assert "temperature 0.5, top_p 1, top_k 3, repetition_penalty 1.1" in told
 
 
@@ -144,6 +147,99 @@ def test_an_answer_that_was_cut_off_is_told(
     assert "cut off" not in said(plain, capsys)[1]
 
 
+def test_how_fast_it_was_is_told(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.search(r"^\[12 tokens, \d+\.\d tokens/s\]$", said(plain, capsys)[1], re.MULTILINE)
+
+
 def _ends_everywhere(model: Any) -> str:
     model.generation_config.eos_token_id = list(range(model.config.vocab_size))
     return "greedy"
+
+
+# ---- thinking, and servers ----
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_thinking_is_dim_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sft.cli.chat import Dimmed
+
+    parts = [("mark", "<think>"), ("thought", "2 and 2"), ("mark", "</think>"), ("answer", "4"), ("thought", "?")]
+    shown = []
+    for out in (_Terminal(), io.StringIO()):
+        dimmed = Dimmed(out)
+        for kind, text in parts:
+            dimmed.write(kind, text)
+        dimmed.close()
+        shown.append(out.getvalue())
+    assert shown == ["\033[2m<think>2 and 2</think>\033[22m4\033[2m?\033[22m", "<think>2 and 2</think>4?"]
+
+
+def test_a_server_is_asked(plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from serving_toys import NAME, running
+
+    from sft.generate import Engine
+    from sft.run.named import load_named
+
+    options = ["--prompt", "2 + 2?", "--max_new_tokens", "12", "--temperature", "1", "--seed", "3", "--top_k", "9"]
+    assert main(["chat", "--model", str(plain), *options]) == 0
+    here = capsys.readouterr().out
+    with running(Engine(*load_named(str(plain)), batch_size=2), api_key="key") as server:
+        assert main(["chat", "--server", f"{server.url}/v1", *options]) == 1
+        assert "401 Incorrect API key" in capsys.readouterr().err
+        monkeypatch.setenv("SFT_API_KEY", "key")
+        assert main(["chat", "--server", f"{server.url}/v1/", *options]) == 0
+        out, err = capsys.readouterr()
+        assert out == here and f"{NAME} at {server.url}/v1, sampling: temperature 1, top_p 1, top_k 9" in err
+        assert "[12 tokens, " in err and err.endswith("[cut off after 12 tokens: see --max_new_tokens]\n")
+        assert main(["chat", "--server", f"{server.url}/v1", *options, "--model", "other"]) == 1
+        assert "404 The model `other` does not exist" in capsys.readouterr().err
+        assert main(["chat", "--server", f"{server.url}/v1", "--prompt", "<|end|>"]) == 1
+        assert "spells out <|end|>" in capsys.readouterr().err
+    assert main(["chat", "--server", f"{server.url}/v1", *options]) == 1
+    assert "can't be reached" in capsys.readouterr().err
+
+
+def test_a_servers_thinking_is_shown_and_not_sent_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sft.cli import chat
+
+    asked: list[Any] = []
+
+    def answer(server: Any, fields: Any) -> Any:
+        asked.append([dict(message) for message in fields["messages"]])
+        yield from [("thought", "2 and 2"), ("answer", "4"), ("finish", "stop"), ("tokens", "5")]
+
+    monkeypatch.setattr(chat, "ask", answer)
+    lines = iter(["2 + 2?", "more"])
+
+    def read(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    assert main(["chat", "--server", "http://h/v1", "--model", "m"]) == 0
+    assert asked[1][1] == {"role": "assistant", "content": "4"}
+    assert capsys.readouterr().out == "2 and 24\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--server", "localhost:8000"], "is no http address"),
+        (["--server", "http://h/v1", "--config", "r.yaml"], "--config has no effect with --server"),
+        (["--server", "http://h/v1", "--model.dtype", "float32"], "--model.dtype has no effect with --server"),
+        (["--model", "MODEL", "--api_key", "k"], "--api_key has no effect without --server"),
+    ],
+)
+def test_options_that_dont_go_together(
+    plain: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert main(["chat", *(word.replace("MODEL", str(plain)) for word in words), "--prompt", "x"]) == 2
+    assert told in capsys.readouterr().err

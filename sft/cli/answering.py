@@ -1,0 +1,53 @@
+"""What the verbs share that answer: which model, of a run or by its name."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sft.cli.common import check_model, recipe_and_keys, recipe_of
+from sft.recipe import RunPaths
+from sft.utils.errors import UsageError
+from sft.utils.say import say
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--config`, `--stage`, `--model` and `--trust_remote_code`."""
+    parser.add_argument(
+        "--config", metavar="RECIPE", help="recipe whose trained model answers; may stand without --config"
+    )
+    parser.add_argument("--stage", metavar="NAME", help="the model after this stage (default: the last one trained)")
+    parser.add_argument(
+        "--model", metavar="PATH", help="a model or adapter folder (an export, a stage) or Hub id instead of --config"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="--model: run the code it comes with")
+
+
+def check_which_model(arguments: argparse.Namespace, overrides: list[str]) -> list[str]:
+    """Settle --config, and return the keys that are the recipe's. Raises UsageError unless one model is named."""
+    if arguments.model is None:
+        arguments.config, overrides = recipe_and_keys(arguments.config, overrides)
+    if (arguments.config is None) == (arguments.model is None):
+        raise UsageError("say which model answers: --config RECIPE or --model PATH")
+    if arguments.model is not None and overrides:
+        raise UsageError(f"unknown argument {overrides[0]!r}; keys of a recipe go with --config")
+    return overrides
+
+
+def load_model(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any, str]:
+    """The model that is named, its tokenizer, and what it is called: as on the command line, or as its recipe."""
+    if arguments.model is not None:
+        check_model(arguments.model)
+        from sft.run.named import load_named
+
+        return *load_named(arguments.model, arguments.trust_remote_code), arguments.model
+    from sft.run.publish import taken_stage
+
+    recipe = recipe_of(arguments, overrides, as_run=True)
+    paths = RunPaths(recipe)
+    stage = taken_stage(paths, arguments.stage, say)
+    from sft.models.load import on_device
+    from sft.train.handover import load_stage_model
+
+    model, tokenizer = load_stage_model(paths, stage)
+    return on_device(model), tokenizer, recipe.name
