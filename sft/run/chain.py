@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sft.models.positions import check_positions
 from sft.recipe.paths import RunPaths
 from sft.run.checks import ALL, check_recipe
-from sft.run.evaluation import evaluate_point, score_checkpoint
+from sft.run.evaluation import evaluate_live, evaluate_point, score_checkpoint
 from sft.run.identity import check_all_done, check_done, done_manifest, is_only_handed_on_otherwise, stage_parts
 from sft.run.lock import lock_for_all
 from sft.run.record import write_record
@@ -112,6 +112,7 @@ def _one_stage(paths: RunPaths, stage: Stage, others: Sequence[RunPaths]) -> dic
         base=point.base,
         started=lambda: write_record(paths),
         score=lambda folder, step: score_checkpoint(paths, stage, folder, step),
+        answer=lambda model, step, check: evaluate_live(paths, stage, (model, point.tokenizer), step, check),
     )
 
 
