@@ -114,7 +114,7 @@ def _numel(parameter: Any) -> int:
 def _whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     if not _is_parted(parameter):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     gathered: AbstractContextManager[Any] = GatheredParameters([parameter])
     return gathered

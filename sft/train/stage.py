@@ -117,9 +117,8 @@ def train_stage(
     `parts` is what the stage's weights follow from. `model` gets fresh adapters when the stage asks for LoRA and it has
     none yet; `base` then names what they stand on. `started` is called once nothing refuses the stage any more, before
     anything of it is written. `score`: how good the model in a folder, of a step, is for `keep_best`; asked by the main
-    process. `answer`: what a model answers, for `evaluate.every`. With `resume`, training goes on from the newest whole
-    checkpoint of the same stage, bit for bit as if it had not stopped; without, its checkpoints are thrown away.
-
+    process. `answer`: for `evaluate.every`. With `resume`, training goes on from the newest whole checkpoint of the
+    same stage, bit for bit as if it had not stopped; without, its checkpoints are thrown away.
     Raises UserError for a model that mixes documents, leaves trainable tensors without a gradient, diverges, or can't
     be continued from what is there; Interrupted after a signal, with everything saved.
     """
