@@ -148,6 +148,14 @@ def score_checkpoint(paths: RunPaths, stage: Stage, folder: Path, step: int) -> 
     return float(metrics[name]["pass_at_1"])
 
 
+def read_live_problems(stage: Stage) -> None:
+    """Raise UserError for problems that `evaluate.every` couldn't ask later on."""
+    from sft.evaluate.suites import load_problems
+
+    for suite in stage.evaluate.while_training():
+        load_problems(suite)
+
+
 def evaluate_live(
     paths: RunPaths, stage: Stage, answering: tuple[Any, Any], step: int, check: Callable[[], None]
 ) -> dict[str, dict[str, Any]]:

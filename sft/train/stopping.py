@@ -43,7 +43,7 @@ def _reached(found: dict[str, Any]) -> str:
     """What `stopped_at` says, in words."""
     if ACCURACY in found:
         return f"with a token accuracy of {found[ACCURACY]:.4f}"
-    return f"{found['metric']} has got no better than {found['best']:.1%}, after step {found['best_step']:,}"
+    return f"as {found['metric']} has got no better since step {found['best_step']:,} ({found['best']:.1%})"
 
 
 class StopWhen(TrainerCallback):
@@ -74,7 +74,7 @@ class StopWhen(TrainerCallback):
         if self._ended == state.global_step:
             return  # found at another line of this step
         self._ended = state.global_step
-        say(f"{self._stage.name}: ended at step {found['step']:,}: {_reached(found)}")
+        say(f"{self._stage.name}: ended at step {found['step']:,}, {_reached(found)}")
         if self._validation is not None:
             self._validation.look_at_the_end(state)
         if state.global_step % self._trainer.steps_of_an_epoch:

@@ -65,3 +65,15 @@ def test_the_answers_are_those_of_the_model_in_its_folder(
     (root / "off/eval/s0/manifest.json").unlink()
     evaluate_points(alone, stage="s0")
     assert (root / "off/eval/s0/words/samples.jsonl").read_bytes() == live
+
+
+def test_a_signal_to_one_process_ends_the_evaluation_of_all(folder: Path) -> None:
+    """It is saved and begun again; what was answered by then is kept."""
+    root = folder / CASES[0]
+    for rank in (0, 1):
+        told = (root / f"stopped-{rank}.txt").read_text()
+        assert told.startswith(f"Stopped at step 2 of {STEPS} of stage s0, everything saved."), told
+    assert lines(root, "stopped") == lines(root, "off")
+    for step in (2, STEPS):
+        where = f"stages/s0/evaluations/step-{step}/words/samples.jsonl"
+        assert (root / "stopped" / where).read_bytes() == (root / "on" / where).read_bytes()

@@ -6,6 +6,8 @@ A case is an engine with its options and a precision, `zero3.lora-bf16`; its run
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,34 @@ def recipe(root: Path, case: str, **evaluate: Any) -> Any:
     return Recipe.model_validate(dumped)
 
 
+def stopped(root: Path, case: str) -> None:
+    """A run whose last process hears a signal in its first evaluation, and the same command again."""
+    from sft import generate
+    from sft.run.chain import run
+    from sft.train.interrupt import Interrupted
+    from sft.utils.distributed import barrier, rank, world_size
+
+    original, made = generate.generate_batch, recipe(root / case / "stopped", case, every=EVERY)
+
+    def signalled(*args: Any, on_done: Any, **more: Any) -> Any:
+        def done(index: int, generation: Any) -> None:
+            on_done(index, generation)
+            if rank() == world_size() - 1:
+                generate.generate_batch = original
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return original(*args, on_done=done, **more)
+
+    generate.generate_batch = signalled
+    try:
+        run(made)
+    except Interrupted as error:
+        (root / case / f"stopped-{rank()}.txt").write_text(str(error), encoding="utf-8")
+    generate.generate_batch = original
+    barrier()  # until all have let go of the run's lock
+    run(made)
+
+
 def main() -> None:
     from sft.run.chain import run
     from sft.utils.distributed import is_main
@@ -47,6 +77,7 @@ def main() -> None:
         result = run(recipe(root / case / "on", case, every=EVERY))
         if is_main():
             (root / case / "result.json").write_text(json.dumps(result["evaluations"]), encoding="utf-8")
+    stopped(root, sys.argv[2].split(",")[0])
 
 
 if __name__ == "__main__":
