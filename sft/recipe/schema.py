@@ -311,9 +311,9 @@ class EverySection(Section):
     @model_validator(mode="before")
     @classmethod
     def _in_a_word(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if value is None or isinstance(value, dict | EverySection):
             return value
-        found = re.fullmatch(EVERY, value.strip())
+        found = re.fullmatch(EVERY, value.strip()) if isinstance(value, str) else None
         if found is None:
             reason = f"is a number of steps or tokens, such as `200 steps` or `1_000_000 tokens`, got {value!r}"
             raise_problems("every", [KeyProblem((), reason, value)])
