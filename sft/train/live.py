@@ -18,6 +18,7 @@ from torch import nn
 
 from sft.models.four_bit import is_four_bit
 from sft.models.merge import wide_parts
+from sft.train.engine import switched_as_outside
 
 if TYPE_CHECKING:
     from sft.train.trainer import SambayTrainer
@@ -40,12 +41,10 @@ def answering_model(trainer: SambayTrainer, dtype: str) -> Iterator[Any]:
     The weights are the live ones, not copied, unless all are trained and held in another type than `dtype`, or ZeRO-3
     has parted them among the ranks: then each rank holds a whole copy in `dtype` meanwhile.
     """
-    linear, plain = nn.functional.linear, torch._C._nn.linear
-    nn.functional.linear = plain  # ZeRO-3 has its own in its place
     try:
-        yield _plain(trainer.model, dtype)
+        with switched_as_outside():
+            yield _plain(trainer.model, dtype)
     finally:
-        nn.functional.linear = linear
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from sft.evaluate.runner import model_fingerprint
 from sft.models.load import load_checkpoint
 from sft.models.sambay_decoding import decoder_weights
+from sft.train.engine import fresh_engine
 from sft.train.live import answering_model, copied_bytes
 from sft.train.probe import undisturbed
 
@@ -96,3 +97,19 @@ def test_no_random_state_is_touched() -> None:
     with undisturbed(model):
         drawn()
     assert drawn() == expected
+
+
+def test_what_a_stage_switches_for_the_process_is_off_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ZeRO-3's own linear is."""
+    plain = torch.nn.functional.linear
+    with fresh_engine():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.deterministic = True
+        monkeypatch.setattr(torch.nn.functional, "linear", lambda *args: plain(*args))
+        own = torch.nn.functional.linear
+        with answering_model(trainer_of(tiny_qwen()), "float32"):
+            assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+            assert torch.nn.functional.linear is plain
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.backends.cudnn.deterministic and torch.nn.functional.linear is own
+    assert not torch.are_deterministic_algorithms_enabled() and torch.nn.functional.linear is plain
