@@ -111,7 +111,8 @@ class _Graph:
             # Once outside of a graph: kernels are compiled, and libraries make their workspaces.
             step(states.tensors, self.tokens, self.slots)
         torch.cuda.current_stream().wait_stream(beside)
-        with torch.cuda.graph(self.graph, pool=pool):
+        # Of this thread alone: those of a process group look at the GPU while a training goes on around this.
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             states.tensors.lengths[states.nobody].zero_()
             self.logits = step(states.tensors, self.tokens, self.slots)
 

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from sft.recipe.key_types import branches
 from sft.recipe.problems import nearest
-from sft.recipe.schema import Defaults, Recipe, Stage
+from sft.recipe.schema import EVERY, Defaults, Recipe, Stage
 from sft.utils.errors import UsageError
 
 VARIABLE = {"type": "string", "pattern": r"\$\{[A-Za-z_][A-Za-z0-9_]*\}"}
@@ -71,6 +71,8 @@ def json_schema() -> dict[str, Any]:
     entry, suite = schema["$defs"]["StepEntry"], schema["$defs"]["SuiteSection"]
     schema["$defs"]["StepEntry"] = {"anyOf": [{"enum": list(entry["properties"])}, entry]}
     schema["$defs"]["SuiteSection"] = {"anyOf": [{"type": "string"}, suite]}
+    word = {"type": "string", "pattern": f"^{EVERY}$"}
+    schema["$defs"]["EverySection"] = {"anyOf": [word, schema["$defs"]["EverySection"]]}
     schema["required"] = ["name", "output_dir", "model", "stages"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "sambay-sft recipe", **schema}
 

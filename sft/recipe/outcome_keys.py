@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 
-from sft.recipe.problems import KeyProblem, Section
+from sft.recipe.problems import KeyProblem, Section, raise_problems
 
 if TYPE_CHECKING:
     from sft.recipe.schema import Stage
@@ -32,11 +32,36 @@ class EmaSection(Section):
 class StopSection(Section):
     """When a stage ends before its last step."""
 
-    token_accuracy: float = Field(
+    token_accuracy: float | None = Field(
+        default=None,
         gt=0,
         le=1,
         description="End the stage at the first line of the log (`logging_steps`) whose mean_token_accuracy is this.",
     )
+    metric: str | None = Field(
+        default=None,
+        description="With patience: the suite, of those that `evaluate.every` asks, whose pass@1 is watched.",
+    )
+    patience: int | None = Field(
+        default=None,
+        gt=0,
+        description="End the stage once so many evaluations in a row were no better at `metric` than one before them.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> StopSection:
+        if (self.metric is None) != (self.patience is None):
+            key, other = ("metric", "patience") if self.patience is None else ("patience", "metric")
+            raise_problems("stop_when", [KeyProblem((key,), f"goes with {other}", getattr(self, key))])
+        if self.token_accuracy is None and self.metric is None:
+            reason = "needs token_accuracy, or metric and patience"
+            raise_problems("stop_when", [KeyProblem((), reason, None)])
+        return self
+
+    @property
+    def suite(self) -> str | None:
+        """The suite that `metric` is of."""
+        return self.metric and self.metric.partition(".")[0]
 
 
 # `with` is a word of Python's own, so that a class can't declare it.
@@ -95,14 +120,22 @@ def stops(stage: Stage) -> dict[str, Any] | None:
     """All that a stop before the last step follows from; None: there is none."""
     if stage.stop_when is None:
         return None
-    keys = ("logging_steps", "logging_first_step")
-    return {**stage.stop_when.model_dump(), **{key: getattr(stage.train, key) for key in keys}}
+    told, evaluate = stage.stop_when.model_dump(exclude_none=True), stage.evaluate
+    if stage.stop_when.token_accuracy is not None:
+        told |= {key: getattr(stage.train, key) for key in ("logging_steps", "logging_first_step")}
+    if stage.stop_when.metric is not None and evaluate.every is not None:
+        watched = [suite for suite in evaluate.while_training() if suite.name == stage.stop_when.suite]
+        told |= {
+            "every": evaluate.every.model_dump(include={"steps", "tokens"}),
+            "suite": [suite.model_dump(exclude={"batch_size"}) for suite in watched],
+        }
+    return told
 
 
 def outcome_problems(stage: Stage) -> list[KeyProblem]:
     """What can't be, as far as the recipe alone tells it, by its place in the stage."""
     average = [found._replace(loc=("average", *found.loc)) for found in _average_problems(stage)]
-    return [*average, *_limits(stage), *_ema_problems(stage), *_best_problems(stage)]
+    return [*average, *_limits(stage), *_ema_problems(stage), *_best_problems(stage), *_stop_problems(stage)]
 
 
 def _average_problems(stage: Stage) -> Iterator[KeyProblem]:
@@ -209,3 +242,19 @@ def _best_problems(stage: Stage) -> Iterator[KeyProblem]:
         yield KeyProblem(("keep_best",), "can't stand beside average: one of them says what is handed on", None)
     if stage.train.save_strategy == "no":
         yield KeyProblem(("keep_best",), "needs checkpoints, and save_strategy is `no`: set steps or epoch", None)
+
+
+def _stop_problems(stage: Stage) -> Iterator[KeyProblem]:
+    """A metric that no evaluation while training gives."""
+    asked = stage.stop_when.metric if stage.stop_when is not None else None
+    if asked is None:
+        return
+    names = [suite.name for suite in stage.evaluate.while_training()]
+    suite, _, metric = asked.partition(".")
+    if suite not in names:
+        known = ", ".join(names) or "set `evaluate: {every: 200 steps, suites: [...]}`"
+        yield KeyProblem(
+            ("stop_when", "metric"), f"names no suite that is asked while the stage trains: {known}", asked
+        )
+    elif metric not in ("", "pass_at_1"):
+        yield KeyProblem(("stop_when", "metric"), f"watches pass_at_1, got {metric!r}: set {suite}", asked)

@@ -74,6 +74,10 @@ class RunPaths:
         """TensorBoard's event files."""
         return self.stage_dir(stage) / "tensorboard"
 
+    def step_dir(self, stage: str, step: int) -> Path:
+        """What a stage's model answered after a step, while it was trained: a folder for each suite."""
+        return self.stage_dir(stage) / "evaluations" / f"step-{step}"
+
     def stage_manifest(self, stage: str) -> Path:
         """Written last: a stage with a manifest of the right key is done."""
         return self.stage_dir(stage) / "manifest.json"

@@ -6,6 +6,7 @@ Keys under `train` are those of transformers' TrainingArguments and TRL's SFTCon
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -291,8 +292,42 @@ class SuiteSection(Section):
         return self
 
 
+EVERY = r"([1-9](?:_?[0-9])*) (step|token)s?"
+"""`every: 200 steps`, in a word."""
+
+
+class EverySection(Section):
+    """When a stage answers suites while it trains, and which. `200 steps` stands for {steps: 200}."""
+
+    steps: int | None = Field(default=None, gt=0, description="After each so many steps.")
+    tokens: int | None = Field(
+        default=None, gt=0, description="After each so many tokens (all of a row's), at the step that reaches them."
+    )
+    suites: list[Name] | None = Field(
+        default=None, min_length=1, description="The names of those of the stage's suites to ask. Default: all."
+    )
+    max_problems: int | None = Field(default=None, gt=0, description="Ask only the first problems of each.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_a_word(cls, value: Any) -> Any:
+        if value is None or isinstance(value, dict | EverySection):
+            return value
+        found = re.fullmatch(EVERY, value.strip()) if isinstance(value, str) else None
+        if found is None:
+            reason = f"is a number of steps or tokens, such as `200 steps` or `1_000_000 tokens`, got {value!r}"
+            raise_problems("every", [KeyProblem((), reason, value)])
+        return {f"{found[2]}s": int(found[1])}
+
+    @model_validator(mode="after")
+    def _check(self) -> EverySection:
+        if (self.steps is None) == (self.tokens is None):
+            raise_problems("every", [KeyProblem((), "needs exactly one of steps and tokens", None)])
+        return self
+
+
 class EvaluateSection(Section):
-    """Suites run after a stage (and, for the first stage, before it)."""
+    """Suites run after a stage (and, for the first stage, before it; while it trains, as `every` says)."""
 
     suites: list[SuiteSection] = Field(
         default_factory=list,
@@ -300,6 +335,11 @@ class EvaluateSection(Section):
         "max_problems: 5}, mine.yaml]. `sft recipes` lists the packaged ones.",
     )
     before_first_stage: bool = Field(default=True, description="Evaluate the starting model too.")
+    every: EverySection | None = Field(
+        default=None,
+        description="Answer suites while the stage trains, too: `200 steps`, `1_000_000 tokens`, or {steps: 200, "
+        "suites: [math500], max_problems: 50}. What is trained stays the same, bit for bit.",
+    )
     verify_timeout: float = Field(
         default=5.0, gt=0, description="Seconds one answer check may take before it is killed."
     )
@@ -307,8 +347,31 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateSection:
-        check_names("suites", [suite.name for suite in self.suites], RESERVED_SUITE_NAMES)
+        names = [suite.name for suite in self.suites]
+        check_names("suites", names, RESERVED_SUITE_NAMES)
+        if self.every is not None and not names:
+            raise_problems("evaluate", [KeyProblem(("every",), "has no effect without suites", None)])
+        asked = enumerate((self.every and self.every.suites) or [])
+        unknown = [
+            KeyProblem(("every", "suites", place), f"is none of the suites: {', '.join(names)}", name)
+            for place, name in asked
+            if name not in names
+        ]
+        if unknown:
+            raise_problems("evaluate", unknown)
         return self
+
+    def while_training(self) -> list[SuiteSection]:
+        """The suites that `every` asks, cut to the problems that it asks."""
+        if self.every is None:
+            return []
+        named, most = self.every.suites, self.every.max_problems
+        limits = [[limit for limit in (suite.max_problems, most) if limit is not None] for suite in self.suites]
+        return [
+            suite.model_copy(update={"max_problems": min(limit, default=None)})
+            for suite, limit in zip(self.suites, limits, strict=True)
+            if named is None or suite.name in named
+        ]
 
 
 class Stage(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,38 @@ def draw_loss(run: RunFacts) -> Figure | None:
             log_ticks(axis.yaxis)
     axes[0].set_ylabel("loss per supervised token")
     return figure
+
+
+_WHILE_TRAINING = re.compile(r"eval_(.+)/pass_at_1")
+
+
+def draw_while_training(run: RunFacts) -> Figure | None:
+    """pass@1 of the suites that were answered while stages trained, by step, a panel for each stage."""
+    curves = {stage.name: found for stage in run.stages if (found := _curves(stage))}
+    if not curves:
+        return None
+    figure, axes = panels(len(curves))
+    suites = list(dict.fromkeys(suite for found in curves.values() for suite in found))
+    for axis, (name, found) in zip(axes, curves.items(), strict=True):
+        for suite, places in found.items():
+            steps, values = zip(*places, strict=True)
+            axis.plot(steps, values, "o-", color=COLORS[suites.index(suite) % len(COLORS)], lw=1, ms=4, label=suite)
+        percent_axis(axis)
+        axis.set_title(name)
+        axis.set_xlabel("step")
+    axes[0].set_ylabel("pass@1, %")
+    legend(figure, max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
+    return figure
+
+
+def _curves(stage: StageFacts) -> dict[str, list[tuple[int, float]]]:
+    """By suite: (step, pass@1 in percent)."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for entry in stage.log:
+        for name, value in entry.items():
+            if found := _WHILE_TRAINING.fullmatch(name):
+                curves.setdefault(found[1], []).append((entry["step"], 100 * float(value)))
+    return curves
 
 
 ACCURACY, ENTROPY = "mean_token_accuracy", "entropy"
@@ -275,6 +308,7 @@ FIGURES: dict[str, tuple[Callable[[RunFacts], Any], str]] = {
         draw_loss,
         "Training loss of each stage: log steps (faint), running mean, and held-out rows, if any (black).",
     ),
+    "while_training": (draw_while_training, "Accuracy (pass@1) of the suites that were answered while stages trained."),
     "token_accuracy": (
         draw_token_accuracy,
         "How many of the trained tokens the model finds likeliest, of all and of each source. Close to 100% it knows "

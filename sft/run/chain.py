@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sft.models.positions import check_positions
 from sft.recipe.paths import RunPaths
 from sft.run.checks import ALL, check_recipe
-from sft.run.evaluation import evaluate_point, score_checkpoint
+from sft.run.evaluation import evaluate_live, evaluate_point, read_live_problems, score_checkpoint
 from sft.run.identity import check_all_done, check_done, done_manifest, is_only_handed_on_otherwise, stage_parts
 from sft.run.lock import lock_for_all
 from sft.run.record import write_record
@@ -97,6 +97,7 @@ def _one_stage(paths: RunPaths, stage: Stage, others: Sequence[RunPaths]) -> dic
         say(f"{stage.name}: done already ({plan.done['steps']} steps), skipped")
         return plan.done
     check_shared_folder(plan.prepared.path)
+    decide(lambda: read_live_problems(stage))
     point = starting_point(paths, stage)
     with alike():
         check_vocabulary(point.model, plan.prepared.largest_id)
@@ -112,6 +113,7 @@ def _one_stage(paths: RunPaths, stage: Stage, others: Sequence[RunPaths]) -> dic
         base=point.base,
         started=lambda: write_record(paths),
         score=lambda folder, step: score_checkpoint(paths, stage, folder, step),
+        answer=lambda model, step, check: evaluate_live(paths, stage, (model, point.tokenizer), step, check),
     )
 
 

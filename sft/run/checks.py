@@ -130,7 +130,8 @@ def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterat
             found += _sources((held and held.sources) or [], [], ("data", "validation"), made)
             found += _columns(one_stage.data.sources, ("data",), one_stage.train.loss.weights)
             found += _columns((held and held.sources) or [], ("data", "validation"), None)
-        asked = "suites" in parts or ("training" in parts and one_stage.keep_best is not None)
+        in_training = one_stage.keep_best is not None or one_stage.evaluate.every is not None
+        asked = "suites" in parts or ("training" in parts and in_training)
         if asked and stage in (None, one_stage.name):
             for number, suite in enumerate(one_stage.evaluate.suites):
                 found += _files(suite.source, ("evaluate", "suites", number, "source"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from sft.run.checks import check_recipe, check_suites
 from sft.run.identity import point_identity, trained_stages, untrained_stages
 from sft.run.lock import lock_for_all
 from sft.run.sharing import copy_folder
-from sft.utils.distributed import alike, check_shared_folder, decide, together
+from sft.utils.distributed import alike, check_shared_folder, decide, is_main, together, world_size
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
@@ -41,7 +41,7 @@ def evaluate_point(paths: RunPaths, stage: str | None, others: Sequence[RunPaths
         point: _Point = decide(lambda: _look_up(paths, owner, stage, others))
         if point.metrics is not None:
             return point.metrics
-        metrics = _evaluate(paths, owner, stage, point.model_key)
+        metrics = _evaluate(paths, owner, stage)
         done = {"key": point.key, "metrics": metrics}
         decide(lambda: write_sealed(folder / "manifest.json", {**done, "files": _files(folder, owner)}))
     return metrics
@@ -53,21 +53,19 @@ def _busy(point: object) -> str:
 
 @dataclass(frozen=True)
 class _Point:
-    """What the main process has found out of a point: the keys of its results and its model, and what is there."""
+    """What the main process has found out of a point: the key of its results, and what is there."""
 
     key: str
-    model_key: str
     metrics: dict[str, Any] | None
 
 
 def _look_up(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> _Point:
     point = stage or "start"
     folder = paths.eval_dir(point)
-    identity = point_identity(paths, stage)
-    key, model_key = _key(owner, identity), sha256_json(identity)
+    key = _key(owner, point_identity(paths, stage))
     if (done := _done(folder, owner, key)) is not None:
         say(f"{point}: evaluated already, skipped")
-        return _Point(key, model_key, dict(done["metrics"]))
+        return _Point(key, dict(done["metrics"]))
     for other in others:
         there = other.eval_dir(point)
         if (done := _done(there, owner, key)) is not None:
@@ -75,8 +73,24 @@ def _look_up(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[
                 copy_folder(there / suite.name, folder / suite.name)
             write_sealed(folder / "manifest.json", done)
             say(f"{point}: evaluated already in {other.root}, taken over")
-            return _Point(key, model_key, dict(done["metrics"]))
-    return _Point(key, model_key, None)
+            return _Point(key, dict(done["metrics"]))
+    if stage is not None:
+        steps = (read_sealed(paths.stage_manifest(stage)) or {})["steps"]
+        _take_from_training(paths.step_dir(stage, steps), folder, owner.evaluate.suites)
+    return _Point(key, None)
+
+
+def _take_from_training(source: Path, target: Path, suites: Sequence[SuiteSection]) -> None:
+    """Put what a stage's model answered while it was trained where nothing is yet.
+
+    Whether it is what this model would answer follows from its key, as ever: if not, it is made anew.
+    """
+    for suite in suites:
+        made, here = source / suite.name, target / suite.name
+        metrics = read_sealed(made / "metrics.json")
+        if metrics is not None and not here.exists():
+            copy_folder(made, here)
+            write_sealed(here / "metrics.json", {**metrics, "point": target.name})
 
 
 def _done(folder: Path, owner: Stage, key: str) -> dict[str, Any] | None:
@@ -86,9 +100,7 @@ def _done(folder: Path, owner: Stage, key: str) -> dict[str, Any] | None:
     return done if same else None
 
 
-def _evaluate(
-    paths: RunPaths, owner: Stage, stage: str | None, model_key: str, chosen: Chosen | None = None
-) -> dict[str, Any]:
+def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, chosen: Chosen | None = None) -> dict[str, Any]:
     from sft.evaluate.runner import evaluate
     from sft.models.load import on_device
     from sft.train.handover import load_stage_model
@@ -103,7 +115,6 @@ def _evaluate(
         prompt_defaults=asked_as(owner.data),
         out_dir=paths.eval_dir(point),
         point=point,
-        model_key=model_key,
     )
     del model
     gc.collect()
@@ -121,19 +132,62 @@ def score_checkpoint(paths: RunPaths, stage: Stage, folder: Path, step: int) -> 
 
     name = str(stage.keep_best).partition(".")[0]
     suites = [suite for suite in stage.evaluate.suites if suite.name == name]
+    out = paths.stage_dir(stage.name) / "compared" / f"checkpoint-{step}"
+    _take_from_training(paths.step_dir(stage.name, step), out, suites)
     model, tokenizer = load_final(paths, folder, dtype=default_dtype(paths))
     metrics = evaluate(
         on_device(model),
         tokenizer,
         stage.evaluate.model_copy(update={"suites": suites}),
         prompt_defaults=asked_as(stage.data),
-        out_dir=paths.stage_dir(stage.name) / "compared" / f"checkpoint-{step}",
-        point=f"checkpoint-{step}",
-        model_key=sha256_json(folder_hashes(folder)),
+        out_dir=out,
+        point=out.name,
     )
     del model
     gc.collect()
     return float(metrics[name]["pass_at_1"])
+
+
+def read_live_problems(stage: Stage) -> None:
+    """Raise UserError for problems that `evaluate.every` couldn't ask later on."""
+    from sft.evaluate.suites import load_problems
+
+    for suite in stage.evaluate.while_training():
+        load_problems(suite)
+
+
+def evaluate_live(
+    paths: RunPaths, stage: Stage, answering: tuple[Any, Any], step: int, check: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    """What `evaluate.every` asks of the model of a stage that is training, after `step`; metrics by suite.
+
+    All processes evaluate. The answers are known by the weights' content: where they are there, they are looked up.
+
+    Args:
+        answering: the model and its tokenizer.
+        check: called after each sample; what it raises ends the evaluation, and what is answered is kept.
+    """
+    from sft.evaluate.progress import SuiteLines
+    from sft.evaluate.runner import evaluate
+
+    model, tokenizer = answering
+    suites, point = stage.evaluate.while_training(), f"{stage.name}-step-{step}"
+    lines = SuiteLines(point, suites, processes=world_size()) if is_main() else None
+
+    def progress(suite: str, done: int, total: int, right: int) -> None:
+        check()
+        if lines is not None:
+            lines(suite, done, total, right)
+
+    return evaluate(
+        model,
+        tokenizer,
+        stage.evaluate.model_copy(update={"suites": suites}),
+        prompt_defaults=asked_as(stage.data),
+        out_dir=paths.step_dir(stage.name, step),
+        point=point,
+        progress=progress,
+    )
 
 
 def _key(owner: Stage, identity: dict[str, Any]) -> str:
@@ -145,7 +199,7 @@ def _key(owner: Stage, identity: dict[str, Any]) -> str:
         {
             "version": VERSION,
             "model": identity,
-            "suites": owner.evaluate.model_dump(),
+            "suites": owner.evaluate.model_dump(exclude={"every"}),
             "problems": [open_source(suite.source).identity for suite in owner.evaluate.suites],
             **asked_as(owner.data).model_dump(include={"prompt_template", "system_prompt"}),
         }
@@ -189,8 +243,7 @@ def _evaluate_chosen(paths: RunPaths, stage: str | None, chosen: Chosen) -> dict
         return {}
     decide(lambda: check_suites(section))
     with lock_for_all(paths.eval_dir(point) / ".lock", _busy(point)):
-        model_key = decide(lambda: sha256_json(point_identity(paths, stage)))
-        return _evaluate(paths, owner, stage, model_key, chosen)
+        return _evaluate(paths, owner, stage, chosen)
 
 
 def evaluate_other(

@@ -18,7 +18,8 @@ from sft.utils.tables import counted
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sft.recipe.schema import DataSource, Recipe, Stage, SuiteSection
+    from sft.recipe.outcome_keys import StopSection
+    from sft.recipe.schema import DataSource, EvaluateSection, Recipe, Stage, SuiteSection
     from sft.recipe.steps import StepEntry
 
 
@@ -67,11 +68,21 @@ def _stage(paths: RunPaths, number: int, stage: Stage, parts: Sequence[str], *, 
         yield f"   held out: {_held_out(stage, losses='training' in parts)}"
     if "training" in parts and (told := _outcome(stage)):
         yield f"   {told}"
+    if "training" in parts and stage.evaluate.every is not None:
+        yield f"   suites while it trains: {_while_training(stage.evaluate)}"
     points = (["start"] if number == 1 and stage.evaluate.before_first_stage else []) + [stage.name]
     for suite in stage.evaluate.suites if "suites" in parts else ():
         done = [point for point in points if answered_in(paths.eval_dir(point), suite)]
         told = f", done at {' and '.join(done)}" if done else ""
         yield f"   suite: {suite.name} at {' and '.join(points)}{told}"
+
+
+def _while_training(section: EvaluateSection) -> str:
+    every, suites = section.every, section.while_training()
+    assert every is not None
+    when = counted(every.steps, "step") if every.steps is not None else f"{every.tokens:,} tokens"
+    cut = f", the first {counted(every.max_problems, 'problem')} of each" if every.max_problems is not None else ""
+    return f"{', '.join(suite.name for suite in suites)}, after each {when}{cut}"
 
 
 def answered_in(folder: Path, suite: SuiteSection) -> bool:
@@ -125,9 +136,10 @@ def _engine(stage: Stage) -> str:
 
 def _outcome(stage: Stage) -> str:
     """What ends the stage early, and what it hands on in place of its last step's weights."""
-    told, average, train = [], stage.average, stage.train
+    told: list[str] = []
+    average, train = stage.average, stage.train
     if stage.stop_when is not None:
-        told.append(f"ends at a token accuracy of {stage.stop_when.token_accuracy:g}")
+        told += _ends(stage.stop_when)
     if stage.keep_best is not None:
         kept = "all" if train.save_total_limit is None else f"the last {train.save_total_limit}"
         told.append(f"hands on the best of {kept} checkpoints on {stage.keep_best}")
@@ -141,6 +153,14 @@ def _outcome(stage: Stage) -> str:
     if parts:
         told.append(f"hands on an average: {' and '.join(parts)}")
     return ", ".join(told)
+
+
+def _ends(when: StopSection) -> Iterator[str]:
+    if when.token_accuracy is not None:
+        yield f"ends at a token accuracy of {when.token_accuracy:g}"
+    if when.patience is not None:
+        evaluations = counted(when.patience, "evaluation")
+        yield f"ends once {when.metric} has got no better for {evaluations}"
 
 
 def _held_out(stage: Stage, *, losses: bool) -> str:

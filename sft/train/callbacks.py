@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from sft.utils.files import write_text
 from sft.utils.progress import ProgressLine
 from sft.utils.say import say
 
-_NUMBERS = {"loss", "eval_loss"}
-"""What makes a line of a trainer's log one of metrics.jsonl: of a training step, or of the held-out rows."""
+
+def has_numbers(logs: Mapping[str, Any]) -> bool:
+    """Whether a line of a trainer's log is one of metrics.jsonl: of a step, held-out rows, or answers to suites."""
+    return "loss" in logs or any(name.startswith("eval_") for name in logs)
 
 
 class MetricsFile(TrainerCallback):
@@ -40,15 +43,15 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """One line: step, epoch, loss, learning_rate, grad_norm and the counters; or the loss of held-out rows."""
-        if state.is_world_process_zero and logs and _NUMBERS & logs.keys():
+        """One line: step, epoch, loss, learning_rate, grad_norm and the counters; or of what is held out."""
+        if state.is_world_process_zero and logs and has_numbers(logs):
             with open(self.path, "a", encoding="utf-8") as handle:
                 handle.write(_line(state.global_step, logs))
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
     """metrics.jsonl anew from a trainer's log: what a checkpoint holds, and not what a kill or a hand left there."""
-    write_text(path, "".join(_line(entry["step"], entry) for entry in history if _NUMBERS & entry.keys()))
+    write_text(path, "".join(_line(entry["step"], entry) for entry in history if has_numbers(entry)))
 
 
 def _line(step: int, logs: dict[str, Any]) -> str:

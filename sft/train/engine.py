@@ -12,7 +12,7 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,37 @@ def fresh_engine() -> Iterator[None]:
 @contextmanager
 def _torch_switches() -> Iterator[None]:
     """Put back, at the end, what a stage's `full_determinism` and `tf32` switch for the whole process."""
+    put_back = _switched_as_now()
+    _outside.append(put_back)
+    try:
+        yield
+    finally:
+        _outside.pop()
+        put_back()
+
+
+_outside: list[Callable[[], None]] = []
+"""What puts the switches back to how they were before the stages that are under way."""
+
+
+@contextmanager
+def switched_as_outside() -> Iterator[None]:
+    """Inside, these switches and `torch.nn.functional.linear` are what they are where nothing is trained."""
+    import torch
+
+    put_back, linear = _switched_as_now(), torch.nn.functional.linear
+    for switch in _outside[:1]:
+        switch()
+    torch.nn.functional.linear = torch._C._nn.linear  # ZeRO-3 has its own in its place
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = linear
+        put_back()
+
+
+def _switched_as_now() -> Callable[[], None]:
+    """What switches the whole process as it is now."""
     import torch
 
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -71,12 +102,13 @@ def _torch_switches() -> Iterator[None]:
     held = {(torch.backends.cudnn, key): getattr(torch.backends.cudnn, key) for key in ("deterministic", "benchmark")}
     if hasattr(torch.backends, "fp32_precision"):
         held[torch.backends, "fp32_precision"] = torch.backends.fp32_precision
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         for (owner, key), value in held.items():
             setattr(owner, key, value)
+
+    return put_back
 
 
 def _forget() -> None:

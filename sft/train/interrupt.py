@@ -70,6 +70,16 @@ class StopSignals:
         finally:
             self._saving -= 1
 
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Inside `saving`, where the caller can leave off at any place: a signal raises Stopped at once."""
+        saving, self._saving = self._saving, 0
+        try:
+            self.check()
+            yield
+        finally:
+            self._saving = saving
+
     def check(self) -> None:
         """Raise Stopped when a signal has arrived: also one that a library has swallowed."""
         if self.received is not None:

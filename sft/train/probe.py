@@ -7,12 +7,14 @@ key says so. So the model itself is asked: change every token of one document, d
 from __future__ import annotations
 
 import inspect
+import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -319,12 +321,15 @@ def _lengths(model: Any, tokens: int | None) -> list[list[int]]:
 
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
-    """Put the modes of all modules and torch's random states back afterwards."""
+    """Put the modes of all modules, and the random states of torch, numpy and Python, back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    plain, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
+            random.setstate(plain)
+            np.random.set_state(arrays)
             for module, training in modes:
                 module.training = training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
 from sft.train.collator import SOURCES
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
-from sft.train.handover import save_final
+from sft.train.handover import default_dtype, save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Recipe, Stage
     from sft.train.callbacks import Progress
+    from sft.train.evaluations import Answer
     from sft.train.outcome import Outcome
     from sft.train.trainer import SambayTrainer
 
@@ -109,15 +110,15 @@ def train_stage(
     resume: bool = True,
     started: Callable[[], None] | None = None,
     score: Callable[[Path, int], float] | None = None,
+    answer: Answer | None = None,
 ) -> dict[str, Any]:
     """Train `model` on `prepared` (sft.data.prepare.PreparedStage) and hand it on; return the stage's manifest.
 
     `parts` is what the stage's weights follow from. `model` gets fresh adapters when the stage asks for LoRA and it has
     none yet; `base` then names what they stand on. `started` is called once nothing refuses the stage any more, before
     anything of it is written. `score`: how good the model in a folder, of a step, is for `keep_best`; asked by the main
-    process. With `resume`, training goes on from the newest whole
-    checkpoint of the same stage, bit for bit as if it had not stopped; without, its checkpoints are thrown away.
-
+    process. `answer`: for `evaluate.every`. With `resume`, training goes on from the newest whole checkpoint of the
+    same stage, bit for bit as if it had not stopped; without, its checkpoints are thrown away.
     Raises UserError for a model that mixes documents, leaves trainable tensors without a gradient, diverges, or can't
     be continued from what is there; Interrupted after a signal, with everything saved.
     """
@@ -146,7 +147,7 @@ def train_stage(
     compiled = bool(args.use_cpu and args.bf16)  # its products, by oneDNN
     with stop_signals() as signals, no_library_bars(), rounded_rows(model, compiled):
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
-        _look_on(job, held, signals)
+        _look_on(job, held, signals, answer)
         with signals.saving():
             state = _run(job, signals)
             manifest = _hand_over(job, state, tokenizer, prepared, parts, _Scores(score, signals))
@@ -260,9 +261,10 @@ def _put_together(
     return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args), outcome, identity["base"])
 
 
-def _look_on(job: _Job, held: Any, signals: StopSignals) -> None:
-    """What is done after each step, in this order: held-out rows (of the PreparedStage `held`), epochs, ends."""
+def _look_on(job: _Job, held: Any, signals: StopSignals, answer: Answer | None) -> None:
+    """What is done after each step, in this order: rows held out (the PreparedStage `held`), epochs, suites, ends."""
     from sft.train.callbacks import StopOnSignal
+    from sft.train.evaluations import Evaluations
     from sft.train.memorised import EpochEnds
     from sft.train.stopping import StopWhen
     from sft.train.validation import Validation
@@ -272,6 +274,10 @@ def _look_on(job: _Job, held: Any, signals: StopSignals) -> None:
         validation = Validation(trainer, held.dataset.select_columns(COLUMNS), job.stage.train)
         trainer.add_callback(validation)
     trainer.add_callback(EpochEnds(trainer))
+    every = job.stage.evaluate.every
+    if every is not None:
+        assert answer is not None
+        trainer.add_callback(Evaluations(trainer, every, answer, signals, decide(lambda: default_dtype(job.paths))))
     trainer.add_callback(StopWhen(trainer, job.stage, validation))
     trainer.add_callback(StopOnSignal(signals))
 
@@ -314,6 +320,8 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
     """Train to the end, or raise Interrupted with a checkpoint saved."""
     from transformers import TrainerState
 
+    from sft.train.evaluations import EndedAtOnce
+
     trainer, checkpoint = job.trainer, job.checkpoint
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
@@ -323,7 +331,7 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
             trainer._load_from_checkpoint(str(checkpoint.path))
             trainer.state = state
             return state
-    with _plain_errors(job):
+    with _plain_errors(job), suppress(EndedAtOnce):
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:

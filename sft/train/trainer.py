@@ -294,14 +294,18 @@ class SambayTrainer(SFTTrainer):
         Trainer.log(self, logs, start_time)
 
     def pause(self) -> None:
-        """What comes now isn't training time, until `log_held_out`."""
+        """What comes now isn't training time, until `go_on` or `log_aside`."""
         if self._clock is not None:
             self._tick()
 
-    def log_held_out(self, logs: dict[str, float]) -> None:
-        """A line of the log about held-out rows, beside the step's own, which may be still to come."""
+    def go_on(self) -> None:
+        """What comes now is training time again."""
         if self._clock is not None:
             self._clock = time.perf_counter()
+
+    def log_aside(self, logs: dict[str, float]) -> None:
+        """A line of the log about held-out rows or suites, beside the step's own, which may be still to come."""
+        self.go_on()
         asked = self.control.should_log
         Trainer.log(self, logs)
         self.control.should_log = asked

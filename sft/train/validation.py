@@ -75,7 +75,7 @@ class Validation(TrainerCallback):
         loss, tokens = held_out_loss(self._trainer, self._rows, self._batch_size)
         with alike():
             _refuse_infinite(loss, state.global_step)
-        self._trainer.log_held_out({LOSS: loss, TOKENS: tokens})
+        self._trainer.log_aside({LOSS: loss, TOKENS: tokens})
 
 
 def _refuse_infinite(loss: float, step: int) -> None:

@@ -138,6 +138,7 @@ MISTAKES = [
     (TRAIN, "max_steps: 2\n    average: {with: start}", "stages[1].average.with: goes with weight"),
     (TRAIN, "max_steps: 2\n    average: {checkpoints: [1]}", "stages[1].average.checkpoints[0]: no checkpoint is saved at step 1"),
     (TRAIN, "max_steps: 2\n    keep_best: hold", "stages[1].keep_best: names no suite of this stage: held"),
+    (TRAIN, "max_steps: 2\n    stop_when: {metric: held, patience: 2}", "stages[1].stop_when.metric: names no suite that is asked while the stage trains: set `evaluate: {every"),
     (TRAIN, "deepspeed: zero3\n      ema: {decay: 0.9}", f"{SET}.ema: can't be kept under ZeRO-3"),
     (TRAIN, "report_to: wandbb", f"{SET}.report_to: 'wandbb' is no tracker, did you mean wandb?"),
     (TRAIN, "deepspeed: bad.json", f"{SET}.deepspeed: bad.json can't be read as JSON"),

@@ -103,7 +103,8 @@ WHOLE: dict[str, Any] = {
                 "loss": {"type": "power", "alpha": 2.0},
             },
             "evaluate": {
-                "suites": [{"name": "held-out", "source": {"path": "b.jsonl"}, "choices": {"wrong": ["a", "b"]}}]
+                "suites": [{"name": "held-out", "source": {"path": "b.jsonl"}, "choices": {"wrong": ["a", "b"]}}],
+                "every": {"steps": 5, "suites": ["held-out"], "max_problems": 3},
             },
         },
         {"name": "two", "data": {"sources": [{"path": "a.jsonl"}], "validation": HELD_OUT}, "train": OTHER},
@@ -112,7 +113,8 @@ WHOLE: dict[str, Any] = {
             "data": {"sources": [{"path": "a.jsonl"}]},
             "train": {"ema": {"decay": 0.9, "start": 0.5}},
             "average": {"ema": True, "with": "start", "weight": 0.5},
-            "stop_when": {"token_accuracy": 0.9},
+            "evaluate": {"suites": [{"name": "held-out", "source": {"path": "b.jsonl"}}], "every": {"tokens": 1_000}},
+            "stop_when": {"token_accuracy": 0.9, "metric": "held-out", "patience": 2},
         },
     ],
 }
