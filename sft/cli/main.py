@@ -25,6 +25,7 @@ VERBS = {
     "train": "train the stages, without evaluating",
     "eval": "answer the recipe's held-out problems and check the answers",
     "compare": "tell whether one model is better than another, problem by problem",
+    "bench": "measure how fast a model answers, beside a transformer of its size",
     "chat": "talk to a stage's model, an exported folder or a Hub model",
     "export": "write the folder that goes to the Hub",
     "push": "upload the exported folder to the Hub, reload it and compare",
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(words)
         except BaseException as error:
-            status = _status(error, continues=words[:1] != ["chat"])
+            status = _status(error, continues=words[:1] not in (["chat"], ["bench"]))
             if "--debug" in words and not isinstance(error, SystemExit):
                 traceback.print_exc()
             return status
