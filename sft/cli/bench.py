@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.cli.common import check_model, console, file_path, positive, seed
@@ -29,7 +30,9 @@ EPILOG = """workloads (requests x (tokens of the prompt + of the answer)):
   long-prompt   1 x (4,096 + 64)
 sides: the engine; own-generate, the same model through transformers' `generate`; llama, a transformer of as many
 parameters through `generate` (Phi-4-mini's shape beside the published one); llama-graph, its steps in a CUDA graph.
-Greedy, no answer ends early; sides take turns, and the fastest round of each counts."""
+Greedy, no answer ends early; sides take turns, and the fastest round of each counts. At the end: a token's time in the
+last quarter of an answer, over that in the first (of steps: over that at the shortest length). Memory: the peak of the
+process or GPU over what the models take."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("generate",), help="what is measured: answers being made")
     of = parser.add_mutually_exclusive_group()
     of.add_argument("--model", metavar="PATH", help="a model or adapter folder, or Hub id")
-    text = f"random weights: {', '.join(NAMES)} or a number of parameters such as 50M (default: small, 7.5M)"
+    text = f"random weights: {', '.join(NAMES)} or a number of parameters such as 50M (default: small, 9.6M)"
     of.add_argument("--size", type=_size, default="small", help=text)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--workload", nargs="+", choices=PRESETS, metavar="NAME", help="as below")
@@ -60,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="of the prompts")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", type=file_path, metavar="FILE", help="write the JSON here, too")
-    parser.add_argument("--figure", type=file_path, metavar="FILE", help="draw it here, as SVG")
+    parser.add_argument("--figure", type=file_path, metavar="FILE", help="draw it here: an SVG")
 
 
 def _size(text: str) -> str | int:
@@ -87,6 +90,9 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from sft.utils.files import atomic_open
     from sft.utils.quiet import quiet_libraries
 
+    for name in ("out", "figure"):
+        if (path := getattr(arguments, name)) and (why := _no_file(path)):
+            raise UsageError(f"--{name} {shown(path)} can't be written: {why}")
     quiet_libraries(debug=arguments.debug)
     bench = _bench(arguments, beside)
     found = _measured(bench, arguments)
@@ -100,6 +106,12 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
             with atomic_open(path) as handle:
                 handle.write(text())
     return 0
+
+
+def _no_file(path: str) -> str | None:
+    from sft.utils.files import unwritable
+
+    return "it is a folder" if Path(path).is_dir() else unwritable(Path(path).parent)
 
 
 def _beside(arguments: argparse.Namespace) -> list[str]:
@@ -175,10 +187,16 @@ def _as_json(bench: Bench, found: Found, arguments: argparse.Namespace) -> dict[
     import torch
 
     from sft.utils.environment import environment
+    from sft.utils.processor import processor_name
 
     return {
         "settings": {name: value for name, value in vars(arguments).items() if name != "debug"},
-        "machine": {**environment(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]},
+        "machine": {
+            **environment(),
+            "processor": processor_name(),
+            "threads": torch.get_num_threads(),
+            "load": os.getloadavg()[0],
+        },
         "device": str(bench.device),
         "dtype": str(bench.dtype).removeprefix("torch."),
         "parameters": bench.parameters,
@@ -231,12 +249,13 @@ def _show(bench: Bench, found: Found) -> None:
 def _title(bench: Bench) -> str:
     import torch
 
-    from sft.utils.environment import environment
+    from sft.utils.processor import processor_name
 
     sizes = ", ".join(f"{side} {count / 1e6:,.1f}M" for side, count in bench.parameters.items())
-    where = environment()["device"] if bench.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    load = "" if bench.device.type == "cuda" else f" (load {os.getloadavg()[0]:.1f} of {os.cpu_count()})"
-    return f"parameters: {sizes}; {str(bench.dtype).removeprefix('torch.')}; {where}{load}"
+    where = f"{processor_name()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} of {os.cpu_count()}"
+    if bench.device.type == "cuda":
+        where = torch.cuda.get_device_name(bench.device)
+    return f"parameters: {sizes}; {str(bench.dtype).removeprefix('torch.')}; {where}"
 
 
 def _told(found: Found) -> list[str]:

@@ -19,7 +19,7 @@ SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size
 TINY = SMALL | {"vocab_size": 400, "hidden_size": 160, "intermediate_size": 256, "sliding_window": 16}
 TINY |= {"num_attention_heads": 8, "num_key_value_heads": 4}
 SHAPES: dict[str, dict[str, Any]] = {"tiny": TINY, "small": SMALL, "published": {}}
-"""By name: the recipe tiny's, one of 7 million parameters, and that of Phi-4-mini-flash-reasoning."""
+"""By name: the recipe tiny's, one of 9.6 million parameters, and that of Phi-4-mini-flash-reasoning."""
 PHI_4_MINI: dict[str, Any] = {
     "vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
     "num_attention_heads": 24, "num_key_value_heads": 8, "max_position_embeddings": 131072,

@@ -107,13 +107,13 @@ def pace(moments: Sequence[float]) -> float:
     return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 
-def growth(moments: Sequence[float]) -> float:
-    """The pace of the last quarter over that of the first."""
+def growth(moments: Sequence[float]) -> float | None:
+    """The pace of the last quarter over that of the first; None where the first came all at once."""
     quarter = len(moments) // 4
     first, last = pace(moments[: quarter + 1]), pace(moments[-quarter - 1 :])
-    return last / first if first else float("inf")
+    return last / first if first else None
 
 
-def _mean(values: Iterator[float]) -> float | None:
-    found = list(values)
+def _mean(values: Iterator[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
     return sum(found) / len(found) if found else None

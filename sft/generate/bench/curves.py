@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from sambay_kernels import DecoderStep, DecoderWeights
 
 from sft.generate.bench import steps
 from sft.generate.bench.answers import Tick
+from sft.generate.bench.peak import Peak
 from sft.generate.bench.rows import ENGINE, GRAPH, INNER, LLAMA, Row, beside_engine
 from sft.generate.bench.sides import Side, by_engine, by_generate
 from sft.generate.bench.steps import Maker, Stepper
@@ -30,6 +32,7 @@ class Curve:
 
     steps: Times = field(default_factory=dict)
     first: Times = field(default_factory=dict)
+    memory: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,9 @@ class Curves:
         for count in requests:
             found[count] = {side: Curve(first=first.get(side, {})) for side in self.makers}
             for length in lengths:
-                for side, seconds in self._steps(count, length).items():
+                for side, (seconds, memory) in self._steps(count, length).items():
                     found[count][side].steps[length] = seconds
+                    found[count][side].memory[length] = memory
         return found
 
     def _prefill(self, prompts: Sequence[int]) -> dict[str, Times]:
@@ -113,25 +117,24 @@ class Curves:
         return found
 
     @torch.no_grad()
-    def _steps(self, requests: int, length: int) -> dict[str, float]:
-        """Seconds of a step of each side; the fastest of the rounds, in which they take turns."""
+    def _steps(self, requests: int, length: int) -> dict[str, tuple[float, int]]:
+        """Seconds of a step of each side, the fastest of the rounds, in which they take turns; and its memory."""
         steppers: dict[str, Stepper] = {}
-        found: dict[str, float] = {}
-        for turn in range(self.rounds + 1):  # the first is to warm up
-            for side, make in self.makers.items():
-                try:
-                    if turn == 0:
-                        steppers[side] = make(requests, length)
-                    if side in steppers:
-                        seconds = steppers[side].seconds(self.device)
-                except torch.OutOfMemoryError:
-                    steppers.pop(side, None)
-                    found.pop(side, None)
-                    steps.free(self.device)
-                    continue
-                if turn and side in steppers:
-                    found[side] = min(seconds, found.get(side, seconds))
-        del steppers
+        found: dict[str, tuple[float, int]] = {}
+        for side, make in self.makers.items():
+            try:
+                with Peak(self.device) as peak:
+                    steppers[side] = make(requests, length)
+                    steppers[side].seconds(self.device)  # to warm up
+                found[side] = (math.inf, peak.bytes)
+            except torch.OutOfMemoryError:
+                steppers.pop(side, None)
+                steps.free(self.device)
+        for _ in range(self.rounds):
+            for side, stepper in steppers.items():
+                seconds, memory = found[side]
+                found[side] = (min(seconds, stepper.seconds(self.device)), memory)
+        steppers.clear()
         steps.free(self.device)
         self._tick()
         return found
@@ -169,6 +172,7 @@ def _row(side: str, curve: Curve, requests: int, length: int, floor: float | Non
         first_token=curve.first.get(length),
         token=seconds,
         growth=seconds and shortest and seconds / shortest,
+        memory=curve.memory.get(length),
         bandwidth=floor and seconds and floor / seconds,
         full=seconds is None,
         length=length,
@@ -200,6 +204,7 @@ def whole_rows(
                     first_token=curve.first[prompt],
                     token=decoding / new,
                     growth=curve.steps[prompt + new] / curve.steps[prompt],
+                    memory=curve.memory[prompt + new],
                     bandwidth=whole(least, prompt, prompt + new) / seconds if least else None,
                 )
             )
