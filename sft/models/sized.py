@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ PHI_4_MINI: dict[str, Any] = {
     "tie_word_embeddings": True, "attn_implementation": "sdpa",
 } | _IDS  # fmt: skip
 """The transformer that the published model was made to be compared with (arXiv 2507.06607)."""
+_KEPT = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _CLOSE = 0.01
 _LARGE = 50_000_000  # from here on the vocabulary is that of a language
 
@@ -51,16 +52,16 @@ def shape_of(size: str | int) -> dict[str, Any]:
     """
     if isinstance(size, str):
         return SHAPES[size]
-    sizes = [_shape(width, size) for width in range(128, 8193, 128)]
-    candidates = [shape for shape in sizes if shape["hidden_size"] // shape["num_attention_heads"] % 16 == 0]
-    for shape, wider in pairwise(candidates):
-        have = _count(partial(random_sambay, shape))
-        if size < have:
-            break
-        if size < _count(partial(random_sambay, wider)):
-            more = round((size - have) / _mlp_column(shape))
-            return shape | {"intermediate_size": shape["intermediate_size"] + more}
-    raise UsageError(f"no shape is known for {size:,} parameters: a model has at least a million, at most 30 billion")
+    shapes = [_shape(width, size) for width in range(128, 8193, 128)]
+    shapes = [shape for shape in shapes if shape["hidden_size"] // shape["num_attention_heads"] % 16 == 0]
+    place = bisect_right(shapes, size, key=lambda shape: _count(partial(random_sambay, shape)))
+    if place in (0, len(shapes)):
+        raise UsageError(
+            f"no shape is known for {size:,} parameters: a model has at least 2 million, at most 30 billion"
+        )
+    shape = shapes[place - 1]
+    more = round((size - _count(partial(random_sambay, shape))) / _mlp_column(shape))
+    return shape | {"intermediate_size": shape["intermediate_size"] + more}
 
 
 def _shape(width: int, size: int) -> dict[str, Any]:
@@ -78,9 +79,8 @@ def llama_of(wanted: int, shape: Mapping[str, Any]) -> LlamaForCausalLM:
     Raises:
         UsageError: where no MLP is so narrow.
     """
-    kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", *_IDS)
     options: dict[str, Any] = {"tie_word_embeddings": True, "max_position_embeddings": 131072}
-    options |= {key: shape[key] for key in kept}
+    options |= {key: shape[key] for key in (*_KEPT, *_IDS)}
 
     def build(intermediate: int) -> LlamaForCausalLM:
         torch.manual_seed(0)
@@ -94,7 +94,11 @@ def llama_of(wanted: int, shape: Mapping[str, Any]) -> LlamaForCausalLM:
 
 
 def transformer_beside(model: Any) -> LlamaForCausalLM | Phi3ForCausalLM:
-    """A transformer with as many parameters as `model`: of Phi-4-mini's shape where that has as many, else a Llama."""
+    """A transformer with as many parameters as `model`: of Phi-4-mini's shape where that has as many, else a Llama.
+
+    Raises:
+        UsageError: a configuration that doesn't tell its shape by the usual names.
+    """
     wanted = parameters(model)
 
     def phi() -> Phi3ForCausalLM:
@@ -103,7 +107,12 @@ def transformer_beside(model: Any) -> LlamaForCausalLM | Phi3ForCausalLM:
 
     if abs(_count(phi) / wanted - 1) < _CLOSE:
         return phi()
-    return llama_of(wanted, {**model.config.get_text_config().to_dict(), **_IDS})
+    config = model.config.get_text_config()
+    shape = _IDS | {name: getattr(config, name, None) for name in _KEPT}
+    shape["num_key_value_heads"] = shape["num_key_value_heads"] or shape["num_attention_heads"]
+    if missing := [name for name, value in shape.items() if value is None]:
+        raise UsageError(f"no Llama can be made of {config.model_type}'s size: its configuration has no {missing[0]}")
+    return llama_of(wanted, shape)
 
 
 def _mlp_column(shape: Mapping[str, Any]) -> int:

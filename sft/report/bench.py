@@ -20,12 +20,13 @@ def draw_bench(rows: Sequence[Row]) -> Figure:
 
 def _draw_answers(rows: Sequence[Row]) -> Figure:
     figure, (axis,) = panels(1)
-    works = list(dict.fromkeys(row.what for row in rows))
-    for side in _sides(rows):
+    works, sides = list(dict.fromkeys(row.what for row in rows)), _sides(rows)
+    width = 0.8 / len(sides)
+    for place, side in enumerate(sides):
         mine = [row for row in rows if row.side == side and row.tokens_per_second]
-        _line(axis, rows, side, [works.index(row.what) for row in mine], [row.tokens_per_second for row in mine])
+        left = [works.index(row.what) + width * (place - (len(sides) - 1) / 2) for row in mine]
+        axis.bar(left, [row.tokens_per_second for row in mine], 0.9 * width, color=COLORS[place], label=side)
     axis.set_xticks(range(len(works)), works, rotation=15 if len(works) > 2 else 0)
-    axis.set_xlim(-0.4, len(works) - 0.6)
     axis.set_ylim(bottom=0)
     axis.set_ylabel("tokens per second")
     legend(figure, axis)

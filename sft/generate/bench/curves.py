@@ -24,6 +24,7 @@ from sft.utils.errors import UsageError
 
 Times = dict[int, float]
 """Seconds by length."""
+_MOST_REPEATS, _WARM_UP = 4, 64
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Curves:
         self, requests: Sequence[int], lengths: Sequence[int], prompts: Sequence[int]
     ) -> dict[int, dict[str, Curve]]:
         """By number of requests, each side's curve: a step at every length, and one prompt of each of `prompts`."""
-        self.total = len(prompts) + len(requests) * len(lengths)
+        self.total = len(prompts) * (self.rounds + 1) + len(requests) * len(lengths)
         first = self._prefill(prompts)
         found = {}
         for count in requests:
@@ -96,25 +97,30 @@ class Curves:
         sides: dict[str, Side] = {
             side: by_engine(model) if side == ENGINE else by_generate(model)
             for side, model in self.models.items()
-            if side != GRAPH
+            if side != GRAPH or LLAMA not in self.models  # a graph has no part in prompts
         }
         found: dict[str, Times] = {side: {} for side in sides}
-        vocabulary = self.models[ENGINE].config.get_text_config().vocab_size
-        for length in prompts:
-            work = even(1, length, 1)
-            for turn in range(self.rounds + 1):
+        for turn in range(self.rounds + 1):  # the first is to warm up
+            for length in prompts:
+                # Short ones several times: what disturbs them is a larger share of their time.
+                repeats = min(_MOST_REPEATS, max(prompts) // length) if turn else 1
                 for side, complete in sides.items():
-                    one = work.short() if turn == 0 else work
-                    try:
-                        seconds = complete(one.texts(vocabulary, turn), one.answers)[0][0]
-                    except torch.OutOfMemoryError:
-                        continue
-                    if turn:
+                    seconds = self._first_token(complete, length if turn else _WARM_UP, repeats, turn)
+                    if turn and seconds is not None:
                         found[side][length] = min(seconds, found[side].get(length, seconds))
-            self._tick()
-        if GRAPH in self.models:
-            found[GRAPH] = found.get(LLAMA, {})
-        return found
+                self._tick()
+        return found if GRAPH not in self.models or GRAPH in found else found | {GRAPH: found[LLAMA]}
+
+    def _first_token(self, complete: Side, length: int, repeats: int, seed: int) -> float | None:
+        """Seconds until it; None where memory ran out."""
+        work, vocabulary = even(1, length, 1), self.models[ENGINE].config.get_text_config().vocab_size
+        try:
+            return min(
+                complete(work.texts(vocabulary, seed * _MOST_REPEATS + repeat), work.answers)[0][0]
+                for repeat in range(repeats)
+            )
+        except torch.OutOfMemoryError:
+            return None
 
     @torch.no_grad()
     def _steps(self, requests: int, length: int) -> dict[str, tuple[float, int]]:
