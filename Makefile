@@ -74,6 +74,8 @@ test-gpu: gpu
 bench-gpu: gpu
 	$(BIN)/python $(BENCH)/bench_ops.py --device cuda --out $(BENCH)/results
 	$(BIN)/python $(BENCH)/published_step.py --device cuda --out $(BENCH)/results/published-step.json
+	$(BIN)/sft bench generate --size published --device cuda --protocol paper --requests 1 4 16 --beside llama llama-graph \
+		--out $(BENCH)/results/published-decode.json
 	@for name in $(MODEL_BENCHMARKS); do echo "== $$name"; \
 	$(BIN)/python $(BENCH)/$$name.py --device cuda --out $(BENCH)/results/$$name-gpu.json || exit 1; done
 

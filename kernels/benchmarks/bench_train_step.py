@@ -22,17 +22,12 @@ import torch
 from machine import parser, prepare, report
 from sambay_kernels import why
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from sft.models.rounded_rows import rounded_rows
-from sft.models.sambay import Phi4FlashConfig, Phi4FlashForCausalLM
+from sft.models.sized import SMALL, TINY, llama_of, parameters, random_sambay
 from sft.utils.memory import keep_freed_memory
 
-IDS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-SMALL: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 8} | IDS
-SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 1024, "sliding_window": 512}
-TINY = SMALL | {"vocab_size": 400, "hidden_size": 160, "intermediate_size": 256, "sliding_window": 16}
-TINY |= {"num_attention_heads": 8, "num_key_value_heads": 4}
 TINY_TOKENS = (512, 1024)
 LENGTHS = (531, 112, 307, 224, 95, 448, 331)  # of the documents, in parts of 2,048
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -42,26 +37,9 @@ WARM_UP = 2
 Step = Callable[[dict[str, Any]], float]
 
 
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def sambay(shape: dict[str, Any]) -> Phi4FlashForCausalLM:
-    torch.manual_seed(0)
-    return Phi4FlashForCausalLM(Phi4FlashConfig(**shape))
-
-
 def llama(shape: dict[str, Any]) -> LlamaForCausalLM:
-    """A Llama of the same width and depth whose MLP is as wide as brings it to SambaY's number of parameters."""
-    wanted = parameters(sambay(shape))
-    shape = {key: value for key, value in shape.items() if key not in ("intermediate_size", "sliding_window")}
-
-    def build(intermediate: int) -> LlamaForCausalLM:
-        torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=intermediate, tie_word_embeddings=True))
-
-    start, a_column = 64, shape["num_hidden_layers"] * 3 * shape["hidden_size"]
-    return build(start + round((wanted - parameters(build(start))) / a_column))
+    """A Llama of the same width, depth and number of parameters."""
+    return llama_of(parameters(random_sambay(shape)), shape)
 
 
 def batch(tokens: int, vocabulary: int, device: str) -> dict[str, Any]:
@@ -114,7 +92,7 @@ def cases(shape: dict[str, Any], device: str) -> dict[tuple[str, str], tuple[int
     """By model and precision: its parameters and its step."""
     return {
         (name, precision): (parameters(model := build(shape)), stepper(model, device, dtype))
-        for name, build in (("SambaY", sambay), ("Llama", llama))
+        for name, build in (("SambaY", random_sambay), ("Llama", llama))
         for precision, dtype in PRECISIONS.items()
     }
 

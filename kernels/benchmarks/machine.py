@@ -35,11 +35,10 @@ def machine(device: str) -> dict[str, Any]:
     """Processor, cores, load, threads and versions: figures mean little without them."""
     import transformers
 
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []  # fmt: skip
+    from sft.utils.processor import processor_name
+
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "threads": torch.get_num_threads(),

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench_train_step import PRECISIONS, SMALL, TINY, batch, sambay, stepper
+from bench_train_step import PRECISIONS, batch, stepper
 from machine import parser, prepare, report
 from torch.profiler import ProfilerActivity, profile
 
+from sft.models.sized import SMALL, TINY, random_sambay
 from sft.utils.memory import keep_freed_memory
 
 SHAPES = {"tiny": TINY, "small": SMALL}
@@ -51,7 +52,7 @@ def main() -> None:
     keep_freed_memory()
     shape = SHAPES[chosen.shape]
     inputs = batch(chosen.tokens, shape["vocab_size"], chosen.device)
-    step = stepper(sambay(shape), chosen.device, PRECISIONS[chosen.precision])
+    step = stepper(random_sambay(shape), chosen.device, PRECISIONS[chosen.precision])
     rows = shares(lambda: step(inputs), chosen.most)
     report(f"A training step of {chosen.shape}, {chosen.tokens:,} tokens, {chosen.precision}", rows, chosen)
 

@@ -27,14 +27,9 @@ from sambay_kernels import why
 from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
 from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
+from sft.models.sized import PHI_4_MINI
 
 OPS = ("selective_scan", "causal_conv1d", "swiglu", "differential_attention", "linear_cross_entropy")
-PHI_4_MINI: dict[str, Any] = {
-    "vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
-    "num_attention_heads": 24, "num_key_value_heads": 8, "max_position_embeddings": 131072,
-    "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "use_cache": False,
-    "attn_implementation": "sdpa",
-}  # fmt: skip
 
 
 def trainable(model: PreTrainedModel) -> PreTrainedModel:
@@ -59,7 +54,7 @@ def phi_4_mini(device: str) -> PreTrainedModel:
     importlib.import_module("liger_kernel.transformers").apply_liger_kernel_to_phi3()
     torch.manual_seed(0)
     with torch.device(device):
-        return trainable(Phi3ForCausalLM(Phi3Config(**PHI_4_MINI)))
+        return trainable(Phi3ForCausalLM(Phi3Config(**PHI_4_MINI, use_cache=False)))
 
 
 def rows(tokens: int, documents: int, device: str) -> dict[str, torch.Tensor]:

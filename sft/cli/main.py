@@ -25,6 +25,7 @@ VERBS = {
     "train": "train the stages, without evaluating",
     "eval": "answer the recipe's held-out problems and check the answers",
     "compare": "tell whether one model is better than another, problem by problem",
+    "bench": "measure how fast a model answers, beside a transformer of its size",
     "chat": "talk to a stage's model, an exported folder or a Hub model",
     "serve": "answer clients of the OpenAI API",
     "export": "write the folder that goes to the Hub",
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(words)
         except BaseException as error:
-            status = _status(error, continues=words[:1] not in (["chat"], ["serve"]))
+            status = _status(error, continues=words[:1] not in (["chat"], ["serve"], ["bench"]))
             if "--debug" in words and not isinstance(error, SystemExit):
                 traceback.print_exc()
             return status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -27,11 +28,20 @@ def _allows(limit: str, unit: str) -> bool:
     return unit != "AMX" and any(name in limit for name in ("BF16", "FP16", "AVX10"))
 
 
+def processor_name() -> str:
+    """What the first processor calls itself."""
+    return _line("model name").partition(": ")[2] or platform.processor()
+
+
 @functools.cache
 def _flags() -> frozenset[str]:
     """What the first processor is said to have; nothing where the system doesn't say."""
+    return frozenset(_line("flags").split())
+
+
+def _line(start: str) -> str:
     try:
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+        return ""
+    return next((line for line in lines if line.startswith(start)), "")
