@@ -71,12 +71,13 @@ def by_engine(step: DecoderStep) -> Maker:
         params = SamplingParams(max_new_tokens=1 << 16, temperature=0.6, top_p=0.95)
         rows = [Request(i, i, [1], params, frozenset(), ids=[1], slot=states.take_slot() or 0) for i in range(requests)]
         for row in rows:
-            row.read, row.due = 1, 1
             states.room_for(row.slot, longest)
         steps = steps_for(step, states)
 
         def run() -> None:
             held.lengths[:requests] = length
+            for row in rows:
+                row.read = row.due = 1  # its one token said is to be read, again and again
             steps(rows)
 
         return Stepper(run, steps.stride)
