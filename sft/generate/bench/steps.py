@@ -76,6 +76,8 @@ def by_engine(step: DecoderStep) -> Maker:
 
         def run() -> None:
             held.lengths[:requests] = length
+            for row in rows:
+                row.read = row.length - 1
             steps(rows)
 
         return Stepper(run, steps.stride)

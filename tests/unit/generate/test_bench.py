@@ -159,8 +159,8 @@ def test_steps_have_the_tokens_before_them_that_are_asked_for(model: Any, llama:
     seen: list[list[int]] = []
     step = DecoderStep(weights)
 
-    def spying(slots: Any, tokens: Any, rows: Any) -> Any:
-        logits = step(slots, tokens, rows)
+    def spying(slots: Any, tokens: Any, rows: Any, *others: Any) -> Any:
+        logits = step(slots, tokens, rows, *others)
         seen.append(slots.lengths[rows].tolist())
         return logits
 
