@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from sft.cli.common import check_model, recipe_and_keys, recipe_of
 from sft.recipe import RunPaths
 from sft.utils.errors import UsageError
 from sft.utils.say import say
+
+Load = Callable[[], tuple[Any, Any]]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,20 +37,30 @@ def check_which_model(arguments: argparse.Namespace, overrides: list[str]) -> li
     return overrides
 
 
-def load_model(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Any, Any, str]:
-    """The model that is named, its tokenizer, and what it is called: as on the command line, or as its recipe."""
-    if arguments.model is not None:
-        check_model(arguments.model)
-        from sft.run.named import load_named
-
-        return *load_named(arguments.model, arguments.trust_remote_code), arguments.model
+def named_model(arguments: argparse.Namespace, overrides: list[str]) -> tuple[str, Load]:
+    """What the model is called that is named, as on the command line or as its recipe, and what loads it with its
+    tokenizer. Raises UserError where it is known here that there is none."""
+    name = arguments.model
+    if name is not None:
+        check_model(name)
+        return name, lambda: _load_named(name, arguments.trust_remote_code)
     from sft.run.publish import taken_stage
 
     recipe = recipe_of(arguments, overrides, as_run=True)
     paths = RunPaths(recipe)
     stage = taken_stage(paths, arguments.stage, say)
+    return recipe.name, lambda: _load_stage(paths, stage)
+
+
+def _load_named(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    from sft.run.named import load_named
+
+    return load_named(name, trust_remote_code)
+
+
+def _load_stage(paths: RunPaths, stage: str) -> tuple[Any, Any]:
     from sft.models.load import on_device
     from sft.train.handover import load_stage_model
 
     model, tokenizer = load_stage_model(paths, stage)
-    return on_device(model), tokenizer, recipe.name
+    return on_device(model), tokenizer

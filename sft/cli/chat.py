@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from sft.cli.answering import add_model_arguments, check_which_model, load_model
+from sft.cli.answering import add_model_arguments, check_which_model, named_model
 from sft.cli.asking import Asked, Part, ask, model_of
-from sft.cli.common import check_model, positive, seed
+from sft.cli.common import positive, seed
 from sft.train.interrupt import stop_signals
 from sft.utils.errors import RefusedPromptError, UsageError
 from sft.utils.quiet import quiet_libraries
@@ -50,13 +50,11 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     asked = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if asked is not None and not asked.strip():
         raise UsageError("--prompt is empty")
-    if arguments.server is None and arguments.model is not None:
-        check_model(arguments.model)
     quiet_libraries(debug=arguments.debug)
     talk: Conversation
     if arguments.server is None:
-        model, tokenizer, _ = load_model(arguments, overrides)
-        talk = Conversation(model, tokenizer, arguments)
+        _, load = named_model(arguments, overrides)
+        talk = Conversation(*load(), arguments)
     else:
         talk = FromServer(arguments)
     if asked is not None:

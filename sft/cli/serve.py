@@ -7,8 +7,8 @@ import ipaddress
 import os
 from typing import Any
 
-from sft.cli.answering import add_model_arguments, check_which_model, load_model
-from sft.cli.common import check_model, positive
+from sft.cli.answering import add_model_arguments, check_which_model, named_model
+from sft.cli.common import positive
 from sft.utils.errors import UserError
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
@@ -66,14 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Serve until Ctrl-C or SIGTERM; 0 when all that was under way was answered."""
     overrides = check_which_model(arguments, overrides)
-    if arguments.model is not None:
-        check_model(arguments.model)
+    quiet_libraries(debug=arguments.debug)
+    name, load = named_model(arguments, overrides)
     from sft.serve.installed import bind, check_installed
 
     check_installed()
     at = bind(arguments.host, arguments.port)
-    quiet_libraries(debug=arguments.debug)
-    model, tokenizer, name = load_model(arguments, overrides)
+    model, tokenizer = load()
     from sft.generate import Engine
     from sft.generate.streaming import AsyncEngine
     from sft.serve.listen import Listener

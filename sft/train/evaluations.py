@@ -59,7 +59,8 @@ class Evaluations(TrainerCallback):
         """What was due after the step that training goes on from."""
         size = copied_bytes(self._trainer.model, self._dtype)
         if size:
-            say(f"Evaluations while it trains hold a copy of the weights on each process: {size / 1e9:.2f} GB")
+            stage = self._trainer.identity["stage"]
+            say(f"{stage}: evaluations hold a copy of its weights meanwhile, {size / 1e9:.2f} GB on each process")
         if state.global_step and self._is_due(state):
             self._look(state)
             if control.should_training_stop:

@@ -161,7 +161,9 @@ def test_a_mistake_of_a_later_stage_is_one_sentence(
     assert 1 <= int(place) <= (head + new).count("\n") + 1, line
 
 
-@pytest.mark.parametrize("verb", ["run", "train", "prepare", "preview", "eval", "export", "push", "report", "chat"])
+@pytest.mark.parametrize(
+    "verb", ["run", "train", "prepare", "preview", "eval", "export", "push", "report", "chat", "serve"]
+)
 def test_every_verb_tells_what_the_recipe_itself_tells(told: Callable[..., list[str]], verb: str) -> None:
     (line,) = told(GOOD.replace(STEPS, "steps: [{mix: {weights: {rowz: 1}}}]"), verb)
     assert line.startswith("sft: r.yaml:13: stages[1].data.steps[0].mix.weights.rowz: the step mix speaks of"), line
@@ -260,7 +262,7 @@ def test_a_rehearsal_tells_of_a_stage_that_is_done_with_other_settings(
     assert main(["prepare", *changed]) == 0
 
 
-@pytest.mark.parametrize("words", [["chat"], ["eval", "r.yaml"], ["export", "--out", "o"]])
+@pytest.mark.parametrize("words", [["chat"], ["serve"], ["eval", "r.yaml"], ["export", "--out", "o"]])
 def test_a_model_that_is_not_there_is_told_of_its_option(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:

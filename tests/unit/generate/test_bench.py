@@ -159,8 +159,8 @@ def test_steps_have_the_tokens_before_them_that_are_asked_for(model: Any, llama:
     seen: list[list[int]] = []
     step = DecoderStep(weights)
 
-    def spying(slots: Any, tokens: Any, rows: Any, *others: Any) -> Any:
-        logits = step(slots, tokens, rows, *others)
+    def spying(slots: Any, tokens: Any, rows: Any, wanted: Any = None) -> Any:
+        logits = step(slots, tokens, rows, wanted)
         seen.append(slots.lengths[rows].tolist())
         return logits
 
