@@ -33,6 +33,15 @@ def test_ends_of_the_distribution() -> None:
         assert cases()["barred"].gather(1, found[:, None]).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_temperature_near_nothing_is_greedy(dtype: torch.dtype) -> None:
+    logits = cases()["peaked"].to(dtype)
+    cold = torch.full((ROWS,), 1e-300, dtype=torch.float64)
+    for settings in SETTINGS:
+        found, _ = choose_token(logits, choice(randoms(), **settings)._replace(temperature=cold))
+        assert torch.equal(logits.gather(1, found[:, None])[:, 0], logits.amax(-1))
+
+
 def test_the_vocabulary_is_sorted_only_for_rows_whose_nucleus_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_rows: list[int] = []
     largest = torch_backend._largest

@@ -127,19 +127,23 @@ class Curves:
         """Seconds of a step of each side, the fastest of the rounds, in which they take turns; and its memory."""
         steppers: dict[str, Stepper] = {}
         found: dict[str, tuple[float, int]] = {}
-        for side, make in self.makers.items():
-            try:
-                with Peak(self.device) as peak:
-                    steppers[side] = make(requests, length)
-                    steppers[side].seconds(self.device)  # to warm up
-                found[side] = (math.inf, peak.bytes)
-            except torch.OutOfMemoryError:
-                steppers.pop(side, None)
-                steps.free(self.device)
-        for _ in range(self.rounds):
-            for side, stepper in steppers.items():
-                seconds, memory = found[side]
-                found[side] = (min(seconds, stepper.seconds(self.device)), memory)
+        for turn in range(self.rounds + 1):  # the first is to warm up
+            for side, make in self.makers.items():
+                if turn and side not in found:
+                    continue
+                try:
+                    if turn == 0:
+                        with Peak(self.device) as peak:
+                            steppers[side] = make(requests, length)
+                            steppers[side].seconds(self.device)
+                        found[side] = (math.inf, peak.bytes)
+                    else:
+                        fastest, memory = found[side]
+                        found[side] = (min(fastest, steppers[side].seconds(self.device)), memory)
+                except torch.OutOfMemoryError:
+                    found.pop(side, None)
+                    steppers.pop(side, None)
+                    steps.free(self.device)
         steppers.clear()
         steps.free(self.device)
         self._tick()

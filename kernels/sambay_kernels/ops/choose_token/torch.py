@@ -19,7 +19,10 @@ def choose_token_torch(logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
     if on_host and not bool(sampled.any()):
         return greedy, best
     temperature = torch.where(sampled, choice.temperature, 1.0).to(torch.promote_types(logits.dtype, torch.float32))
-    probabilities = torch.softmax(logits.to(temperature.dtype) / temperature[:, None], dim=-1)
+    # From the largest on, so that a temperature near 0 makes no infinity of it.
+    below = (logits - best[:, None]).to(temperature.dtype)
+    heat = temperature.clamp(min=torch.finfo(temperature.dtype).tiny)
+    probabilities = torch.softmax(below / heat[:, None], dim=-1)
     # What is kept, by the smallest probability that a token may have.
     total = probabilities.masked_fill(probabilities < _least(probabilities, choice), 0.0)
     if on_host and bool(((choice.top_p == 1) & (choice.top_k == 0)).all()):
