@@ -29,7 +29,7 @@ def test_the_table_and_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["bench", "generate", *SMALL, "--out", str(out), "--figure", str(figure)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("parameters: engine 2.0M, own-generate 2.0M, llama 2.0M; float32; ")
-    assert all(name in lines[1] for name in ("tokens/s", "engine is", "first token, ms", "ms a token", "memory, MB"))
+    assert all(name in lines[1] for name in ("tokens/s", "engine is", "first token, ms", "ms a token", "seconds"))
     assert [line.split()[:6] for line in lines[2:]] == [
         ["2", "x", "(6", "+", "5)", side] for side in ("engine", "own-generate", "llama")
     ]

@@ -138,8 +138,8 @@ def sent_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(SlotBatch, "_send_back", counted)
     monkeypatch.setattr("sft.generate.slot_batch.page_bytes", lambda weights: 1)
-    monkeypatch.setattr("sft.generate.slot_batch.slot_bytes", lambda weights: 0.001)
-    monkeypatch.setattr("sft.generate.slot_batch.free_bytes", lambda device: 17)
+    monkeypatch.setattr("sft.generate.slot_batch.slot_bytes", lambda weights: 1)
+    monkeypatch.setattr("sft.generate.slot_batch.free_bytes", lambda device: 27)
     return times
 
 
