@@ -89,7 +89,7 @@ class Engine:
         if not len(prompts) == len(each) == len(numbered):
             raise ValueError(f"{len(each)} params and {len(numbered)} numbers for {len(prompts)} prompts")
         requests = self._requests(0, prompts, numbered, each)
-        most = max([longest + params.max_new_tokens] if isinstance(params, SamplingParams) else [1])
+        most = params.longest(longest) if isinstance(params, SamplingParams) else 1
         batch = self.batch(max([most, *(request.longest for request in requests)]))
         # The longest first: memory peaks at the start, and neighbours need little padding.
         queue = deque(sorted(requests, key=lambda request: -len(request.prompt)))

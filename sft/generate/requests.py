@@ -87,14 +87,12 @@ class Request:
     @property
     def most(self) -> int:
         """Most tokens of its answer; 0 where the prompt leaves none."""
-        if self.params.max_length is None:
-            return self.params.max_new_tokens
-        return max(0, min(self.params.max_new_tokens, self.params.max_length - len(self.prompt)))
+        return self.longest - len(self.prompt)
 
     @property
     def longest(self) -> int:
         """How many tokens it can come to."""
-        return len(self.prompt) + self.most
+        return self.params.longest(len(self.prompt))
 
     def randoms(self, count: int) -> list[float]:
         """The random numbers of the next `count` tokens; drawn when it begins, since waiting requests need none."""

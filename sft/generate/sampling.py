@@ -63,6 +63,11 @@ class SamplingParams:
             if not right:
                 raise UsageError(f"{name} must be {what}, not {getattr(self, name)!r}")
 
+    def longest(self, prompt: int) -> int:
+        """How many tokens a prompt of so many and its answer can come to."""
+        most = prompt + self.max_new_tokens
+        return most if self.max_length is None else max(prompt, min(most, self.max_length))
+
     @property
     def penalises(self) -> bool:
         """Whether logits depend on what has been said."""
