@@ -24,7 +24,10 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return found
 
 
-def test_the_table_and_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_and_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # on a narrow terminal some columns are left out
     out, figure = tmp_path / "new" / "found.json", tmp_path / "found.svg"
     assert main(["bench", "generate", *SMALL, "--out", str(out), "--figure", str(figure)]) == 0
     lines = capsys.readouterr().out.splitlines()
