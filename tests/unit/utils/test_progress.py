@@ -120,7 +120,7 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal of 60 columns, on which a second passes with each look at the clock."""
     seconds = count(100)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr("sft.utils.progress.shutil.get_terminal_size", lambda: os.terminal_size((60, 24)))
+    monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr("sft.utils.progress.time.monotonic", lambda: float(next(seconds)))
 
 
