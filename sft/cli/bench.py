@@ -23,6 +23,7 @@ NAMES = ("tiny", "small", "published")
 PRESETS = ("short", "long-answer", "long-prompt", "long-both", "uneven")
 BESIDE = ("llama", "own-generate", "llama-graph", "none")
 SWEEP = tuple(1024 << power for power in range(6))
+_OF_OUTPUT = ("debug", "json", "out", "figure")
 MOST_GROWTH, LEAST_STRAIGHT = 1.3, 0.99
 EPILOG = """workloads (requests x (tokens of the prompt + of the answer)):
   short        16 x (128 + 256)          long-both    8 x (2,048 + 2,048)
@@ -190,7 +191,7 @@ def _as_json(bench: Bench, found: Found, arguments: argparse.Namespace) -> dict[
     from sft.utils.processor import processor_name
 
     return {
-        "settings": {name: value for name, value in vars(arguments).items() if name != "debug"},
+        "settings": {name: value for name, value in vars(arguments).items() if name not in _OF_OUTPUT},
         "machine": {
             **environment(),
             "processor": processor_name(),

@@ -14,11 +14,13 @@ MOST = 3.4e38  # of a number that enters arithmetic in float32
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_tensor(op: str, name: str, value: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """Check that `value` is a floating-point tensor of this shape on this device."""
+def check_tensor(
+    op: str, name: str, value: Tensor, shape: tuple[int, ...], device: torch.device, also: tuple[torch.dtype, ...] = ()
+) -> None:
+    """Check that `value` is a floating-point tensor (or of one of the types in `also`) of this shape on this device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value)}")
-    if value.dtype not in FLOAT_TYPES:
+    if value.dtype not in (*FLOAT_TYPES, *also):
         raise ValueError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")

@@ -39,8 +39,8 @@ def choose_token(logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
     """
     check_leading(OP, "logits", logits, 2)
     for name, value in choice._asdict().items():
-        whole = name == "top_k" and isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64)
-        check_tensor(OP, name, value.double() if whole else value, (logits.shape[0],), logits.device)
+        also = (torch.int32, torch.int64) if name == "top_k" else ()
+        check_tensor(OP, name, value, (logits.shape[0],), logits.device, also)
     if backend_for(OP, logits) == "triton":
         return choose_token_triton(logits, choice)
     return choose_token_torch(logits, choice)

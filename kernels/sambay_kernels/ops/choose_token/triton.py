@@ -28,17 +28,9 @@ def choose_token_triton(logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]
     ties = torch.empty(rows, pieces, dtype=torch.int32, device=device)
     launch(count_kernel, (rows, pieces), logits, counts, *where, BLOCK=block, warps=8)
     launch(
-        threshold_kernel,
-        (rows,),
-        counts,
-        *(value.contiguous() for value in choice),
-        whole,
-        real,
-        best,
-        vocabulary,
-        BINS=BINS,
-        warps=16,
-    )
+        threshold_kernel, (rows,), counts, *(value.contiguous() for value in choice), whole, real, best, vocabulary,
+        BINS=BINS, warps=16,
+    )  # fmt: skip
     launch(sum_pieces_kernel, (rows, pieces), logits, whole, real, masses, ties, *where, BLOCK=block, warps=8)
     launch(
         pick_kernel, (rows,), logits, whole, real, masses, ties, tokens, pieces, *where, PIECES=power_of_two(pieces),

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..add_layer_norm.reference import add_layer_norm_reference
+from ..swiglu.torch import swiglu_torch
 from .slots import Slots
 from .weights import AttentionWeights, DecoderWeights, MambaWeights, MemoryUnitWeights
 
@@ -36,15 +37,9 @@ def _step(weights: DecoderWeights, slots: Slots, tokens: Tensor, rows: Tensor) -
         mixed = run.mix(layer.mixer, run.norm(hidden, layer.norm_weight, layer.norm_bias))
         hidden = hidden + mixed.to(wide)
         gate, value = F.linear(run.norm(hidden, layer.mlp_norm_weight, layer.mlp_norm_bias), layer.fc1).chunk(2, -1)
-        hidden = hidden + F.linear(_gated(gate, value), layer.fc2).to(wide)
+        hidden = hidden + F.linear(swiglu_torch(gate, value), layer.fc2).to(wide)
     slots.lengths[rows] += 1
     return F.linear(run.norm(hidden, weights.norm_weight, weights.norm_bias), weights.head)
-
-
-def _gated(gate: Tensor, value: Tensor) -> Tensor:
-    """silu(gate) * value, rounded once."""
-    wide = torch.promote_types(gate.dtype, torch.float32)
-    return (F.silu(gate.to(wide)) * value.to(wide)).to(gate.dtype)
 
 
 class _Run:
@@ -66,7 +61,7 @@ class _Run:
             return self._mamba(mixer, x)
         if isinstance(mixer, MemoryUnitWeights):
             assert self.memory is not None
-            return F.linear(_gated(F.linear(x, mixer.in_proj), self.memory), mixer.out_proj)
+            return F.linear(swiglu_torch(F.linear(x, mixer.in_proj), self.memory), mixer.out_proj)
         return self._attention(mixer, x)
 
     def _mamba(self, mixer: MambaWeights, x: Tensor) -> Tensor:
@@ -84,7 +79,7 @@ class _Run:
         state = scan[self.rows] * torch.exp(step[..., None] * mixer.A) + (step * u)[..., None] * b.to(wide)[:, None]
         scan[self.rows] = state
         self.memory = ((state * c.to(wide)[:, None]).sum(-1) + mixer.D.to(wide) * u).to(product)
-        return F.linear(_gated(gate, self.memory), mixer.out_proj)
+        return F.linear(swiglu_torch(gate, self.memory), mixer.out_proj)
 
     def _attention(self, mixer: AttentionWeights, x: Tensor) -> Tensor:
         w = self.weights
