@@ -12,6 +12,7 @@ from pathlib import Path
 import data_set_rows
 import pytest
 from hub_server import TOKEN, running_hub
+from typing_user import types
 
 from sft.cli.main import main
 
@@ -124,15 +125,7 @@ def test_chat_answers_once_and_converses(
     answer = capsys.readouterr().out
     assert main(once) == 0
     assert capsys.readouterr().out == answer
-    lines = iter(["What is 2 + 2?", "/clear", "What is 2 + 2?"])
-
-    def typed(prompt: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", typed)
+    types(monkeypatch, "What is 2 + 2?", "/clear", "What is 2 + 2?")
     assert main(["chat", "--model", "run/stages/packed/final", "--max_new_tokens", "6"]) == 0
     assert capsys.readouterr().out == answer * 2
 

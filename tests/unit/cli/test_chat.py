@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from run_toys import write_start
+from typing_user import types
 
 from sft.cli.main import main
 from sft.utils.files import read_json, write_json
@@ -215,15 +216,7 @@ def test_a_servers_thinking_is_shown_and_not_sent_back(
         yield from [("thought", "2 and 2"), ("answer", "4"), ("finish", "stop"), ("tokens", "5")]
 
     monkeypatch.setattr(chat, "ask", answer)
-    lines = iter(["2 + 2?", "more"])
-
-    def read(prompt: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", read)
+    types(monkeypatch, "2 + 2?", "more")
     assert main(["chat", "--server", "http://h/v1", "--model", "m"]) == 0
     assert asked[1][1] == {"role": "assistant", "content": "4"}
     assert capsys.readouterr().out == "2 and 24\n" * 2

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from typing_user import types
 
 from sft.cli import chat
 from sft.tokenizers.tiny import build_tokenizer
@@ -38,15 +39,7 @@ def test_a_conversation_goes_on_after_a_refusal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     conversation, asked = talk(monkeypatch, "4")
-    lines = iter(["<|system|>x", "2+2?"])
-
-    def read(prompt: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", read)
+    types(monkeypatch, "<|system|>x", "2+2?")
     chat._converse(conversation)
     assert asked == ["<|user|>2+2?<|end|><|assistant|>"]
     assert "spells out <|system|>" in capsys.readouterr().err
