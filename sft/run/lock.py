@@ -28,6 +28,7 @@ def lock(path: Path, busy: str) -> AbstractContextManager[None]:
 def lock_for_all(path: Path, busy: str) -> Iterator[None]:
     """The same for all processes of a run, and a refusal is raised on every one. Each of them holds it: where one dies,
     those that are left may still be at work."""
+    together(lambda: None)  # a slower process may hold, for a moment yet, what it held in the run before
     with ExitStack() as held:
         decide(lambda: held.enter_context(_held(path, busy, fcntl.LOCK_EX, fcntl.LOCK_SH)))
         together(lambda: None if is_main() else held.enter_context(_held(path, busy, fcntl.LOCK_SH)))

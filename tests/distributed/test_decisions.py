@@ -77,6 +77,11 @@ def test_a_folder_is_locked_while_any_rank_is_at_work(answers):
     assert [answer["lock"] for answer in answers] == ["busy", "free"]
 
 
+def test_the_lock_of_the_run_before_is_waited_for(answers):
+    """A slower process may hold it for a moment yet when rank 0 begins the next run."""
+    assert [answer["lock again"] for answer in answers] == ["free", "free"]
+
+
 def test_no_process_group_is_needed(answers):
     assert [answer["process group"] for answer in answers] == [False, False]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import SUPPORT, run_alone, run_ranks
+from ranks import SUPPORT, Ended, run_alone, run_ranks
 from train_toys import read_metrics, saved_weights
 
 ENGINES = ("none", "zero1", "zero2", "zero3")
@@ -49,12 +49,16 @@ def two(folder: Path) -> Callable[[str], list[dict[str, Any]]]:
     """What a case says, rank by rank; all of its precision run when the first one is asked for."""
 
     @functools.cache
-    def results(precision: str) -> list[dict[str, Any]]:
-        ends = run_ranks("engine_cases.py", str(folder), ",".join(TWO_RANKS[precision]), limit=840)
-        assert [end.code for end in ends] == [0, 0], "\n".join(end.stderr[-3000:] for end in ends)
-        return [json.loads((folder / f"2-{rank}.json").read_text()) for rank in (0, 1)]
+    def ends(precision: str) -> list[Ended]:
+        return run_ranks("engine_cases.py", str(folder), ",".join(TWO_RANKS[precision]), limit=840)
 
-    return lambda name: [result[name] for result in results(name.rpartition("-")[2])]
+    def results(name: str) -> list[dict[str, Any]]:
+        precision = name.rpartition("-")[2]
+        # Looked at anew by each test, and not run anew: in a folder where a part has been done, all ends otherwise.
+        assert [end.code for end in ends(precision)] == [0, 0], "\n".join(e.stderr[-3000:] for e in ends(precision))
+        return [json.loads((folder / f"2-{rank}.json").read_text())[name] for rank in (0, 1)]
+
+    return results
 
 
 CHAINS = [name for names in TWO_RANKS.values() for name in names if name.startswith("chain-")]

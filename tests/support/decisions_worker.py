@@ -76,6 +76,15 @@ def lock_of_a_dead_main(path: Path) -> str:
             barrier()
 
 
+def lock_of_the_run_before(path: Path) -> str:
+    """Whether rank 0 gets the lock of a run that it has left, and that a slower rank 1 has not."""
+    for _ in range(2):
+        with lock_for_all(path, "busy"):
+            if rank() == 1:
+                time.sleep(0.3)
+    return "free"
+
+
 def cases(folder: Path) -> dict[str, Callable[[], Any]]:
     calls: list[int] = []
     errors = [
@@ -103,6 +112,7 @@ def cases(folder: Path) -> dict[str, Callable[[], Any]]:
         "shared": lambda: check_shared_folder(folder / "shared"),
         "not shared": lambda: check_shared_folder(folder / f"local-{rank()}"),
         "lock": lambda: lock_of_a_dead_main(folder / f"{world_size()}.lock"),
+        "lock again": lambda: lock_of_the_run_before(folder / f"{world_size()}.lock"),
         "after all that": lambda: decide(lambda: "in step"),
     }
 
