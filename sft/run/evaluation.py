@@ -124,7 +124,7 @@ def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, chosen: Chosen |
 def score_checkpoint(paths: RunPaths, stage: Stage, folder: Path, step: int) -> float:
     """pass@1 of the model in `folder`, which the stage had after `step`, on the suite that it keeps the best by.
 
-    Answers are kept beside the stage's checkpoints, so that a killed comparison goes on.
+    All processes answer. Answers are kept beside the stage's checkpoints, so that a killed comparison goes on.
     """
     from sft.evaluate.runner import evaluate
     from sft.models.load import on_device
@@ -133,8 +133,8 @@ def score_checkpoint(paths: RunPaths, stage: Stage, folder: Path, step: int) -> 
     name = str(stage.keep_best).partition(".")[0]
     suites = [suite for suite in stage.evaluate.suites if suite.name == name]
     out = paths.stage_dir(stage.name) / "compared" / f"checkpoint-{step}"
-    _take_from_training(paths.step_dir(stage.name, step), out, suites)
-    model, tokenizer = load_final(paths, folder, dtype=default_dtype(paths))
+    decide(lambda: _take_from_training(paths.step_dir(stage.name, step), out, suites))
+    model, tokenizer = together(lambda: load_final(paths, folder, dtype=default_dtype(paths)))
     metrics = evaluate(
         on_device(model),
         tokenizer,

@@ -79,16 +79,22 @@ _outside: list[Callable[[], None]] = []
 
 @contextmanager
 def switched_as_outside() -> Iterator[None]:
-    """Inside, these switches and `torch.nn.functional.linear` are what they are where nothing is trained."""
+    """Inside, these switches and `torch.nn.functional.linear` are what they are where nothing is trained, and a model
+    that is loaded is a whole one on each process."""
     import torch
 
     put_back, linear = _switched_as_now(), torch.nn.functional.linear
+    config = vars(sys.modules.get("transformers.integrations.deepspeed", object)).get("_hf_deepspeed_config_weak_ref")
     for switch in _outside[:1]:
         switch()
     torch.nn.functional.linear = torch._C._nn.linear  # ZeRO-3 has its own in its place
+    if config is not None:
+        sys.modules["transformers.integrations.deepspeed"].unset_hf_deepspeed_config()  # or it would part the weights
     try:
         yield
     finally:
+        if config is not None:
+            vars(sys.modules["transformers.integrations.deepspeed"])["_hf_deepspeed_config_weak_ref"] = config
         torch.nn.functional.linear = linear
         put_back()
 

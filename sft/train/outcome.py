@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +82,13 @@ class Outcome:
     def best(self, end: int, score: Callable[[Average, int], float]) -> dict[str, Any]:
         """What `keep_best` comes to: the score of each candidate, and the step of the best, the earliest of several.
 
-        `score`: what the suite says of an average, and of the step that it is of.
+        On all processes; the main one looks at the checkpoints. `score`: what the suite says of an average, and of the
+        step that it is of.
         """
-        scores = {step: score(Average([self.checkpoint(step)]), step) for step in self.candidates(end)}
+        folders = {step: decide(partial(self.checkpoint, step)) for step in self.candidates(end)}
+        scores = {step: score(Average([folder]), step) for step, folder in folders.items()}
         step = max(scores, key=lambda found: (scores[found], -found))
-        self._tell(f"checkpoint-{step}", 1.0, self.checkpoint(step))
+        decide(lambda: self._tell(f"checkpoint-{step}", 1.0, self.checkpoint(step)))
         return {"step": step, "scores": {f"checkpoint-{found}": value for found, value in scores.items()}}
 
     def checkpoint(self, step: int) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from sft.recipe.outcome_keys import HANDS_ON
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
 from sft.train.collator import SOURCES
-from sft.train.engine import asked_engine, fresh_engine, whole_weights
+from sft.train.engine import asked_engine, fresh_engine, switched_as_outside, whole_weights
 from sft.train.handover import default_dtype, save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
@@ -72,7 +72,11 @@ class _Scores:
     signals: StopSignals
 
     def best(self, job: _Job, end: int, save: Callable[[Path, Average], None]) -> dict[str, Any]:
-        """The best checkpoint of a stage that has ended at `end`; `save` makes a model folder of one."""
+        """The best checkpoint of a stage that has ended at `end`, on all processes; `save` makes a model folder of one.
+
+        All processes answer, each with a model of its own; the folder is the main one's to write.
+        """
+        from sft.train.callbacks import share_signal
         from sft.utils.files import scratch_folder
 
         assert self.score is not None
@@ -83,15 +87,17 @@ class _Scores:
         job.trainer.model.to("cpu")
 
         def of(average: Average, step: int) -> float:
-            if self.signals.received is not None:
+            if signum := share_signal(self.signals):
                 raise Interrupted(
                     f"Stopped while the checkpoints of stage {job.stage.name} are compared; it is trained. The same "
                     "command continues.",
-                    self.signals.received,
+                    signum,
                 )
-            with scratch_folder(job.paths.stage_dir(job.stage.name) / "candidate") as scratch:
-                save(scratch / "model", average)
-                return score(scratch / "model", step)
+            with ExitStack() as made, switched_as_outside():
+                candidate = scratch_folder(job.paths.stage_dir(job.stage.name) / "candidate")
+                folder = decide(lambda: made.enter_context(candidate)) / "model"
+                decide(lambda: save(folder, average))
+                return score(folder, step)
 
         return job.outcome.best(end, of)
 
@@ -116,8 +122,8 @@ def train_stage(
 
     `parts` is what the stage's weights follow from. `model` gets fresh adapters when the stage asks for LoRA and it has
     none yet; `base` then names what they stand on. `started` is called once nothing refuses the stage any more, before
-    anything of it is written. `score`: how good the model in a folder, of a step, is for `keep_best`; asked by the main
-    process. `answer`: for `evaluate.every`. With `resume`, training goes on from the newest whole checkpoint of the
+    anything of it is written. `score`: how good the model in a folder, of a step, is for `keep_best`; asked on all
+    processes. `answer`: for `evaluate.every`. With `resume`, training goes on from the newest whole checkpoint of the
     same stage, bit for bit as if it had not stopped; without, its checkpoints are thrown away.
     Raises UserError for a model that mixes documents, leaves trainable tensors without a gradient, diverges, or can't
     be continued from what is there; Interrupted after a signal, with everything saved.
@@ -394,12 +400,17 @@ def _hand_over(
     if trainer.ema is not None and is_main():
         weights = trainer.ema.weights(trainer.model.state_dict() if weights is None else weights)
 
+    if job.stage.keep_best:
+        with _plain_errors(job):
+            manifest["best"] = scores.best(
+                job, state.global_step, lambda to, one: job.save(to, tokenizer, weights, one)
+            )
+
     def write() -> dict[str, Any]:
         with _plain_errors(job):
             average = job.outcome.average(state.global_step)
             if job.stage.keep_best:
-                found = scores.best(job, state.global_step, lambda to, one: job.save(to, tokenizer, weights, one))
-                manifest["best"], average = found, Average([job.outcome.checkpoint(found["step"])])
+                average = Average([job.outcome.checkpoint(manifest["best"]["step"])])
             manifest["average"] = job.outcome.parents or None
             # What was handed on before, if the stage is handed on anew: it isn't done until that is whole.
             remove_file(paths.stage_manifest(name))

@@ -19,12 +19,13 @@ MUON = "chain-none.muon+none.muon-fp32"
 GROUPS = "chain-none.groups+none.groups-fp32"
 GROUPED = "chain-zero2.groups+zero3.groups-fp32"
 MIXED = ("chain-zero2+none-fp32", ADAPTERS, MUON, GROUPED)
+BEST = tuple(f"best-{engine}-bf16" for engine in ("none", "zero3", "zero2.lora"))
 SPECIAL = ("chain-zero3.checkpointing+zero3.lora-bf16", "launched-zero3-bf16", "unlike-zero2-bf16")
 RESUMED = tuple(f"resumed-{engine}-bf16" for engine in ("none", "zero2", "zero3"))
 STILL = tuple(f"still-{engine}-bf16" for engine in ENGINES)
 TWO_RANKS = {
     "fp32": (*(f"chain-{engine}+{engine}-fp32" for engine in ENGINES), *MIXED),
-    "bf16": (*(f"chain-{engine}+{engine}-bf16" for engine in ENGINES), *SPECIAL, *RESUMED, *STILL),
+    "bf16": (*(f"chain-{engine}+{engine}-bf16" for engine in ENGINES), *SPECIAL, *BEST, *RESUMED, *STILL),
 }
 TOLERANCE = {"fp32": 5e-6, "bf16": 3e-4}
 CLASSES = {"none": "DistributedDataParallel"}
@@ -171,6 +172,15 @@ def test_a_killed_stage_goes_on_to_the_same_bits(two, folder, name):
     resumed = saved_weights(folder / "2" / name / "stages/s0/final")
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+
+
+@pytest.mark.parametrize("name", BEST)
+def test_the_best_checkpoint_is_found_by_all_ranks(two, name):
+    """Each answers with a whole model of its own, whatever the engine has made of the one that was trained."""
+    results = two(name)
+    assert results[0]["best"] == results[1]["best"] and results[0]["parents"] == 1
+    assert sorted(results[0]["best"]["scores"]) == ["checkpoint-2", "checkpoint-3"]
+    assert all(result["asked"] > 0 for result in results)
 
 
 @pytest.mark.parametrize("name", STILL)

@@ -115,6 +115,20 @@ def resumed(root: Path, words: list[str], precision: str) -> dict[str, Any]:
     return {"ends": ends, "steps": manifest["steps"], "engine": manifest["engine"]}
 
 
+def best(root: Path, words: list[str], precision: str) -> dict[str, Any]:
+    """A stage that hands on the best of its checkpoints; which processes have made the answers."""
+    from sft.recipe.schema import Recipe
+    from sft.run.chain import train
+
+    keys = {"bf16": precision == "bf16", "save_steps": 1, "save_total_limit": 2, **train_keys(words[0])}
+    dumped = recipe_of(root, keys, suites=[SUITE | {"batch_size": 1}]).model_dump()
+    dumped["stages"][0]["keep_best"] = "words"
+    answered: list[int] = []
+    with patch("sft.generate.generate_batch", side_effect=counted("sft.generate.generate_batch", answered)):
+        (manifest,) = train(Recipe.model_validate(dumped))["stages"].values()
+    return {"best": manifest["best"], "parents": len(manifest["average"]), "asked": sum(answered)}
+
+
 def launched(root: Path, words: list[str], precision: str) -> dict[str, Any]:
     """The environment that `accelerate launch` with a DeepSpeed configuration makes, and a recipe that says nothing."""
     told = {
@@ -153,6 +167,7 @@ KINDS: dict[str, Callable[[Path, list[str], str], dict[str, Any]]] = {
     "chain": chain,
     "still": still,
     "resumed": resumed,
+    "best": best,
     "launched": launched,
     "unlike": unlike,
 }
@@ -174,6 +189,19 @@ def killed_in(place: str, when: int) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == when:
             raise Killed(place)
+        return original(*args, **kwargs)
+
+    return function
+
+
+def counted(place: str, calls: list[int]) -> Callable[..., Any]:
+    """In place of a function: its calls go through and are counted."""
+    from pkgutil import resolve_name
+
+    original = resolve_name(place)
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
         return original(*args, **kwargs)
 
     return function

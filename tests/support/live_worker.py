@@ -44,7 +44,7 @@ def stopped(root: Path, case: str) -> None:
     from sft import generate
     from sft.run.chain import run
     from sft.train.interrupt import Interrupted
-    from sft.utils.distributed import barrier, rank, world_size
+    from sft.utils.distributed import rank, world_size
 
     original, made = generate.generate_batch, recipe(root / case / "stopped", case, every=EVERY)
 
@@ -63,7 +63,6 @@ def stopped(root: Path, case: str) -> None:
     except Interrupted as error:
         (root / case / f"stopped-{rank()}.txt").write_text(str(error), encoding="utf-8")
     generate.generate_batch = original
-    barrier()  # until all have let go of the run's lock
     run(made)
 
 
