@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from sambay_kernels import Choice, choose_token
@@ -65,10 +65,16 @@ def by_definition(logits: Tensor, asked: Choice) -> Iterator[tuple[int, float]]:
         yield chosen if chosen >= 0 else max(kept), nearest
 
 
-def assert_as_defined(name: str, dtype: torch.dtype, device: str, vocabulary: int = 1500) -> None:
-    """By a kernel that sums in float32: another token only where the random number is at the border of one."""
+def assert_as_defined(
+    name: str, dtype: torch.dtype, device: str, vocabulary: int = 1500, numbers: Iterable[int] = range(len(SETTINGS))
+) -> None:
+    """By a kernel that sums in float32: another token only where the random number is at the border of one.
+
+    `numbers`: which of the SETTINGS are tried.
+    """
     logits = cases(vocabulary)[name].to(dtype)
-    for seed, settings in enumerate(SETTINGS):
+    for seed in numbers:
+        settings = SETTINGS[seed]
         randoms = torch.rand(ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         asked = choice(randoms, **settings)  # type: ignore[arg-type]
         on_device = Choice(*(x.to(device, torch.float32 if x.is_floating_point() else x.dtype) for x in asked))
