@@ -60,7 +60,9 @@ def _load_named(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
 
 def _load_stage(paths: RunPaths, stage: str) -> tuple[Any, Any]:
     from sft.models.load import on_device
+    from sft.train.answering import answering_precision
     from sft.train.handover import load_stage_model
 
-    model, tokenizer = load_stage_model(paths, stage)
+    dtype = answering_precision(paths, paths.recipe.stage(stage).evaluate).dtype
+    model, tokenizer = load_stage_model(paths, stage, dtype=dtype)
     return on_device(model), tokenizer

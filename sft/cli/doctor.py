@@ -151,13 +151,21 @@ def _devices() -> Iterator[Finding]:
 
 
 def _bfloat16() -> Finding:
-    """What stages compute in on this processor."""
+    """What stages compute and models answer in on this processor."""
     from sft.utils.processor import bf16_unit
 
     unit = bf16_unit()
     if unit is None:
-        return Finding("bfloat16", "note", "no instructions for its matrix products: stages compute in float32")
-    return Finding("bfloat16", "ok", f"{unit}: stages compute in it unless train.bf16 is false")
+        return Finding(
+            "bfloat16",
+            "note",
+            "no instructions for its matrix products: stages and small models' answers are in float32",
+        )
+    return Finding(
+        "bfloat16",
+        "ok",
+        f"{unit}: stages compute in it unless train.bf16 is false, and models that are stored in it answer in it",
+    )
 
 
 def _kernels() -> Iterator[Finding]:

@@ -135,6 +135,16 @@ def machine_dtype(
     return dtype
 
 
+def stored_dtype(name_or_path: str, *, trust_remote_code: bool = False) -> str:
+    """The type of weights that the configuration of a folder or Hub id names; "float32" where it names none.
+
+    Raises:
+        UserError: when there is no such model.
+    """
+    config = structure(name_or_path, trust_remote_code=trust_remote_code).config
+    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+
+
 def parameter_count(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
     """How many parameters the model of a folder or Hub id has, tied ones once; no weights are read."""
     model = structure(name_or_path, revision=revision, trust_remote_code=trust_remote_code)

@@ -112,6 +112,7 @@ def hands_on(stage: Stage) -> dict[str, Any] | None:
             "keep_best": stage.keep_best,
             "of": train.save_total_limit,
             "suite": [one.model_dump() for one in suites],
+            **_answers(stage),
         }
     return told
 
@@ -128,8 +129,14 @@ def stops(stage: Stage) -> dict[str, Any] | None:
         told |= {
             "every": evaluate.every.model_dump(include={"steps", "tokens"}),
             "suite": [suite.model_dump(exclude={"batch_size"}) for suite in watched],
+            **_answers(stage),
         }
     return told
+
+
+def _answers(stage: Stage) -> dict[str, Any]:
+    """The type that answers are given in, where the recipe says it; a run keeps what it began with by itself."""
+    return {} if stage.evaluate.bf16 is None else {"bf16": stage.evaluate.bf16}
 
 
 def outcome_problems(stage: Stage) -> list[KeyProblem]:

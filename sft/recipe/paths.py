@@ -82,6 +82,11 @@ class RunPaths:
         """Written last: a stage with a manifest of the right key is done."""
         return self.stage_dir(stage) / "manifest.json"
 
+    @property
+    def answering(self) -> Path:
+        """What type this run's models answer in, where the recipe doesn't say it."""
+        return self.root / "eval" / "answering.json"
+
     def eval_dir(self, point: str, suite: str | None = None) -> Path:
         """Results at `point` (`start` or a stage's name), of one suite or of all."""
         folder = self.root / "eval" / point

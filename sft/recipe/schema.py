@@ -47,8 +47,9 @@ class ModelSection(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16",
-        description="What exported weights are stored in, and weights that aren't trained are held in (LoRA, on a GPU "
-        "evaluation too). Trained ones are held in float32; `train.bf16` says what is computed in.",
+        description="What exported weights are stored in, and weights that aren't trained are held in (LoRA; "
+        "`evaluate.bf16` says what answers are given in). Trained ones are held in float32; `train.bf16` says what is "
+        "computed in.",
     )
     load_in_4bit: bool = Field(
         default=False,
@@ -339,6 +340,11 @@ class EvaluateSection(Section):
         default=None,
         description="Answer suites while the stage trains, too: `200 steps`, `1_000_000 tokens`, or {steps: 200, "
         "suites: [math500], max_problems: 50}. What is trained stays the same, bit for bit.",
+    )
+    bf16: bool | None = Field(
+        default=None,
+        description="Answer in bfloat16, else in float32. Default: as `model.dtype` says, but in float32 where that is "
+        "bfloat16, the processor doesn't multiply it and the model is small. A run keeps what it began with.",
     )
     verify_timeout: float = Field(
         default=5.0, gt=0, description="Seconds one answer check may take before it is killed."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import glob
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from sft.run.checks import check_recipe, check_suites
 from sft.run.identity import point_identity, trained_stages, untrained_stages
 from sft.run.lock import lock_for_all
 from sft.run.sharing import copy_folder
+from sft.train.answering import answering_precision, begin_answering
 from sft.utils.distributed import alike, check_shared_folder, decide, is_main, together, world_size
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_json, write_sealed
@@ -41,8 +43,8 @@ def evaluate_point(paths: RunPaths, stage: str | None, others: Sequence[RunPaths
         point: _Point = decide(lambda: _look_up(paths, owner, stage, others))
         if point.metrics is not None:
             return point.metrics
-        metrics = _evaluate(paths, owner, stage)
-        done = {"key": point.key, "metrics": metrics}
+        metrics = _evaluate(paths, owner, stage, point.dtype)
+        done = {"key": point.key, "dtype": point.dtype, "metrics": metrics}
         decide(lambda: write_sealed(folder / "manifest.json", {**done, "files": _files(folder, owner)}))
     return metrics
 
@@ -53,31 +55,35 @@ def _busy(point: object) -> str:
 
 @dataclass(frozen=True)
 class _Point:
-    """What the main process has found out of a point: the key of its results, and what is there."""
+    """What the main process has found out of a point: the type it answers in, its results' key, and what is there."""
 
+    dtype: str
     key: str
-    metrics: dict[str, Any] | None
+    metrics: dict[str, Any] | None = None
 
 
 def _look_up(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> _Point:
     point = stage or "start"
     folder = paths.eval_dir(point)
-    key = _key(owner, point_identity(paths, stage))
+    dtype = answering_precision(paths, owner.evaluate).dtype
+    key = _key(owner, point_identity(paths, stage), dtype)
     if (done := _done(folder, owner, key)) is not None:
         say(f"{point}: evaluated already, skipped")
-        return _Point(key, dict(done["metrics"]))
+        return _Point(dtype, key, dict(done["metrics"]))
     for other in others:
         there = other.eval_dir(point)
         if (done := _done(there, owner, key)) is not None:
             for suite in owner.evaluate.suites:
                 copy_folder(there / suite.name, folder / suite.name)
+            begin_answering(paths, owner.evaluate)
             write_sealed(folder / "manifest.json", done)
             say(f"{point}: evaluated already in {other.root}, taken over")
-            return _Point(key, dict(done["metrics"]))
+            return _Point(dtype, key, dict(done["metrics"]))
     if stage is not None:
         steps = (read_sealed(paths.stage_manifest(stage)) or {})["steps"]
         _take_from_training(paths.step_dir(stage, steps), folder, owner.evaluate.suites)
-    return _Point(key, None)
+    begin_answering(paths, owner.evaluate, point)
+    return _Point(dtype, key)
 
 
 def _take_from_training(source: Path, target: Path, suites: Sequence[SuiteSection]) -> None:
@@ -100,14 +106,16 @@ def _done(folder: Path, owner: Stage, key: str) -> dict[str, Any] | None:
     return done if same else None
 
 
-def _evaluate(paths: RunPaths, owner: Stage, stage: str | None, chosen: Chosen | None = None) -> dict[str, Any]:
+def _evaluate(
+    paths: RunPaths, owner: Stage, stage: str | None, dtype: str, chosen: Chosen | None = None
+) -> dict[str, Any]:
     from sft.evaluate.runner import evaluate
     from sft.models.load import on_device
     from sft.train.handover import load_stage_model
 
     chosen = chosen or Chosen()
     point = f"{stage or 'start'}{chosen.label}"
-    model, tokenizer = together(lambda: load_stage_model(paths, stage))
+    model, tokenizer = together(lambda: load_stage_model(paths, stage, dtype=dtype))
     metrics = evaluate(
         on_device(model),
         tokenizer,
@@ -128,13 +136,14 @@ def score_checkpoint(paths: RunPaths, stage: Stage, folder: Path, step: int) -> 
     """
     from sft.evaluate.runner import evaluate
     from sft.models.load import on_device
-    from sft.train.handover import default_dtype, load_final
+    from sft.train.handover import load_answering
 
     name = str(stage.keep_best).partition(".")[0]
     suites = [suite for suite in stage.evaluate.suites if suite.name == name]
     out = paths.stage_dir(stage.name) / "compared" / f"checkpoint-{step}"
     decide(lambda: _take_from_training(paths.step_dir(stage.name, step), out, suites))
-    model, tokenizer = together(lambda: load_final(paths, folder, dtype=default_dtype(paths)))
+    dtype = decide(lambda: begin_answering(paths, stage.evaluate)).dtype
+    model, tokenizer = together(lambda: load_answering(paths, folder, dtype))
     metrics = evaluate(
         on_device(model),
         tokenizer,
@@ -190,8 +199,9 @@ def evaluate_live(
     )
 
 
-def _key(owner: Stage, identity: dict[str, Any]) -> str:
-    """What an evaluation's numbers follow from: the model, the suites with their problems, the templates."""
+def _key(owner: Stage, identity: dict[str, Any], dtype: str) -> str:
+    """What an evaluation's numbers follow from: the model and its type, the suites with their problems, the
+    templates."""
     from sft.data.read.sources import open_source
     from sft.evaluate.runner import VERSION
 
@@ -199,7 +209,8 @@ def _key(owner: Stage, identity: dict[str, Any]) -> str:
         {
             "version": VERSION,
             "model": identity,
-            "suites": owner.evaluate.model_dump(exclude={"every"}),
+            "dtype": dtype,
+            "suites": owner.evaluate.model_dump(exclude={"every", "bf16"}),
             "problems": [open_source(suite.source).identity for suite in owner.evaluate.suites],
             **asked_as(owner.data).model_dump(include={"prompt_template", "system_prompt"}),
         }
@@ -243,7 +254,8 @@ def _evaluate_chosen(paths: RunPaths, stage: str | None, chosen: Chosen) -> dict
         return {}
     decide(lambda: check_suites(section))
     with lock_for_all(paths.eval_dir(point) / ".lock", _busy(point)):
-        return _evaluate(paths, owner, stage, chosen)
+        dtype = decide(lambda: begin_answering(paths, owner.evaluate, point)).dtype
+        return _evaluate(paths, owner, stage, dtype, chosen)
 
 
 def evaluate_other(
@@ -262,11 +274,13 @@ def evaluate_other(
     from sft.run.named import load_named
 
     check_shared_folder(paths.root)
-    model, tokenizer = together(lambda: load_named(name, paths.recipe.model.trust_remote_code))
-    key, folder = decide(lambda: _key_and_folder(model, paths.eval_dir(f"model-{_called(name)}{asked_for.label}")))
+    free, trust = paths.eval_dir(f"model-{_called(name)}"), paths.recipe.model.trust_remote_code
+    dtype = decide(lambda: _dtype_of(name, section, _namesakes(free)))
+    model, tokenizer = together(lambda: load_named(name, trust, dtype=dtype))
+    key, folder = decide(lambda: _key_and_folder(model, free.with_name(f"{free.name}{asked_for.label}")))
     point, asked = folder.name, asked_as(owner.data)
     with lock_for_all(folder / ".lock", _busy(point)):
-        decide(lambda: write_sealed(folder / "manifest.json", {"model": key}))
+        decide(lambda: write_sealed(folder / "manifest.json", _noted(name, model, key)))
         metrics = evaluate(model, tokenizer, section, prompt_defaults=asked, out_dir=folder, point=point, model_key=key)
     return {point: dict(metrics)}
 
@@ -277,7 +291,7 @@ def evaluate_alone(
     """Suites without a recipe on the model `name`; metrics by point and suite.
 
     `out_dir`: the folder of the results, by default `runs/eval/` and the model's name. Raises UserError where it holds
-    answers of another model, or of one of these suites with other settings.
+    answers of another model, in another type, or of one of these suites with other settings.
     """
     decide(lambda: check_suites(section))
     if out_dir is not None:
@@ -285,26 +299,51 @@ def evaluate_alone(
     from sft.evaluate.runner import evaluate
     from sft.run.named import load_named
 
-    model, tokenizer = together(lambda: load_named(name, trust_remote_code))
-    key, free = decide(lambda: _key_and_folder(model, ALONE / _called(name)))
+    usual = ALONE / _called(name)
+    dtype = decide(lambda: _dtype_of(name, section, [out_dir] if out_dir else _namesakes(usual)))
+    model, tokenizer = together(lambda: load_named(name, trust_remote_code, dtype=dtype))
+    key, free = decide(lambda: _key_and_folder(model, usual))
     folder = out_dir or free
     check_shared_folder(folder)
     with lock_for_all(folder / ".lock", _busy(folder)):
-        decide(lambda: _claim(folder, section, key, name))
+        decide(lambda: _claim(folder, section, _noted(name, model, key)))
         metrics = evaluate(
             model, tokenizer, section, prompt_defaults=None, out_dir=folder, point=folder.name, model_key=key
         )
     return {folder.name: dict(metrics)}
 
 
-def _claim(folder: Path, section: EvaluateSection, key: str, name: str) -> None:
+def _dtype_of(name: str, section: EvaluateSection, folders: Iterable[Path]) -> str | None:
+    """What a model that is named answers in: what is said, else what its answers in `folders` began with, on whatever
+    machine; None: neither."""
+    if section.bf16 is not None:
+        return "bfloat16" if section.bf16 else "float32"
+    notes = [read_sealed(folder / "manifest.json") or {} for folder in folders]
+    return next((note["dtype"] for note in notes if note.get("name") == name and "dtype" in note), None)
+
+
+def _namesakes(folder: Path) -> list[Path]:
+    """The folders of all models that are called as this one's says."""
+    return [folder, *sorted(folder.parent.glob(f"{glob.escape(folder.name)}-*"))]
+
+
+def _noted(name: str, model: Any, key: str) -> dict[str, Any]:
+    """Whose answers are in a folder, and what they are given in."""
+    return {"model": key, "name": name, "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def _claim(folder: Path, section: EvaluateSection, note: dict[str, Any]) -> None:
     """Note whose answers will be in `folder`. Raises UserError where those of another model, or to other settings, are
     there."""
     there = _check_settings(folder, section)
-    if there.get("model", key) != key:
-        raise UserError(f"{folder} holds answers of another model, {there.get('name')}: name another --output_dir")
+    if there.get("model", note["model"]) != note["model"]:
+        named, dtype = there.get("name"), there.get("dtype", note["dtype"])
+        other = (
+            f"this model in {dtype}" if dtype != note["dtype"] and named == note["name"] else f"another model, {named}"
+        )
+        raise UserError(f"{folder} holds answers of {other}: name another --output_dir")
     suites = {**there.get("suites", {}), **{suite.name: _settings(suite) for suite in section.suites}}
-    write_sealed(folder / "manifest.json", {"model": key, "name": name, "suites": suites})
+    write_sealed(folder / "manifest.json", {**note, "suites": suites})
 
 
 def _check_settings(folder: Path, section: EvaluateSection) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _STAGE = (
     "environment",
 )
 _DATA = ("key", "inputs", "rows", "documents", "packs", "tokens", "supervised_tokens", "funnel")
-_RESULT = ("pass_at_1", "interval", "problems", "samples")
+_RESULT = ("pass_at_1", "interval", "problems", "samples", "dtype")
 
 
 def write_record(paths: RunPaths) -> None:

@@ -44,7 +44,7 @@ class Evaluations(TrainerCallback):
     by the content of its weights. A signal ends it unfinished; the run that goes on from there asks first.
 
     Args:
-        dtype: what the weights are loaded in where there is no training, "float32" or "bfloat16".
+        dtype: what the run's models answer in, "float32" or "bfloat16".
     """
 
     def __init__(

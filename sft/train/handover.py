@@ -47,7 +47,7 @@ def save_final(
 
 
 def load_stage_model(
-    paths: RunPaths, stage: str | None = None, *, dtype: str | None = None, trainable: bool = False
+    paths: RunPaths, stage: str | None = None, *, dtype: str | None = None
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model and tokenizer after `stage`, or those the run starts from (None).
 
@@ -55,14 +55,27 @@ def load_stage_model(
     see `default_dtype`. Adapters are always held in float32.
     Raises UserError when the stage isn't done or its files are gone.
     """
-    if stage is None:
-        return load_start(paths, dtype=dtype or default_dtype(paths))
-    final = paths.final_dir(stage)
-    if not paths.stage_manifest(stage).exists() or not final.exists():
+    final = None if stage is None else paths.final_dir(stage)
+    if stage is not None and final is not None and not (paths.stage_manifest(stage).exists() and final.exists()):
         raise UserError(
             f"Stage {stage} isn't done (no {paths.stage_manifest(stage)}): run `sft train --stage {stage}` first."
         )
-    return load_final(paths, final, dtype=dtype or default_dtype(paths), trainable=trainable)
+    return load_answering(paths, final, dtype or default_dtype(paths))
+
+
+def load_answering(paths: RunPaths, final: Path | None, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a `final/` folder (None: of the run's start), held in `dtype` while they answer.
+
+    An adapter's base is that which it was trained on, held as it was and then in `dtype`.
+    """
+    from sft.models.answering import hold_in
+
+    if final is None:
+        model, tokenizer = load_start(paths, dtype=dtype)
+    else:
+        is_adapter = (final / "adapter_config.json").exists()
+        model, tokenizer = load_final(paths, final, dtype=default_dtype(paths) if is_adapter else dtype)
+    return hold_in(model, dtype), tokenizer
 
 
 def load_final(

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sft.models.four_bit import is_four_bit
-from sft.models.merge import wide_parts
+from sft.models.answering import answering_types
 from sft.train.engine import switched_as_outside
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ _HOOKS = (
 def answering_model(trainer: SambayTrainer, dtype: str) -> Iterator[Any]:
     """The trainer's model with its weights of now, as `load_stage_model` would give it; on all ranks.
 
-    The weights are the live ones, not copied, unless all are trained and held in another type than `dtype`, or ZeRO-3
-    has parted them among the ranks: then each rank holds a whole copy in `dtype` meanwhile.
+    The weights are the live ones, not copied, unless they are held in another type than they answer in, or ZeRO-3 has
+    parted them among the ranks: then each rank holds whole copies of those meanwhile.
     """
     try:
         with switched_as_outside():
@@ -51,7 +50,7 @@ def answering_model(trainer: SambayTrainer, dtype: str) -> Iterator[Any]:
 
 def copied_bytes(model: Any, dtype: str) -> int:
     """Bytes of weights that `answering_model` copies."""
-    types = _types(model, dtype)
+    types = answering_types(model, dtype)
     return sum(
         _numel(parameter) * types[name].itemsize
         for name, parameter in model.named_parameters()
@@ -61,7 +60,7 @@ def copied_bytes(model: Any, dtype: str) -> int:
 
 def _plain(model: Any, dtype: str) -> Any:
     """A copy of the modules without what training has put around them; see `answering_model` for the weights."""
-    types = _types(model, dtype)
+    types = answering_types(model, dtype)
     memo: dict[int, Any] = {id(p): _held(p, types[name]) for name, p in model.named_parameters()}
     for module in model.modules():
         memo |= {id(hooks): OrderedDict() for name in _HOOKS if (hooks := getattr(module, name, None)) is not None}
@@ -77,18 +76,6 @@ def _plain(model: Any, dtype: str) -> Any:
         if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = False
     return copied.eval()
-
-
-def _types(model: Any, dtype: str) -> dict[str, torch.dtype]:
-    """What each parameter is held in when the model is loaded in `dtype`; under LoRA it was."""
-    parameters = dict(model.named_parameters())
-    if hasattr(model, "peft_config") or is_four_bit(model):
-        return {name: parameter.dtype for name, parameter in parameters.items()}
-    wide = wide_parts(model)
-    return {
-        name: torch.float32 if any(part in wide for part in name.split(".")) else getattr(torch, dtype)
-        for name in parameters
-    }
 
 
 def _held(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:

@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 
 class Precision(NamedTuple):
-    """Whether a stage computes in bfloat16, else in float32; and why, which is empty where the recipe says so."""
+    """Whether bfloat16 is computed in, else float32; and why, which is empty where the recipe says so."""
 
     bf16: bool
     why: str = ""
 
+    @property
+    def dtype(self) -> str:
+        """The type's name."""
+        return "bfloat16" if self.bf16 else "float32"
+
     def __str__(self) -> str:
-        return f"{'bfloat16' if self.bf16 else 'float32'}{self.why}"
+        return f"{self.dtype}{self.why}"
 
 
 def precision_of(stage: Stage, paths: RunPaths, *, resume: bool = True) -> Precision:
@@ -35,13 +40,13 @@ def precision_of(stage: Stage, paths: RunPaths, *, resume: bool = True) -> Preci
         return said
     kept = _kept(stage, paths, resume)
     if kept is None:
-        return machine_precision(stage.train)
+        return _machine(stage.train)
     return Precision(kept == "bfloat16", ", as this run began")
 
 
 def expected_precision(train: TrainSection) -> Precision:
     """The same without a look at what the run has done."""
-    return _said(train) or machine_precision(train)
+    return _said(train) or _machine(train)
 
 
 def _said(train: TrainSection) -> Precision | None:
@@ -51,11 +56,15 @@ def _said(train: TrainSection) -> Precision | None:
     return Precision(True, ", as accelerate's configuration says") if launched == "bf16" else None
 
 
-def machine_precision(train: TrainSection) -> Precision:
-    """What this machine computes fastest in without harm to what is learned."""
+def _machine(train: TrainSection) -> Precision:
     import torch
 
-    if torch.cuda.is_available() and not train.use_cpu:
+    return machine_precision(gpu=torch.cuda.is_available() and not train.use_cpu)
+
+
+def machine_precision(*, gpu: bool) -> Precision:
+    """What this machine, or its GPU, computes fastest in without harm to what is learned."""
+    if gpu:
         return Precision(True, ", on a GPU")
     unit = bf16_unit()
     if unit is None:

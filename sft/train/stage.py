@@ -13,11 +13,12 @@ from sft.models.lora import attach_adapters, lora_settings
 from sft.models.lora_targets import check_targets
 from sft.models.rounded_rows import rounded_rows
 from sft.recipe.outcome_keys import HANDS_ON
+from sft.train.answering import begin_answering
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
 from sft.train.collator import SOURCES
 from sft.train.engine import asked_engine, fresh_engine, switched_as_outside, whole_weights
-from sft.train.handover import default_dtype, save_final
+from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups
@@ -283,7 +284,9 @@ def _look_on(job: _Job, held: Any, signals: StopSignals, answer: Answer | None) 
     every = job.stage.evaluate.every
     if every is not None:
         assert answer is not None
-        trainer.add_callback(Evaluations(trainer, every, answer, signals, decide(lambda: default_dtype(job.paths))))
+        point = f"{job.stage.name}, while it trains"
+        dtype = decide(lambda: begin_answering(job.paths, job.stage.evaluate, point)).dtype
+        trainer.add_callback(Evaluations(trainer, every, answer, signals, dtype))
     trainer.add_callback(StopWhen(trainer, job.stage, validation))
     trainer.add_callback(StopOnSignal(signals))
 

@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_toys import tiny_qwen, tiny_sambay
+from train_toys import tiny_qwen, tiny_sambay, tiny_tokenizer, toy_recipe
 from transformers import PreTrainedModel
 
 from sft.evaluate.runner import model_fingerprint
+from sft.models.base import start_base
 from sft.models.load import load_checkpoint
+from sft.models.lora import attach_adapters, lora_settings
+from sft.models.lora_targets import check_targets
 from sft.models.sambay_decoding import decoder_weights
+from sft.recipe.paths import RunPaths
 from sft.train.engine import fresh_engine
+from sft.train.handover import load_answering, save_final
 from sft.train.live import answering_model, copied_bytes
 from sft.train.probe import undisturbed
 
@@ -71,6 +76,46 @@ def test_it_is_held_as_the_model_in_its_folder_is(tmp_path: Path, make: Any, dty
     copied = {n: p for n, p in loaded.named_parameters() if p.dtype != torch.float32}
     assert copied_bytes(live, dtype) == sum(2 * p.numel() for p in copied.values())
     assert {p.dtype for p in live.parameters()} == {torch.float32}
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "DoRA": {"use_dora": True, "lora_target_modules": ["fc1", "out_proj"]},
+    "a whole module": {"lora_modules_to_save": ["conv1d"]},
+    "single weights": {"lora_target_parameters": ["A_log"], "lora_dropout": 0.0},
+}
+
+
+@pytest.mark.parametrize(
+    "kind, held, dtype", [*((kind, "float32", "bfloat16") for kind in KINDS), ("plain", "bfloat16", "float32")]
+)
+def test_adapters_answer_on_their_base_in_another_type(
+    tmp_path: Path, kind: str, held: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do from their folder; and the base that they are trained on stays in its own."""
+    tiny_sambay().save_pretrained(tmp_path / "start")
+    tiny_tokenizer().save_pretrained(tmp_path / "start")
+    paths = RunPaths(toy_recipe(tmp_path, {"use_peft": True, "lora_r": 2, **KINDS[kind]}))
+    base = load_checkpoint(str(tmp_path / "start"), dtype=held)
+    settings = lora_settings(paths.recipe.stages[0])
+    assert settings is not None
+    check_targets(base, settings, "train")
+    live = attach_adapters(base, settings, seed=1)
+    before = {name: parameter.dtype for name, parameter in live.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in live.named_parameters():
+            parameter += 0.1 * ("lora_B" in name)
+    save_final(tmp_path / "final", live, tiny_tokenizer(), base=start_base(paths))
+    monkeypatch.setattr("sft.train.handover.default_dtype", lambda paths: held)
+    loaded, _ = load_answering(paths, tmp_path / "final", dtype)
+    with answering_model(trainer_of(in_training(live)), dtype) as model, torch.no_grad():
+        types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        assert types == {name: parameter.dtype for name, parameter in loaded.named_parameters()}
+        assert {types[name] for name in types if "lora_" in name or "A_log" in name} == {torch.float32}
+        assert {types[name] for name in types if "conv1d" in name and "lora_" not in name} == {getattr(torch, dtype)}
+        assert model_fingerprint(model) == model_fingerprint(loaded)
+        assert torch.equal(model(input_ids=IDS).logits, loaded.eval()(input_ids=IDS).logits)
+    assert {name: parameter.dtype for name, parameter in live.named_parameters()} == before
 
 
 def test_one_changed_value_is_another_model() -> None:
