@@ -12,7 +12,6 @@ from sambay_kernels.ops.choose_token import triton as choosing
 from sambay_kernels.ops.decoder_step import triton as stepping
 from sambay_kernels.ops.decoder_step.torch import decoder_step_torch
 
-
 NAMES = ["peaked", "few equals", "tied", "barred"]
 
 
