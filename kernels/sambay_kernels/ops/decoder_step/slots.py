@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .weights import DecoderWeights
+
+_LARGE = 1 << 20  # bytes
 
 
 class Attended(NamedTuple):
@@ -53,14 +57,14 @@ class Slots:
         self.page_size = page_size
 
         def room(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-            return torch.zeros(shape, dtype=kind, device=device)
+            return _zeros(shape, kind, device)
 
         self.conv = room(len(weights.mambas), slots, inner, mamba.conv_weight.shape[1] - 1)
         self.scan = room(len(weights.mambas), slots, inner, states, kind=mamba.A.dtype)
         self.ring_keys = room(len(weights.windows), slots, heads, window, width)
-        self.ring_values = torch.zeros_like(self.ring_keys)
+        self.ring_values = room(*self.ring_keys.shape)
         self.page_keys = room(len(weights.full), pages, heads, page_size, width)
-        self.page_values = torch.zeros_like(self.page_keys)
+        self.page_values = room(*self.page_keys.shape)
         self.table = room(slots, -(-longest // page_size), kind=torch.int32)
         self.lengths = room(slots, kind=torch.int32)
 
@@ -75,3 +79,11 @@ class Slots:
         for tensor in (self.conv, self.scan, self.ring_keys, self.ring_values):
             tensor[:, target] = tensor[:, source]
         self.lengths[target] = self.lengths[source]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """torch.zeros; on a CPU large ones take no memory, and no time, where nothing is written yet."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _LARGE:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
