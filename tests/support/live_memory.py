@@ -1,0 +1,82 @@
+"""Memory without memory: the bytes of tensors that are alive, counted while a model runs on tensors without values."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages that come into being inside, each until its last tensor is gone: `live` and `peak` bytes.
+
+    Which tokens a mask says is a question of values, which fake tensors don't have: `nonzero` finds all of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def known(self, tensors: Any) -> None:
+        """These were there before, and don't count."""
+        self._known.update(_key(tensor) for tensor in tensors)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:
+            (mask,) = args
+            assert mask.dim() == 1
+            return torch.arange(mask.shape[0], device=mask.device)[:, None]
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor) and _key(value) not in self._known:
+                self._take(value)
+        return out
+
+    def _take(self, tensor: Tensor) -> None:
+        key, size = _key(tensor), tensor.untyped_storage().nbytes()
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(tensor.untyped_storage(), self._give, key, size)
+
+    def _give(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class Pass:
+    """One training pass of a SambaY without values: float32 weights, bfloat16 products, every token supervised.
+
+    Attributes:
+        live: bytes that wait for the backward pass when the forward pass is done.
+        peak: the most that lived at once in the backward pass; a weight's gradient is taken away when it is whole.
+    """
+
+    def __init__(self, tokens: int, checkpointing: dict[str, Any] | None, **config: Any) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
+
+        with FakeTensorMode():
+            model = Phi4FlashForCausalLM(Phi4FlashConfig(**config)).train()
+            if checkpointing is not None:
+                model.gradient_checkpointing_enable(checkpointing)
+            for parameter in model.parameters():
+                parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+            ids = torch.zeros(1, tokens, dtype=torch.long)
+            with LiveBytes() as count:
+                count.known(model.parameters())
+                with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                    loss = model(input_ids=ids, labels=ids, use_cache=False, num_items_in_batch=tokens).loss
+                self.live = count.peak = count.live
+                loss.backward()
+                self.peak = count.peak
