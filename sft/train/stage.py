@@ -216,10 +216,13 @@ def _put_together(
     from sft.train.ema import Ema
     from sft.train.outcome import Outcome
     from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
+    from sft.train.recompute import set_recomputation
     from sft.train.trainer import SambayTrainer
 
     if not args.use_cpu and not is_four_bit(model):  # which was loaded to where it is
         model.to(args.device)
+    again = bool(args.gradient_checkpointing)
+    set_recomputation(model, selective=again and stage.train.selective, offload=again and stage.train.activation_offloading)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     path = TrainedPath.of(args, stage.train.max_length)
     objective = Objective.of(stage.train)

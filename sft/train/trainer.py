@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import AutocastKwargs
 from sambay_kernels import token_statistics
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
@@ -82,6 +83,10 @@ class SambayTrainer(SFTTrainer):
         super().__init__(model=model, **kwargs)
         for parameter, data in adapters:
             parameter.data = data
+        if kwargs["args"].gradient_checkpointing:
+            # Autocast keeps what it has cast, weights too, to the end of the forward pass; a layer that is computed
+            # again casts anew all the same.
+            self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         # TRL replaces the forward by one that leaves the model's own loss out; take the model's own back.
         base.__dict__.pop("forward", None)
         if own_forward is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +22,17 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self._known: set[int] = set()
+        self._counted: set[int] = set()
 
     def known(self, tensors: Any) -> None:
         """These were there before, and don't count."""
         self._known.update(_key(tensor) for tensor in tensors)
+
+    def elsewhere(self, tensor: Tensor) -> None:
+        """This one isn't in the memory that is counted."""
+        if _key(tensor) in self._counted:
+            self._give(_key(tensor), tensor.untyped_storage().nbytes())
+            self._known.add(_key(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default:
@@ -40,13 +48,16 @@ class LiveBytes(TorchDispatchMode):
     def _take(self, tensor: Tensor) -> None:
         key, size = _key(tensor), tensor.untyped_storage().nbytes()
         self._known.add(key)
+        self._counted.add(key)
         self.live += size
         self.peak = max(self.peak, self.live)
         weakref.finalize(tensor.untyped_storage(), self._give, key, size)
 
     def _give(self, key: int, size: int) -> None:
         self._known.discard(key)
-        self.live -= size
+        if key in self._counted:
+            self._counted.remove(key)
+            self.live -= size
 
 
 def _key(tensor: Tensor) -> int:
@@ -56,24 +67,37 @@ def _key(tensor: Tensor) -> int:
 class Pass:
     """One training pass of a SambaY without values: float32 weights, bfloat16 products, every token supervised.
 
+    `set_up` is called with the model, `modes` gets who counts.
+
     Attributes:
         live: bytes that wait for the backward pass when the forward pass is done.
         peak: the most that lived at once in the backward pass; a weight's gradient is taken away when it is whole.
     """
 
-    def __init__(self, tokens: int, checkpointing: dict[str, Any] | None, **config: Any) -> None:
+    def __init__(
+        self,
+        tokens: int,
+        checkpointing: dict[str, Any] | None,
+        set_up: Callable[[Any], None] | None = None,
+        modes: list[LiveBytes] | None = None,
+        **config: Any,
+    ) -> None:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
 
         with FakeTensorMode():
             model = Phi4FlashForCausalLM(Phi4FlashConfig(**config)).train()
+            if set_up is not None:
+                set_up(model)
             if checkpointing is not None:
-                model.gradient_checkpointing_enable(checkpointing)
+                model.activation_checkpointing_enable(checkpointing)
             for parameter in model.parameters():
                 parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
             ids = torch.zeros(1, tokens, dtype=torch.long)
             with LiveBytes() as count:
+                if modes is not None:
+                    modes[:] = [count]
                 count.known(model.parameters())
                 with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
                     loss = model(input_ids=ids, labels=ids, use_cache=False, num_items_in_batch=tokens).loss

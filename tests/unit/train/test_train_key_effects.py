@@ -339,18 +339,36 @@ def _(toy: Toy) -> None:
         passes.append(len(ran))
     assert passes[1] > passes[0], "layers run again in the backward pass"
     assert model.model.layers[0]._gradient_checkpointing_func.keywords["use_reentrant"] is False
+    model, keys = tiny_qwen(), {"max_steps": 1, "gradient_checkpointing": True}
+    train_toy(toy._folder(), {**keys, "gradient_checkpointing_kwargs": {"selective": True}}, model=model)
+    assert "context_fn" in model.model.layers[0]._gradient_checkpointing_func.keywords
+
+
+def test_autocast_holds_no_copy_of_the_weights_where_layers_are_computed_again(tmp_path: Path, monkeypatch: Any) -> None:
+    for asked in (False, True):
+        trainer = Toy(tmp_path / str(asked), monkeypatch).trainer(gradient_checkpointing=asked, bf16=True)
+        handler = trainer.accelerator.autocast_handler
+        assert (handler is not None and not handler.cache_enabled) is asked
 
 
 @effect("activation_offloading")
 def _(toy: Toy) -> None:
-    """Refused without a GPU; with one it is TRL's context around each step."""
+    """Refused without a GPU; with one it is the inputs of layers, or without recomputation TRL's context."""
     asked: list[Any] = []
     toy.patch.setattr("sft.train.arguments._has_cuda", lambda: True)
     toy.patch.setattr("trl.trainer.sft_trainer.get_act_offloading_ctx_manager", lambda model: asked.append(model))
-    toy.trainer(activation_offloading=True, use_cpu=False, bf16=False, gradient_checkpointing=False)
+    keys = {"activation_offloading": True, "use_cpu": False, "bf16": False}
+    toy.trainer(**keys, gradient_checkpointing=False)
     assert len(asked) == 1
+    toy.trainer(**keys, gradient_checkpointing=True)
     toy.trainer()
     assert len(asked) == 1
+    toy.patch.undo()
+    sent: list[int] = []
+    toy.patch.setattr("sft.train.stage.check_arguments", lambda stage: None, raising=False)
+    toy.patch.setattr("sft.train.offload.Link.send", lambda link, tensor: sent.append(1) or tensor)
+    train_toy(toy._folder(), {"max_steps": 1, "gradient_checkpointing": True, "activation_offloading": True})
+    assert sent
 
 
 @effect("torch_empty_cache_steps")
