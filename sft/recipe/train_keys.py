@@ -41,7 +41,9 @@ LORA_KEYS = frozenset(
 EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_batch_size"})
 """When held-out rows (`data.validation`) are looked at."""
 
-OWN_KEYS = frozenset({"loss", "distill", "adamw_learning_rate", "param_groups", "ema"})
+OWN_KEYS = frozenset(
+    {"loss", "distill", "adamw_learning_rate", "param_groups", "ema"} | {"weights_dtype", "optim_state_dtype"}
+)
 """What no library has a key for: the trainer reads these itself."""
 
 PREPARED_KEYS = EVALUATION_KEYS | OWN_KEYS | {"max_length", "packing", "dataset_num_proc"}
@@ -122,6 +124,14 @@ class TrainSection(Section):
         default=None, description="Keep an average of the weights, which the stage hands on in their place."
     )
 
+    weights_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="What trained weights are held in. bfloat16: half the memory, of gradients too; AdamW's steps are "
+        "taken in float32 and rounded stochastically. A_log, D, lambdas, norms and biases stay in float32.",
+    )
+    optim_state_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="With weights_dtype bfloat16: what AdamW's moments are held in."
+    )
     bf16: bool | None = Field(
         default=None, description="Compute in bfloat16. Default: where it is fast (GPU, AMX, AVX512-BF16)."
     )

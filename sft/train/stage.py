@@ -20,7 +20,7 @@ from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import default_dtype, save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
-from sft.train.optimizer import check_groups
+from sft.train.optimizer import check_groups, hold_weights
 from sft.train.precision import precision_of
 from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
@@ -180,7 +180,7 @@ def _beginning(folder: Path, identity: dict[str, Any], resume: bool) -> Checkpoi
 
 
 def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
-    """The model in the types it trains in: float32 masters for full fine-tuning (bf16 computes under autocast).
+    """The model in the types it trains in: by default float32 for full fine-tuning (bf16 computes under autocast).
 
     LoRA keeps the frozen weights as they were loaded, and the adapters in float32.
     """
@@ -193,7 +193,8 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
     if settings is None:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        return model.float()
+        hold_weights(model, stage.train.weights_dtype)
+        return model
     if is_adapter:
         return model
     check_targets(model, settings, f"stages[{stage.name}].train")
@@ -221,13 +222,13 @@ def _put_together(
 
     if not args.use_cpu and not is_four_bit(model):  # which was loaded to where it is
         model.to(args.device)
-    again = bool(args.gradient_checkpointing)
-    set_recomputation(model, selective=again and stage.train.selective, offload=again and stage.train.activation_offloading)
+    train, again = stage.train, bool(args.gradient_checkpointing)
+    set_recomputation(model, selective=again and train.selective, offload=again and train.activation_offloading)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     path = TrainedPath.of(args, stage.train.max_length)
     objective = Objective.of(stage.train)
     collator = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path))
-    chunk_own_loss(model, collator)
+    chunk_own_loss(model, collator, path)
     refuse_own_loss(model, objective, stage.name)
     scaling, sources = decide(lambda: loss_scaling(model, collator, path)), sources_of(rows)
     progress = Progress(stage.name)

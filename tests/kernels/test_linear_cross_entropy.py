@@ -199,7 +199,9 @@ def test_another_ignore_index_and_int32_labels(way: str) -> None:
 def test_opcheck_of_the_sum(wanted: tuple[bool, bool]) -> None:
     hidden, weight, labels = make(torch.float32)
     leaves = [x.detach().requires_grad_(w) for x, w in zip((hidden, weight), wanted, strict=True)]
-    torch.library.opcheck(linear_cross_entropy_sum.op, (*LceInputs(*leaves, labels, -100, 0.1, 0.01, 8), "torch", *wanted))
+    torch.library.opcheck(
+        linear_cross_entropy_sum.op, (*LceInputs(*leaves, labels, -100, 0.1, 0.01, 8), "torch", *wanted)
+    )
 
 
 def test_opcheck_of_the_losses() -> None:

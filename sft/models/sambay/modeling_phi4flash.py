@@ -342,8 +342,9 @@ class Phi4FlashDecoderLayer(GradientCheckpointingLayer):
         """Returns hidden and, from the layers that make what others read, memory, or keys and values; else None.
 
         What is returned lives until the backward pass, and what is taken too where the layer is recomputed there: so a
-        layer gets and gives no more than is read. The norms write `product_dtype`. The tensors that layers share pass through flat: reentrant checkpointing, should anyone force it, loses the
-        gradient of tensors that travel in a container.
+        layer gets and gives no more than is read. The norms write `product_dtype`. The tensors that layers share pass
+        through flat: reentrant checkpointing, should anyone force it, loses the gradient of tensors that travel in a
+        container.
         """
         mixed = self.input_layernorm(hidden, out_dtype=product_dtype)
         if self.is_gmu:
@@ -535,7 +536,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         memory = keys = values = None
         shared: SharedTensor | None = None
         states: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             if output_hidden_states:
                 states.append(layout.unpack(hidden))
                 hidden = layout.pack(states[-1])  # the layer reads what is handed out, so that it can have a gradient

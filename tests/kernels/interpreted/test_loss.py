@@ -158,9 +158,7 @@ def test_a_sum_takes_three_products_and_its_gradients_only_where_they_are_wanted
 
 
 @pytest.mark.parametrize("distilled", [False, True])
-def test_gradients_of_several_chunks_meet_the_weight_together(
-    distilled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_of_several_chunks_meet_the_weight_together(distilled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU in bfloat16, whose products are done here in float32."""
     monkeypatch.setattr(triton_backend, "_halves", lambda a, b: a.dtype == b.dtype == torch.bfloat16)
     met = []

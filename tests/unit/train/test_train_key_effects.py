@@ -344,7 +344,7 @@ def _(toy: Toy) -> None:
     assert "context_fn" in model.model.layers[0]._gradient_checkpointing_func.keywords
 
 
-def test_autocast_holds_no_copy_of_the_weights_where_layers_are_computed_again(tmp_path: Path, monkeypatch: Any) -> None:
+def test_autocast_holds_no_weights_where_layers_are_computed_again(tmp_path: Path, monkeypatch: Any) -> None:
     for asked in (False, True):
         trainer = Toy(tmp_path / str(asked), monkeypatch).trainer(gradient_checkpointing=asked, bf16=True)
         handler = trainer.accelerator.autocast_handler
@@ -369,6 +369,23 @@ def _(toy: Toy) -> None:
     toy.patch.setattr("sft.train.offload.Link.send", lambda link, tensor: sent.append(1) or tensor)
     train_toy(toy._folder(), {"max_steps": 1, "gradient_checkpointing": True, "activation_offloading": True})
     assert sent
+
+
+@effect("weights_dtype", "optim_state_dtype")
+def _(toy: Toy) -> None:
+    keys = {"max_steps": 1, "bf16": True, "save_steps": 1}
+    for own in (
+        {"weights_dtype": "float32"},
+        {"weights_dtype": "bfloat16"},
+        {"weights_dtype": "bfloat16", "optim_state_dtype": "bfloat16"},
+    ):
+        model = tiny_qwen()
+        folder = train_toy(toy._folder(), {**keys, **own}, model=model)[1].stage_dir("one") / "checkpoint-1"
+        assert {p.dtype for n, p in model.named_parameters() if "norm" in n} == {torch.float32}
+        assert model.model.layers[0].mlp.up_proj.weight.dtype == getattr(torch, own["weights_dtype"])
+        states = torch.load(folder / "optimizer.pt", weights_only=True)["state"].values()
+        held = {state["exp_avg"].dtype for state in states}
+        assert held == {torch.float32, getattr(torch, own.get("optim_state_dtype", "float32"))}
 
 
 @effect("torch_empty_cache_steps")
