@@ -28,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from .chunked_phi4flash import can_be_chunked, mlp_in_chunks
 from .configuration_phi4flash import Phi4FlashConfig
 from .contract_phi4flash import (
     CACHE_FIELD,
@@ -78,8 +79,14 @@ class Phi4FlashMLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.fc2(swiglu(self.fc1(hidden)))
+    def forward(self, hidden: Tensor, recomputed: bool = False) -> Tensor:
+        """`(N, hidden)` -> the same; `recomputed`: long rows in chunks, whose backward pass computes them again."""
+        if recomputed and can_be_chunked(self, hidden.shape[0]):
+            return mlp_in_chunks(self._gated, self.fc2, hidden)
+        return self.fc2(self._gated(hidden))
+
+    def _gated(self, hidden: Tensor) -> Tensor:
+        return swiglu(self.fc1(hidden))
 
 
 class CausalConv1d(nn.Conv1d):
@@ -362,7 +369,7 @@ class Phi4FlashDecoderLayer(GradientCheckpointingLayer):
         # The residual stream is fp32 (at least) from the first layer on.
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         hidden, normed = self.post_attention_layernorm(hidden, mixed, out_dtype=product_dtype)
-        return hidden + self.mlp(normed), memory, keys, values
+        return hidden + self.mlp(normed, self.gradient_checkpointing and self.training), memory, keys, values
 
 
 class Phi4FlashPreTrainedModel(PreTrainedModel):
