@@ -65,13 +65,14 @@ def _key(tensor: Tensor) -> int:
 
 
 class Pass:
-    """One training pass of a SambaY without values: float32 weights, bfloat16 products, every token supervised.
+    """One training pass of a SambaY without values: bfloat16 products, every token supervised.
 
-    `set_up` is called with the model, `modes` gets who counts.
+    `set_up` is called with the model, `modes` gets who counts; `half`: weights in bfloat16, as `weights_dtype` has it.
 
     Attributes:
         live: bytes that wait for the backward pass when the forward pass is done.
-        peak: the most that lived at once in the backward pass; a weight's gradient is taken away when it is whole.
+        peak: the most that lived at once, without a weight's gradient once it is whole.
+        parameters, held: how many there are, and their bytes.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Pass:
         checkpointing: dict[str, Any] | None,
         set_up: Callable[[Any], None] | None = None,
         modes: list[LiveBytes] | None = None,
+        half: bool = False,
+        backward: bool = True,
         **config: Any,
     ) -> None:
         from torch._subclasses.fake_tensor import FakeTensorMode
@@ -88,6 +91,8 @@ class Pass:
 
         with FakeTensorMode():
             model = Phi4FlashForCausalLM(Phi4FlashConfig(**config)).train()
+            if half:
+                _halve(model)
             if set_up is not None:
                 set_up(model)
             if checkpointing is not None:
@@ -101,6 +106,20 @@ class Pass:
                 count.known(model.parameters())
                 with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
                     loss = model(input_ids=ids, labels=ids, use_cache=False, num_items_in_batch=tokens).loss
-                self.live = count.peak = count.live
-                loss.backward()
+                self.live = count.live
+                if backward:
+                    loss.backward()
                 self.peak = count.peak
+            self.parameters = sum(p.numel() for p in model.parameters())
+            self.held = sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _halve(model: Any) -> None:
+    """As sft.train.optimizer.hold_weights, which changes the weights' data: that can't be done without values."""
+    from sft.train.optimizer import takes_decay
+
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and takes_decay(f"{prefix}.{name}", parameter):
+                module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, dtype=torch.bfloat16))
+    model.lm_head.weight = model.model.embed_tokens.weight
