@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 OWN_OPTIMIZERS: dict[str, dict[str, Any]] = {"muon": {"optim": "adamw_torch_fused", "optim_args": None}}
 """Optimizers that transformers doesn't have, and what it is asked for instead: what trains the rest."""
 
+ROUNDED = ("adamw_torch", "adamw_torch_fused")
+"""Optimizers that there is a form of for weights in bfloat16 (sft.train.stochastic)."""
+
 OPTIM_ARGS: dict[str, tuple[str, ...]] = {
     "muon": ("momentum", "nesterov", "ns_steps", "adjust_lr_fn"),
     "sgd": ("momentum", "dampening", "nesterov"),
@@ -75,7 +78,33 @@ class ParamGroup(Section):
 
 def optimizer_problems(train: TrainSection) -> list[KeyProblem]:
     """What the optimizer and the schedule of a stage don't take, or have no use for."""
-    return [*_without_effect(train), *_optimizer_arguments(train), *_schedule_arguments(train)]
+    return [
+        *_without_effect(train),
+        *_optimizer_arguments(train),
+        *_schedule_arguments(train),
+        *_half_weights(train),
+    ]
+
+
+def _half_weights(train: TrainSection) -> Iterator[KeyProblem]:
+    """What doesn't go with weights in bfloat16, or needs them."""
+    if train.weights_dtype == "float32":
+        if train.changed("optim_state_dtype"):
+            reason = "has no effect without `weights_dtype: bfloat16`"
+            yield KeyProblem(("optim_state_dtype",), reason, train.optim_state_dtype)
+        return
+    where, held = ("weights_dtype",), train.weights_dtype
+    if train.optim not in ROUNDED:
+        reason = f"bfloat16 has an AdamW of its own, which {train.optim} isn't: use {' or '.join(ROUNDED)}"
+        yield KeyProblem(where, reason, held)
+    if train.use_peft:
+        reason = "has no effect with `use_peft: true`: adapters are float32, and what they stand on isn't trained"
+        yield KeyProblem(where, reason, held)
+    if train.deepspeed is not None:
+        reason = "DeepSpeed keeps float32 copies of the weights: leave one of the two out"
+        yield KeyProblem(where, reason, held)
+    if train.bf16 is False:
+        yield KeyProblem(where, "needs products in bfloat16: leave `bf16: false` out", held)
 
 
 def _without_effect(train: TrainSection) -> Iterator[KeyProblem]:

@@ -41,7 +41,9 @@ LORA_KEYS = frozenset(
 EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_batch_size"})
 """When held-out rows (`data.validation`) are looked at."""
 
-OWN_KEYS = frozenset({"loss", "distill", "adamw_learning_rate", "param_groups", "ema"})
+OWN_KEYS = frozenset(
+    {"loss", "distill", "adamw_learning_rate", "param_groups", "ema"} | {"weights_dtype", "optim_state_dtype"}
+)
 """What no library has a key for: the trainer reads these itself."""
 
 PREPARED_KEYS = EVALUATION_KEYS | OWN_KEYS | {"max_length", "packing", "dataset_num_proc"}
@@ -122,6 +124,14 @@ class TrainSection(Section):
         default=None, description="Keep an average of the weights, which the stage hands on in their place."
     )
 
+    weights_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="What trained weights are held in. bfloat16: half the memory, of gradients too; AdamW's steps are "
+        "taken in float32 and rounded stochastically. A_log, D, lambdas, norms and biases stay in float32.",
+    )
+    optim_state_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="With weights_dtype bfloat16: what AdamW's moments are held in."
+    )
     bf16: bool | None = Field(
         default=None, description="Compute in bfloat16. Default: where it is fast (GPU, AMX, AVX512-BF16)."
     )
@@ -131,10 +141,14 @@ class TrainSection(Section):
         default=None, description="Recompute activations in the backward pass. Default: on a GPU."
     )
     gradient_checkpointing_kwargs: dict[str, Any] | None = Field(
-        default=None, description="use_reentrant: false, which it always is."
+        default=None,
+        description="{selective: true}: keep the results of attention over whole documents, which are dear to compute "
+        "again. (use_reentrant is always false.)",
     )
     activation_offloading: bool = Field(
-        default=False, description="Keep activations in the host's memory; needs a GPU."
+        default=False,
+        description="Keep what waits for the backward pass in the host's memory: of layers that are recomputed their "
+        "inputs, each fetched while the layer above is at work. Needs a GPU.",
     )
     torch_empty_cache_steps: int | None = Field(
         default=None, gt=0, description="Give unused GPU memory back every so many steps."
@@ -213,7 +227,12 @@ class TrainSection(Section):
             problems.append(KeyProblem((key, *inside), reason, getattr(self, key)))
 
         for inside, wanted in (self.gradient_checkpointing_kwargs or {}).items():
-            if inside != "use_reentrant":
+            if inside == "selective":
+                if not isinstance(wanted, bool):
+                    tell("gradient_checkpointing_kwargs", f"must be true or false, not {wanted!r}", inside)
+                elif wanted and self.gradient_checkpointing is False:
+                    tell("gradient_checkpointing_kwargs", "has no effect without gradient_checkpointing", inside)
+            elif inside != "use_reentrant":
                 tell("gradient_checkpointing_kwargs", "isn't offered: what is recomputed must be what was used", inside)
             elif wanted is not False:
                 reason = (
@@ -283,6 +302,11 @@ class TrainSection(Section):
         values = {key: value for key, value in self.model_dump().items() if key not in NEUTRAL}
         data_seed = self.seed if self.data_seed is None else self.data_seed
         return {**values, "data_seed": data_seed, "deepspeed": self.deepspeed_content()}
+
+    @property
+    def selective(self) -> bool:
+        """Whether activation checkpointing keeps what is dear to compute again."""
+        return bool((self.gradient_checkpointing_kwargs or {}).get("selective"))
 
     def arguments(self, *, cuda: bool, bf16: bool) -> dict[str, Any]:
         """Every key that `SFTConfig(**arguments)` takes; arguments as in `complete`."""

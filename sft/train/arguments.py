@@ -157,7 +157,8 @@ def _own_settings(stage: Stage, paths: RunPaths, values: dict[str, Any]) -> dict
         "report_to": _trackers(values["report_to"]),
     }
     if values["gradient_checkpointing"]:
-        own["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+        # What is kept of a layer, and where, is set up by sft.train.recompute.
+        own |= {"gradient_checkpointing_kwargs": {"use_reentrant": False}, "activation_offloading": False}
     return own
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sft.models.load import structure
 from sft.recipe.problems import KeyProblem
 from sft.train.muon import MuonAndAdamW, matrices, muon_arguments
+from sft.train.stochastic import StochasticAdamW
 from sft.utils.errors import UsageError
 from sft.utils.say import say
 from sft.utils.tables import counted
@@ -30,6 +31,22 @@ def takes_decay(name: str, parameter: nn.Parameter) -> bool:
     # ZeRO-3 keeps the true shape of a partitioned parameter beside it.
     dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
     return dimensions > 1 and not NO_DECAY.search(name) and not getattr(parameter, "_no_weight_decay", False)
+
+
+def hold_weights(model: nn.Module, dtype: str) -> None:
+    """Hold the weights in float32, or in bfloat16 all but those that take no weight decay: small and delicate ones."""
+    model.float()
+    if dtype == "bfloat16":
+        for name, parameter in model.named_parameters():
+            if takes_decay(name, parameter):
+                parameter.data = parameter.data.bfloat16()
+
+
+def rounding(optimizer: Any, train: TrainSection) -> Optimizer:
+    """The AdamW for weights in bfloat16 that does what `optimizer`, an AdamW, was made to do."""
+    own = {key: optimizer.defaults[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    groups = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in optimizer.param_groups]
+    return StochasticAdamW(groups, **own, state_dtype=train.optim_state_dtype, seed=train.seed)
 
 
 def groups_of_its_own(train: TrainSection) -> bool:

@@ -1,6 +1,7 @@
 """Whether a stage computes in bfloat16: what the recipe says, the launcher, what the run has begun with, the machine.
 
-Weights, their gradients and the optimizer's state are in float32 either way: bfloat16 is what autocast multiplies in.
+Weights, their gradients and the optimizer's state are in float32 either way, unless `weights_dtype` says otherwise:
+bfloat16 is what autocast multiplies in.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def _said(train: TrainSection) -> Precision | None:
     launched = launched_precision()  # which refuses what isn't run here, whatever the recipe says
     if train.bf16 is not None:
         return Precision(train.bf16)
+    if train.weights_dtype == "bfloat16":
+        return Precision(True, ", as its weights are")
     return Precision(True, ", as accelerate's configuration says") if launched == "bf16" else None
 
 

@@ -126,12 +126,12 @@ def packing_probe(model: Any, collator: Collator | None = None, path: TrainedPat
             _training_probe(model, collator, path, documents, changed, both=False)
 
 
-def chunk_own_loss(model: Any, collator: Collator) -> bool:
+def chunk_own_loss(model: Any, collator: Collator, path: TrainedPath = PLAIN) -> bool:
     """Spare a model that isn't SambaY the logits of whole rows, where its own loss is plain cross entropy."""
     generator = torch.Generator().manual_seed(2)
     documents = [torch.randint(_vocabulary(model), (length,), generator=generator) for length in (17, 24)]
     inputs = accepted_inputs(model, _batch(model, collator, documents, supervised=[True, True]))
-    with undisturbed(model):
+    with undisturbed(model), path.run(model):
         model.eval()
         return chunk_loss(model, inputs)
 

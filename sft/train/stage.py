@@ -21,7 +21,7 @@ from sft.train.engine import asked_engine, fresh_engine, switched_as_outside, wh
 from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
-from sft.train.optimizer import check_groups
+from sft.train.optimizer import check_groups, hold_weights
 from sft.train.precision import precision_of
 from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
@@ -187,7 +187,7 @@ def _beginning(folder: Path, identity: dict[str, Any], resume: bool) -> Checkpoi
 
 
 def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
-    """The model in the types it trains in: float32 masters for full fine-tuning (bf16 computes under autocast).
+    """The model in the types it trains in: by default float32 for full fine-tuning (bf16 computes under autocast).
 
     LoRA keeps the frozen weights as they were loaded, and the adapters in float32.
     """
@@ -200,7 +200,8 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
     if settings is None:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        return model.float()
+        hold_weights(model, stage.train.weights_dtype)
+        return model
     if is_adapter:
         return model
     check_targets(model, settings, f"stages[{stage.name}].train")
@@ -223,15 +224,18 @@ def _put_together(
     from sft.train.ema import Ema
     from sft.train.outcome import Outcome
     from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
+    from sft.train.recompute import set_recomputation
     from sft.train.trainer import SambayTrainer
 
     if not args.use_cpu and not is_four_bit(model):  # which was loaded to where it is
         model.to(args.device)
+    train, again = stage.train, bool(args.gradient_checkpointing)
+    set_recomputation(model, selective=again and train.selective, offload=again and train.activation_offloading)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     path = TrainedPath.of(args, stage.train.max_length)
     objective = Objective.of(stage.train)
     collator = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path))
-    chunk_own_loss(model, collator)
+    chunk_own_loss(model, collator, path)
     refuse_own_loss(model, objective, stage.name)
     scaling, sources = decide(lambda: loss_scaling(model, collator, path)), sources_of(rows)
     progress = Progress(stage.name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import AutocastKwargs
 from sambay_kernels import token_statistics
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
@@ -31,7 +32,7 @@ from sft.train.interrupt import leave_signals_to_the_run
 from sft.train.memorised import TokenSums
 from sft.train.neftune import document_noise
 from sft.train.objective import PLAIN_LOSS, Objective
-from sft.train.optimizer import groups_of_its_own, regrouped, takes_decay
+from sft.train.optimizer import groups_of_its_own, regrouped, rounding, takes_decay
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
 from sft.utils.distributed import alike
@@ -82,6 +83,10 @@ class SambayTrainer(SFTTrainer):
         super().__init__(model=model, **kwargs)
         for parameter, data in adapters:
             parameter.data = data
+        if kwargs["args"].gradient_checkpointing:
+            # Autocast keeps what it has cast, weights too, to the end of the forward pass; a layer that is computed
+            # again casts anew all the same.
+            self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         # TRL replaces the forward by one that leaves the model's own loss out; take the model's own back.
         base.__dict__.pop("forward", None)
         if own_forward is not None:
@@ -264,9 +269,11 @@ class SambayTrainer(SFTTrainer):
         return norm
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """The parent's; where the stage asks for groups of its own or for Muon, with these."""
+        """The parent's; where the stage asks for weights in bfloat16, groups of its own or Muon, with these."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self._train is not None and self._train.weights_dtype == "bfloat16":
+            self.optimizer = optimizer = rounding(optimizer, self._train)
         if is_new and self._train is not None and groups_of_its_own(self._train):
             self.optimizer = optimizer = regrouped(optimizer, self.model, self._train)
         return optimizer

@@ -86,7 +86,8 @@ def _loss() -> None:
     take_named(logits, ids, named, 2 * block)
     take_block(logits, targets, tuple(running), 2 * block, 0.1, with_moment=True)
     terms = _tensor(5, tokens, dtype=torch.float32)
-    out = gradient_of_block(logits, targets, terms, 2 * block, torch.bfloat16)
+    out = _tensor(tokens, block)
+    gradient_of_block(logits, targets, terms, 2 * block, out)
     give_named(out, ids, named, targets, terms, 2 * block)
 
 

@@ -28,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from .chunked_phi4flash import can_be_chunked, mlp_in_chunks
 from .configuration_phi4flash import Phi4FlashConfig
 from .contract_phi4flash import (
     CACHE_FIELD,
@@ -78,8 +79,14 @@ class Phi4FlashMLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.fc2(swiglu(self.fc1(hidden)))
+    def forward(self, hidden: Tensor, recomputed: bool = False) -> Tensor:
+        """`(N, hidden)` -> the same; `recomputed`: long rows in chunks, whose backward pass computes them again."""
+        if recomputed and can_be_chunked(self, hidden.shape[0]):
+            return mlp_in_chunks(self._gated, self.fc2, hidden)
+        return self.fc2(self._gated(hidden))
+
+    def _gated(self, hidden: Tensor) -> Tensor:
+        return swiglu(self.fc1(hidden))
 
 
 class CausalConv1d(nn.Conv1d):
@@ -315,7 +322,9 @@ class Phi4FlashDecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.is_mamba = config.is_mamba(layer_idx)
         self.is_gmu = self.is_mamba and layer_idx > config.memory_layer
+        self.is_memory_source = layer_idx == config.memory_layer
         self.is_shared_source = layer_idx == config.shared_kv_layer
+        self.is_cross = not self.is_mamba and layer_idx > config.shared_kv_layer
         self.input_layernorm = Phi4FlashLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attn: nn.Module
         if self.is_gmu:
@@ -337,10 +346,12 @@ class Phi4FlashDecoderLayer(GradientCheckpointingLayer):
         product_dtype: torch.dtype,
         past_key_values: Cache | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Returns hidden, memory, keys, values. The norms write `product_dtype`.
+        """Returns hidden and, from the layers that make what others read, memory, or keys and values; else None.
 
-        The tensors that layers share pass through flat: reentrant checkpointing, should anyone force it, loses the
-        gradient of tensors that travel in a container.
+        What is returned lives until the backward pass, and what is taken too where the layer is recomputed there: so a
+        layer gets and gives no more than is read. The norms write `product_dtype`. The tensors that layers share pass
+        through flat: reentrant checkpointing, should anyone force it, loses the gradient of tensors that travel in a
+        container.
         """
         mixed = self.input_layernorm(hidden, out_dtype=product_dtype)
         if self.is_gmu:
@@ -349,12 +360,16 @@ class Phi4FlashDecoderLayer(GradientCheckpointingLayer):
             mixed, memory = self.attn(mixed, layout, past_key_values)
         else:
             mixed, keys, values = self.attn(mixed, layout, past_key_values, keys, values)
+        if not self.is_memory_source:
+            memory = None
         if self.is_shared_source:
             hidden = layout.keep(hidden)
+        else:
+            keys = values = None
         # The residual stream is fp32 (at least) from the first layer on.
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         hidden, normed = self.post_attention_layernorm(hidden, mixed, out_dtype=product_dtype)
-        return hidden + self.mlp(normed), memory, keys, values
+        return hidden + self.mlp(normed, self.gradient_checkpointing and self.training), memory, keys, values
 
 
 class Phi4FlashPreTrainedModel(PreTrainedModel):
@@ -528,15 +543,16 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         memory = keys = values = None
         shared: SharedTensor | None = None
         states: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             if output_hidden_states:
                 states.append(layout.unpack(hidden))
                 hidden = layout.pack(states[-1])  # the layer reads what is handed out, so that it can have a gradient
-            read = memory if shared is None else shared.read()
-            hidden, memory, keys, values = layer(
-                hidden, read, keys, values, layout, product_dtype, past_key_values=past_key_values
-            )
-            if index == self.config.shared_kv_layer and memory is not None:
+            read = None if not layer.is_gmu else memory if shared is None else shared.read()
+            over = (keys, values) if layer.is_cross else (None, None)
+            hidden, made, *new = layer(hidden, read, *over, layout, product_dtype, past_key_values=past_key_values)
+            memory = made if layer.is_memory_source else memory
+            if layer.is_shared_source:
+                keys, values = new
                 memory = layout.keep(memory)
                 if memory.requires_grad and memory.dtype in (torch.bfloat16, torch.float16):
                     shared = SharedTensor(memory)

@@ -9,8 +9,13 @@ from sambay_kernels import linear_cross_entropy, token_statistics
 from sambay_kernels.ops.linear_cross_entropy import torch as torch_backend
 from sambay_kernels.ops.linear_cross_entropy import triton as triton_backend
 from sambay_kernels.ops.linear_cross_entropy.inputs import LceInputs
-from sambay_kernels.ops.linear_cross_entropy.op import linear_cross_entropy_bwd, linear_cross_entropy_fwd
+from sambay_kernels.ops.linear_cross_entropy.op import (
+    linear_cross_entropy_bwd,
+    linear_cross_entropy_fwd,
+    linear_cross_entropy_sum,
+)
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def make(tokens: int = 13, hidden: int = 8, vocabulary: int = 70) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,9 +64,9 @@ def test_the_gradient_of_a_block_is_rounded_once() -> None:
     count = int(kept.sum())
     factor, numbers = torch.linspace(0.5, 1.5, count), torch.tensor([[1.1], [1e-3], [0.9]]).expand(3, count)
     terms = torch.cat([factor[None], logits.logsumexp(1)[None], numbers])
-    whole, half = (
-        triton_backend.gradient_of_block(logits, targets, terms, 0, dtype) for dtype in (torch.float32, torch.bfloat16)
-    )
+    whole, half = (torch.empty_like(logits, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    for out in (whole, half):
+        triton_backend.gradient_of_block(logits, targets, terms, 0, out)
     # The interpreter cuts bfloat16 off where a GPU rounds it: twice the error.
     assert ((half.float() - whole).abs() <= 2**-7 * whole.abs() + 1e-12).all()
 
@@ -84,6 +89,10 @@ def test_as_torch_ops() -> None:
         leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
         torch.library.opcheck(
             linear_cross_entropy_fwd.op, (*fixed._replace(hidden=leaves[0], weight=leaves[1]), "triton")
+        )
+        torch.library.opcheck(
+            linear_cross_entropy_sum.op,
+            (*fixed._replace(hidden=leaves[0], weight=leaves[1]), "triton", True, True),
         )
         losses, *saved = linear_cross_entropy_fwd(*fixed, "triton")
         torch.library.opcheck(linear_cross_entropy_bwd.op, (losses, *saved, *fixed, "triton", True, True))
@@ -124,6 +133,49 @@ def test_every_loss_matches_the_definition(
     form = run("torch", hidden, weight, labels, reduction="none", chunk_size=2, **options)
     for got, same, want in zip(found, form, exact, strict=True):
         assert got.dtype == torch.float32 and ops.rms_error(got, want) <= 1e-5 and ops.rms_error(same, want) <= 1e-5
+    # A sum, whose gradients come with it: the same losses, bit for bit.
+    exact = run("reference", hidden.double(), weight.double(), labels, **options)
+    whole = run("triton", hidden, weight, labels, chunk_size=2, **options)
+    assert torch.equal(whole[0], found[0].sum())
+    for got, want in zip(whole, exact, strict=True):
+        assert got.dtype == torch.float32 and ops.rms_error(got, want) <= 1e-5
+
+
+def test_a_sum_takes_three_products_and_its_gradients_only_where_they_are_wanted() -> None:
+    hidden, weight, labels = make()
+    product = 2 * int((labels != -100).sum()) * weight.numel()
+    both = run("triton", hidden, weight, labels)
+    for wanted in ((True, True), (True, False), (False, True), (False, False)):
+        leaves = [x.clone().requires_grad_(w) for x, w in zip((hidden, weight), wanted, strict=True)]
+        with ops.backend("triton"), FlopCounterMode(display=False) as counter:
+            loss = linear_cross_entropy(*leaves, labels)
+            if any(wanted):
+                (loss * 0.5).backward()
+        assert counter.get_total_flops() == product * (1 + sum(wanted))
+        assert torch.equal(loss, both[0])
+        for leaf, want, asked in zip(leaves, both[1:], wanted, strict=True):
+            assert torch.equal(leaf.grad, want) if asked else leaf.grad is None
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_gradients_of_several_chunks_meet_the_weight_together(distilled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU in bfloat16, whose products are done here in float32."""
+    monkeypatch.setattr(triton_backend, "_halves", lambda a, b: a.dtype == b.dtype == torch.bfloat16)
+    met = []
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        met.append(a.shape)
+        return a.float() @ b.float()
+
+    monkeypatch.setattr(triton_backend, "_product", product)
+    hidden, weight, labels = (x.bfloat16() if x.is_floating_point() else x for x in make(tokens=40))
+    ids, log_probs = teacher(len(labels), len(weight))
+    options = {"teacher_ids": ids, "teacher_logprobs": log_probs, "distill_weight": 0.5} if distilled else {}
+    exact = run("reference", hidden.double(), weight.double(), labels, **options)
+    found = run("triton", hidden, weight, labels, chunk_size=1, **options)
+    assert met.count((16, 70)) == 1 and met.count((4, 8)) == 7  # 30 tokens: 7 times logits, twice gradients
+    assert ops.rms_error(found[0], exact[0]) <= 1e-5
+    assert max(ops.rms_error(got, want) for got, want in zip(found[1:], exact[1:], strict=True)) <= 1e-2
 
 
 def test_a_teacher_in_half_precision_weights() -> None:

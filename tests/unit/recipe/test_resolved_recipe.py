@@ -111,7 +111,11 @@ WHOLE: dict[str, Any] = {
         {
             "name": "three",
             "data": {"sources": [{"path": "a.jsonl"}]},
-            "train": {"ema": {"decay": 0.9, "start": 0.5}},
+            "train": {
+                "ema": {"decay": 0.9, "start": 0.5},
+                "weights_dtype": "bfloat16",
+                "optim_state_dtype": "bfloat16",
+            },
             "average": {"ema": True, "with": "start", "weight": 0.5},
             "evaluate": {"suites": [{"name": "held-out", "source": {"path": "b.jsonl"}}], "every": {"tokens": 1_000}},
             "stop_when": {"token_accuracy": 0.9, "metric": "held-out", "patience": 2},

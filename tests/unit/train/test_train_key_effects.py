@@ -339,18 +339,53 @@ def _(toy: Toy) -> None:
         passes.append(len(ran))
     assert passes[1] > passes[0], "layers run again in the backward pass"
     assert model.model.layers[0]._gradient_checkpointing_func.keywords["use_reentrant"] is False
+    model, keys = tiny_qwen(), {"max_steps": 1, "gradient_checkpointing": True}
+    train_toy(toy._folder(), {**keys, "gradient_checkpointing_kwargs": {"selective": True}}, model=model)
+    assert "context_fn" in model.model.layers[0]._gradient_checkpointing_func.keywords
+
+
+def test_autocast_holds_no_weights_where_layers_are_computed_again(tmp_path: Path, monkeypatch: Any) -> None:
+    for asked in (False, True):
+        trainer = Toy(tmp_path / str(asked), monkeypatch).trainer(gradient_checkpointing=asked, bf16=True)
+        handler = trainer.accelerator.autocast_handler
+        assert (handler is not None and not handler.cache_enabled) is asked
 
 
 @effect("activation_offloading")
 def _(toy: Toy) -> None:
-    """Refused without a GPU; with one it is TRL's context around each step."""
+    """Refused without a GPU; with one it is the inputs of layers, or without recomputation TRL's context."""
     asked: list[Any] = []
     toy.patch.setattr("sft.train.arguments._has_cuda", lambda: True)
     toy.patch.setattr("trl.trainer.sft_trainer.get_act_offloading_ctx_manager", lambda model: asked.append(model))
-    toy.trainer(activation_offloading=True, use_cpu=False, bf16=False, gradient_checkpointing=False)
+    keys = {"activation_offloading": True, "use_cpu": False, "bf16": False}
+    toy.trainer(**keys, gradient_checkpointing=False)
     assert len(asked) == 1
+    toy.trainer(**keys, gradient_checkpointing=True)
     toy.trainer()
     assert len(asked) == 1
+    toy.patch.undo()
+    sent: list[int] = []
+    toy.patch.setattr("sft.train.stage.check_arguments", lambda stage: None, raising=False)
+    toy.patch.setattr("sft.train.offload.Link.send", lambda link, tensor: sent.append(1) or tensor)
+    train_toy(toy._folder(), {"max_steps": 1, "gradient_checkpointing": True, "activation_offloading": True})
+    assert sent
+
+
+@effect("weights_dtype", "optim_state_dtype")
+def _(toy: Toy) -> None:
+    keys = {"max_steps": 1, "bf16": True, "save_steps": 1}
+    for own in (
+        {"weights_dtype": "float32"},
+        {"weights_dtype": "bfloat16"},
+        {"weights_dtype": "bfloat16", "optim_state_dtype": "bfloat16"},
+    ):
+        model = tiny_qwen()
+        folder = train_toy(toy._folder(), {**keys, **own}, model=model)[1].stage_dir("one") / "checkpoint-1"
+        assert {p.dtype for n, p in model.named_parameters() if "norm" in n} == {torch.float32}
+        assert model.model.layers[0].mlp.up_proj.weight.dtype == getattr(torch, own["weights_dtype"])
+        states = torch.load(folder / "optimizer.pt", weights_only=True)["state"].values()
+        held = {state["exp_avg"].dtype for state in states}
+        assert held == {torch.float32, getattr(torch, own.get("optim_state_dtype", "float32"))}
 
 
 @effect("torch_empty_cache_steps")

@@ -20,8 +20,9 @@ bucket being one of them.
 
 Logits, softmax and all sums are float32 whatever the inputs' type and whatever autocast says (float64 if an input is).
 On a GPU, autocast to bfloat16 rounds hidden and weight as for any linear layer; their products are then exact and
-summed in float32. The gradients of a sum are computed with the loss where weight is float32, at most 512 MiB and not on
-a GPU, else in the backward pass block by block, where nothing of the weight's size is kept.
+summed in float32. The gradients of a sum are computed with the loss, three products in all, on a GPU, and elsewhere
+where weight is float32 and at most 512 MiB; the backward pass scales them. Else it is the backward pass that computes
+them, block by block and from logits that are made again, and nothing of the weight's size is kept.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def linear_cross_entropy(
         hidden: (T, H); weight: (V, H), of any type; labels: (T,) int64 or int32, already aligned with hidden.
         label_smoothing: in [0, 1]; z_loss: at least 0; alpha: above 0; threshold: between 0 and 1.
         reduction: "sum", or "none" for the losses by token, zero where there is no label.
-        chunk_size: tokens scored at once, of which chunk_size * V logits are in memory; it changes rounding only.
+        chunk_size: tokens scored at once, of which chunk_size * V logits are in memory (on a GPU 4 times as many, and
+            the gradients of 16 times as many in bfloat16); it changes rounding only.
         weights: (T,) floats, finite and at least 0; None: 1. They get no gradient.
         loss_type: "nll", "dft", "power" (with alpha) or "threshold" (with threshold).
         teacher_ids: (T, k) int64 or int32, different ids at one position; -1 where the teacher says nothing.
@@ -110,8 +112,8 @@ def _computed(inputs: LceInputs, reduction: str) -> Tensor:
         return recorded_in_own_types(defined, *inputs)
     if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
         inputs = inputs._replace(hidden=hidden.bfloat16(), weight=inputs.weight.bfloat16())
-    if backend == "torch" and lce_by_tokens(inputs.hidden, inputs.weight, reduction):
-        return linear_cross_entropy_sum(*inputs, needs_grad(inputs.hidden), needs_grad(inputs.weight))[0]
+    if reduction == "sum" and (backend == "triton" or lce_by_tokens(inputs.hidden, inputs.weight, reduction)):
+        return linear_cross_entropy_sum(*inputs, backend, needs_grad(inputs.hidden), needs_grad(inputs.weight))[0]
     losses = linear_cross_entropy_fwd(*inputs, backend)[0]
     return losses.sum() if reduction == "sum" else losses
 

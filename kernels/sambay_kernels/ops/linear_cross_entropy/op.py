@@ -14,8 +14,8 @@ from ...triton.launch import DEVICES as TRITON_DEVICES
 from ...triton.launch import problem as triton_problem
 from .inputs import LceInputs
 from .statistics import open_tally
-from .torch import lce_losses, lce_losses_backward, lce_sum, lce_type
-from .triton import lce_losses_triton, lce_losses_triton_backward
+from .torch import lce_kept_type, lce_losses, lce_losses_backward, lce_once, lce_scaled, lce_sum, lce_type
+from .triton import lce_losses_triton, lce_losses_triton_backward, lce_sum_triton
 
 OP = "linear_cross_entropy"
 TENSORS = "Tensor hidden, Tensor weight, Tensor labels"
@@ -26,6 +26,7 @@ PLAN = (
 )
 INPUTS = len(LceInputs._fields)
 
+SUM = {"triton": lce_sum_triton, "torch": lce_sum}
 FORWARD = {"triton": lce_losses_triton, "torch": lce_losses}
 BACKWARD = {"triton": lce_losses_triton_backward, "torch": lce_losses_backward}
 
@@ -35,34 +36,35 @@ register(OP, "reference")
 
 
 @registered(
-    "linear_cross_entropy_sum", f"({TENSORS}, {PLAN}, bool want_hidden, bool want_weight) -> (Tensor, Tensor, Tensor)"
+    "linear_cross_entropy_sum",
+    f"({TENSORS}, {PLAN}, str backend, bool want_hidden, bool want_weight) -> (Tensor, Tensor, Tensor)",
 )
 def linear_cross_entropy_sum(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the losses, and its gradients to hidden and weight where wanted (else empty)."""
-    want_hidden, want_weight = args[INPUTS:]
-    return lce_sum(LceInputs(*args[:INPUTS]), want_hidden, want_weight, open_tally())
+    """Sum of the losses, and its gradients to hidden, in the wide type, and weight where wanted (else empty)."""
+    backend, want_hidden, want_weight = args[INPUTS:]
+    return SUM[backend](LceInputs(*args[:INPUTS]), want_hidden, want_weight, open_tally())
 
 
 @linear_cross_entropy_sum.register_fake
 def _sum_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     hidden, weight, *_, want_hidden, want_weight = args
-    return (hidden.new_empty((), dtype=lce_type(hidden, weight)), *_grads(hidden, weight, want_hidden, want_weight))
-
-
-def _grads(hidden: Tensor, weight: Tensor, want_hidden: bool, want_weight: bool) -> tuple[Tensor, Tensor]:
-    grad_hidden = hidden.new_empty(hidden.shape if want_hidden else (0,))
-    return grad_hidden, weight.new_empty(weight.shape if want_weight else (0,))
+    wide = lce_type(hidden, weight)
+    of_hidden = hidden.new_empty(hidden.shape if want_hidden else (0,), dtype=wide)
+    of_weight = weight.new_empty(weight.shape if want_weight else (0,), dtype=lce_kept_type(weight.dtype))
+    return hidden.new_empty((), dtype=wide), of_hidden, of_weight
 
 
 def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.wanted = inputs[-2:]
+    ctx.types = tuple(x.dtype for x in inputs[:2])
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _sum_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
-    found = [grad.to(x.dtype) * x if want else None for x, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
-    return (*found, *[None] * INPUTS)
+    lce_once()
+    kept = zip(ctx.saved_tensors, ctx.types, ctx.wanted, strict=True)
+    return (*[lce_scaled(x, grad, dtype) if want else None for x, dtype, want in kept], *[None] * (INPUTS + 1))
 
 
 linear_cross_entropy_sum.register_autograd(_sum_backward, setup_context=_sum_setup)
@@ -98,7 +100,9 @@ def linear_cross_entropy_bwd(*args: Any) -> tuple[Tensor, Tensor]:
 
 @linear_cross_entropy_bwd.register_fake
 def _bwd_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    return _grads(args[3], args[4], *args[-2:])
+    hidden, weight, (want_hidden, want_weight) = args[3], args[4], args[-2:]
+    grad_hidden = hidden.new_empty(hidden.shape if want_hidden else (0,))
+    return grad_hidden, weight.new_empty(weight.shape if want_weight else (0,))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -39,6 +39,28 @@ def lce_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
 
 
+def lce_kept_type(dtype: torch.dtype) -> torch.dtype:
+    """The type in which a sum's gradient waits for the backward pass, which scales it: one of float32's range."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def lce_scaled(kept: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """A kept gradient times the upstream one, rounded once; in pieces, so that no second wide one is held."""
+    if kept.dtype == dtype and dtype in (torch.float32, torch.float64):
+        return kept * grad.to(dtype)
+    out = torch.empty_like(kept, dtype=dtype)
+    for first in range(0, kept.shape[0], LCE_VOCABULARY_BLOCK):
+        rows = slice(first, first + LCE_VOCABULARY_BLOCK)
+        out[rows] = kept[rows].to(grad.dtype) * grad
+    return out
+
+
+def lce_once() -> None:
+    """Refuse a second derivative: the gradients came with the loss, and would pass for constants in it."""
+    if torch.is_grad_enabled():  # what create_graph makes of a backward pass
+        raise RuntimeError("linear_cross_entropy is differentiable once: leave create_graph out")
+
+
 def lce_by_tokens(hidden: Tensor, weight: Tensor, reduction: str) -> bool:
     """Whether `lce_sum` is the better way: the loss is a sum, and the weight's gradient is cheap to keep."""
     size = weight.numel() * weight.element_size()
@@ -139,7 +161,7 @@ def lce_plain(inputs: LceInputs) -> bool:
 def lce_sum(
     inputs: LceInputs, want_hidden: bool, want_weight: bool, tally: LceTally | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the losses and, where wanted, its gradients to hidden and weight (else empty tensors)."""
+    """Sum of the losses and, where wanted, its gradients to hidden, in the wide type, and weight (else empty)."""
     hidden, weight, chunk_size = inputs.hidden, inputs.weight, inputs.chunk_size
     with torch.autocast(hidden.device.type, enabled=False):
         wide = lce_type(hidden, weight)
@@ -147,7 +169,7 @@ def lce_sum(
         teacher, weights = lce_teacher_at(inputs, kept, wide), lce_weights_at(inputs, kept, wide)
         matrix = weight.to(wide)
         losses = hidden.new_empty(kept.shape, dtype=wide)
-        grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
+        grad_hidden = torch.zeros_like(hidden, dtype=wide) if want_hidden else losses.new_empty(0)
         grad_weight = torch.zeros_like(matrix) if want_weight else matrix.new_empty(0)
         # Of plain cross entropy the gradient to a hidden state h is E[w] - w_target, and h times that E[logit] - logit
         # of the target: with the loss it makes the entropy, for nothing.
@@ -166,11 +188,11 @@ def lce_sum(
                 grad_rows = logits @ matrix
                 if tally is not None and by_gradient:
                     tally.entropy.append((losses[chunk] - torch.linalg.vecdot(rows, grad_rows)).clamp_min_(0.0))
-                grad_hidden.index_copy_(0, kept[chunk], grad_rows.to(hidden.dtype))
+                grad_hidden.index_copy_(0, kept[chunk], grad_rows)
             if want_weight:
                 grad_weight.addmm_(logits.T, rows)
             del logits  # before the next chunk's are made
-        return losses.sum(), grad_hidden, grad_weight.to(weight.dtype)
+        return losses.sum(), grad_hidden, grad_weight.to(lce_kept_type(weight.dtype))
 
 
 def lce_blocks(weight: Tensor, wide: torch.dtype) -> Iterator[tuple[int, Tensor]]:
@@ -284,13 +306,14 @@ class LceSum(torch.autograd.Function):
         *rest, want_hidden, want_weight = plan
         loss, *found = lce_sum(LceInputs(hidden, weight, *rest), want_hidden, want_weight)
         ctx.save_for_backward(*found)
-        ctx.others = len(plan)
+        ctx.types, ctx.others = (hidden.dtype, weight.dtype), len(plan)
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        found = (grad.to(x.dtype) * x if x.dim() == 2 else None for x in ctx.saved_tensors)
+        lce_once()
+        pairs = zip(ctx.saved_tensors, ctx.types, strict=True)
+        found = (lce_scaled(x, grad, dtype) if x.dim() == 2 else None for x, dtype in pairs)
         return (*found, *[None] * ctx.others)
 
 
