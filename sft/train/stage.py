@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from sft.train.callbacks import Progress
     from sft.train.evaluations import Answer
     from sft.train.outcome import Outcome
+    from sft.train.parallel.exchange import Ranks
+    from sft.train.probe import LossScaling
     from sft.train.trainer import SambayTrainer
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
@@ -218,22 +220,14 @@ def _put_together(
     from sft.train.callbacks import EventsFile, MetricsFile, Progress, tensorboard_callback
     from sft.train.ema import Ema
     from sft.train.outcome import Outcome
-    from sft.train.parallel.collate import shared_rows
-    from sft.train.parallel.groups import ranks_of_a_row
-    from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
     from sft.train.trainer import SambayTrainer
 
     if not args.use_cpu and not is_four_bit(model):  # which was loaded to where it is
         model.to(args.device)
+    objective, sources = Objective.of(stage.train), sources_of(rows)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    path = TrainedPath.of(args, stage.train.max_length)
-    objective = Objective.of(stage.train)
-    collator = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path))
-    chunk_own_loss(model, collator)
-    refuse_own_loss(model, objective, stage.name)
-    scaling, sources = decide(lambda: loss_scaling(model, collator, path)), sources_of(rows)
-    collator = type(collator)(collator.pad_token_id, objective.normalize, sources)
-    ranks = ranks_of_a_row(stage.train.sequence_parallel_size)
+    told = {"pad_token_id": pad or 0, "normalize": objective.normalize, "sources": sources}
+    collator, scaling, ranks = _how_rows_are_run(stage, model, args, told)
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
     if args.should_save:
@@ -248,7 +242,7 @@ def _put_together(
             counters=checkpoint.marker["counters"] if checkpoint else None,
             sources=sources,
             row_ranks=ranks,
-            data_collator=collator if ranks is None else shared_rows(collator, model, ranks, stage.name),
+            data_collator=collator,
             train=stage.train,
             train_dataset=rows,
             processing_class=tokenizer,
@@ -268,6 +262,29 @@ def _put_together(
     trainer.wanted_checkpoints = outcome.wanted
     engine = asked_engine(args, stage.train.sequence_parallel_size)
     return _Job(stage, paths, trainer, progress, checkpoint, engine, outcome, identity["base"])
+
+
+def _how_rows_are_run(
+    stage: Stage, model: Any, args: SFTConfig, told: Mapping[str, Any]
+) -> tuple[Any, LossScaling, Ranks | None]:
+    """The collator, chosen and probed on the path that is trained; how the model's own loss is scaled; and the ranks
+    that share rows. `told`: what the collator is told beside, by its own names."""
+    from sft.train.parallel.collate import shared_rows
+    from sft.train.parallel.groups import ranks_of_a_row
+    from sft.train.parallel.probe import sharing_probe
+    from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
+
+    path, pad = TrainedPath.of(args, stage.train.max_length), told["pad_token_id"]
+    chosen = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad, path=path))
+    chunk_own_loss(model, chosen)
+    refuse_own_loss(model, Objective.of(stage.train), stage.name)
+    scaling = decide(lambda: loss_scaling(model, chosen, path))
+    collator, ranks = type(chosen)(**told), ranks_of_a_row(stage.train.sequence_parallel_size)
+    if ranks is None:
+        return collator, scaling, None
+    shared = shared_rows(collator, model, ranks, stage.name)
+    sharing_probe(model, shared, ranks, path)
+    return shared, scaling, ranks
 
 
 def _look_on(job: _Job, held: Any, signals: StopSignals, answer: Answer | None) -> None:
