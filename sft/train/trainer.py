@@ -328,6 +328,10 @@ class SambayTrainer(SFTTrainer):
         Trainer.log(self, logs)
         self.control.should_log = asked
 
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Rows of an optimizer step, which the parent counts for every process."""
+        return super().get_total_train_batch_size(args) // self.sequence_parallel_size
+
     @property
     def steps_of_an_epoch(self) -> int:
         """Optimizer steps in which all rows are trained once."""

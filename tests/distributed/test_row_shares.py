@@ -57,3 +57,13 @@ def test_what_mamba_layers_and_windows_fetch_does_not_grow_with_the_row(found, s
     assert short["scan"] == 8 * layers * (ranks - 1) * inner * (states + 1)
     assert short["conv"] == 8 * layers * 3 * inner
     assert long["keys"] == 2 * short["keys"] == 2 * 8 * 2 * 16 * 120 * (ranks - 1) // ranks
+
+
+@pytest.mark.parametrize("size", GROUPS)
+def test_the_probe_at_a_stage_s_start_tells_a_share_that_starts_from_nothing(found, size):
+    """Every rank says the same; what is sound passes, with checkpointing too."""
+    for said in found(size, "probe"):
+        assert said.pop("null") == "passed"
+        assert len(said) == 3
+        for text in said.values():
+            assert "can't train on rows that several processes share, because a share's gradients aren't the" in text

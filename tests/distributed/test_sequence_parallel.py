@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ranks import run_ranks
 from train_toys import read_metrics, saved_weights
 
 TOLERANCE = 1e-5
-TWO = ("2.none.documents.few",)
+KILLED = "2.none.documents.few.killed"
+TWO = ("2.none.documents.few", KILLED)
 FOUR = ("2.zero2.lora.checkpointing.few", "4.none.two.few")
 LONG = {
     2: ("2.none", "2.none.lora", "2.zero2", "2.zero3"),
@@ -43,7 +45,7 @@ def said(folder: Path) -> Callable[..., dict[str, Any]]:
 def alone(name: str) -> str:
     """The same stage on one process without an engine."""
     _, _, *options = name.split(".")
-    return ".".join(["1", "none", *(option for option in options if option not in ("checkpointing", "two"))])
+    return ".".join(["1", "none", *(option for option in options if option not in ("checkpointing", "two", "killed"))])
 
 
 def check(folder: Path, ranks: int, name: str, found: dict[str, Any], plain: dict[str, Any]) -> None:
@@ -73,6 +75,14 @@ def test_ranks_that_share_rows_train_what_one_process_trains(folder, said, ranks
     found = said(ranks, names)
     for name in names:
         check(folder, ranks, name, found[name], plain[alone(name)])
+
+
+def test_a_killed_stage_goes_on_to_the_same_bits(folder, said):
+    """From the checkpoint of its second step: the same rows in the same shares."""
+    said(2, TWO)
+    straight, resumed = (saved_weights(folder / f"2-{name}/stages/one/final") for name in TWO)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
 
 
 @pytest.mark.slow

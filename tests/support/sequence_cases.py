@@ -5,12 +5,17 @@ A name is `SIZE.ENGINE[.OPTION...]`, such as `2.zero2.lora`; all run in the same
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from train_toys import tiny_sambay, toy_rows, train_toy
+
+from sft.train.trainer import SambayTrainer
 
 STEPS, ROWS, BATCH = 30, 26, 4
 """Rows of a step: the groups of ranks that have rows of their own share them."""
@@ -32,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "documents": {"loss": {"type": "dft", "normalize": "sample", "label_smoothing": 0.05}},
     "two": {"per_device_train_batch_size": 2},
     "few": {"max_steps": 4},
+    "killed": {"save_steps": 2},
 }
 
 
@@ -47,6 +53,22 @@ def train_keys(name: str, world_size: int) -> dict[str, Any]:
     return keys
 
 
+class Killed(BaseException):
+    """Raised as if the process had ended there."""
+
+
+def killed_in_the_fourth_step(root: Path, keys: dict[str, Any], rows: Any) -> None:
+    original, calls = SambayTrainer.training_step, itertools.count(1)
+
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 3 * keys["gradient_accumulation_steps"] + 2:
+            raise Killed
+        return original(*args, **kwargs)
+
+    with patch.object(SambayTrainer, "training_step", training_step), suppress(Killed):
+        train_toy(root, keys, model=tiny_sambay(), prepared=rows)
+
+
 def main() -> None:
     from sft.utils.distributed import rank, world_size
 
@@ -55,7 +77,10 @@ def main() -> None:
     for name in names:
         rows = toy_rows(ROWS, packed=True, longest=40, held_out=5)
         keys = train_keys(name, world_size())
-        manifest, _ = train_toy(folder / f"{world_size()}-{name}", keys, model=tiny_sambay(), prepared=rows)
+        root = folder / f"{world_size()}-{name}"
+        if "killed" in name:
+            killed_in_the_fourth_step(root, keys, rows)
+        manifest, _ = train_toy(root, keys, model=tiny_sambay(), prepared=rows)
         kept = ("engine", "zero_stage", "world_size", "sequence_parallel_size", "collator", "counters")
         found[name] = {key: manifest[key] for key in kept}
     (folder / f"{world_size()}-{rank()}.json").write_text(json.dumps(found))

@@ -11,6 +11,7 @@ import os
 import random
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,9 +20,15 @@ import torch
 from tiny_sambay import tiny_model
 from torch import Tensor, distributed
 
+from sft.models.row_shares import TokenCosts
+from sft.train.collator import PackedCollator
+from sft.train.parallel.collate import ShareCollator
 from sft.train.parallel.cut import RowCut
 from sft.train.parallel.exchange import Exchange, Ranks
+from sft.train.parallel.probe import sharing_probe
 from sft.train.parallel.share import RowShare
+from sft.train.probe import TrainedPath
+from sft.utils.errors import UserError
 
 LAYOUTS, WINDOW = 50, 16
 NAIVE = ("conv_state", "scan_state", "keys_before")
@@ -153,7 +160,21 @@ def cases_of(model: Any, ranks: Ranks, half: int, halves: int) -> dict[str, Any]
     model.gradient_checkpointing_disable()
     adapted = with_adapters(copy.deepcopy(model))
     found["adapters"] = [compare(adapted, layout(n, size), ranks, n % size)[:2] for n in range(8)]
+    found["probe"] = {name: probed(ranks, name) for name in (None, *NAIVE)}
     return found
+
+
+def probed(ranks: Ranks, naive: str | None) -> str:
+    """What the probe at a stage's start says, where one of a share's methods fetches nothing."""
+    model = tiny_model(sliding_window=WINDOW)
+    collator = ShareCollator(PackedCollator(0), TokenCosts.of(model), ranks.rank, ranks.size)
+    path = TrainedPath(checkpointing={"use_reentrant": False} if naive is None else None)
+    try:
+        with nothing_before(naive) if naive else nullcontext():
+            sharing_probe(model, collator, ranks, path)
+    except UserError as error:
+        return str(error)
+    return "passed"
 
 
 def long_row(length: int, size: int) -> dict[str, Any]:
