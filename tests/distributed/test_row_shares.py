@@ -56,6 +56,7 @@ def test_what_mamba_layers_and_windows_fetch_does_not_grow_with_the_row(found, s
     ranks, inner, states, layers = int(size), 64, 8, 3
     assert short["scan"] == 8 * layers * (ranks - 1) * inner * (states + 1)
     assert short["conv"] == 8 * layers * 3 * inner
+    assert short["window"] == 8 * 2 * (16 - 1) * 2 * 16  # two layers, keys and values of 16 numbers
     assert long["keys"] == 2 * short["keys"] == 2 * 8 * 2 * 16 * 120 * (ranks - 1) // ranks
 
 

@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "checkpointing": {"gradient_checkpointing": True},
     "documents": {"loss": {"type": "dft", "normalize": "sample", "label_smoothing": 0.05}},
     "two": {"per_device_train_batch_size": 2},
+    "bf16": {"bf16": True},
     "few": {"max_steps": 4},
     "killed": {"save_steps": 2},
 }
