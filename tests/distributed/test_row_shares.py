@@ -62,7 +62,7 @@ def test_what_mamba_layers_and_windows_fetch_does_not_grow_with_the_row(found, s
 
 @pytest.mark.parametrize("size", GROUPS)
 def test_the_probe_at_a_stage_s_start_tells_a_share_that_starts_from_nothing(found, size):
-    """Every rank says the same; what is sound passes, with checkpointing too."""
+    """Every rank says the same; what is sound passes, with checkpointing and an adapter's dropout too."""
     for said in found(size, "probe"):
         assert said.pop("null") == "passed"
         assert len(said) == 3

@@ -125,10 +125,11 @@ def compare(model: Any, case: dict[str, Any], ranks: Ranks, judge: int = 0) -> t
     return abs(flat[0].item() - whole) / max(abs(whole), 1e-3), worst, exchange.moved
 
 
-def with_adapters(model: Any) -> Any:
+def with_adapters(model: Any, dropout: float = 0.0) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=2, target_modules=["Wqkv", "in_proj", "x_proj", "fc1", "out_proj"], init_lora_weights=False)
+    targets = ["Wqkv", "in_proj", "x_proj", "fc1", "out_proj"]
+    config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False, lora_dropout=dropout)
     return get_peft_model(model, config).double()
 
 
@@ -169,6 +170,8 @@ def probed(ranks: Ranks, naive: str | None) -> str:
     model = tiny_model(sliding_window=WINDOW)
     collator = ShareCollator(PackedCollator(0), TokenCosts.of(model), ranks.rank, ranks.size)
     path = TrainedPath(checkpointing={"use_reentrant": False} if naive is None else None)
+    if naive is None:
+        model = with_adapters(model, dropout=0.5)
     try:
         with nothing_before(naive) if naive else nullcontext():
             sharing_probe(model, collator, ranks, path)

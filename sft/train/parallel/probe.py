@@ -22,8 +22,8 @@ from sft.utils.distributed import alike
 from sft.utils.errors import UserError
 
 TOLERANCE, ROUNDED = 1e-4, 0.1
-"""How far gradients may be off, of the largest; where they come from half precision. A share that starts from nothing is
-off by as much as there is."""
+"""How far gradients may be off, of the largest, and how far in half precision. A share that starts from nothing is off
+by as much as there is."""
 
 
 def sharing_probe(model: Any, collator: ShareCollator, ranks: Ranks, path: TrainedPath) -> None:
@@ -36,6 +36,9 @@ def sharing_probe(model: Any, collator: ShareCollator, ranks: Ranks, path: Train
     path.enter(model)  # which rank 0 alone has done so far
     with undisturbed(model):
         model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()  # a share of a row draws other numbers than the row
         for lengths in probe_lengths(model, path.tokens):
             row, other = _rows(model, lengths)
             _, expected = _gradients(model, path, collator.collator([row]), None)
