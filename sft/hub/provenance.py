@@ -150,6 +150,7 @@ def _stage(run: Path, recipe: dict[str, Any], name: str) -> dict[str, Any]:
         "final_loss": manifest.get("final_loss"),
         "validation": manifest.get("validation"),
         "world_size": manifest.get("world_size"),
+        "sequence_parallel_size": manifest.get("sequence_parallel_size"),
         "counters": manifest.get("counters"),
         "data": {key: data[key] for key in DATA_KEYS if key in data},
         "sources": _sources(

@@ -42,7 +42,8 @@ EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_bat
 """When held-out rows (`data.validation`) are looked at."""
 
 OWN_KEYS = frozenset(
-    {"loss", "distill", "adamw_learning_rate", "param_groups", "ema"} | {"weights_dtype", "optim_state_dtype"}
+    {"loss", "distill", "adamw_learning_rate", "param_groups", "ema", "sequence_parallel_size"}
+    | {"weights_dtype", "optim_state_dtype"}
 )
 """What no library has a key for: the trainer reads these itself."""
 
@@ -157,6 +158,13 @@ class TrainSection(Section):
         default=None, description="zero1, zero2 or zero3, a DeepSpeed JSON file, or its content."
     )
 
+    sequence_parallel_size: int = Field(
+        default=1,
+        gt=0,
+        le=1024,
+        description="Processes that share each packed row, each holding a part of its tokens. Only for SambaY models.",
+    )
+
     logging_steps: float = Field(default=1.0, gt=0, description="Steps between lines of metrics, or a fraction of all.")
     logging_first_step: bool = Field(default=False, description="Log the first step too.")
     log_level: Literal["debug", "info", "warning", "error", "critical"] = Field(
@@ -248,6 +256,11 @@ class TrainSection(Section):
                 tell(key, "is a whole number of steps, or, under 1, a fraction of all of them")
         if self.eval_steps is not None and self.eval_strategy != "steps":
             tell("eval_steps", "has no effect without `eval_strategy: steps`")
+        if self.sequence_parallel_size > 1 and self.neftune_noise_alpha is not None:
+            tell(
+                "neftune_noise_alpha",
+                "follows from whole documents, which no process has: leave it or sequence_parallel_size out",
+            )
         if self.max_length is None and self.packing:
             tell("max_length", "packing needs a length to fill rows up to")
         for key in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):

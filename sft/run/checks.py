@@ -73,12 +73,14 @@ def check_recipe(
     if "training" in parts and not any(found.loc == ("model", "model_name_or_path") for found in unasked):
         from sft.models.lora_targets import adapter_problems
         from sft.models.own_loss import loss_problems
+        from sft.models.row_shares import sharing_problems
         from sft.train.optimizer import group_problems
 
         # A rehearsal doesn't wait for a Hub where what it needs is here.
         name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
         here = rehearsal and name is not None and is_cached(name, revision)
-        found_in_model = (find(recipe, fetch=not here) for find in (adapter_problems, group_problems, loss_problems))
+        finders = (adapter_problems, group_problems, loss_problems, sharing_problems)
+        found_in_model = (find(recipe, fetch=not here) for find in finders)
         refuse(itertools.chain.from_iterable(found_in_model), recipe.place)
 
 

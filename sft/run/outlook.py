@@ -117,13 +117,16 @@ def _steps(steps: Sequence[StepEntry]) -> str:
 
 def _training(stage: Stage) -> str:
     train = stage.train
-    batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size())
+    together = train.sequence_parallel_size
+    batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size() // together)
     rows = "packs" if train.packing else "rows"
     of = f" of up to {train.max_length:,} tokens" if train.max_length is not None else ""
     epochs = "1 epoch" if train.num_train_epochs == 1 else f"{train.num_train_epochs:g} epochs"
     long = counted(train.max_steps, "step") if train.max_steps > 0 else epochs
     what = f"LoRA of rank {train.lora_r}" if train.use_peft else "all weights"
-    made_of = f"{batch[0]} a process x {batch[1]} accumulated x {counted(batch[2], 'process', 'processes')}"
+    several = f"{counted(batch[2], 'group')} of {together} processes"
+    processes = counted(batch[2], "process", "processes") if together == 1 else several
+    made_of = f"{batch[0]} a {'process' if together == 1 else 'group'} x {batch[1]} accumulated x {processes}"
     return f"{what}, {long}, {_engine(stage)}effective batch {batch[0] * batch[1] * batch[2]} {rows}{of} ({made_of})"
 
 

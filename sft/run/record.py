@@ -30,6 +30,7 @@ _STAGE = (
     "engine",
     "precision",
     "world_size",
+    "sequence_parallel_size",
     "files",
     "environment",
 )

@@ -115,6 +115,12 @@ def build_arguments(stage: Stage, paths: RunPaths, *, bf16: bool) -> SFTConfig:
 
 def _engine(train: TrainSection, values: dict[str, Any], where: str) -> dict[str, Any]:
     """bf16 and deepspeed as transformers is to be told of them."""
+    if world_size() % train.sequence_parallel_size:
+        raise UsageError(
+            f"{where}.sequence_parallel_size: {train.sequence_parallel_size} processes share a row, and the run has "
+            f"{world_size()}: start a multiple of {train.sequence_parallel_size} (torchrun --nproc_per_node), or lower "
+            "it."
+        )
     bf16 = bool(values["bf16"])
     settings = deepspeed_settings(values["deepspeed"], bf16=bf16, where=where)
     if settings is None:

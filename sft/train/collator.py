@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 IGNORE = -100
 """The label of a token that no loss reads (Hugging Face's convention)."""
 
-COUNT_KEYS = ("num_tokens", "num_supervised", "num_weighted", "token_sources", "skipped")
+ROW_CUT = "row_cut"
+"""Of a batch that is a share of a row: where the row is cut."""
+ROW_SUPERVISED = "row_supervised"
+"""Of such a batch: how many supervised tokens the whole row has."""
+
+COUNT_KEYS = ("num_tokens", "num_supervised", "num_weighted", "token_sources", ROW_CUT, ROW_SUPERVISED, "skipped")
 """What rides along with a batch for the trainer (which adds the last); never passed to the model."""
 SOURCES = "document_sources"
 """The column with the name of each document's source."""

@@ -243,9 +243,9 @@ def autocast_dtype(args: SFTConfig) -> Any:
     return torch.bfloat16 if args.bf16 else None
 
 
-def asked_engine(args: SFTConfig) -> dict[str, Any]:
+def asked_engine(args: SFTConfig, sequence_parallel_size: int = 1) -> dict[str, Any]:
     """The engine that a stage's settings ask for: `engine` (a class's name, None for the model itself), `zero_stage`,
-    `world_size` and `precision`."""
+    `world_size`, of which `sequence_parallel_size` share a row, and `precision`."""
     launched = "LOCAL_RANK" in os.environ
     zero_stage = None
     if isinstance(args.deepspeed, dict):
@@ -255,6 +255,7 @@ def asked_engine(args: SFTConfig) -> dict[str, Any]:
         "engine": name,
         "zero_stage": zero_stage,
         "world_size": world_size(),
+        "sequence_parallel_size": sequence_parallel_size,
         "precision": str(autocast_dtype(args) or "float32").removeprefix("torch."),
     }
 
@@ -277,6 +278,7 @@ def running_engine(trainer: SambayTrainer) -> dict[str, Any]:
         "engine": name,
         "zero_stage": zero_stage,
         "world_size": trainer.accelerator.num_processes,
+        "sequence_parallel_size": 1 if trainer.row_ranks is None else trainer.row_ranks.size,
         "precision": names.get(precision, precision.removeprefix("torch.")),
     }
 
@@ -284,7 +286,7 @@ def running_engine(trainer: SambayTrainer) -> dict[str, Any]:
 def check_engine(trainer: SambayTrainer) -> None:
     """Raise UserError unless training runs on the engine that was asked for: libraries fall back without a word."""
     args: Any = trainer.args
-    asked, running = asked_engine(args), running_engine(trainer)
+    asked, running = asked_engine(args, trainer.sequence_parallel_size), running_engine(trainer)
     wrong = [f"{key} {running[key]} in place of {asked[key]}" for key in asked if running[key] != asked[key]]
     if wrong:
         raise UserError(f"This stage would train on another engine than it asks for: {', '.join(wrong)}.")

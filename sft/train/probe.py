@@ -117,7 +117,7 @@ def packing_probe(model: Any, collator: Collator | None = None, path: TrainedPat
     """
     collator = collator or PackedCollator()
     with undisturbed(model), _refusals_told(model):
-        short, *longer = [_documents(model, lengths) for lengths in _lengths(model, path.tokens)]
+        short, *longer = [_documents(model, lengths) for lengths in probe_lengths(model, path.tokens)]
         model.eval()
         _logits_probe(model, collator, path, *short)
         model.train()
@@ -306,7 +306,7 @@ def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _lengths(model: Any, tokens: int | None) -> list[list[int]]:
+def probe_lengths(model: Any, tokens: int | None) -> list[list[int]]:
     """Lengths of three documents; the middle one is longer than a small sliding window, so that its edge is inside.
 
     And three more for a larger window, if rows of `tokens` can hold a document that is longer.

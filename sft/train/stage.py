@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from sft.train.handover import save_final
 from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups, hold_weights
+from sft.train.parallel.groups import DataRanks
 from sft.train.precision import precision_of
 from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from sft.train.callbacks import Progress
     from sft.train.evaluations import Answer
     from sft.train.outcome import Outcome
+    from sft.train.parallel.exchange import Ranks
+    from sft.train.probe import LossScaling
     from sft.train.trainer import SambayTrainer
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
@@ -141,10 +144,12 @@ def train_stage(
     check_groups(model, stage.train, f"stages[{stage.name}].train")
     # What is made of the checkpoints is no part of the training that made them.
     trained = {key: value for key, value in parts.items() if key != HANDS_ON}
-    identity = {**trained, **asked_engine(args), "base": base}
+    engine = asked_engine(args, stage.train.sequence_parallel_size)
+    identity = {**trained, **engine, "base": base}
     held = getattr(prepared, "validation", None)
     with alike():
-        rows = training_rows(prepared.dataset, args, stage.name, Objective.of(stage.train).columns)
+        count = DataRanks.of(stage.train.sequence_parallel_size).count
+        rows = training_rows(prepared.dataset, args, stage.name, Objective.of(stage.train).columns, count)
         _refuse_different_ranks({**identity, "rows": len(rows)})
     checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
     if started is not None:
@@ -223,7 +228,6 @@ def _put_together(
     from sft.train.callbacks import EventsFile, MetricsFile, Progress, tensorboard_callback
     from sft.train.ema import Ema
     from sft.train.outcome import Outcome
-    from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
     from sft.train.recompute import set_recomputation
     from sft.train.trainer import SambayTrainer
 
@@ -231,13 +235,10 @@ def _put_together(
         model.to(args.device)
     train, again = stage.train, bool(args.gradient_checkpointing)
     set_recomputation(model, selective=again and train.selective, offload=again and train.activation_offloading)
+    objective, sources = Objective.of(stage.train), sources_of(rows)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    path = TrainedPath.of(args, stage.train.max_length)
-    objective = Objective.of(stage.train)
-    collator = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad or 0, path=path))
-    chunk_own_loss(model, collator, path)
-    refuse_own_loss(model, objective, stage.name)
-    scaling, sources = decide(lambda: loss_scaling(model, collator, path)), sources_of(rows)
+    told = {"pad_token_id": pad or 0, "normalize": objective.normalize, "sources": sources}
+    collator, scaling, ranks = _how_rows_are_run(stage, model, args, told)
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
     if args.should_save:
@@ -251,7 +252,8 @@ def _put_together(
             identity=identity,
             counters=checkpoint.marker["counters"] if checkpoint else None,
             sources=sources,
-            data_collator=type(collator)(collator.pad_token_id, objective.normalize, sources),
+            row_ranks=ranks,
+            data_collator=collator,
             train=stage.train,
             train_dataset=rows,
             processing_class=tokenizer,
@@ -269,7 +271,31 @@ def _put_together(
         outcome.check()
     outcome.keep_start(model)
     trainer.wanted_checkpoints = outcome.wanted
-    return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args), outcome, identity["base"])
+    engine = asked_engine(args, stage.train.sequence_parallel_size)
+    return _Job(stage, paths, trainer, progress, checkpoint, engine, outcome, identity["base"])
+
+
+def _how_rows_are_run(
+    stage: Stage, model: Any, args: SFTConfig, told: Mapping[str, Any]
+) -> tuple[Any, LossScaling, Ranks | None]:
+    """The collator, chosen and probed on the path that is trained; how the model's own loss is scaled; and the ranks
+    that share rows. `told`: what the collator is told beside, by its own names."""
+    from sft.train.parallel.collate import shared_rows
+    from sft.train.parallel.groups import ranks_of_a_row
+    from sft.train.parallel.probe import sharing_probe
+    from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
+
+    path, pad = TrainedPath.of(args, stage.train.max_length), told["pad_token_id"]
+    chosen = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad, path=path))
+    chunk_own_loss(model, chosen)
+    refuse_own_loss(model, Objective.of(stage.train), stage.name)
+    scaling = decide(lambda: loss_scaling(model, chosen, path))
+    collator, ranks = type(chosen)(**told), ranks_of_a_row(stage.train.sequence_parallel_size)
+    if ranks is None:
+        return collator, scaling, None
+    shared = shared_rows(collator, model, ranks, stage.name)
+    sharing_probe(model, shared, ranks, path)
+    return shared, scaling, ranks
 
 
 def _look_on(job: _Job, held: Any, signals: StopSignals, answer: Answer | None) -> None:
@@ -295,8 +321,11 @@ def _look_on(job: _Job, held: Any, signals: StopSignals, answer: Answer | None) 
     trainer.add_callback(StopOnSignal(signals))
 
 
-def training_rows(dataset: Dataset, args: SFTConfig, stage: str, beside: Sequence[str] = ()) -> Dataset:
+def training_rows(
+    dataset: Dataset, args: SFTConfig, stage: str, beside: Sequence[str] = (), data_ranks: int | None = None
+) -> Dataset:
     """The stage's rows, filled up with empty ones to whole optimizer steps. `beside`: columns that its loss reads.
+    `data_ranks`: how many processes, or groups of them, have rows of their own; None: all.
 
     Without them accelerate would repeat rows in an epoch's last step when several processes share it, and a repeated
     token would count twice. Empty rows hold no token and take no part in the loss.
@@ -311,7 +340,7 @@ def training_rows(dataset: Dataset, args: SFTConfig, stage: str, beside: Sequenc
         raise UserError(f"stages[{stage}].train: its loss reads {missing_columns[0]}, which the rows don't have.")
     told = [SOURCES] if SOURCES in dataset.column_names else []
     rows = dataset.select_columns([*COLUMNS, *told, *beside])
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * (data_ranks or args.world_size)
     missing = -len(rows) % step
     if missing and not args.dataloader_drop_last:
         empty = HFDataset.from_dict({column: [[]] * missing for column in rows.column_names}, features=rows.features)

@@ -24,7 +24,7 @@ from sft.models.four_bit import is_four_bit
 from sft.train.agree import over_processes, sum_over_processes
 from sft.train.audit import GradientAudit
 from sft.train.checkpoints import newest_whole, rotate, write_marker
-from sft.train.collator import IGNORE
+from sft.train.collator import IGNORE, ROW_CUT, ROW_SUPERVISED
 from sft.train.ema import Ema
 from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
@@ -33,6 +33,9 @@ from sft.train.memorised import TokenSums
 from sft.train.neftune import document_noise
 from sft.train.objective import PLAIN_LOSS, Objective
 from sft.train.optimizer import groups_of_its_own, regrouped, rounding, takes_decay
+from sft.train.parallel.exchange import Ranks
+from sft.train.parallel.groups import DataRanks, SameBlocks
+from sft.train.parallel.share import RowShare
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
 from sft.utils.distributed import alike
@@ -52,7 +55,8 @@ class SambayTrainer(SFTTrainer):
     `loss_scaling` says how the model's own loss treats `num_items_in_batch` (sft.train.probe.loss_scaling);
     `objective` what a token's loss is, which its own forward has to know where that isn't plain cross entropy;
     `identity` is written into each checkpoint; `counters` continue from a checkpoint's; `sources` are the collator's.
-    `train`: the stage's keys, where more than transformers' own arguments is wanted of them.
+    `train`: the stage's keys, where more than transformers' own arguments is wanted of them; `row_ranks`: the ranks
+    that share this one's rows.
     """
 
     _tag_names = ["sambay-sft"]  # noqa: RUF012 (the parent's attribute)
@@ -69,10 +73,14 @@ class SambayTrainer(SFTTrainer):
         train: TrainSection | None = None,
         objective: Objective = PLAIN_LOSS,
         sources: Sequence[str] = (),
+        row_ranks: Ranks | None = None,
         **kwargs: Any,
     ) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         own_forward = base.__dict__.get("forward")
+        self.row_ranks = row_ranks
+        self.sequence_parallel_size = 1 if train is None else train.sequence_parallel_size
+        self.data_ranks = DataRanks.of(self.sequence_parallel_size)
         self._order: EpochOrder | None = None
         self._config_use_cache = getattr(base.config, "use_cache", None)
         if hasattr(model, "peft_config"):
@@ -136,15 +144,21 @@ class SambayTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Rows in an order that follows from data_seed and the epoch."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        strategy = self.args.train_sampling_strategy
+        strategy, block = self.args.train_sampling_strategy, self.args.train_batch_size
         if strategy == "sequential":
-            return SequentialSampler(dataset)
-        lengths, group = None, self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return self._for_all_of_a_row(SequentialSampler(dataset))
+        lengths, group = None, block * self.args.gradient_accumulation_steps * self.data_ranks.count
         if strategy == "group_by_length":
             lengths = [int(sum(row)) for row in dataset["seq_lengths"]]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._order = EpochOrder(len(dataset), seed=seed, lengths=lengths, group=group)
-        return self._order
+        return self._for_all_of_a_row(self._order)
+
+    def _for_all_of_a_row(self, order: Sampler[int]) -> Sampler[int]:
+        """The order for ranks that accelerate gives micro-batches in turn: those that share a row get the same."""
+        if self.row_ranks is None:
+            return order
+        return SameBlocks(order, self.args.train_batch_size, self.row_ranks.size)
 
     def get_train_dataloader(self) -> Any:
         """The parent's, with workers that outlive a signal to all processes of a job: the step has to be finished."""
@@ -176,7 +190,8 @@ class SambayTrainer(SFTTrainer):
         sends the gradients on, and gives a step that supervises nothing its gradients of zero.
         """
         batches = list(itertools.islice(epoch_iterator, num_batches))
-        batches.sort(key=lambda batch: batch["num_supervised"] > 0)
+        # The row's, where this is a share: all that share it must come to it together.
+        batches.sort(key=lambda batch: batch.get(ROW_SUPERVISED, batch["num_supervised"]) > 0)
         supervised = [batch["num_supervised"] for batch in batches]
         tokens, *everywhere = over_processes([sum(batch["num_tokens"] for batch in batches), *supervised])
         for batch, count in zip(batches[:-1], everywhere[:-1], strict=True):
@@ -206,11 +221,12 @@ class SambayTrainer(SFTTrainer):
 
         Without a step (`num_items_in_batch` None) it is the mean cross entropy of the micro-batch, whatever is trained.
         A micro-batch without a supervised token is run with one made-up label and weight zero, so that every parameter
-        takes part in every backward pass on every process.
+        takes part in every backward pass on every process. A share of a row, which may have no token at all, is run as
+        it is: the model that it is of gives every parameter a gradient of zero.
         """
         supervised = int(inputs["num_supervised"])
         weight = 1.0
-        if supervised == 0:
+        if supervised == 0 and self.row_ranks is None:
             inputs = {**inputs, "labels": _made_up_labels(inputs)}
             supervised, weight = 1, 0.0
         total, said = torch.as_tensor(supervised if num_items_in_batch is None else num_items_in_batch), {}
@@ -220,9 +236,11 @@ class SambayTrainer(SFTTrainer):
             arguments["num_items_in_batch"] = total
         if num_items_in_batch is not None:
             said = self.objective.arguments(inputs)
+        if self.row_ranks is not None:
+            said["row_share"] = RowShare(inputs[ROW_CUT], self.row_ranks)
         with token_statistics() as tally:
             outputs = model(**accepted_inputs(self.model, arguments), **said)
-        if weight and self.model.training and torch.is_grad_enabled():
+        if supervised and weight and self.model.training and torch.is_grad_enabled():
             self.token_sums.add(tally, inputs)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         if self.loss_scaling == "mean":
@@ -317,11 +335,15 @@ class SambayTrainer(SFTTrainer):
         Trainer.log(self, logs)
         self.control.should_log = asked
 
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Rows of an optimizer step, which the parent counts for every process."""
+        return super().get_total_train_batch_size(args) // self.sequence_parallel_size
+
     @property
     def steps_of_an_epoch(self) -> int:
         """Optimizer steps in which all rows are trained once."""
         args: Any = self.args
-        rows, batch = len(self.train_dataset), args.per_device_train_batch_size * args.world_size  # type: ignore[arg-type]
+        rows, batch = len(self.train_dataset), args.per_device_train_batch_size * self.data_ranks.count  # type: ignore[arg-type]
         batches = rows // batch if args.dataloader_drop_last else -(-rows // batch)
         return max(1, -(-batches // args.gradient_accumulation_steps))
 

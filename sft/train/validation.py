@@ -89,12 +89,14 @@ def _refuse_infinite(loss: float, step: int) -> None:
 def held_out_loss(trainer: SambayTrainer, rows: Dataset, batch_size: int) -> tuple[float, int]:
     """The mean loss of all supervised tokens of `rows`, over all processes, and their number.
 
-    Each process takes its share in as many batches as the others: an engine may need all of them in each pass.
+    Each process (or group that shares rows) takes its part in as many batches as the others: an engine may need all of
+    them in each pass.
     """
     total, tokens = 0.0, 0
     with undisturbed(trainer.model), torch.no_grad():
         trainer.model_wrapped.eval()
-        for batch in _share(rows, batch_size, trainer.args.process_index, trainer.args.world_size):
+        data = trainer.data_ranks
+        for batch in _share(rows, batch_size, data.number, data.count):
             inputs = trainer._prepare_inputs(trainer.data_collator(batch))
             supervised = int(inputs["num_supervised"])
             loss = trainer.compute_loss(trainer.model_wrapped, inputs) / trainer.accelerator.num_processes
@@ -106,7 +108,7 @@ def held_out_loss(trainer: SambayTrainer, rows: Dataset, batch_size: int) -> tup
 
 
 def _share(rows: Dataset, size: int, rank: int, processes: int) -> Iterator[list[dict[str, Any]]]:
-    """This process's batches, of at most `size` rows; an empty row where there is none left for it."""
+    """The batches, of at most `size` rows, of one of `processes`; an empty row where there is none left for it."""
     for first in range(0, len(rows), size * processes):
         start = first + rank * size
         mine: list[dict[str, Any]] = [rows[index] for index in range(start, min(start + size, len(rows)))]

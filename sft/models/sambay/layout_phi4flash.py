@@ -9,12 +9,31 @@ This file travels with a pushed checkpoint; it may import only torch and transfo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .contract_phi4flash import check_cache_position, check_second_borders, require
+
+
+class RowShare(Protocol):
+    """What a packed row's share has to know of the tokens before it, where several processes share the row.
+
+    A document may begin in another share; here its part does. Shapes are those of the share's n tokens and S documents.
+    """
+
+    def conv_state(self, tokens: Tensor, taps: int) -> Tensor:
+        """`(S, D, taps - 1)`: the tokens before each document, for a convolution over `tokens` `(n, D)`."""
+
+    def scan_state(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, delta_bias: Any) -> Tensor:
+        """`(S, D, N)`: the state before each document, of the scan with these inputs."""
+
+    def keys_before(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Keys and values `(n, heads, d)`, with those before them that the share's queries see: `(m + n, heads, d)`."""
+
+    def key_cu_seqlens(self, cu_seqlens: Tensor, window: int | None) -> Tensor:
+        """`(S + 1,)`: the documents' borders among those keys."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,7 @@ class Layout:
             borders makes the host wait, so it is done once for all layers.
         packed: whether a row of the batch may hold several documents.
         kept_columns: how many columns `keep_last` left.
+        share: where these tokens are a share of a longer row.
     """
 
     batch_shape: tuple[int, int]
@@ -46,11 +66,16 @@ class Layout:
     longest: int = 0
     packed: bool = False
     kept_columns: int = 0
+    share: RowShare | None = None
 
     @property
     def query_cu_seqlens(self) -> Tensor:
         """Document boundaries among the tokens that the cross-decoder computes."""
         return self.cu_seqlens if self.keep_cu_seqlens is None else self.keep_cu_seqlens
+
+    def key_cu_seqlens(self, window: int | None) -> Tensor:
+        """Document boundaries among the keys that queries with this window see."""
+        return self.cu_seqlens if self.share is None else self.share.key_cu_seqlens(self.cu_seqlens, window)
 
     @property
     def is_step(self) -> bool:
@@ -158,6 +183,7 @@ class Documents:
         seq_idx: `(B, T)`: number of the document of each token of a packed row, read where cu_seq_lens_q is absent.
         position_ids: `(T,)`, `(1, T)` or `(B, T)`: a document starts wherever they don't go on by one.
         cache_position: `(T,)`: places in the cache; only those behind its tokens.
+        row_share: of a packed row that several processes share, what went before these tokens.
     """
 
     attention_mask: Tensor | None = None
@@ -168,6 +194,7 @@ class Documents:
     max_length_k: int | None = None
     seq_idx: Tensor | None = None
     cache_position: Tensor | None = None
+    row_share: RowShare | None = None
 
     @property
     def longest(self) -> int | None:
@@ -196,7 +223,10 @@ def make_layout(
         if key_mask is not None or past_length:
             raise ValueError("packed documents (cu_seq_lens) can't come with padding or a cache that holds tokens")
         boundaries = _check_cu_seqlens(told.cu_seq_lens_q, rows * width, told.longest)
-        return _packed(Layout(batch_shape, boundaries.to(device, non_blocking=True)), told.longest)
+        layout = Layout(batch_shape, boundaries.to(device, non_blocking=True), share=told.row_share)
+        return _packed(layout, told.longest)
+    if told.row_share is not None:
+        raise ValueError("row_share: a share of a row tells its documents by cu_seq_lens_q")
     if key_mask is None:
         boundaries = torch.arange(0, rows * width + 1, max(width, 1), dtype=torch.int32, device=device)
     else:

@@ -98,6 +98,8 @@ class CausalConv1d(nn.Conv1d):
         if layout.is_step:
             assert state is not None
             return causal_conv1d_step(state, tokens, weight, self.bias, activation="silu"), state
+        if layout.share is not None:
+            state = layout.share.conv_state(tokens, weight.shape[1])
         return causal_conv1d(
             tokens, weight, self.bias, activation="silu", cu_seqlens=layout.cu_seqlens, initial_state=state
         )
@@ -156,6 +158,8 @@ class Phi4FlashMamba(nn.Module):
         if layout.is_step:
             assert state is not None
             return selective_scan_step(state, *inputs, D=self.D, delta_bias=bias.value), state
+        if layout.share is not None:
+            state = layout.share.scan_state(*inputs, delta_bias=bias.value)
         return selective_scan(
             *inputs, D=self.D, delta_bias=bias.value, cu_seqlens=layout.cu_seqlens, initial_state=state
         )
@@ -255,6 +259,8 @@ class Phi4FlashAttention(nn.Module):
             queries, keys, values = (self._heads(x) for x in self.Wqkv(hidden).split(self.widths, dim=-1))
             if cache is not None:
                 keys, values = self._update_cache(cache, keys, values, layout)
+            if layout.share is not None:
+                keys, values = layout.share.keys_before(keys, values, self.window)
             if self.is_shared_source:
                 queries = layout.keep(queries)
         return self.out_proj(self._attend(queries, keys, values, layout)), keys, values
@@ -271,7 +277,7 @@ class Phi4FlashAttention(nn.Module):
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
         cross = self.is_cross or self.is_shared_source
         cu_queries = layout.query_cu_seqlens if cross else layout.cu_seqlens
-        cu_keys = layout.cu_seqlens
+        cu_keys = layout.key_cu_seqlens(self.window)
         if keys.dim() == 4:
             if layout.is_step:
                 return self._step(queries, keys, values, layout)
@@ -579,6 +585,8 @@ def _read_by_loss(
         return {**packed, "targets": layout.pack(shift_labels)}
     if labels is None:
         return {}
+    if layout.share is not None:
+        raise ValueError("row_share needs shift_labels: a share's last token predicts the first one of the next share")
     targets = next_token_targets(labels, layout, IGNORE_INDEX)
     return {**{name: value.roll(-1, 0) for name, value in packed.items()}, "targets": targets}
 

@@ -76,6 +76,11 @@ def test_fixed_keys_take_what_is_done_anyway(key: str) -> None:
         ({"optim": "muon", "optim_args": "momentum=1"}, "momentum must be a number from 0 up to, but not, 1, got '1'"),
         ({"optim": "muon", "optim_args": "momentum=0,nesterov=true"}, "nesterov=true needs a momentum above 0"),
         ({"optim": "muon", "optim_args": "lr=1"}, "muon takes momentum, nesterov, ns_steps, adjust_lr_fn, each as"),
+        (
+            {"sequence_parallel_size": 2, "neftune_noise_alpha": 5.0},
+            "neftune_noise_alpha\n  follows from whole documents, which no process has",
+        ),
+        ({"sequence_parallel_size": 0}, "sequence_parallel_size\n  Input should be greater than 0"),
         ({"adamw_learning_rate": 1e-3}, "adamw_learning_rate\n  has no effect with optim adamw_torch_fused"),
         ({"param_groups": []}, "param_groups\n  List should have at least 1 item"),
         ({"param_groups": [{"match": "("}]}, "param_groups.0.match\n  '(' is no regular expression: missing )"),

@@ -182,7 +182,8 @@ def pretended(wrapper: str, **asked: Any) -> Any:
     args = {"deepspeed": None, "bf16": False, **asked}
     wrapped = type(wrapper, (), {})()
     accelerator = SimpleNamespace(mixed_precision="no", num_processes=1)
-    return SimpleNamespace(args=SimpleNamespace(**args), model=object(), model_wrapped=wrapped, accelerator=accelerator)
+    held = {"model": object(), "model_wrapped": wrapped, "sequence_parallel_size": 1, "row_ranks": None}
+    return SimpleNamespace(args=SimpleNamespace(**args), accelerator=accelerator, **held)
 
 
 @pytest.mark.parametrize("wrapper", ["DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"])

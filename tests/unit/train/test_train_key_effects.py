@@ -288,6 +288,14 @@ def _(toy: Toy) -> None:
         assert least < moved < most
 
 
+@effect("sequence_parallel_size")
+def _(toy: Toy) -> None:
+    """What two and four do is seen in tests/distributed/test_sequence_parallel.py."""
+    assert toy.trainer(sequence_parallel_size=1).row_ranks is None
+    with pytest.raises(UserError, match="2 processes share a row, and the run has 1"):
+        toy.arguments(sequence_parallel_size=2)
+
+
 @effect("ema")
 def _(toy: Toy) -> None:
     weights = [
