@@ -8,13 +8,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from sft.train.interrupt import stop_signals
 from sft.utils.distributed import alike, is_main, rank
 from sft.utils.errors import UsageError, UserError, sentence, shown
 from sft.utils.progress import end_line
 from sft.utils.quiet import tell_our_warnings
+
+if TYPE_CHECKING:
+    from sft.run.placement import Placement
 
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {
@@ -77,11 +80,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     with alike():
-        verb, arguments, rest = _parsed(words)
+        verb, arguments, rest = parsed(words)
+        where = _processes(arguments)
+    if where is not None:
+        from sft.run.launching import launch
+
+        return launch(words, where)
     return verb.execute(arguments, rest)
 
 
-def _parsed(words: list[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
+def _processes(arguments: argparse.Namespace) -> Placement | None:
+    """The processes that the command is to be; None: this one does it."""
+    if not getattr(arguments, "as_processes", False) or arguments.dry_run or getattr(arguments, "rescore", False):
+        return None
+    from sft.run.placement import placement
+
+    return placement(arguments.num_processes)
+
+
+def parsed(words: list[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
+    """The verb that a command line names, its options, and the words that are left for the recipe's keys.
+
+    Raises UsageError for a verb or an option that isn't there.
+    """
     parser = _top_parser()
     if not words or words[0] in ("-h", "--help", "--version"):
         parser.parse_args(words or ["--help"])
