@@ -265,7 +265,12 @@ def _meet(where: Placement) -> tuple[Any, int]:
 
     try:
         store = TCPStore(
-            where.address, where.port, is_master=where.node == 0, wait_for_workers=False, timeout=NODES, multi_tenant=False
+            where.address,
+            where.port,
+            is_master=where.node == 0,
+            wait_for_workers=False,
+            timeout=NODES,
+            multi_tenant=False,
         )
     except Exception as error:  # of torch's own, by the system's error
         place = f"{where.address}:{where.port}"
@@ -326,4 +331,3 @@ class _OtherNodes:
                 if time.monotonic() > deadline:
                     break
                 time.sleep(LOOK)
-

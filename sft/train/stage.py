@@ -22,6 +22,7 @@ from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups
 from sft.train.precision import precision_of
+from sft.train.what_runs import told, what_runs
 from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import remove_file, sha256_file, sha256_json, write_sealed
@@ -134,7 +135,7 @@ def train_stage(
     check_groups(model, stage.train, f"stages[{stage.name}].train")
     # What is made of the checkpoints is no part of the training that made them.
     trained = {key: value for key, value in parts.items() if key != HANDS_ON}
-    identity = {**trained, **asked_engine(args), "base": base}
+    identity = {**trained, **what_runs(model, args), "base": base}
     held = getattr(prepared, "validation", None)
     with alike():
         rows = training_rows(prepared.dataset, args, stage.name, Objective.of(stage.train).columns)
@@ -142,8 +143,8 @@ def train_stage(
     checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
     if started is not None:
         started()
-    if precision.why:
-        say(f"{stage.name}: computes in {precision}")
+    for line in told(stage.name, identity, precision):
+        say(line)
     compiled = bool(args.use_cpu and args.bf16)  # its products, by oneDNN
     with stop_signals() as signals, no_library_bars(), rounded_rows(model, compiled):
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
@@ -382,6 +383,7 @@ def _hand_over(
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
         **job.engine,
         "engine": job.engine["engine"] or type(trainer.model).__name__,
+        "kernels": trainer.identity["kernels"],
         "lora": lora_settings(job.stage),
         "base": job.base,
         "data": {key: value for key, value in prepared.manifest.items() if key != "rows_dropped"},
