@@ -120,6 +120,7 @@ def parsed(words: list[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    verb_parser.set_defaults(words=words)
     verb_parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verb.add_arguments(verb_parser)
     arguments, rest = verb_parser.parse_known_args(words[1:])
