@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {
     "run": "all stages in order: prepare, train, evaluate; then export and report",
+    "launch": "start one of these on a cluster: by Slurm, torchrun, or a list of hosts",
     "sweep": "run a grid of recipes: keys with several values, as in --defaults.train.seed 1,2",
     "prepare": "tokenise and pack the data of the stages",
     "preview": "show rows as they will be trained on, token by token",
