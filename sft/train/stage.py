@@ -12,6 +12,7 @@ from sft.models.four_bit import is_four_bit
 from sft.models.lora import attach_adapters, lora_settings
 from sft.models.lora_targets import check_targets
 from sft.models.rounded_rows import rounded_rows
+from sft.models.widen import widened
 from sft.recipe.outcome_keys import HANDS_ON
 from sft.train.arguments import build_arguments
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
@@ -22,6 +23,7 @@ from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups
 from sft.train.precision import precision_of
+from sft.train.sharded import is_sharded
 from sft.train.what_runs import told, what_runs
 from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
@@ -194,7 +196,10 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
     if settings is None:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        return model.float()
+        if is_sharded(args):
+            # The others' weights stay where they are until they are cut up.
+            return widened(model, args.device, by_itself=True) if is_main() else model
+        return widened(model, args.device)
     if is_adapter:
         return model
     check_targets(model, settings, f"stages[{stage.name}].train")
@@ -219,7 +224,8 @@ def _put_together(
     from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
     from sft.train.trainer import SambayTrainer
 
-    if not args.use_cpu and not is_four_bit(model):  # which was loaded to where it is
+    # Weights in 4 bits were loaded to where they are.
+    if not args.use_cpu and not is_four_bit(model) and (is_main() or not is_sharded(args)):
         model.to(args.device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     path = TrainedPath.of(args, stage.train.max_length)
@@ -381,9 +387,8 @@ def _hand_over(
         "validation": _validation(getattr(prepared, "validation", None), state.log_history),
         "token_statistics": trainer.token_sums.epochs,
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
-        **job.engine,
+        **{**job.engine, "kernels": trainer.identity["kernels"]},
         "engine": job.engine["engine"] or type(trainer.model).__name__,
-        "kernels": trainer.identity["kernels"],
         "lora": lora_settings(job.stage),
         "base": job.base,
         "data": {key: value for key, value in prepared.manifest.items() if key != "rows_dropped"},
