@@ -32,8 +32,11 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_for_all(arguments, overrides)
     if arguments.dry_run:
         from sft.run.outlook import ALL, outlook
+        from sft.run.placement import processes
 
-        return dry_run(recipe, outlook(recipe, arguments.stage, restart=arguments.restart), ALL, arguments.stage)
+        count = processes(arguments.num_processes)
+        plan = outlook(recipe, arguments.stage, restart=arguments.restart, processes=count)
+        return dry_run(recipe, plan, ALL, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.utils.distributed import decide, is_main
 

@@ -31,10 +31,11 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_for_all(arguments, overrides)
     if arguments.dry_run:
         from sft.run.outlook import outlook
+        from sft.run.placement import processes
 
-        return dry_run(
-            recipe, outlook(recipe, arguments.stage, PARTS, restart=arguments.restart), PARTS, arguments.stage
-        )
+        count = processes(arguments.num_processes)
+        plan = outlook(recipe, arguments.stage, PARTS, restart=arguments.restart, processes=count)
+        return dry_run(recipe, plan, PARTS, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import train
     from sft.utils.distributed import is_main

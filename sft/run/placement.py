@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from glob import glob
 from typing import NamedTuple
 
+from sft.utils.distributed import world_size
 from sft.utils.errors import UsageError
 
 DEVICE_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
@@ -51,6 +52,12 @@ def placement(asked: int | None, environ: MutableMapping[str, str] = os.environ)
         what = f"this machine has {gpus} GPU{'s' if gpus > 1 else ''}, and processes can't share one"
         raise UsageError(f"--num_processes {asked}: {what}; CUDA_VISIBLE_DEVICES= hides them, to run on the CPU")
     return _of_nodes(asked or max(1, gpus), environ)
+
+
+def processes(asked: int | None) -> int:
+    """How many processes there would be in all, on all nodes."""
+    where = placement(asked)
+    return world_size() if where is None else where.nodes * where.local
 
 
 def gpu_count() -> int:
