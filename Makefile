@@ -11,7 +11,7 @@ WORKERS ?= 2
 demo: export OMP_NUM_THREADS ?= 2
 test test-slow test-versions test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow test-versions test-harness check-full-size lint bench gpu test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test test-slow test-versions test-harness check-full-size wheelhouse lint bench gpu test-gpu bench-gpu gpu-check clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,14 @@ test-versions:
 # lm-evaluation-harness on an export, in an environment of its own in .versions/.
 test-harness: $(STAMP)
 	$(BIN)/python tests/harness.py $(ARGS)
+
+# For a machine without internet: make wheelhouse PYTHON=3.12 HAVE=requirements-of-the-image.txt [EXTRAS=cuda] [OUT=wheelhouse]
+# PYTHON is the image's version here, and not what .venv is made with.
+wheelhouse: export PYTHON_OF_IMAGE := $(if $(filter 3.%,$(PYTHON)),$(PYTHON),3.12)
+wheelhouse:
+	$(MAKE) --no-print-directory PYTHON=python3 setup
+	$(BIN)/python tools/wheelhouse.py --python "$$PYTHON_OF_IMAGE" $(if $(HAVE),--have "$(HAVE)") $(if $(EXTRAS),--extras "$(EXTRAS)") \
+		$(if $(OUT),--out "$(OUT)")
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

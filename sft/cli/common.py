@@ -41,6 +41,13 @@ def add_restart_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restart", metavar="STAGE", help=text)
 
 
+def add_processes_argument(parser: argparse.ArgumentParser, *, itself: bool = True) -> None:
+    """`--num_processes`. `itself`: this command is what runs as so many processes."""
+    text = "processes of this machine that share the work (default: one for each GPU; 1: this one alone)"
+    parser.add_argument("--num_processes", type=positive, metavar="N", help=text)
+    parser.set_defaults(as_processes=itself)
+
+
 def positive(text: str) -> int:
     """An option's whole number above zero."""
     number = int(text)

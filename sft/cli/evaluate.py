@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.cli.common import (
+    add_processes_argument,
     add_recipe_arguments,
     check_model,
     dry_run,
@@ -33,6 +34,7 @@ TAKES_OVERRIDES = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe's options, which model, and which suites."""
     add_recipe_arguments(parser)
+    add_processes_argument(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--start", action="store_true", help="evaluate the model that the run starts from")
     which.add_argument(

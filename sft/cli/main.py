@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from sft.train.interrupt import stop_signals
 from sft.utils.distributed import alike, is_main, rank
@@ -16,9 +16,13 @@ from sft.utils.errors import UsageError, UserError, sentence, shown
 from sft.utils.progress import end_line
 from sft.utils.quiet import tell_our_warnings
 
+if TYPE_CHECKING:
+    from sft.run.placement import Placement
+
 # Verb -> what it does. The module of a verb is sft.cli.<verb> (eval: its name is a builtin's, so evaluate).
 VERBS = {
     "run": "all stages in order: prepare, train, evaluate; then export and report",
+    "launch": "start one of these on a cluster: by Slurm, torchrun, or a list of hosts",
     "sweep": "run a grid of recipes: keys with several values, as in --defaults.train.seed 1,2",
     "prepare": "tokenise and pack the data of the stages",
     "preview": "show rows as they will be trained on, token by token",
@@ -77,11 +81,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     with alike():
-        verb, arguments, rest = _parsed(words)
+        verb, arguments, rest = parsed(words)
+        where = _processes(arguments)
+    if where is not None:
+        from sft.run.launching import launch
+
+        return launch(words, where)
     return verb.execute(arguments, rest)
 
 
-def _parsed(words: list[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
+def _processes(arguments: argparse.Namespace) -> Placement | None:
+    """The processes that the command is to be; None: this one does it."""
+    if not getattr(arguments, "as_processes", False) or arguments.dry_run or getattr(arguments, "rescore", False):
+        return None
+    from sft.run.placement import placement
+
+    return placement(arguments.num_processes)
+
+
+def parsed(words: list[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
+    """The verb that a command line names, its options, and the words that are left for the recipe's keys.
+
+    Raises UsageError for a verb or an option that isn't there.
+    """
     parser = _top_parser()
     if not words or words[0] in ("-h", "--help", "--version"):
         parser.parse_args(words or ["--help"])
@@ -99,6 +121,7 @@ def _parsed(words: list[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    verb_parser.set_defaults(words=words)
     verb_parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verb.add_arguments(verb_parser)
     arguments, rest = verb_parser.parse_known_args(words[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sft.cli.common import (
+    add_processes_argument,
     add_recipe_arguments,
     add_restart_argument,
     dry_run,
@@ -20,9 +21,10 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe's options, and --restart."""
+    """The recipe's options, --restart and --num_processes."""
     add_recipe_arguments(parser)
     add_restart_argument(parser)
+    add_processes_argument(parser)
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -30,8 +32,11 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_for_all(arguments, overrides)
     if arguments.dry_run:
         from sft.run.outlook import ALL, outlook
+        from sft.run.placement import processes
 
-        return dry_run(recipe, outlook(recipe, arguments.stage, restart=arguments.restart), ALL, arguments.stage)
+        count = processes(arguments.num_processes)
+        plan = outlook(recipe, arguments.stage, restart=arguments.restart, processes=count)
+        return dry_run(recipe, plan, ALL, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.utils.distributed import decide, is_main
 

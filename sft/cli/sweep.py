@@ -6,16 +6,18 @@ import argparse
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sft.cli.common import add_recipe_arguments, console, named_recipe
-from sft.utils.errors import UsageError, sentence, shown
+from sft.cli.common import add_processes_argument, add_recipe_arguments, console, named_recipe, positive
+from sft.utils.distributed import alike
+from sft.utils.errors import UsageError, UserError, sentence, shown
 from sft.utils.progress import end_line
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
 
 if TYPE_CHECKING:
-    from sft.recipe.grid import Point
+    from sft.recipe.grid import Grid, Point
     from sft.report.sweep import Sweep
 
 TAKES_OVERRIDES = True
@@ -27,12 +29,15 @@ a comma inside brackets parts nothing; one that belongs to a value is written \\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe's options, what is the best, and `--json`."""
     add_recipe_arguments(parser, stage=False)
+    add_processes_argument(parser, itself=False)
     parser.epilog = f"{parser.epilog}\n{COMMAS}"
     text = (
         "what is best after the last stage: SUITE:pass@1 (default: its first suite), SUITE:pass@K, or loss (held out)"
     )
     parser.add_argument("--metric", metavar="METRIC", help=text)
     parser.add_argument("--json", action="store_true", help="the results as JSON in place of a table")
+    # How the processes of one point are told which it is; see `_in_processes`.
+    parser.add_argument("--point", type=positive, help=argparse.SUPPRESS)
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -47,6 +52,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from sft.report.sweep import as_json, choose_metric
     from sft.run.sweep import check_sweep, run_sweep, sweep_outlook
 
+    if arguments.point is not None:
+        return _one_point(grid, arguments.point)
     metric = choose_metric(arguments.metric, [point.recipe for point in grid.points])
     check_sweep(grid, rehearsal=arguments.dry_run)
     if arguments.dry_run:
@@ -61,10 +68,43 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         if arguments.debug:
             traceback.print_exception(error)
 
-    sweep = run_sweep(grid, metric, failed=failed)
+    sweep = run_sweep(grid, metric, failed=failed, first=_in_processes(arguments))
     print(json.dumps(as_json(sweep), indent=2, ensure_ascii=False)) if arguments.json else _show(sweep)
     _write_page(sweep)
     return 1 if any(outcome.error for outcome in sweep.outcomes) else 0
+
+
+def _in_processes(arguments: argparse.Namespace) -> Callable[[int], None] | None:
+    """What runs the point of a number as several processes, that end with it; None: this one runs it."""
+    from sft.run.placement import placement
+
+    where = placement(arguments.num_processes)
+    if where is None:
+        return None
+    if where.nodes > 1:
+        raise UsageError("a sweep runs on one machine: leave the nodes' variables out, or run one point by `sft run`")
+    from sft.run.launching import STOPPED, launch
+    from sft.train.interrupt import Stopped
+
+    def run(number: int) -> None:
+        status = launch([*arguments.words, "--point", str(number)], where)
+        if status in STOPPED:
+            raise Stopped(status - 128)
+        if status:
+            raise UserError(f"its processes ended with status {status}, for the reason above")
+
+    return run
+
+
+def _one_point(grid: Grid, number: int) -> int:
+    """A point, by all processes together, under the sweep that has started them."""
+    from sft.run.sweep import run_point
+
+    with alike():
+        if number > len(grid.points):
+            raise UsageError(f"--point {number}: the grid has {len(grid.points)}")
+    run_point(grid, grid.points[number - 1])
+    return 0
 
 
 def _show(sweep: Sweep) -> None:

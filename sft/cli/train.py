@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from sft.cli.common import add_recipe_arguments, add_restart_argument, dry_run, recipe_for_all, show_results
+from sft.cli.common import (
+    add_processes_argument,
+    add_recipe_arguments,
+    add_restart_argument,
+    dry_run,
+    recipe_for_all,
+    show_results,
+)
 from sft.recipe import RunPaths
 from sft.utils.quiet import quiet_libraries
 
@@ -13,9 +20,10 @@ PARTS = ("data", "training")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe's options, and --restart."""
+    """The recipe's options, --restart and --num_processes."""
     add_recipe_arguments(parser)
     add_restart_argument(parser)
+    add_processes_argument(parser)
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -23,10 +31,11 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe = recipe_for_all(arguments, overrides)
     if arguments.dry_run:
         from sft.run.outlook import outlook
+        from sft.run.placement import processes
 
-        return dry_run(
-            recipe, outlook(recipe, arguments.stage, PARTS, restart=arguments.restart), PARTS, arguments.stage
-        )
+        count = processes(arguments.num_processes)
+        plan = outlook(recipe, arguments.stage, PARTS, restart=arguments.restart, processes=count)
+        return dry_run(recipe, plan, PARTS, arguments.stage)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import train
     from sft.utils.distributed import is_main

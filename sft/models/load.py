@@ -72,7 +72,8 @@ def load_checkpoint(
 
     SambaY checkpoints load with the model of this package, whatever code they carry.
     Args:
-        dtype: a torch type's name, or "auto": what the file holds, which then stays mapped and takes no memory.
+        dtype: a torch type's name; or "auto": what its configuration says; or "held": what its tensors are stored in,
+            where they are of one type, else float32. What is loaded as it is stored stays mapped and takes no memory.
         four_bit: hold the linear layers' weights in 4 bits, to put adapters on, and compute in this type. Needs CUDA.
     Raises:
         UserError: when the checkpoint is missing, cut off, or tensors are missing, left over or misshapen.
@@ -81,10 +82,13 @@ def load_checkpoint(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     import sft.models  # noqa: F401  (registers phi4flash)
+    from sft.models.widen import HELD, stored_dtype
 
     refuse_missing(name_or_path, "model", "model.model_name_or_path", revision)
     if Path(name_or_path).is_dir():
         check_checkpoint(name_or_path)
+    if dtype == HELD:
+        dtype = stored_dtype(name_or_path, revision)
     gc.collect()  # a model that was let go of may hang in a circle: two of them may not fit
     loaded: Any
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 
 def outlook(
-    recipe: Recipe, only: str | None = None, parts: Sequence[str] = ALL, *, restart: str | None = None
+    recipe: Recipe,
+    only: str | None = None,
+    parts: Sequence[str] = ALL,
+    *,
+    restart: str | None = None,
+    processes: int | None = None,
 ) -> Iterator[str]:
     """Lines for people: the start, each stage, and what comes after them.
 
@@ -32,6 +37,7 @@ def outlook(
         only: of the stage of this name alone.
         parts: what of it will be done: `data`, `training`, `suites`; what comes after all stages is told with all.
         restart: this stage and the later ones are thrown away first.
+        processes: that will train; default: those there are.
 
     Raises UserError for a stage that is done with other settings, as the run would.
     """
@@ -46,7 +52,8 @@ def outlook(
     yield f"{recipe.name}: {stages} in {paths.root}, from {start}" if "training" in parts else rows_alone
     for number, stage in enumerate(recipe.stages, start=1):
         if only in (None, stage.name):
-            yield from _stage(paths, number, stage, parts, again=stage.name in again)
+            world = processes or world_size()
+            yield from _stage(paths, number, stage, parts, again=stage.name in again, processes=world)
     others = [stage.name for stage in recipe.stages if stage.name != only]
     if set(ALL) <= set(parts) and (only is None or all(paths.stage_manifest(name).exists() for name in others)):
         target = recipe.push.repo_id
@@ -56,14 +63,16 @@ def outlook(
             yield f"   now the push would be refused: {obstacle}"
 
 
-def _stage(paths: RunPaths, number: int, stage: Stage, parts: Sequence[str], *, again: bool) -> Iterator[str]:
+def _stage(
+    paths: RunPaths, number: int, stage: Stage, parts: Sequence[str], *, again: bool, processes: int
+) -> Iterator[str]:
     state = "to do again" if again else stage_state(paths, stage)
     yield f"{number}. {stage.name}{f': {state}' if 'training' in parts else ''}"
     yield f"   sources: {', '.join(_sources(stage.data.sources))}"
     if stage.data.steps:
         yield f"   then all: {' > '.join(entry.name for entry in stage.data.steps)}"
     if "training" in parts:
-        yield f"   training: {_training(stage)}"
+        yield f"   training: {_training(stage, processes)}"
     if stage.data.validation is not None:
         yield f"   held out: {_held_out(stage, losses='training' in parts)}"
     if "training" in parts and (told := _outcome(stage)):
@@ -115,25 +124,26 @@ def _steps(steps: Sequence[StepEntry]) -> str:
     return "".join(f" > {entry.name}" for entry in steps)
 
 
-def _training(stage: Stage) -> str:
+def _training(stage: Stage, processes: int) -> str:
     train = stage.train
     together = train.sequence_parallel_size
-    batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size() // together)
+    batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, processes // together)
     rows = "packs" if train.packing else "rows"
     of = f" of up to {train.max_length:,} tokens" if train.max_length is not None else ""
     epochs = "1 epoch" if train.num_train_epochs == 1 else f"{train.num_train_epochs:g} epochs"
     long = counted(train.max_steps, "step") if train.max_steps > 0 else epochs
     what = f"LoRA of rank {train.lora_r}" if train.use_peft else "all weights"
     several = f"{counted(batch[2], 'group')} of {together} processes"
-    processes = counted(batch[2], "process", "processes") if together == 1 else several
-    made_of = f"{batch[0]} a {'process' if together == 1 else 'group'} x {batch[1]} accumulated x {processes}"
-    return f"{what}, {long}, {_engine(stage)}effective batch {batch[0] * batch[1] * batch[2]} {rows}{of} ({made_of})"
+    of_them = counted(batch[2], "process", "processes") if together == 1 else several
+    made_of = f"{batch[0]} a {'process' if together == 1 else 'group'} x {batch[1]} accumulated x {of_them}"
+    size = batch[0] * batch[1] * batch[2]
+    return f"{what}, {long}, {_engine(stage, processes)}effective batch {size} {rows}{of} ({made_of})"
 
 
-def _engine(stage: Stage) -> str:
+def _engine(stage: Stage, processes: int) -> str:
     given = stage.train.deepspeed
     if given is None:
-        return "DDP, " if world_size() > 1 else ""
+        return "DDP, " if processes > 1 else ""
     return f"DeepSpeed {given if isinstance(given, str) else 'as the recipe has it'}, "
 
 

@@ -29,6 +29,7 @@ _STAGE = (
     "counters",
     "engine",
     "precision",
+    "kernels",
     "world_size",
     "sequence_parallel_size",
     "files",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sft.models.base import folder_base, read_base, start_base
 from sft.models.lora import lora_settings
 from sft.models.save import save_model
+from sft.models.widen import HELD
 from sft.run.identity import previous_stage
 from sft.train.handover import (
     default_dtype,
@@ -46,7 +47,8 @@ def starting_point(paths: RunPaths, stage: Stage) -> StartingPoint:
     settings, four_bit = lora_settings(stage), _four_bit(paths, stage)
     dtype = "float32" if settings is None else default_dtype(paths)
     if before is None:
-        model, tokenizer = load_start(paths, dtype=dtype, four_bit=four_bit)
+        # Nothing is merged: float32 masters are made where they are trained.
+        model, tokenizer = load_start(paths, dtype=dtype if settings else HELD, four_bit=four_bit)
         return StartingPoint(model, tokenizer, start_base(paths) if settings else None)
     final = paths.final_dir(before.name)
     same = settings is not None and settings == lora_settings(before)

@@ -41,16 +41,22 @@ def check_sweep(grid: Grid, *, rehearsal: bool = False) -> None:
 def _refuse_launcher() -> None:
     if world_size() > 1:
         raise UsageError(
-            f"a sweep runs its points in one process, and {world_size()} were started: leave the launcher out, or run "
-            "one point on them, with its values, by `sft run`"
+            f"a sweep starts the processes of its points itself, and {world_size()} were started: leave the launcher "
+            "out and set --num_processes, or run one point on them, with its values, by `sft run`"
         )
 
 
-def run_sweep(grid: Grid, metric: Metric, *, failed: Failed) -> Sweep:
+def run_point(grid: Grid, point: Point) -> dict[str, Any]:
+    """Run one point, as `chain.run` does, with what the others have done taken over."""
+    return chain.run(point.recipe, others=[RunPaths(other.recipe) for other in grid.points if other is not point])
+
+
+def run_sweep(grid: Grid, metric: Metric, *, failed: Failed, first: Callable[[int], None] | None = None) -> Sweep:
     """Run every point, then write `sweep.json` and the best setting's recipe, `best.yaml`, into the sweep's folder.
 
     A stage, and an evaluation, that another point has done from the same parts is taken over. `failed` is called for a
-    point that couldn't be run to its end. A signal ends the sweep; the same call goes on with it.
+    point that couldn't be run to its end. `first` is called with each point's number and may do its work, in other
+    processes: what is done is looked up here. A signal ends the sweep; the same call goes on with it.
     """
     busy = f"Another sweep or run is at work in {grid.root}: wait for it, or set another output_dir."
     outcomes = []
@@ -58,9 +64,10 @@ def run_sweep(grid: Grid, metric: Metric, *, failed: Failed) -> Sweep:
         for number, point in enumerate(grid.points, start=1):
             signals.check()
             say(f"{number} of {len(grid.points)}: {point.name}")
-            others = [RunPaths(other.recipe) for other in grid.points if other is not point]
             try:
-                outcomes.append(_outcome(point, chain.run(point.recipe, others=others)))
+                if first is not None:
+                    first(number)
+                outcomes.append(_outcome(point, run_point(grid, point)))
             except Interrupted:
                 raise
             except Exception as error:

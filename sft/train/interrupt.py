@@ -123,7 +123,8 @@ class StopSignals:
         name = signal.Signals(signum).name
         # os.write: a handler may run in the middle of a print.
         text = f"\n{name}: saving, then stopping; a second signal stops at once.\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+        with suppress(OSError):  # the terminal is gone
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
 
 def leave_signals_to_the_run() -> None:

@@ -12,6 +12,7 @@ from sft.models.four_bit import is_four_bit
 from sft.models.lora import attach_adapters, lora_settings
 from sft.models.lora_targets import check_targets
 from sft.models.rounded_rows import rounded_rows
+from sft.models.widen import widened
 from sft.recipe.outcome_keys import HANDS_ON
 from sft.train.answering import begin_answering
 from sft.train.arguments import build_arguments
@@ -24,6 +25,8 @@ from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups, hold_weights
 from sft.train.parallel.groups import DataRanks
 from sft.train.precision import precision_of
+from sft.train.sharded import is_sharded
+from sft.train.what_runs import told, what_runs
 from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import remove_file, sha256_file, sha256_json, write_sealed
@@ -144,8 +147,7 @@ def train_stage(
     check_groups(model, stage.train, f"stages[{stage.name}].train")
     # What is made of the checkpoints is no part of the training that made them.
     trained = {key: value for key, value in parts.items() if key != HANDS_ON}
-    engine = asked_engine(args, stage.train.sequence_parallel_size)
-    identity = {**trained, **engine, "base": base}
+    identity = {**trained, **what_runs(model, args, stage.train.sequence_parallel_size), "base": base}
     held = getattr(prepared, "validation", None)
     with alike():
         count = DataRanks.of(stage.train.sequence_parallel_size).count
@@ -154,8 +156,8 @@ def train_stage(
     checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
     if started is not None:
         started()
-    if precision.why:
-        say(f"{stage.name}: computes in {precision}")
+    for line in told(stage.name, identity, precision):
+        say(line)
     compiled = bool(args.use_cpu and args.bf16)  # its products, by oneDNN
     with stop_signals() as signals, no_library_bars(), rounded_rows(model, compiled):
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
@@ -205,7 +207,10 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
     if settings is None:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        hold_weights(model, stage.train.weights_dtype)
+        if is_sharded(args):
+            # The others' weights stay where they are until they are cut up.
+            return widened(model, args.device, by_itself=True) if is_main() else model
+        hold_weights(widened(model, args.device), stage.train.weights_dtype)
         return model
     if is_adapter:
         return model
@@ -231,14 +236,15 @@ def _put_together(
     from sft.train.recompute import set_recomputation
     from sft.train.trainer import SambayTrainer
 
-    if not args.use_cpu and not is_four_bit(model):  # which was loaded to where it is
+    # Weights in 4 bits were loaded to where they are.
+    if not args.use_cpu and not is_four_bit(model) and (is_main() or not is_sharded(args)):
         model.to(args.device)
     train, again = stage.train, bool(args.gradient_checkpointing)
     set_recomputation(model, selective=again and train.selective, offload=again and train.activation_offloading)
     objective, sources = Objective.of(stage.train), sources_of(rows)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    told = {"pad_token_id": pad or 0, "normalize": objective.normalize, "sources": sources}
-    collator, scaling, ranks = _how_rows_are_run(stage, model, args, told)
+    told_too = {"pad_token_id": pad or 0, "normalize": objective.normalize, "sources": sources}
+    collator, scaling, ranks = _how_rows_are_run(stage, model, args, told_too)
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
     if args.should_save:
@@ -276,21 +282,21 @@ def _put_together(
 
 
 def _how_rows_are_run(
-    stage: Stage, model: Any, args: SFTConfig, told: Mapping[str, Any]
+    stage: Stage, model: Any, args: SFTConfig, told_too: Mapping[str, Any]
 ) -> tuple[Any, LossScaling, Ranks | None]:
     """The collator, chosen and probed on the path that is trained; how the model's own loss is scaled; and the ranks
-    that share rows. `told`: what the collator is told beside, by its own names."""
+    that share rows. `told_too`: what the collator is told beside, by its own names."""
     from sft.train.parallel.collate import shared_rows
     from sft.train.parallel.groups import ranks_of_a_row
     from sft.train.parallel.probe import sharing_probe
     from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
 
-    path, pad = TrainedPath.of(args, stage.train.max_length), told["pad_token_id"]
+    path, pad = TrainedPath.of(args, stage.train.max_length), told_too["pad_token_id"]
     chosen = decide(lambda: choose_collator(model, packing=stage.train.packing, pad_token_id=pad, path=path))
-    chunk_own_loss(model, chosen)
+    chunk_own_loss(model, chosen, path)
     refuse_own_loss(model, Objective.of(stage.train), stage.name)
     scaling = decide(lambda: loss_scaling(model, chosen, path))
-    collator, ranks = type(chosen)(**told), ranks_of_a_row(stage.train.sequence_parallel_size)
+    collator, ranks = type(chosen)(**told_too), ranks_of_a_row(stage.train.sequence_parallel_size)
     if ranks is None:
         return collator, scaling, None
     shared = shared_rows(collator, model, ranks, stage.name)
@@ -422,7 +428,7 @@ def _hand_over(
         "validation": _validation(getattr(prepared, "validation", None), state.log_history),
         "token_statistics": trainer.token_sums.epochs,
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
-        **job.engine,
+        **{**job.engine, "kernels": trainer.identity["kernels"]},
         "engine": job.engine["engine"] or type(trainer.model).__name__,
         "lora": lora_settings(job.stage),
         "base": job.base,

@@ -38,6 +38,7 @@ from sft.train.parallel.groups import DataRanks, SameBlocks
 from sft.train.parallel.share import RowShare
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.sampler import EpochOrder
+from sft.train.sharded import is_sharded, shard
 from sft.utils.distributed import alike
 from sft.utils.errors import UserError
 
@@ -398,6 +399,9 @@ class SambayTrainer(SFTTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """The wrapped model, with everything loaded that a resume needs: none of it may be broken."""
+        if is_sharded(self.args):
+            self.create_optimizer()  # by the shapes of whole parameters
+            shard(self.model, self.args)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint:
             self.check_finite()

@@ -219,7 +219,7 @@ def test_a_mistake_is_told_before_anything_runs(
 def test_a_launcher_is_refused(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("sft.run.sweep.world_size", lambda: 2)
     assert sweep(*SWEPT) == 2
-    assert "a sweep runs its points in one process, and 2 were started" in capsys.readouterr().err
+    assert "a sweep starts the processes of its points itself, and 2 were started" in capsys.readouterr().err
 
 
 def test_a_copy_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,15 +151,15 @@ def launched(root: Path, words: list[str], precision: str) -> dict[str, Any]:
 def unlike(root: Path, words: list[str], precision: str) -> dict[str, Any]:
     """Ranks that would train different things, because each has a recipe of its own."""
     from sft.run.chain import train
-    from sft.train import stage
+    from sft.train import what_runs
     from sft.utils.distributed import rank
 
-    original = stage.asked_engine
+    original = what_runs.asked_engine
 
     def own_engine(*args: Any, **kwargs: Any) -> Any:
         return {**original(*args, **kwargs), "precision": f"that of rank {rank()}"}
 
-    with patch("sft.train.stage.asked_engine", own_engine):
+    with patch("sft.train.what_runs.asked_engine", own_engine):
         return {"end": outcome(lambda: train(recipe_of(root, train_keys(words[0]), suites=[])))}
 
 
