@@ -10,10 +10,10 @@ import torch
 from sft.models.four_bit import is_four_bit
 
 if TYPE_CHECKING:
-    from trl import SFTConfig
+    from transformers import TrainingArguments
 
 
-def is_sharded(args: SFTConfig) -> bool:
+def is_sharded(args: TrainingArguments) -> bool:
     """Whether a stage's processes hold a part of each weight (ZeRO-3)."""
     return isinstance(args.deepspeed, dict) and args.deepspeed["zero_optimization"].get("stage") == 3
 

@@ -546,7 +546,8 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
         And, where they are wanted, what each layer read, `(B, T, hidden)`.
         """
         compute_dtype, product_dtype = hidden.dtype, _product_dtype(hidden)
-        memory = keys = values = None
+        memory: Any = None
+        keys = values = None
         shared: SharedTensor | None = None
         states: list[Tensor] = []
         for layer in self.layers:
