@@ -125,4 +125,4 @@ class GpuLink(Link):
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(copied)
         tensor.record_stream(stream)
-        return tensor  # type: ignore[no-any-return]
+        return tensor

@@ -117,13 +117,13 @@ def _added(total: Tensor | None, one: Tensor) -> Tensor:
 def _again(last: nn.Module, inner: Tensor) -> Tensor:
     """`last(inner)` for its gradients alone: of a plain projection the product itself is left out."""
     if type(last) is not nn.Linear or last.bias is not None:
-        return last(inner)  # type: ignore[no-any-return]
+        return last(inner)
     device = inner.device.type
     weight = last.weight
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         inner, weight = inner.to(dtype), weight.to(dtype)
-    return _Unread.apply(inner, weight)  # type: ignore[no-any-return]
+    return _Unread.apply(inner, weight)
 
 
 class _Unread(torch.autograd.Function):
