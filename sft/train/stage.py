@@ -22,6 +22,7 @@ from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups, hold_weights
 from sft.train.precision import precision_of
+from sft.train.recompute import recompute_as_asked
 from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import remove_file, sha256_file, sha256_json, write_sealed
@@ -131,6 +132,7 @@ def train_stage(
         keep_freed_memory()
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
+    recompute_as_asked(model, stage.train, args)
     check_groups(model, stage.train, f"stages[{stage.name}].train")
     # What is made of the checkpoints is no part of the training that made them.
     trained = {key: value for key, value in parts.items() if key != HANDS_ON}
@@ -217,13 +219,10 @@ def _put_together(
     from sft.train.ema import Ema
     from sft.train.outcome import Outcome
     from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
-    from sft.train.recompute import set_recomputation
     from sft.train.trainer import SambayTrainer
 
     if not args.use_cpu and not is_four_bit(model):  # which was loaded to where it is
         model.to(args.device)
-    train, again = stage.train, bool(args.gradient_checkpointing)
-    set_recomputation(model, selective=again and train.selective, offload=again and train.activation_offloading)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     path = TrainedPath.of(args, stage.train.max_length)
     objective = Objective.of(stage.train)
