@@ -132,7 +132,6 @@ def train_stage(
         keep_freed_memory()
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
-    recompute_as_asked(model, stage.train, args)
     check_groups(model, stage.train, f"stages[{stage.name}].train")
     # What is made of the checkpoints is no part of the training that made them.
     trained = {key: value for key, value in parts.items() if key != HANDS_ON}
@@ -186,6 +185,7 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
 
     LoRA keeps the frozen weights as they were loaded, and the adapters in float32.
     """
+    recompute_as_asked(model, stage.train, args)
     settings = lora_settings(stage)
     is_adapter = hasattr(model, "peft_config")
     if settings is None and is_adapter:
