@@ -20,12 +20,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from sft.train.offload import BlockInputs
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+    from sft.recipe.train_keys import TrainSection
 
 OURS = {"differential_maps_fwd": 5, "differential_attention_fwd": 5, "flash_attention_fwd": 5}
 """The attention ops of sambay_kernels, and where among their arguments the window is; 0: none."""
@@ -38,6 +43,12 @@ OTHERS = (
     "_efficient_attention_forward",
 )
 """torch's own, which other models are made of."""
+
+
+def recompute_as_asked(model: Any, train: TrainSection, args: SFTConfig) -> None:
+    """What a stage's keys say of it."""
+    again = bool(args.gradient_checkpointing)
+    set_recomputation(model, selective=again and train.selective, offload=again and train.activation_offloading)
 
 
 def set_recomputation(model: Any, *, selective: bool = False, offload: bool = False) -> None:

@@ -25,6 +25,7 @@ from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups, hold_weights
 from sft.train.parallel.groups import DataRanks
 from sft.train.precision import precision_of
+from sft.train.recompute import recompute_as_asked
 from sft.train.sharded import is_sharded
 from sft.train.what_runs import told, what_runs
 from sft.utils.distributed import alike, decide, gather, is_main
@@ -198,6 +199,7 @@ def _ready(model: Any, stage: Stage, args: SFTConfig) -> Any:
 
     LoRA keeps the frozen weights as they were loaded, and the adapters in float32.
     """
+    recompute_as_asked(model, stage.train, args)
     settings = lora_settings(stage)
     is_adapter = hasattr(model, "peft_config")
     if settings is None and is_adapter:
@@ -233,14 +235,11 @@ def _put_together(
     from sft.train.callbacks import EventsFile, MetricsFile, Progress, tensorboard_callback
     from sft.train.ema import Ema
     from sft.train.outcome import Outcome
-    from sft.train.recompute import set_recomputation
     from sft.train.trainer import SambayTrainer
 
     # Weights in 4 bits were loaded to where they are.
     if not args.use_cpu and not is_four_bit(model) and (is_main() or not is_sharded(args)):
         model.to(args.device)
-    train, again = stage.train, bool(args.gradient_checkpointing)
-    set_recomputation(model, selective=again and train.selective, offload=again and train.activation_offloading)
     objective, sources = Objective.of(stage.train), sources_of(rows)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     told_too = {"pad_token_id": pad or 0, "normalize": objective.normalize, "sources": sources}
