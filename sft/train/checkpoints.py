@@ -26,8 +26,18 @@ class Checkpoint:
     marker: dict[str, Any]
 
 
-def write_marker(folder: Path, *, step: int, identity: Mapping[str, Any], counters: Mapping[str, Any]) -> None:
-    """Declare `folder` a whole checkpoint: flush all its files to disk, then write the marker."""
+def write_marker(
+    folder: Path,
+    *,
+    step: int,
+    identity: Mapping[str, Any],
+    counters: Mapping[str, Any],
+    ran_on: Mapping[str, Any] | None = None,
+) -> None:
+    """Declare `folder` a whole checkpoint: flush all its files to disk, then write the marker.
+
+    `identity`: what is trained, which whoever goes on has to train too; `ran_on`: on what, which may be another then.
+    """
     marker = folder / MARKER
     marker.unlink(missing_ok=True)
     files: dict[str, str] = {}
@@ -37,7 +47,8 @@ def write_marker(folder: Path, *, step: int, identity: Mapping[str, Any], counte
             files[path.relative_to(folder).as_posix()] = sha256_file(path)
     flush(folder)
     flush(folder.parent)
-    write_sealed(marker, {"step": step, "identity": dict(identity), "counters": dict(counters), "files": files})
+    content = {"identity": dict(identity), "ran_on": dict(ran_on or {}), "counters": dict(counters), "files": files}
+    write_sealed(marker, {"step": step, **content})
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
@@ -68,8 +79,7 @@ def resumable(stage_dir: Path, identity: Mapping[str, Any], *, remove_broken: bo
     """The newest whole checkpoint, to go on from; None when there is none.
 
     Half-written ones, and damaged ones that are newer, are removed when asked; that a damaged one isn't used is said.
-    Raises UserError when the newest whole one was made by another recipe, data or world size: going on would mix two
-    runs.
+    Raises UserError when the newest whole one was made by another recipe or of other data: going on would mix two runs.
     """
     damaged: list[str] = []
     newest: Checkpoint | None = None

@@ -14,6 +14,7 @@ from sft.models.lora_targets import check_targets
 from sft.models.rounded_rows import rounded_rows
 from sft.recipe.outcome_keys import HANDS_ON
 from sft.train.arguments import build_arguments
+from sft.train.batch import asked_share, note_begun, share_of
 from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
 from sft.train.collator import SOURCES
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
@@ -22,7 +23,7 @@ from sft.train.interrupt import Interrupted, StopSignals, stop_signals
 from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups
 from sft.train.precision import precision_of
-from sft.utils.distributed import alike, decide, gather, is_main
+from sft.utils.distributed import alike, decide, gather, is_main, world_size
 from sft.utils.errors import UsageError, UserError, disk_full, first_line
 from sft.utils.files import remove_file, sha256_file, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from sft.train.outcome import Outcome
     from sft.train.trainer import SambayTrainer
 
+SHARED_OUT = ("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed")
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
 
 
@@ -125,23 +127,25 @@ def train_stage(
     from sft.models.savable import check_savable
     from sft.train.callbacks import share_signal
 
+    folder, trained = paths.stage_dir(stage.name), what_is_trained(parts, base)
     precision = decide(lambda: precision_of(stage, paths, resume=resume))
-    args = build_arguments(stage, paths, bf16=precision.bf16)
+    share = decide(lambda: share_of(stage, folder, trained, world_size(), resume=resume))
+    args = build_arguments(stage, paths, bf16=precision.bf16, share=share)
     if args.use_cpu:
         keep_freed_memory()
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
     check_groups(model, stage.train, f"stages[{stage.name}].train")
-    # What is made of the checkpoints is no part of the training that made them.
-    trained = {key: value for key, value in parts.items() if key != HANDS_ON}
-    identity = {**trained, **asked_engine(args), "base": base}
+    engine, rows_of_a_step = asked_engine(args), share.rows * share.micro_batches * args.world_size
+    identity = {**trained, "precision": engine.pop("precision"), "rows_of_a_step": rows_of_a_step}
     held = getattr(prepared, "validation", None)
     with alike():
         rows = training_rows(prepared.dataset, args, stage.name, Objective.of(stage.train).columns)
-        _refuse_different_ranks({**identity, "rows": len(rows)})
-    checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
+        _refuse_different_ranks({**identity, **engine, "rows": len(rows)})
+    checkpoint = decide(lambda: _beginning(folder, identity, resume))
     if started is not None:
         started()
+    decide(lambda: note_begun(folder, trained, asked_share(stage), rows_of_a_step))
     if precision.why:
         say(f"{stage.name}: computes in {precision}")
     compiled = bool(args.use_cpu and args.bf16)  # its products, by oneDNN
@@ -157,6 +161,16 @@ def train_stage(
         raise Interrupted(f"Stopped after stage {stage.name}, which is done. The same command continues.", signum)
     signals.check()
     return manifest
+
+
+def what_is_trained(parts: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
+    """What a stage's checkpoints are of: its `parts`, but for what changes nothing of what its steps come to.
+
+    What is made of the checkpoints is no part of the training that made them; nor is on what engine, and in how many
+    micro-batches, the rows of a step are trained, whose number is.
+    """
+    trained = {key: value for key, value in parts.items() if key != HANDS_ON}
+    return {**trained, "train": {k: v for k, v in parts["train"].items() if k not in SHARED_OUT}, "base": base}
 
 
 def _refuse_different_ranks(identity: dict[str, Any]) -> None:
@@ -249,6 +263,7 @@ def _put_together(
     except ValueError as error:
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
+    _note_engines(trainer, stage, args, checkpoint)
     if stage.train.ema is not None:
         trainer.ema = Ema(trainer.model, stage.train.ema, checkpoint.path if checkpoint else None)
         trainer.add_callback(trainer.ema)
@@ -259,6 +274,32 @@ def _put_together(
     outcome.keep_start(model)
     trainer.wanted_checkpoints = outcome.wanted
     return _Job(stage, paths, trainer, progress, checkpoint, asked_engine(args), outcome, identity["base"])
+
+
+def _note_engines(trainer: SambayTrainer, stage: Stage, args: SFTConfig, checkpoint: Checkpoint | None) -> None:
+    """Let the trainer know what it runs on, and whether its checkpoint is of something else."""
+    asked, engine = asked_share(stage), asked_engine(args)
+    trainer.ran_on = {**engine, "asked": asked.rows * asked.micro_batches}
+    if checkpoint is None:
+        return
+    before = checkpoint.marker["ran_on"]
+    trainer.other_processes = before["world_size"] != engine["world_size"]
+    moved = trainer.other_processes or before["zero_stage"] != engine["zero_stage"]
+    # Without DeepSpeed each process holds the whole state, and reads it as it is.
+    trainer.other_engine = moved and (before["zero_stage"], engine["zero_stage"]) != (None, None)
+    if not moved:
+        return
+    with alike():
+        if 0 in (before["zero_stage"], engine["zero_stage"]):
+            raise UserError(
+                f"{checkpoint.path} was written by {before['world_size']} processes, and DeepSpeed without ZeRO can't "
+                "go on with that on others: start as many, or use zero1."
+            )
+        if trainer.args.dataloader_drop_last:
+            raise UserError(
+                f"{checkpoint.path} was written by {before['world_size']} processes; others would leave out other "
+                "rows under dataloader_drop_last: start as many."
+            )
 
 
 def _look_on(job: _Job, held: Any, signals: StopSignals, answer: Answer | None) -> None:

@@ -11,11 +11,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from sambay_kernels import token_statistics
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, set_seed
 from trl import SFTTrainer
 
 from sft.models.chunked_head import BESIDE_LABELS, unchunk_loss
@@ -33,6 +34,7 @@ from sft.train.neftune import document_noise
 from sft.train.objective import PLAIN_LOSS, Objective
 from sft.train.optimizer import groups_of_its_own, regrouped, takes_decay
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
+from sft.train.reshard import take_over
 from sft.train.sampler import EpochOrder
 from sft.utils.distributed import alike
 from sft.utils.errors import UserError
@@ -104,6 +106,9 @@ class SambayTrainer(SFTTrainer):
         self._per_token: int | None = None
         self._train = train
         self.ema: Ema | None = None
+        self.ran_on: dict[str, Any] = {}
+        self.other_engine = self.other_processes = False
+        self._parameter_names: list[list[str]] = []
         self.wanted_checkpoints: Callable[[int], Collection[int]] = lambda step: ()
 
     def restore_config(self) -> None:
@@ -269,6 +274,9 @@ class SambayTrainer(SFTTrainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self._train is not None and groups_of_its_own(self._train):
             self.optimizer = optimizer = regrouped(optimizer, self.model, self._train)
+        if is_new:
+            names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+            self._parameter_names = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -369,10 +377,35 @@ class SambayTrainer(SFTTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """The wrapped model, with everything loaded that a resume needs: none of it may be broken."""
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint and self.other_engine:
+            prepared = self._prepare_for_another_engine(max_steps, train_dataloader, resume_from_checkpoint)
+        else:
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint:
             self.check_finite()
         return prepared
+
+    def _prepare_for_another_engine(self, max_steps: int, train_dataloader: Any, checkpoint: str) -> Any:
+        """The same, from a checkpoint that another engine wrote, or this one on another number of processes."""
+        if self.is_deepspeed_enabled:
+            self._load_from_checkpoint(checkpoint)  # into what the engine is made of
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        schedule: Any = self.lr_scheduler
+        schedule.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        take_over(Path(checkpoint), self._parameter_names, self.optimizer, schedule.get_last_lr())
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            engine.global_steps = self.state.global_step  # its files are named so
+        return prepared
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The random numbers that a process goes on with: its own, or, as one of other processes than those that saved
+        the checkpoint, new ones that follow from the step."""
+        if self.other_processes and checkpoint is not None:
+            place = [self.args.seed, self.state.global_step, self.args.process_index]
+            set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        else:
+            super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything a resume needs; mark the folder whole; only then delete older checkpoints."""
@@ -395,7 +428,8 @@ class SambayTrainer(SFTTrainer):
         if self.args.should_save:
             unlogged = {"loss": loss, "since": self._globalstep_last_logged}
             counters = {**self.counters, "unlogged": unlogged, "token_sums": seen}
-            write_marker(folder, step=self.state.global_step, identity=self.identity, counters=counters)
+            step, ran_on = self.state.global_step, self.ran_on
+            write_marker(folder, step=step, identity=self.identity, counters=counters, ran_on=ran_on)
             rotate(folder.parent, limit, self.wanted_checkpoints(self.state.global_step))
         # Saving isn't training time.
         self._clock = time.perf_counter()
