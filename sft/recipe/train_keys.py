@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from sft.recipe.guard_keys import GuardSection
 from sft.recipe.loss_keys import DistillSection, LossSection
 from sft.recipe.optimizer_keys import OWN_OPTIMIZERS, ParamGroup, optimizer_problems
 from sft.recipe.outcome_keys import EmaSection
@@ -41,7 +42,7 @@ LORA_KEYS = frozenset(
 EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_batch_size"})
 """When held-out rows (`data.validation`) are looked at."""
 
-OWN_KEYS = frozenset({"loss", "distill", "adamw_learning_rate", "param_groups", "ema"})
+OWN_KEYS = frozenset({"loss", "distill", "adamw_learning_rate", "param_groups", "ema", "guard"})
 """What no library has a key for: the trainer reads these itself."""
 
 PREPARED_KEYS = EVALUATION_KEYS | OWN_KEYS | {"max_length", "packing", "dataset_num_proc"}
@@ -120,6 +121,12 @@ class TrainSection(Section):
 
     ema: EmaSection | None = Field(
         default=None, description="Keep an average of the weights, which the stage hands on in their place."
+    )
+
+    guard: GuardSection | None = Field(
+        default_factory=GuardSection,
+        description="Leave out steps whose loss or gradient norm isn't finite, or spikes. null: the first that isn't "
+        "finite stops the stage, and nothing else is watched.",
     )
 
     bf16: bool | None = Field(
@@ -281,6 +288,8 @@ class TrainSection(Section):
         what it was.
         """
         values = {key: value for key, value in self.model_dump().items() if key not in NEUTRAL}
+        if self.guard == GuardSection():
+            del values["guard"]  # as stages were trained that know of none, as far as they got
         data_seed = self.seed if self.data_seed is None else self.data_seed
         return {**values, "data_seed": data_seed, "deepspeed": self.deepspeed_content()}
 

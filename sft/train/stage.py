@@ -151,6 +151,7 @@ def train_stage(
     compiled = bool(args.use_cpu and args.bf16)  # its products, by oneDNN
     with stop_signals() as signals, no_library_bars(), rounded_rows(model, compiled):
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
+        _guard(job, prepared.dataset)
         _look_on(job, held, signals, answer)
         with signals.saving():
             state = _run(job, signals)
@@ -302,6 +303,26 @@ def _note_engines(trainer: SambayTrainer, stage: Stage, args: SFTConfig, checkpo
             )
 
 
+def _guard(job: _Job, dataset: Dataset) -> None:
+    """Have the stage's guard look at each step, before anything else is done after it."""
+    from sft.train.guard import Guard
+    from sft.train.guarded import GuardedSteps
+
+    settings, trainer, name = job.stage.train.guard, job.trainer, job.stage.name
+    if settings is None:
+        return
+    kept = job.checkpoint.marker["counters"].get("guard") if job.checkpoint else None
+    guard = Guard(settings, job.paths.stage_dir(name), clip=job.stage.train.max_grad_norm, kept=kept)
+
+    def documents(row: int) -> list[str]:
+        if row >= len(dataset):  # an empty one, which fills up an epoch's last step
+            return []
+        return list(dataset[row]["document_ids"]) if "document_ids" in dataset.column_names else [str(row)]
+
+    trainer.guarded = GuardedSteps(trainer, guard, documents)
+    trainer.callback_handler.callbacks.insert(0, trainer.guarded)
+
+
 def _look_on(job: _Job, held: Any, signals: StopSignals, answer: Answer | None) -> None:
     """What is done after each step, in this order: rows held out (the PreparedStage `held`), epochs, suites, ends."""
     from sft.train.callbacks import StopOnSignal
@@ -420,6 +441,7 @@ def _hand_over(
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
         "validation": _validation(getattr(prepared, "validation", None), state.log_history),
         "token_statistics": trainer.token_sums.epochs,
+        "left_out": _left_out(trainer),
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
         **job.engine,
         "engine": job.engine["engine"] or type(trainer.model).__name__,
@@ -453,6 +475,14 @@ def _hand_over(
         return manifest
 
     return decide(write)
+
+
+def _left_out(trainer: SambayTrainer) -> dict[str, Any] | None:
+    """The steps that the guard left out, and its returns to checkpoints; None where there are none."""
+    if trainer.guarded is None or not trainer.guarded.guard.skipped:
+        return None
+    guard = trainer.guarded.guard
+    return {"steps": [line["step"] for line in guard.skipped], "returns": guard.rolled_back}
 
 
 def _validation(held: Any, history: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -41,6 +41,7 @@ from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from sft.recipe.train_keys import TrainSection
+    from sft.train.guarded import GuardedSteps
 
 
 class SambayTrainer(SFTTrainer):
@@ -96,6 +97,7 @@ class SambayTrainer(SFTTrainer):
         self.objective: Objective = objective
         kept = dict(counters or {})
         self._unlogged: dict[str, float] | None = kept.pop("unlogged", None)
+        kept.pop("guard", None)
         self.token_sums = TokenSums(sources, kept.pop("token_sums", None))
         self.counters: dict[str, float] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0, **kept}
         self._logged = dict(self.counters)
@@ -106,6 +108,7 @@ class SambayTrainer(SFTTrainer):
         self._per_token: int | None = None
         self._train = train
         self.ema: Ema | None = None
+        self.guarded: GuardedSteps | None = None
         self.ran_on: dict[str, Any] = {}
         self.other_engine = self.other_processes = False
         self._parameter_names: list[list[str]] = []
@@ -146,6 +149,15 @@ class SambayTrainer(SFTTrainer):
         self._order = EpochOrder(len(dataset), seed=seed, lengths=lengths, group=group)
         return self._order
 
+    def rows_of(self, step: int) -> list[int]:
+        """The numbers of the rows that an optimizer step takes in, on all processes."""
+        args: Any = self.args
+        epoch, place = divmod(step - 1, self.steps_of_an_epoch)
+        size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rows = len(self.train_dataset)  # type: ignore[arg-type]
+        order = list(range(rows)) if self._order is None else self._order.of_epoch(epoch)
+        return order[place * size : (place + 1) * size]
+
     def get_train_dataloader(self) -> Any:
         """The parent's, with workers that outlive a signal to all processes of a job: the step has to be finished."""
         loader: Any = super().get_train_dataloader()
@@ -175,6 +187,9 @@ class SambayTrainer(SFTTrainer):
         Those without a supervised token come first. They aren't run where no process has one, but for the last: it
         sends the gradients on, and gives a step that supervises nothing its gradients of zero.
         """
+        self._restore_unlogged()
+        if self.guarded is not None:
+            self.guarded.begin()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         batches.sort(key=lambda batch: batch["num_supervised"] > 0)
         supervised = [batch["num_supervised"] for batch in batches]
@@ -229,11 +244,12 @@ class SambayTrainer(SFTTrainer):
             loss = loss * (supervised / total)
         # DDP and DeepSpeed average gradients over processes, while the divisor already counts all of them.
         loss = loss * (weight * self.accelerator.num_processes)
+        if self.guarded is not None and num_items_in_batch is not None:
+            self.guarded.runs(loss)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; the first one of a run is audited."""
-        self._restore_unlogged()
         if inputs.get("skipped"):
             return torch.zeros_like(self._tr_loss)
         if not self._audited and self._audit is None:
@@ -243,6 +259,8 @@ class SambayTrainer(SFTTrainer):
         if self._audit is not None:
             self._audit.finish()
             self._audit, self._audited = None, True
+        if self.guarded is not None:
+            self.guarded.ran(loss)
         return loss
 
     def _restore_unlogged(self) -> None:
@@ -263,6 +281,8 @@ class SambayTrainer(SFTTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient norm of a step, whose numbers are looked at here, before the step is taken."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.guarded is not None and self.guarded.look(model, float(norm)):
+            return norm if math.isfinite(norm) else None
         # A gradient scaler leaves out steps whose norm is infinite, and tries again with a smaller scale.
         scaled = getattr(self.accelerator, "scaler", None) is not None
         self._numbers.note(self.state.global_step + 1, self._tr_loss, 0.0 if scaled else norm)
@@ -289,7 +309,7 @@ class SambayTrainer(SFTTrainer):
         """Add the counters since the last log; raise UserError when a number of a step since then was not finite."""
         if "loss" in logs:
             self._tick()
-            self._refuse(self._numbers.fault())
+            self.refuse(self._numbers.fault())
             seconds = self.counters["seconds"] - self._logged["seconds"]
             tokens = self.counters["tokens"] - self._logged["tokens"]
             logs["tokens"] = int(self.counters["tokens"])
@@ -298,6 +318,8 @@ class SambayTrainer(SFTTrainer):
             logs["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else 0.0
             self._logged = dict(self.counters)
             logs.update(self.token_sums.window())
+            if self.guarded is not None:
+                self.guarded.correct(logs, self.state.global_step)
         self._metrics[("train" if self.model.training else "eval")].clear()
         Trainer.log(self, logs, start_time)
 
@@ -346,7 +368,7 @@ class SambayTrainer(SFTTrainer):
         So too when the weights, finite themselves, don't give a finite loss. Asked before a checkpoint is written, when
         one is loaded, and before the weights are handed on.
         """
-        self._refuse(self._numbers.fault() or weights_fault(self.model, self.optimizer) or self._loss_fault())
+        self.refuse(self._numbers.fault() or weights_fault(self.model, self.optimizer) or self._loss_fault())
 
     def _loss_fault(self) -> str:
         """That the weights, as they are now, give no finite loss on the first row; empty when they do."""
@@ -358,7 +380,8 @@ class SambayTrainer(SFTTrainer):
         (faults,) = over_processes([int(not torch.isfinite(loss))])
         return f"The weights after step {self.state.global_step} give no finite loss" if faults else ""
 
-    def _refuse(self, fault: str) -> None:
+    def refuse(self, fault: str) -> None:
+        """Raise UserError with `fault`, the beginning of a sentence, unless it is empty. On all processes."""
         if not fault:
             return
         stage, good = self.identity.get("stage"), newest_whole(Path(str(self.args.output_dir)), self.state.global_step)
@@ -383,7 +406,33 @@ class SambayTrainer(SFTTrainer):
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint:
             self.check_finite()
+        if self.guarded is not None and self.is_deepspeed_enabled:
+            self.guarded.gate()
         return prepared
+
+    def can_return_to(self, marker: Mapping[str, Any]) -> bool:
+        """Whether `return_to` takes a checkpoint with this marker: DeepSpeed, its own of as many processes alone."""
+        return not self.is_deepspeed_enabled or marker["ran_on"] == self.ran_on
+
+    def return_to(self, folder: Path) -> None:
+        """Take the weights and the optimizer's state of a checkpoint back, on all processes; all else goes on."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            strict = not hasattr(self.model, "peft_config")
+            engine.load_checkpoint(str(folder), load_module_strict=strict, load_lr_scheduler_states=False)
+            engine.global_steps = self.state.global_step
+        else:
+            self._load_from_checkpoint(str(folder))
+            if (folder / "optimizer.pt").is_file():
+                state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+                self.optimizer.load_state_dict(state)
+            else:
+                take_over(folder, self._parameter_names, self.optimizer, rates)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if self.ema is not None:
+            self.ema.return_to(folder)
 
     def _prepare_for_another_engine(self, max_steps: int, train_dataloader: Any, checkpoint: str) -> Any:
         """The same, from a checkpoint that another engine wrote, or this one on another number of processes."""
@@ -428,6 +477,8 @@ class SambayTrainer(SFTTrainer):
         if self.args.should_save:
             unlogged = {"loss": loss, "since": self._globalstep_last_logged}
             counters = {**self.counters, "unlogged": unlogged, "token_sums": seen}
+            if self.guarded is not None:
+                counters["guard"] = self.guarded.guard.state()
             step, ran_on = self.state.global_step, self.ran_on
             write_marker(folder, step=step, identity=self.identity, counters=counters, ran_on=ran_on)
             rotate(folder.parent, limit, self.wanted_checkpoints(self.state.global_step))

@@ -9,6 +9,7 @@ The processes are forks of this one, which has imported everything. Results go t
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import random
@@ -90,7 +91,7 @@ def watch(log: Path, killed: tuple[str, int] | None, stop: int | None) -> None:
         ends = inputs["cu_seq_lens_q"].tolist()
         ids = inputs["input_ids"][0].tolist()
         tokens = int(inputs["num_tokens"])
-        documents = [ids[a:b] for a, b in zip(ends, ends[1:], strict=False) if b <= tokens]
+        documents = [ids[a:b] for a, b in itertools.pairwise(ends) if b <= tokens]
         with open(log, "a") as handle:
             handle.write(json.dumps({"step": step, "documents": documents}) + "\n")
 
