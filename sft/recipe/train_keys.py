@@ -42,7 +42,10 @@ LORA_KEYS = frozenset(
 EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_batch_size"})
 """When held-out rows (`data.validation`) are looked at."""
 
-OWN_KEYS = frozenset({"loss", "distill", "adamw_learning_rate", "param_groups", "ema", "guard"})
+OWN_KEYS = frozenset({"loss", "distill", "adamw_learning_rate", "param_groups", "ema", "guard"}) | {
+    "keep_optimizer",
+    "stall_timeout",
+}
 """What no library has a key for: the trainer reads these itself."""
 
 PREPARED_KEYS = EVALUATION_KEYS | OWN_KEYS | {"max_length", "packing", "dataset_num_proc"}
@@ -51,7 +54,14 @@ of it too, isn't told."""
 
 NEUTRAL = EVALUATION_KEYS | frozenset(
     {"logging_steps", "logging_first_step", "log_level", "report_to", "run_name", "save_strategy", "save_steps"}
-    | {"save_total_limit", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory"}
+    | {
+        "save_total_limit",
+        "keep_optimizer",
+        "stall_timeout",
+        "dataset_num_proc",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+    }
     | {"dataloader_persistent_workers", "dataloader_prefetch_factor", "torch_empty_cache_steps"}
     | {"gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading"}
 )
@@ -169,6 +179,17 @@ class TrainSection(Section):
     save_strategy: Literal["no", "steps", "epoch"] = Field(default="steps", description="When checkpoints are saved.")
     save_steps: float = Field(default=100.0, gt=0, description="Steps between checkpoints, or a fraction of all.")
     save_total_limit: int | None = Field(default=2, gt=0, description="Checkpoints that are kept; null: all.")
+
+    keep_optimizer: bool = Field(
+        default=False,
+        description="Keep the optimizer's state in the checkpoints of a stage that is done; else their weights alone.",
+    )
+    stall_timeout: float | None = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds without a micro-batch after which the stage is ended (exit code 75), with each process's "
+        "stack in its folder. null: never.",
+    )
 
     seed: Seed = Field(default=42, description="Of dropout, noise and adapters. Default: the recipe's seed.")
     data_seed: Seed | None = Field(default=None, description="Of the order of rows. Default: seed.")

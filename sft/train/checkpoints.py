@@ -131,6 +131,26 @@ def rotate(stage_dir: Path, limit: int | None, keep: Collection[int] = ()) -> No
         remove(path)
 
 
+OPTIMIZER = ("optimizer.pt", "scheduler.pt", "rng_state*", "global_step*", "latest", "zero_to_fp32.py")
+"""What only a resume needs of a checkpoint, by patterns of names."""
+
+
+def keep_weights_only(stage_dir: Path) -> None:
+    """Remove what only a resume needs from the checkpoints of a stage that is done."""
+    for _, folder in checkpoint_folders(stage_dir):
+        marker = read_sealed(folder / MARKER)
+        if marker is None:
+            remove(folder)  # half written
+            continue
+        spare = [path for pattern in OPTIMIZER for path in folder.glob(pattern)]
+        gone = {path.relative_to(folder).parts[0] for path in spare}
+        files = {name: found for name, found in marker["files"].items() if name.partition("/")[0] not in gone}
+        # The marker first: files beside those that it lists do no harm, and missing ones would.
+        write_sealed(folder / MARKER, {**marker, "files": files, "weights_only": True})
+        for path in spare:
+            remove(path)
+
+
 def remove(path: Path) -> None:
     """Remove what stands in a checkpoint's place, be it a folder, a file or a link."""
     if path.is_dir() and not path.is_symlink():

@@ -26,11 +26,17 @@ class GuardedSteps(TrainerCallback):
     """Lets the guard look at each step before it is taken. A step that is left out changes neither weights nor moments;
     the rate's schedule, the rows and the random numbers go on.
 
-    `documents`: the names of the documents of a row.
+    `documents`: the names of the documents of a row; `saved`: the steps, up to one, that the recipe has checkpoints of.
     """
 
-    def __init__(self, trainer: SambayTrainer, guard: Guard, documents: Callable[[int], Sequence[str]]) -> None:
-        self._trainer, self.guard, self._documents = trainer, guard, documents
+    def __init__(
+        self,
+        trainer: SambayTrainer,
+        guard: Guard,
+        documents: Callable[[int], Sequence[str]],
+        saved: Callable[[int], Sequence[int]],
+    ) -> None:
+        self._trainer, self.guard, self._documents, self._saved = trainer, guard, documents, saved
         self._losses: list[Tensor] = []
         self._running: Tensor | None = None
         self._before: tuple[Tensor, Tensor | None] | None = None
@@ -123,11 +129,14 @@ class GuardedSteps(TrainerCallback):
         say(f"{stage}: {told}{step - recent[0] + 1:,}: back to the weights of {folder.name}, on with the next rows")
 
     def _return_to(self, step: int) -> Path | None:
-        """The newest checkpoint that isn't what the stage has now, if there is one; else the newest."""
-        skipped = {line["step"] for line in self.guard.skipped}
+        """The newest checkpoint that isn't what the stage has now, if there is one; else the newest.
+
+        Of those that the recipe asks for: a signal may have had others saved, and makes no difference.
+        """
+        skipped, scheduled = {line["step"] for line in self.guard.skipped}, set(self._saved(step))
         found = []
         for saved, folder in reversed(checkpoint_folders(Path(str(self._trainer.args.output_dir)))):
-            if saved <= step and (marker := read_marker(folder)) and self._trainer.can_return_to(marker):
+            if saved in scheduled and (marker := read_marker(folder)) and self._trainer.can_return_to(marker):
                 found.append(folder)
                 if any(taken not in skipped for taken in range(saved + 1, step + 1)):
                     return folder

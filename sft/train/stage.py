@@ -15,7 +15,14 @@ from sft.models.rounded_rows import rounded_rows
 from sft.recipe.outcome_keys import HANDS_ON
 from sft.train.arguments import build_arguments
 from sft.train.batch import asked_share, note_begun, share_of
-from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
+from sft.train.checkpoints import (
+    Checkpoint,
+    checkpoint_folders,
+    describe_difference,
+    keep_weights_only,
+    remove,
+    resumable,
+)
 from sft.train.collator import SOURCES
 from sft.train.engine import asked_engine, fresh_engine, whole_weights
 from sft.train.handover import default_dtype, save_final
@@ -24,7 +31,7 @@ from sft.train.objective import Objective, refuse_own_loss
 from sft.train.optimizer import check_groups
 from sft.train.precision import precision_of
 from sft.utils.distributed import alike, decide, gather, is_main, world_size
-from sft.utils.errors import UsageError, UserError, disk_full, first_line
+from sft.utils.errors import UsageError, UserError, disk_full, first_line, lost_peer
 from sft.utils.files import remove_file, sha256_file, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
 from sft.utils.memory import keep_freed_memory
@@ -152,6 +159,7 @@ def train_stage(
     with stop_signals() as signals, no_library_bars(), rounded_rows(model, compiled):
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
         _guard(job, prepared.dataset)
+        _watch_over(job)
         _look_on(job, held, signals, answer)
         with signals.saving():
             state = _run(job, signals)
@@ -231,6 +239,7 @@ def _put_together(
     from sft.train.ema import Ema
     from sft.train.outcome import Outcome
     from sft.train.probe import TrainedPath, choose_collator, chunk_own_loss, loss_scaling
+    from sft.train.telling import never_fail
     from sft.train.trainer import SambayTrainer
 
     if not args.use_cpu and not is_four_bit(model):  # which was loaded to where it is
@@ -245,7 +254,7 @@ def _put_together(
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
     if args.should_save:
-        callbacks.append(tensorboard_callback(paths.tensorboard(stage.name), checkpoint.step if checkpoint else 0))
+        callbacks += tensorboard_callback(paths.tensorboard(stage.name), checkpoint.step if checkpoint else 0)
     try:
         trainer = SambayTrainer(
             model,
@@ -264,6 +273,7 @@ def _put_together(
     except ValueError as error:
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
+    never_fail(trainer.callback_handler.callbacks)
     _note_engines(trainer, stage, args, checkpoint)
     if stage.train.ema is not None:
         trainer.ema = Ema(trainer.model, stage.train.ema, checkpoint.path if checkpoint else None)
@@ -319,8 +329,26 @@ def _guard(job: _Job, dataset: Dataset) -> None:
             return []
         return list(dataset[row]["document_ids"]) if "document_ids" in dataset.column_names else [str(row)]
 
-    trainer.guarded = GuardedSteps(trainer, guard, documents)
+    saved, wanted = job.outcome.saved, job.outcome.wanted
+    trainer.guarded = GuardedSteps(trainer, guard, documents, saved)
+    newest = min(2, job.stage.train.save_total_limit or 2)
+    trainer.wanted_checkpoints = lambda step: wanted(step) | set(saved(step)[-newest:])
     trainer.callback_handler.callbacks.insert(0, trainer.guarded)
+
+
+def _watch_over(job: _Job) -> None:
+    """Room for what is to be written, and a watch over whether the stage gets on."""
+    from sft.train.space import Room
+    from sft.train.watchdog import Watchdog
+
+    trainer, stage, step = job.trainer, job.stage, job.checkpoint.step if job.checkpoint else 0
+    trainer.room = Room(trainer, stage.name)
+    saves = [saved for saved in job.outcome.saved(trainer.steps_of_the_stage) if saved > step]
+    trainer.room.check_start(len(saves), stage.train.save_total_limit)
+    if stage.train.stall_timeout is not None:
+        stacks = job.paths.stage_dir(stage.name) / "stacks"
+        trainer.watchdog = Watchdog(stage.train.stall_timeout, stacks, stage.name)
+        trainer.callback_handler.callbacks.insert(0, trainer.watchdog)
 
 
 def _look_on(job: _Job, held: Any, signals: StopSignals, answer: Answer | None) -> None:
@@ -393,11 +421,19 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
             trainer._load_from_checkpoint(str(checkpoint.path))
             trainer.state = state
             return state
+        if checkpoint.marker.get("weights_only"):
+            with alike():
+                raise UserError(
+                    f"{checkpoint.path} holds weights alone, as those of a stage that is done: start the stage again "
+                    f"with --restart {job.stage.name}."
+                )
     with _plain_errors(job), suppress(EndedAtOnce):
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             job.progress.close()
+            if trainer.watchdog is not None:
+                trainer.watchdog.close()
     if signals.received is not None and not _ended(job, trainer.state):
         raise Interrupted(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {job.stage.name}, "
@@ -472,6 +508,8 @@ def _hand_over(
             manifest["files"] = folder_hashes(paths.final_dir(name))
             write_sealed(paths.stage_manifest(name), manifest)
             job.outcome.forget_start()
+            if not job.stage.train.keep_optimizer:
+                keep_weights_only(paths.stage_dir(name))
         return manifest
 
     return decide(write)
@@ -507,10 +545,17 @@ def _plain_errors(job: _Job) -> Iterator[None]:
             f"Out of GPU memory in stage {job.stage.name}: lower per_device_train_batch_size (and raise "
             "gradient_accumulation_steps), lower max_length, or turn gradient_checkpointing on."
         ) from error
+    except UserError:
+        raise
     except Exception as error:
         if disk_full(error, where):
             raise UserError(
                 f"The disk is full at {where}: make room and give the same command again; it continues from the last "
                 "whole checkpoint."
+            ) from error
+        if world_size() > 1 and lost_peer(error):
+            raise UserError(
+                f"Stage {job.stage.name} has lost another of its processes ({first_line(error)}): see what that said. "
+                "The same command continues from the last whole checkpoint."
             ) from error
         raise

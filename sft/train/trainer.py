@@ -28,6 +28,7 @@ from sft.train.collator import IGNORE
 from sft.train.ema import Ema
 from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
+from sft.train.gauges import Gauges
 from sft.train.interrupt import leave_signals_to_the_run
 from sft.train.memorised import TokenSums
 from sft.train.neftune import document_noise
@@ -42,6 +43,8 @@ from sft.utils.errors import UserError
 if TYPE_CHECKING:
     from sft.recipe.train_keys import TrainSection
     from sft.train.guarded import GuardedSteps
+    from sft.train.space import Room
+    from sft.train.watchdog import Watchdog
 
 
 class SambayTrainer(SFTTrainer):
@@ -109,6 +112,9 @@ class SambayTrainer(SFTTrainer):
         self._train = train
         self.ema: Ema | None = None
         self.guarded: GuardedSteps | None = None
+        self.room: Room | None = None
+        self.watchdog: Watchdog | None = None
+        self._gauges: Gauges | None = None
         self.ran_on: dict[str, Any] = {}
         self.other_engine = self.other_processes = False
         self._parameter_names: list[list[str]] = []
@@ -190,7 +196,8 @@ class SambayTrainer(SFTTrainer):
         self._restore_unlogged()
         if self.guarded is not None:
             self.guarded.begin()
-        batches = list(itertools.islice(epoch_iterator, num_batches))
+        with self.gauges.waiting():
+            batches = list(itertools.islice(epoch_iterator, num_batches))
         batches.sort(key=lambda batch: batch["num_supervised"] > 0)
         supervised = [batch["num_supervised"] for batch in batches]
         tokens, *everywhere = over_processes([sum(batch["num_tokens"] for batch in batches), *supervised])
@@ -235,7 +242,7 @@ class SambayTrainer(SFTTrainer):
             arguments["num_items_in_batch"] = total
         if num_items_in_batch is not None:
             said = self.objective.arguments(inputs)
-        with token_statistics() as tally:
+        with self.gauges.computing() if num_items_in_batch is not None else nullcontext(), token_statistics() as tally:
             outputs = model(**accepted_inputs(self.model, arguments), **said)
         if weight and self.model.training and torch.is_grad_enabled():
             self.token_sums.add(tally, inputs)
@@ -272,9 +279,24 @@ class SambayTrainer(SFTTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of a forward and backward pass, by the usual estimate; the parent counts all parameters at each call."""
+        return self._operations * int(inputs["num_tokens"])
+
+    @property
+    def _operations(self) -> int:
+        """Of a token, forward and backward: 2 for each weight and pass, and 2 more for one that is trained."""
         if self._per_token is None:
-            self._per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
-        return self._per_token * int(inputs["num_tokens"])
+            weights = self.model.num_parameters(exclude_embeddings=True)
+            trained = self.model.num_parameters(only_trainable=True, exclude_embeddings=True)
+            self._per_token = 4 * weights + 2 * trained
+        return self._per_token
+
+    @property
+    def gauges(self) -> Gauges:
+        """How well this process is used."""
+        if self._gauges is None:
+            alone = self.ran_on.get("zero_stage") != 3  # whose forward passes gather weights
+            self._gauges = Gauges(self.args.device, per_token=self._operations, forward_is_alone=alone)
+        return self._gauges
 
     # ---- optimizer ----
 
@@ -318,6 +340,7 @@ class SambayTrainer(SFTTrainer):
             logs["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else 0.0
             self._logged = dict(self.counters)
             logs.update(self.token_sums.window())
+            logs.update(self.gauges.read(tokens, seconds))
             if self.guarded is not None:
                 self.guarded.correct(logs, self.state.global_step)
         self._metrics[("train" if self.model.training else "eval")].clear()
@@ -327,9 +350,13 @@ class SambayTrainer(SFTTrainer):
         """What comes now isn't training time, until `go_on` or `log_aside`."""
         if self._clock is not None:
             self._tick()
+        if self.watchdog is not None:
+            self.watchdog.rest()
 
     def go_on(self) -> None:
         """What comes now is training time again."""
+        if self.watchdog is not None:
+            self.watchdog.beat()
         if self._clock is not None:
             self._clock = time.perf_counter()
 
@@ -458,8 +485,10 @@ class SambayTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything a resume needs; mark the folder whole; only then delete older checkpoints."""
+        self.pause()
         self.check_finite()
-        self._tick()
+        if self.room is not None:
+            self.room.check_save(self.state.global_step)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
@@ -482,8 +511,9 @@ class SambayTrainer(SFTTrainer):
             step, ran_on = self.state.global_step, self.ran_on
             write_marker(folder, step=step, identity=self.identity, counters=counters, ran_on=ran_on)
             rotate(folder.parent, limit, self.wanted_checkpoints(self.state.global_step))
-        # Saving isn't training time.
-        self._clock = time.perf_counter()
+            if self.room is not None:
+                self.room.saved(folder)
+        self.go_on()  # saving isn't training time
 
 
 def _start_loader_worker(seed: Any, number: int) -> None:

@@ -29,7 +29,9 @@ GRACE = 3.0
 ROWS = 14
 STEPS = 12
 TRAIN = {"packing": True, "num_train_epochs": 3, "save_steps": 2, "learning_rate": 2e-3, "adam_epsilon": 1e-2}
-TRAIN |= {"per_device_train_batch_size": 2}
+TRAIN |= {"per_device_train_batch_size": 2, "guard": {"max_skipped": 1, "rollbacks": 1}}
+POISON = 7
+"""The row whose loss is no number: left out in the first epoch, in the second the stage returns to a checkpoint."""
 MICRO_BATCHES = 2
 """Of an optimizer step, whatever number of processes a stage begins with."""
 PLACES = ("step begun", "half a step", "step ended", "half a save", "save unmarked", "save ended", "epoch ended")
@@ -49,7 +51,11 @@ def train(root: Path, engine: str, attempt: int, killed: tuple[str, int] | None,
     keys = {**TRAIN, "gradient_accumulation_steps": MICRO_BATCHES // begun_by}
     keys |= {} if engine == "none" else {"deepspeed": engine}
     try:
-        train_toy(root / "run", keys, model=tiny_sambay(), prepared=toy_rows(ROWS, packed=True))
+        rows = toy_rows(ROWS, packed=True)
+        ids = [list(row) for row in rows.dataset["input_ids"]]
+        ids[POISON][0] = 1
+        rows.dataset = rows.dataset.remove_columns("input_ids").add_column("input_ids", ids).cast(rows.dataset.features)
+        train_toy(root / "run", keys, model=tiny_sambay(), prepared=rows)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
@@ -100,6 +106,14 @@ def watch(log: Path, killed: tuple[str, int] | None, stop: int | None) -> None:
         if state.global_step == stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    compute_loss = trainer.compute_loss
+
+    def poisoned(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        loss = compute_loss(self, model, inputs, *rest, **more)
+        held = (inputs["input_ids"] == 1).any() and (inputs["labels"] != -100).any()
+        return loss * float("nan") if held else loss
+
+    trainer.compute_loss = poisoned  # type: ignore[method-assign]
     before(trainer, "training_step", note)
     before(trainer, "training_step", lambda self, *a, **k: at("half a step", self.state.global_step + 1), after=True)
     before(StopOnSignal, "on_step_end", stopping)
@@ -185,15 +199,14 @@ def consumed(root: Path) -> dict[int, list[list[int]]]:
     return {step: sorted(by_attempt[max(by_attempt)]) for step, by_attempt in sorted(steps.items())}
 
 
-def losses(root: Path) -> list[float]:
-    """The losses of all steps."""
-    lines = (root / "run/stages/one/metrics.jsonl").read_text().splitlines()
-    return [line["loss"] for line in map(json.loads, lines)]
-
-
 def made(root: Path) -> dict[str, Any]:
     """What a whole stage comes to, beside its weights."""
-    return {"consumed": consumed(root), "losses": losses(root)}
+    stage = root / "run/stages/one"
+    lines = list(map(json.loads, (stage / "metrics.jsonl").read_text().splitlines()))
+    told = json.loads((stage / "manifest.json").read_text())
+    skipped = (stage / "skipped_rows.jsonl").read_text()
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {"consumed": consumed(root), "losses": losses, "left_out": told["left_out"], "skipped": skipped}
 
 
 def at_random(root: Path, kills: int, seed: int) -> dict[str, Any]:
