@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from sft.recipe.guard_keys import GuardSection
 from sft.recipe.loss_keys import DistillSection, LossSection
 from sft.recipe.optimizer_keys import OWN_OPTIMIZERS, ParamGroup, optimizer_problems
 from sft.recipe.outcome_keys import EmaSection
@@ -42,8 +43,8 @@ EVALUATION_KEYS = frozenset({"eval_strategy", "eval_steps", "per_device_eval_bat
 """When held-out rows (`data.validation`) are looked at."""
 
 OWN_KEYS = frozenset(
-    {"loss", "distill", "adamw_learning_rate", "param_groups", "ema", "sequence_parallel_size"}
-    | {"weights_dtype", "optim_state_dtype"}
+    {"loss", "distill", "adamw_learning_rate", "param_groups", "ema", "sequence_parallel_size", "weights_dtype"}
+    | {"optim_state_dtype", "guard", "keep_optimizer", "stall_timeout"}
 )
 """What no library has a key for: the trainer reads these itself."""
 
@@ -53,7 +54,14 @@ of it too, isn't told."""
 
 NEUTRAL = EVALUATION_KEYS | frozenset(
     {"logging_steps", "logging_first_step", "log_level", "report_to", "run_name", "save_strategy", "save_steps"}
-    | {"save_total_limit", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory"}
+    | {
+        "save_total_limit",
+        "keep_optimizer",
+        "stall_timeout",
+        "dataset_num_proc",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+    }
     | {"dataloader_persistent_workers", "dataloader_prefetch_factor", "torch_empty_cache_steps"}
     | {"gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading"}
 )
@@ -133,6 +141,12 @@ class TrainSection(Section):
     optim_state_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="With weights_dtype bfloat16: what AdamW's moments are held in."
     )
+    guard: GuardSection | None = Field(
+        default_factory=GuardSection,
+        description="Leave out steps whose loss or gradient norm isn't finite, or spikes. null: the first that isn't "
+        "finite stops the stage, and nothing else is watched.",
+    )
+
     bf16: bool | None = Field(
         default=None, description="Compute in bfloat16. Default: where it is fast (GPU, AMX, AVX512-BF16)."
     )
@@ -184,6 +198,17 @@ class TrainSection(Section):
     save_strategy: Literal["no", "steps", "epoch"] = Field(default="steps", description="When checkpoints are saved.")
     save_steps: float = Field(default=100.0, gt=0, description="Steps between checkpoints, or a fraction of all.")
     save_total_limit: int | None = Field(default=2, gt=0, description="Checkpoints that are kept; null: all.")
+
+    keep_optimizer: bool = Field(
+        default=False,
+        description="Keep the optimizer's state in the checkpoints of a stage that is done; else their weights alone.",
+    )
+    stall_timeout: float | None = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds without a micro-batch after which the stage is ended (exit code 75), with each process's "
+        "stack in its folder. null: never.",
+    )
 
     seed: Seed = Field(default=42, description="Of dropout, noise and adapters. Default: the recipe's seed.")
     data_seed: Seed | None = Field(default=None, description="Of the order of rows. Default: seed.")
@@ -313,6 +338,8 @@ class TrainSection(Section):
         what it was.
         """
         values = {key: value for key, value in self.model_dump().items() if key not in NEUTRAL}
+        if self.guard == GuardSection():
+            del values["guard"]  # as stages were trained that know of none, as far as they got
         data_seed = self.seed if self.data_seed is None else self.data_seed
         return {**values, "data_seed": data_seed, "deepspeed": self.deepspeed_content()}
 

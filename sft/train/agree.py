@@ -31,10 +31,17 @@ def sum_over_processes(value: float) -> float:
     """`value` summed over all processes, correctly rounded: the same number on each, whatever their order."""
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return value
-    mine = torch.tensor([value], dtype=torch.float64)
+    return math.fsum(part[0] for part in on_processes([value]))
+
+
+def on_processes(values: Sequence[float]) -> list[list[float]]:
+    """`values` of each process, by its number. Every process must call this with as many."""
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return [list(values)]
+    mine = torch.tensor(values, dtype=torch.float64)
     everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
     distributed.all_gather(everyone, mine, group=_group())
-    return math.fsum(part.item() for part in everyone)
+    return [part.tolist() for part in everyone]
 
 
 def _group() -> Any:

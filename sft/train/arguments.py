@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sft.recipe.paths import RunPaths
     from sft.recipe.schema import Stage
     from sft.recipe.train_keys import TrainSection
+    from sft.train.batch import Share
 
 
 def check_arguments(stage: Stage) -> None:
@@ -77,8 +78,9 @@ def _keyed(sentence: str) -> tuple[str, str]:
     return (key[1:], reason) if key.startswith(".") else ("deepspeed", sentence.removeprefix(": "))
 
 
-def build_arguments(stage: Stage, paths: RunPaths, *, bf16: bool) -> SFTConfig:
-    """SFTConfig of a stage: all its keys, defaults too, and what a recipe can't change; `bf16`: see `Precision`.
+def build_arguments(stage: Stage, paths: RunPaths, *, bf16: bool, share: Share | None = None) -> SFTConfig:
+    """SFTConfig of a stage: all its keys, defaults too, and what a recipe can't change; `bf16`: see `Precision`;
+    `share`: what each process does of a step, where that isn't what the recipe asks for.
 
     To be called inside `fresh_engine`: the libraries start the engine while they read its settings.
     Raises UsageError naming the stage when a value doesn't fit.
@@ -94,6 +96,8 @@ def build_arguments(stage: Stage, paths: RunPaths, *, bf16: bool) -> SFTConfig:
     where = f"stages[{stage.name}].train"
     values = stage.train.arguments(cuda=cuda, bf16=bf16)
     values.update(_own_settings(stage, paths, values))
+    if share is not None:
+        values.update(per_device_train_batch_size=share.rows, gradient_accumulation_steps=share.micro_batches)
     values.update(_engine(stage.train, values, where))
     start_engine(values["deepspeed"])
     try:

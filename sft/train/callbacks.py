@@ -26,7 +26,7 @@ class MetricsFile(TrainerCallback):
     """Append one JSON line per logging step to `path`, which begins with what the resumed run has really done."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._whole = path, True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -43,10 +43,19 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """One line: step, epoch, loss, learning_rate, grad_norm and the counters; or of what is held out."""
-        if state.is_world_process_zero and logs and has_numbers(logs):
+        """One line: step, epoch, loss, learning_rate, grad_norm and the counters; or of what is held out.
+
+        After a line that couldn't be written, or not in whole, the file is made anew.
+        """
+        if not state.is_world_process_zero or not logs or not has_numbers(logs):
+            return
+        whole, self._whole = self._whole, False
+        if whole:
             with open(self.path, "a", encoding="utf-8") as handle:
                 handle.write(_line(state.global_step, logs))
+        else:
+            write_metrics(self.path, state.log_history)
+        self._whole = True
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
@@ -106,12 +115,17 @@ def share_signal(signals: StopSignals) -> int | None:
     return signum or None
 
 
-def tensorboard_callback(folder: Path, resumed_step: int) -> TrainerCallback:
-    """transformers' TensorBoard callback, writing to `folder`; later steps of a killed run are hidden."""
+def tensorboard_callback(folder: Path, resumed_step: int) -> list[TrainerCallback]:
+    """transformers' TensorBoard callback, writing to `folder`; later steps of a killed run are hidden. None where the
+    folder can't be written: training goes on without."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(log_dir=str(folder), purge_step=resumed_step + 1))
+    try:
+        return [TensorBoardCallback(SummaryWriter(log_dir=str(folder), purge_step=resumed_step + 1))]
+    except OSError as error:
+        say(f"TensorBoard can't tell of the training ({error}): it goes on without")
+        return []
 
 
 class Progress(TrainerCallback):

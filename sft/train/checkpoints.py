@@ -26,8 +26,18 @@ class Checkpoint:
     marker: dict[str, Any]
 
 
-def write_marker(folder: Path, *, step: int, identity: Mapping[str, Any], counters: Mapping[str, Any]) -> None:
-    """Declare `folder` a whole checkpoint: flush all its files to disk, then write the marker."""
+def write_marker(
+    folder: Path,
+    *,
+    step: int,
+    identity: Mapping[str, Any],
+    counters: Mapping[str, Any],
+    ran_on: Mapping[str, Any] | None = None,
+) -> None:
+    """Declare `folder` a whole checkpoint: flush all its files to disk, then write the marker.
+
+    `identity`: what is trained, which whoever goes on has to train too; `ran_on`: on what, which may be another then.
+    """
     marker = folder / MARKER
     marker.unlink(missing_ok=True)
     files: dict[str, str] = {}
@@ -37,7 +47,8 @@ def write_marker(folder: Path, *, step: int, identity: Mapping[str, Any], counte
             files[path.relative_to(folder).as_posix()] = sha256_file(path)
     flush(folder)
     flush(folder.parent)
-    write_sealed(marker, {"step": step, "identity": dict(identity), "counters": dict(counters), "files": files})
+    content = {"identity": dict(identity), "ran_on": dict(ran_on or {}), "counters": dict(counters), "files": files}
+    write_sealed(marker, {"step": step, **content})
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
@@ -68,8 +79,7 @@ def resumable(stage_dir: Path, identity: Mapping[str, Any], *, remove_broken: bo
     """The newest whole checkpoint, to go on from; None when there is none.
 
     Half-written ones, and damaged ones that are newer, are removed when asked; that a damaged one isn't used is said.
-    Raises UserError when the newest whole one was made by another recipe, data or world size: going on would mix two
-    runs.
+    Raises UserError when the newest whole one was made by another recipe or of other data: going on would mix two runs.
     """
     damaged: list[str] = []
     newest: Checkpoint | None = None
@@ -119,6 +129,26 @@ def rotate(stage_dir: Path, limit: int | None, keep: Collection[int] = ()) -> No
         # Without its marker first: a kill in the middle must not leave a folder that looks whole.
         (path / MARKER).unlink()
         remove(path)
+
+
+OPTIMIZER = ("optimizer.pt", "scheduler.pt", "rng_state*", "global_step*", "latest", "zero_to_fp32.py")
+"""What only a resume needs of a checkpoint, by patterns of names."""
+
+
+def keep_weights_only(stage_dir: Path) -> None:
+    """Remove what only a resume needs from the checkpoints of a stage that is done."""
+    for _, folder in checkpoint_folders(stage_dir):
+        marker = read_sealed(folder / MARKER)
+        if marker is None:
+            remove(folder)  # half written
+            continue
+        spare = [path for pattern in OPTIMIZER for path in folder.glob(pattern)]
+        gone = {path.relative_to(folder).parts[0] for path in spare}
+        files = {name: found for name, found in marker["files"].items() if name.partition("/")[0] not in gone}
+        # The marker first: files beside those that it lists do no harm, and missing ones would.
+        write_sealed(folder / MARKER, {**marker, "files": files, "weights_only": True})
+        for path in spare:
+            remove(path)
 
 
 def remove(path: Path) -> None:

@@ -55,6 +55,15 @@ class Ema(TrainerCallback):
             share = 1.0 - self._settings.decay
             torch._foreach_lerp_(list(self._held.values()), [weights[name].float() for name in self._held], share)
 
+    def return_to(self, folder: Path) -> None:
+        """Go on with what the checkpoint `folder` holds, as far as it has one."""
+        from safetensors.torch import load_file
+
+        if self._held and (folder / FILE).is_file():
+            self._held = {name: held.to(self._held[name].device) for name, held in load_file(folder / FILE).items()}
+        elif self._held:
+            self._begin()
+
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint that isn't marked whole yet."""
         from safetensors.torch import save_file

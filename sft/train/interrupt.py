@@ -127,6 +127,16 @@ class StopSignals:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
 
+def _end_the_launcher() -> None:
+    """Let a torchrun that would start its processes again (--max_restarts) end: they have stopped because they were
+    told to. A process for each node tells its own."""
+    left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - int(
+        os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    )
+    if LAUNCHED in os.environ and os.environ.get("LOCAL_RANK") == "0" and left > 0 and os.getppid() > 1:
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
 def leave_signals_to_the_run() -> None:
     """For a process that the run needs to save (a loader's worker): a signal to the whole group doesn't end it."""
     for signum in SIGNALS:
@@ -161,4 +171,6 @@ def stop_signals() -> Iterator[StopSignals]:
         yield _active
     finally:
         _active.restore()
+        if _active.received is not None:
+            _end_the_launcher()
         _active = None

@@ -60,6 +60,15 @@ class TokenSums:
         sources = inputs.get("token_sources")
         self._here.index_add_(0, noted.new_zeros(len(noted)) if sources is None else sources, noted)
 
+    def mark(self) -> Tensor | None:
+        """What `undo` goes back to."""
+        return None if self._here is None else self._here.clone()
+
+    def undo(self, mark: Tensor | None) -> None:
+        """Take back what came after `mark`: the step was left out."""
+        if self._here is not None:
+            self._here = torch.zeros_like(self._here) if mark is None else mark
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps. All processes must call it."""
         return {"total": self._total(), **self._since, "epochs": self.epochs, "told": self._told}

@@ -50,9 +50,11 @@ class Outcome:
         if average is not None and average.checkpoints:
             return set(average.steps())
         newest = limit if self.stage.keep_best else average.last if average is not None else None
-        # A checkpoint that a signal had saved is none of the recipe's.
-        asked = [found for found in self._scheduled(self.max_steps) if found <= step]
-        return set(asked[-newest:]) if newest else set()
+        return set(self.saved(step)[-newest:]) if newest else set()
+
+    def saved(self, step: int) -> list[int]:
+        """The steps, up to `step`, whose checkpoints the recipe asks for; what a signal had saved is none of these."""
+        return [found for found in self._scheduled(self.max_steps) if found <= step]
 
     def candidates(self, end: int) -> list[int]:
         """The steps whose checkpoints `keep_best` chooses from, for a stage that has ended at `end`."""

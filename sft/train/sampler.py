@@ -24,10 +24,14 @@ class EpochOrder(Sampler[int]):
         return self.rows
 
     def __iter__(self) -> Iterator[int]:
-        state = np.random.SeedSequence([self.seed, self.current_epoch]).generate_state(1, np.uint64)[0]
+        return iter(self.of_epoch(self.current_epoch))
+
+    def of_epoch(self, epoch: int) -> list[int]:
+        """The row numbers in the order of an epoch."""
+        state = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         if self.lengths is None:
-            return iter(torch.randperm(self.rows, generator=generator).tolist())
+            return torch.randperm(self.rows, generator=generator).tolist()
         from transformers.trainer_pt_utils import get_length_grouped_indices
 
-        return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+        return get_length_grouped_indices(self.lengths, self.group, generator=generator)

@@ -16,7 +16,15 @@ from sft.models.widen import widened
 from sft.recipe.outcome_keys import HANDS_ON
 from sft.train.answering import begin_answering
 from sft.train.arguments import build_arguments
-from sft.train.checkpoints import Checkpoint, checkpoint_folders, describe_difference, remove, resumable
+from sft.train.batch import asked_share, note_begun, share_of
+from sft.train.checkpoints import (
+    Checkpoint,
+    checkpoint_folders,
+    describe_difference,
+    keep_weights_only,
+    remove,
+    resumable,
+)
 from sft.train.collator import SOURCES
 from sft.train.engine import asked_engine, fresh_engine, switched_as_outside, whole_weights
 from sft.train.handover import save_final
@@ -28,8 +36,8 @@ from sft.train.precision import precision_of
 from sft.train.recompute import recompute_as_asked
 from sft.train.sharded import is_sharded
 from sft.train.what_runs import told, what_runs
-from sft.utils.distributed import alike, decide, gather, is_main
-from sft.utils.errors import UsageError, UserError, disk_full, first_line
+from sft.utils.distributed import alike, decide, gather, is_main, world_size
+from sft.utils.errors import UsageError, UserError, disk_full, first_line, lost_peer
 from sft.utils.files import remove_file, sha256_file, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
 from sft.utils.memory import keep_freed_memory
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
     from sft.train.probe import LossScaling
     from sft.train.trainer import SambayTrainer
 
+SHARED_OUT = ("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed")
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
 
 
@@ -139,29 +148,34 @@ def train_stage(
     from sft.models.savable import check_savable
     from sft.train.callbacks import share_signal
 
+    folder, trained = paths.stage_dir(stage.name), what_is_trained(parts, base)
+    sharing = stage.train.sequence_parallel_size
+    with_rows = DataRanks.of(sharing).count
     precision = decide(lambda: precision_of(stage, paths, resume=resume))
-    args = build_arguments(stage, paths, bf16=precision.bf16)
+    share = decide(lambda: share_of(stage, folder, trained, with_rows, resume=resume))
+    args = build_arguments(stage, paths, bf16=precision.bf16, share=share)
     if args.use_cpu:
         keep_freed_memory()
     check_savable(model, tokenizer, say)
     model = _ready(model, stage, args)
     check_groups(model, stage.train, f"stages[{stage.name}].train")
-    # What is made of the checkpoints is no part of the training that made them.
-    trained = {key: value for key, value in parts.items() if key != HANDS_ON}
-    identity = {**trained, **what_runs(model, args, stage.train.sequence_parallel_size), "base": base}
+    runs, rows_of_a_step = what_runs(model, args, sharing), share.rows * share.micro_batches * with_rows
+    identity = {**trained, "precision": runs["precision"], "kernels": runs["kernels"], "rows_of_a_step": rows_of_a_step}
     held = getattr(prepared, "validation", None)
     with alike():
-        count = DataRanks.of(stage.train.sequence_parallel_size).count
-        rows = training_rows(prepared.dataset, args, stage.name, Objective.of(stage.train).columns, count)
-        _refuse_different_ranks({**identity, "rows": len(rows)})
-    checkpoint = decide(lambda: _beginning(paths.stage_dir(stage.name), identity, resume))
+        rows = training_rows(prepared.dataset, args, stage.name, Objective.of(stage.train).columns, with_rows)
+        _refuse_different_ranks({**identity, **runs, "rows": len(rows)})
+    checkpoint = decide(lambda: _beginning(folder, identity, resume))
     if started is not None:
         started()
-    for line in told(stage.name, identity, precision):
+    decide(lambda: note_begun(folder, trained, asked_share(stage), rows_of_a_step))
+    for line in told(stage.name, runs, precision):
         say(line)
     compiled = bool(args.use_cpu and args.bf16)  # its products, by oneDNN
     with stop_signals() as signals, no_library_bars(), rounded_rows(model, compiled):
         job = _put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
+        _guard(job, prepared.dataset)
+        _watch_over(job)
         _look_on(job, held, signals, answer)
         with signals.saving():
             state = _run(job, signals)
@@ -172,6 +186,16 @@ def train_stage(
         raise Interrupted(f"Stopped after stage {stage.name}, which is done. The same command continues.", signum)
     signals.check()
     return manifest
+
+
+def what_is_trained(parts: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
+    """What a stage's checkpoints are of: its `parts`, but for what changes nothing of what its steps come to.
+
+    What is made of the checkpoints is no part of the training that made them; nor is on what engine, and in how many
+    micro-batches, the rows of a step are trained, whose number is.
+    """
+    trained = {key: value for key, value in parts.items() if key != HANDS_ON}
+    return {**trained, "train": {k: v for k, v in parts["train"].items() if k not in SHARED_OUT}, "base": base}
 
 
 def _refuse_different_ranks(identity: dict[str, Any]) -> None:
@@ -235,6 +259,7 @@ def _put_together(
     from sft.train.callbacks import EventsFile, MetricsFile, Progress, tensorboard_callback
     from sft.train.ema import Ema
     from sft.train.outcome import Outcome
+    from sft.train.telling import never_fail
     from sft.train.trainer import SambayTrainer
 
     # Weights in 4 bits were loaded to where they are.
@@ -247,7 +272,7 @@ def _put_together(
     progress = Progress(stage.name)
     callbacks: list[Any] = [MetricsFile(paths.metrics(stage.name)), EventsFile(paths.events(stage.name)), progress]
     if args.should_save:
-        callbacks.append(tensorboard_callback(paths.tensorboard(stage.name), checkpoint.step if checkpoint else 0))
+        callbacks += tensorboard_callback(paths.tensorboard(stage.name), checkpoint.step if checkpoint else 0)
     try:
         trainer = SambayTrainer(
             model,
@@ -267,6 +292,8 @@ def _put_together(
     except ValueError as error:
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
+    never_fail(trainer.callback_handler.callbacks)
+    _note_engines(trainer, stage, args, checkpoint)
     if stage.train.ema is not None:
         trainer.ema = Ema(trainer.model, stage.train.ema, checkpoint.path if checkpoint else None)
         trainer.add_callback(trainer.ema)
@@ -301,6 +328,70 @@ def _how_rows_are_run(
     shared = shared_rows(collator, model, ranks, stage.name)
     sharing_probe(model, shared, ranks, path)
     return shared, scaling, ranks
+
+
+def _note_engines(trainer: SambayTrainer, stage: Stage, args: SFTConfig, checkpoint: Checkpoint | None) -> None:
+    """Let the trainer know what it runs on, and whether its checkpoint is of something else."""
+    asked, engine = asked_share(stage), asked_engine(args, stage.train.sequence_parallel_size)
+    trainer.ran_on = {**engine, "asked": asked.rows * asked.micro_batches}
+    if checkpoint is None:
+        return
+    before = checkpoint.marker["ran_on"]
+    trainer.other_processes = before["world_size"] != engine["world_size"]
+    moved = trainer.other_processes or before["zero_stage"] != engine["zero_stage"]
+    # Without DeepSpeed each process holds the whole state, and reads it as it is.
+    trainer.other_engine = moved and (before["zero_stage"], engine["zero_stage"]) != (None, None)
+    if not moved:
+        return
+    with alike():
+        if 0 in (before["zero_stage"], engine["zero_stage"]):
+            raise UserError(
+                f"{checkpoint.path} was written by {before['world_size']} processes, and DeepSpeed without ZeRO can't "
+                "go on with that on others: start as many, or use zero1."
+            )
+        if trainer.args.dataloader_drop_last:
+            raise UserError(
+                f"{checkpoint.path} was written by {before['world_size']} processes; others would leave out other "
+                "rows under dataloader_drop_last: start as many."
+            )
+
+
+def _guard(job: _Job, dataset: Dataset) -> None:
+    """Have the stage's guard look at each step, before anything else is done after it."""
+    from sft.train.guard import Guard
+    from sft.train.guarded import GuardedSteps
+
+    settings, trainer, name = job.stage.train.guard, job.trainer, job.stage.name
+    if settings is None:
+        return
+    kept = job.checkpoint.marker["counters"].get("guard") if job.checkpoint else None
+    guard = Guard(settings, job.paths.stage_dir(name), clip=job.stage.train.max_grad_norm, kept=kept)
+
+    def documents(row: int) -> list[str]:
+        if row >= len(dataset):  # an empty one, which fills up an epoch's last step
+            return []
+        return list(dataset[row]["document_ids"]) if "document_ids" in dataset.column_names else [str(row)]
+
+    saved, wanted = job.outcome.saved, job.outcome.wanted
+    trainer.guarded = GuardedSteps(trainer, guard, documents, saved)
+    newest = min(2, job.stage.train.save_total_limit or 2)
+    trainer.wanted_checkpoints = lambda step: wanted(step) | set(saved(step)[-newest:])
+    trainer.callback_handler.callbacks.insert(0, trainer.guarded)
+
+
+def _watch_over(job: _Job) -> None:
+    """Room for what is to be written, and a watch over whether the stage gets on."""
+    from sft.train.space import Room
+    from sft.train.watchdog import Watchdog
+
+    trainer, stage, step = job.trainer, job.stage, job.checkpoint.step if job.checkpoint else 0
+    trainer.room = Room(trainer, stage.name)
+    saves = [saved for saved in job.outcome.saved(trainer.steps_of_the_stage) if saved > step]
+    trainer.room.check_start(len(saves), stage.train.save_total_limit)
+    if stage.train.stall_timeout is not None:
+        stacks = job.paths.stage_dir(stage.name) / "stacks"
+        trainer.watchdog = Watchdog(stage.train.stall_timeout, stacks, stage.name)
+        trainer.callback_handler.callbacks.insert(0, trainer.watchdog)
 
 
 def _look_on(job: _Job, held: Any, signals: StopSignals, answer: Answer | None) -> None:
@@ -378,11 +469,19 @@ def _run(job: _Job, signals: StopSignals) -> TrainerState:
             trainer._load_from_checkpoint(str(checkpoint.path))
             trainer.state = state
             return state
+        if checkpoint.marker.get("weights_only"):
+            with alike():
+                raise UserError(
+                    f"{checkpoint.path} holds weights alone, as those of a stage that is done: start the stage again "
+                    f"with --restart {job.stage.name}."
+                )
     with _plain_errors(job), suppress(EndedAtOnce):
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             job.progress.close()
+            if trainer.watchdog is not None:
+                trainer.watchdog.close()
     if signals.received is not None and not _ended(job, trainer.state):
         raise Interrupted(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {job.stage.name}, "
@@ -426,6 +525,7 @@ def _hand_over(
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
         "validation": _validation(getattr(prepared, "validation", None), state.log_history),
         "token_statistics": trainer.token_sums.epochs,
+        "left_out": _left_out(trainer),
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
         **{**job.engine, "kernels": trainer.identity["kernels"]},
         "engine": job.engine["engine"] or type(trainer.model).__name__,
@@ -461,9 +561,19 @@ def _hand_over(
             manifest["files"] = folder_hashes(paths.final_dir(name))
             write_sealed(paths.stage_manifest(name), manifest)
             job.outcome.forget_start()
+            if not job.stage.train.keep_optimizer:
+                keep_weights_only(paths.stage_dir(name))
         return manifest
 
     return decide(write)
+
+
+def _left_out(trainer: SambayTrainer) -> dict[str, Any] | None:
+    """The steps that the guard left out, and its returns to checkpoints; None where there are none."""
+    if trainer.guarded is None or not trainer.guarded.guard.skipped:
+        return None
+    guard = trainer.guarded.guard
+    return {"steps": [line["step"] for line in guard.skipped], "returns": guard.rolled_back}
 
 
 def _validation(held: Any, history: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -488,10 +598,17 @@ def _plain_errors(job: _Job) -> Iterator[None]:
             f"Out of GPU memory in stage {job.stage.name}: lower per_device_train_batch_size (and raise "
             "gradient_accumulation_steps), lower max_length, or turn gradient_checkpointing on."
         ) from error
+    except UserError:
+        raise
     except Exception as error:
         if disk_full(error, where):
             raise UserError(
                 f"The disk is full at {where}: make room and give the same command again; it continues from the last "
                 "whole checkpoint."
+            ) from error
+        if world_size() > 1 and lost_peer(error):
+            raise UserError(
+                f"Stage {job.stage.name} has lost another of its processes ({first_line(error)}): see what that said. "
+                "The same command continues from the last whole checkpoint."
             ) from error
         raise

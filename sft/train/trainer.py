@@ -11,12 +11,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate import AutocastKwargs
 from sambay_kernels import token_statistics
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, set_seed
 from trl import SFTTrainer
 
 from sft.models.chunked_head import BESIDE_LABELS, unchunk_loss
@@ -28,6 +29,7 @@ from sft.train.collator import IGNORE, ROW_CUT, ROW_SUPERVISED
 from sft.train.ema import Ema
 from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
+from sft.train.gauges import Gauges
 from sft.train.interrupt import leave_signals_to_the_run
 from sft.train.memorised import TokenSums
 from sft.train.neftune import document_noise
@@ -37,6 +39,7 @@ from sft.train.parallel.exchange import Ranks
 from sft.train.parallel.groups import DataRanks, SameBlocks
 from sft.train.parallel.share import RowShare
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
+from sft.train.reshard import take_over
 from sft.train.sampler import EpochOrder
 from sft.train.sharded import is_sharded, shard
 from sft.utils.distributed import alike
@@ -44,6 +47,9 @@ from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from sft.recipe.train_keys import TrainSection
+    from sft.train.guarded import GuardedSteps
+    from sft.train.space import Room
+    from sft.train.watchdog import Watchdog
 
 
 class SambayTrainer(SFTTrainer):
@@ -108,6 +114,7 @@ class SambayTrainer(SFTTrainer):
         self.objective: Objective = objective
         kept = dict(counters or {})
         self._unlogged: dict[str, float] | None = kept.pop("unlogged", None)
+        kept.pop("guard", None)
         self.token_sums = TokenSums(sources, kept.pop("token_sums", None))
         self.counters: dict[str, float] = {"tokens": 0, "supervised_tokens": 0, "seconds": 0.0, **kept}
         self._logged = dict(self.counters)
@@ -118,6 +125,13 @@ class SambayTrainer(SFTTrainer):
         self._per_token: int | None = None
         self._train = train
         self.ema: Ema | None = None
+        self.guarded: GuardedSteps | None = None
+        self.room: Room | None = None
+        self.watchdog: Watchdog | None = None
+        self._gauges: Gauges | None = None
+        self.ran_on: dict[str, Any] = {}
+        self.other_engine = self.other_processes = False
+        self._parameter_names: list[list[str]] = []
         self.wanted_checkpoints: Callable[[int], Collection[int]] = lambda step: ()
 
     def restore_config(self) -> None:
@@ -161,6 +175,15 @@ class SambayTrainer(SFTTrainer):
             return order
         return SameBlocks(order, self.args.train_batch_size, self.row_ranks.size)
 
+    def rows_of(self, step: int) -> list[int]:
+        """The numbers of the rows that an optimizer step takes in, on all processes."""
+        args: Any = self.args
+        epoch, place = divmod(step - 1, self.steps_of_an_epoch)
+        size = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.data_ranks.count
+        rows = len(self.train_dataset)  # type: ignore[arg-type]
+        order = list(range(rows)) if self._order is None else self._order.of_epoch(epoch)
+        return order[place * size : (place + 1) * size]
+
     def get_train_dataloader(self) -> Any:
         """The parent's, with workers that outlive a signal to all processes of a job: the step has to be finished."""
         loader: Any = super().get_train_dataloader()
@@ -190,7 +213,11 @@ class SambayTrainer(SFTTrainer):
         Those without a supervised token come first. They aren't run where no process has one, but for the last: it
         sends the gradients on, and gives a step that supervises nothing its gradients of zero.
         """
-        batches = list(itertools.islice(epoch_iterator, num_batches))
+        self._restore_unlogged()
+        if self.guarded is not None:
+            self.guarded.begin()
+        with self.gauges.waiting():
+            batches = list(itertools.islice(epoch_iterator, num_batches))
         # The row's, where this is a share: all that share it must come to it together.
         batches.sort(key=lambda batch: batch.get(ROW_SUPERVISED, batch["num_supervised"]) > 0)
         supervised = [batch["num_supervised"] for batch in batches]
@@ -239,7 +266,7 @@ class SambayTrainer(SFTTrainer):
             said = self.objective.arguments(inputs)
         if self.row_ranks is not None:
             said["row_share"] = RowShare(inputs[ROW_CUT], self.row_ranks)
-        with token_statistics() as tally:
+        with self.gauges.computing() if num_items_in_batch is not None else nullcontext(), token_statistics() as tally:
             outputs = model(**accepted_inputs(self.model, arguments), **said)
         if supervised and weight and self.model.training and torch.is_grad_enabled():
             self.token_sums.add(tally, inputs)
@@ -248,11 +275,12 @@ class SambayTrainer(SFTTrainer):
             loss = loss * (supervised / total)
         # DDP and DeepSpeed average gradients over processes, while the divisor already counts all of them.
         loss = loss * (weight * self.accelerator.num_processes)
+        if self.guarded is not None and num_items_in_batch is not None:
+            self.guarded.runs(loss)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; the first one of a run is audited."""
-        self._restore_unlogged()
         if inputs.get("skipped"):
             return torch.zeros_like(self._tr_loss)
         if not self._audited and self._audit is None:
@@ -262,6 +290,8 @@ class SambayTrainer(SFTTrainer):
         if self._audit is not None:
             self._audit.finish()
             self._audit, self._audited = None, True
+        if self.guarded is not None:
+            self.guarded.ran(loss)
         return loss
 
     def _restore_unlogged(self) -> None:
@@ -273,15 +303,32 @@ class SambayTrainer(SFTTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of a forward and backward pass, by the usual estimate; the parent counts all parameters at each call."""
+        return self._operations * int(inputs["num_tokens"])
+
+    @property
+    def _operations(self) -> int:
+        """Of a token, forward and backward: 2 for each weight and pass, and 2 more for one that is trained."""
         if self._per_token is None:
-            self._per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
-        return self._per_token * int(inputs["num_tokens"])
+            weights = self.model.num_parameters(exclude_embeddings=True)
+            trained = self.model.num_parameters(only_trainable=True, exclude_embeddings=True)
+            self._per_token = 4 * weights + 2 * trained
+        return self._per_token
+
+    @property
+    def gauges(self) -> Gauges:
+        """How well this process is used."""
+        if self._gauges is None:
+            alone = self.ran_on.get("zero_stage") != 3  # whose forward passes gather weights
+            self._gauges = Gauges(self.args.device, per_token=self._operations, forward_is_alone=alone)
+        return self._gauges
 
     # ---- optimizer ----
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient norm of a step, whose numbers are looked at here, before the step is taken."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.guarded is not None and self.guarded.look(model, float(norm)):
+            return norm if math.isfinite(norm) else None
         # A gradient scaler leaves out steps whose norm is infinite, and tries again with a smaller scale.
         scaled = getattr(self.accelerator, "scaler", None) is not None
         self._numbers.note(self.state.global_step + 1, self._tr_loss, 0.0 if scaled else norm)
@@ -295,6 +342,9 @@ class SambayTrainer(SFTTrainer):
             self.optimizer = optimizer = rounding(optimizer, self._train)
         if is_new and self._train is not None and groups_of_its_own(self._train):
             self.optimizer = optimizer = regrouped(optimizer, self.model, self._train)
+        if is_new:
+            names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+            self._parameter_names = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -307,7 +357,7 @@ class SambayTrainer(SFTTrainer):
         """Add the counters since the last log; raise UserError when a number of a step since then was not finite."""
         if "loss" in logs:
             self._tick()
-            self._refuse(self._numbers.fault())
+            self.refuse(self._numbers.fault())
             seconds = self.counters["seconds"] - self._logged["seconds"]
             tokens = self.counters["tokens"] - self._logged["tokens"]
             logs["tokens"] = int(self.counters["tokens"])
@@ -316,6 +366,9 @@ class SambayTrainer(SFTTrainer):
             logs["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else 0.0
             self._logged = dict(self.counters)
             logs.update(self.token_sums.window())
+            logs.update(self.gauges.read(tokens, seconds))
+            if self.guarded is not None:
+                self.guarded.correct(logs, self.state.global_step)
         self._metrics[("train" if self.model.training else "eval")].clear()
         Trainer.log(self, logs, start_time)
 
@@ -323,9 +376,13 @@ class SambayTrainer(SFTTrainer):
         """What comes now isn't training time, until `go_on` or `log_aside`."""
         if self._clock is not None:
             self._tick()
+        if self.watchdog is not None:
+            self.watchdog.rest()
 
     def go_on(self) -> None:
         """What comes now is training time again."""
+        if self.watchdog is not None:
+            self.watchdog.beat()
         if self._clock is not None:
             self._clock = time.perf_counter()
 
@@ -368,7 +425,7 @@ class SambayTrainer(SFTTrainer):
         So too when the weights, finite themselves, don't give a finite loss. Asked before a checkpoint is written, when
         one is loaded, and before the weights are handed on.
         """
-        self._refuse(self._numbers.fault() or weights_fault(self.model, self.optimizer) or self._loss_fault())
+        self.refuse(self._numbers.fault() or weights_fault(self.model, self.optimizer) or self._loss_fault())
 
     def _loss_fault(self) -> str:
         """That the weights, as they are now, give no finite loss on the first row; empty when they do."""
@@ -380,7 +437,8 @@ class SambayTrainer(SFTTrainer):
         (faults,) = over_processes([int(not torch.isfinite(loss))])
         return f"The weights after step {self.state.global_step} give no finite loss" if faults else ""
 
-    def _refuse(self, fault: str) -> None:
+    def refuse(self, fault: str) -> None:
+        """Raise UserError with `fault`, the beginning of a sentence, unless it is empty. On all processes."""
         if not fault:
             return
         stage, good = self.identity.get("stage"), newest_whole(Path(str(self.args.output_dir)), self.state.global_step)
@@ -399,18 +457,76 @@ class SambayTrainer(SFTTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """The wrapped model, with everything loaded that a resume needs: none of it may be broken."""
+        if resume_from_checkpoint and self.other_engine:
+            prepared = self._prepare_for_another_engine(max_steps, train_dataloader, resume_from_checkpoint)
+        else:
+            self._cut_up()
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self.check_finite()
+        if self.guarded is not None and self.is_deepspeed_enabled:
+            self.guarded.gate()
+        return prepared
+
+    def _cut_up(self) -> None:
+        """Under ZeRO-3, leave each process its part of the weights."""
         if is_sharded(self.args):
             self.create_optimizer()  # by the shapes of whole parameters
             shard(self.model, self.args)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if resume_from_checkpoint:
-            self.check_finite()
+
+    def can_return_to(self, marker: Mapping[str, Any]) -> bool:
+        """Whether `return_to` takes a checkpoint with this marker: DeepSpeed, its own of as many processes alone."""
+        return not self.is_deepspeed_enabled or marker["ran_on"] == self.ran_on
+
+    def return_to(self, folder: Path) -> None:
+        """Take the weights and the optimizer's state of a checkpoint back, on all processes; all else goes on."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            strict = not hasattr(self.model, "peft_config")
+            engine.load_checkpoint(str(folder), load_module_strict=strict, load_lr_scheduler_states=False)
+            engine.global_steps = self.state.global_step
+        else:
+            self._load_from_checkpoint(str(folder))
+            if (folder / "optimizer.pt").is_file():
+                state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+                self.optimizer.load_state_dict(state)
+            else:
+                take_over(folder, self._parameter_names, self.optimizer, rates)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if self.ema is not None:
+            self.ema.return_to(folder)
+
+    def _prepare_for_another_engine(self, max_steps: int, train_dataloader: Any, checkpoint: str) -> Any:
+        """The same, from a checkpoint that another engine wrote, or this one on another number of processes."""
+        if self.is_deepspeed_enabled:
+            self._load_from_checkpoint(checkpoint)  # into what the engine is made of
+            self._cut_up()
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        schedule: Any = self.lr_scheduler
+        schedule.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        take_over(Path(checkpoint), self._parameter_names, self.optimizer, schedule.get_last_lr())
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            engine.global_steps = self.state.global_step  # its files are named so
         return prepared
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The random numbers that a process goes on with: its own, or, as one of other processes than those that saved
+        the checkpoint, new ones that follow from the step."""
+        if self.other_processes and checkpoint is not None:
+            place = [self.args.seed, self.state.global_step, self.args.process_index]
+            set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        else:
+            super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything a resume needs; mark the folder whole; only then delete older checkpoints."""
+        self.pause()
         self.check_finite()
-        self._tick()
+        if self.room is not None:
+            self.room.check_save(self.state.global_step)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
@@ -428,10 +544,14 @@ class SambayTrainer(SFTTrainer):
         if self.args.should_save:
             unlogged = {"loss": loss, "since": self._globalstep_last_logged}
             counters = {**self.counters, "unlogged": unlogged, "token_sums": seen}
-            write_marker(folder, step=self.state.global_step, identity=self.identity, counters=counters)
+            if self.guarded is not None:
+                counters["guard"] = self.guarded.guard.state()
+            step, ran_on = self.state.global_step, self.ran_on
+            write_marker(folder, step=step, identity=self.identity, counters=counters, ran_on=ran_on)
             rotate(folder.parent, limit, self.wanted_checkpoints(self.state.global_step))
-        # Saving isn't training time.
-        self._clock = time.perf_counter()
+            if self.room is not None:
+                self.room.saved(folder)
+        self.go_on()  # saving isn't training time
 
 
 def _start_loader_worker(seed: Any, number: int) -> None:

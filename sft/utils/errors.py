@@ -68,5 +68,15 @@ def disk_full(error: BaseException | None, folder: str | os.PathLike[str] | None
     return folder is not None and not knows and shutil.disk_usage(folder).free < FULL
 
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")
+"""What torch's collectives say when a process at the other end has gone."""
+
+
+def lost_peer(error: BaseException | None) -> bool:
+    """Whether an error is, or came from, a collective whose other end has gone, or doesn't answer."""
+    names = ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return any(type(seen).__name__ in names or any(text in str(seen) for text in LOST) for seen in causes(error))
+
+
 FULL = 1 << 16
 """Bytes left on a disk that counts as full when a write to it has failed."""
