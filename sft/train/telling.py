@@ -52,5 +52,5 @@ def never_fail(callbacks: list[Any]) -> None:
     """Let those of a trainer's `callbacks` that only tell of it not end it."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    tellers = (MetricsFile, EventsFile, *INTEGRATION_TO_CALLBACK.values())
+    tellers: Any = (MetricsFile, EventsFile, *INTEGRATION_TO_CALLBACK.values())
     callbacks[:] = [Unfailing(one) if isinstance(one, tellers) else one for one in callbacks]

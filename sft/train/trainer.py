@@ -70,6 +70,14 @@ class SambayTrainer(SFTTrainer):
     loss_is_scaled_for_ga: Any = True
     model: Any
 
+    # What a stage sets, where it has them.
+    ema: Ema | None = None
+    guarded: GuardedSteps | None = None
+    room: Room | None = None
+    watchdog: Watchdog | None = None
+    _gauges: Gauges | None = None
+    other_engine = other_processes = False
+
     def __init__(
         self,
         model: Any,
@@ -124,13 +132,7 @@ class SambayTrainer(SFTTrainer):
         self._numbers = StepNumbers()
         self._per_token: int | None = None
         self._train = train
-        self.ema: Ema | None = None
-        self.guarded: GuardedSteps | None = None
-        self.room: Room | None = None
-        self.watchdog: Watchdog | None = None
-        self._gauges: Gauges | None = None
         self.ran_on: dict[str, Any] = {}
-        self.other_engine = self.other_processes = False
         self._parameter_names: list[list[str]] = []
         self.wanted_checkpoints: Callable[[int], Collection[int]] = lambda step: ()
 
@@ -480,7 +482,8 @@ class SambayTrainer(SFTTrainer):
 
     def return_to(self, folder: Path) -> None:
         """Take the weights and the optimizer's state of a checkpoint back, on all processes; all else goes on."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        optimizer: Any = self.optimizer
+        rates = [group["lr"] for group in optimizer.param_groups]
         if self.is_deepspeed_enabled:
             engine: Any = self.model_wrapped
             strict = not hasattr(self.model, "peft_config")
@@ -490,10 +493,10 @@ class SambayTrainer(SFTTrainer):
             self._load_from_checkpoint(str(folder))
             if (folder / "optimizer.pt").is_file():
                 state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-                self.optimizer.load_state_dict(state)
+                optimizer.load_state_dict(state)
             else:
-                take_over(folder, self._parameter_names, self.optimizer, rates)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                take_over(folder, self._parameter_names, optimizer, rates)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         if self.ema is not None:
             self.ema.return_to(folder)

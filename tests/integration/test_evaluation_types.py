@@ -102,7 +102,7 @@ def test_a_run_answers_in_what_it_began_with(
     made = recipe(tmp_path, *stages, scratch=scratch)
     processor_with(began)
     with monkeypatch.context() as patch:
-        patch.setattr("sft.train.stage.save_final", None)
+        patch.setattr("sft.train.job.save_final", None)
         with pytest.raises(TypeError):
             run(made)
     processor_with(NONE if began == HARDWARE else HARDWARE)

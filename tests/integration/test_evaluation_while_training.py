@@ -185,7 +185,7 @@ def test_a_stage_ends_when_a_suite_gets_no_better(tmp_path: Path, monkeypatch: p
         with pytest.raises(Interrupted, match="Stopped at step 6 of 40"):
             train(again)
     with monkeypatch.context() as patch:
-        patch.setattr("sft.train.stage.save_final", None)
+        patch.setattr("sft.train.job.save_final", None)
         with pytest.raises(TypeError):
             train(again)
     other = train(again)["stages"]["a"]

@@ -108,7 +108,7 @@ def resumed(root: Path, words: list[str], precision: str) -> dict[str, Any]:
 
     recipe = recipe_of(root, {"bf16": precision == "bf16", "save_steps": 2, **train_keys(words[0])}, suites=[])
     ends = []
-    for place, when in (("sft.train.trainer.SambayTrainer.training_step", 5), ("sft.train.stage.whole_weights", 1)):
+    for place, when in (("sft.train.trainer.SambayTrainer.training_step", 5), ("sft.train.hand_on.whole_weights", 1)):
         with patch(place, autospec=True, side_effect=killed_in(place, when)):
             ends.append(outcome(lambda: train(recipe)))
     (manifest,) = train(recipe)["stages"].values()

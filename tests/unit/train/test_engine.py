@@ -145,7 +145,7 @@ def test_an_engine_is_ended_when_its_stage_fails(no_launcher, tmp_path, monkeypa
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     before = dict(os.environ)
-    monkeypatch.setattr("sft.train.stage.save_final", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("sft.train.job.save_final", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_toy(tmp_path, {**TRAIN, "deepspeed": "zero3"}, model=tiny_sambay(), prepared=toy_rows(8, packed=True))
     assert dict(os.environ) == before and not torch.distributed.is_initialized()

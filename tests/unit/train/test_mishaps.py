@@ -63,7 +63,7 @@ def test_what_is_reckoned_is_what_is_written(tmp_path, monkeypatch):
     wide = {"hidden_size": 192, "intermediate_size": 512}
     for number, train in enumerate(({}, {"optim": "sgd"}, {"ema": {"decay": 0.5}}, {"use_peft": True, "lora_r": 8})):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sft.train.stage.keep_weights_only", lambda folder: None)
+            patch.setattr("sft.train.hand_on.keep_weights_only", lambda folder: None)
             train_toy(tmp_path / str(number), {"max_steps": 1, **train}, model=tiny_qwen(**wide))
         reckoned, written = seen.pop()
         assert 0.75 * written - (1 << 18) < reckoned < 1.6 * written, (train, reckoned, written)
@@ -133,9 +133,7 @@ def test_a_full_log_is_told_once_and_made_good(tmp_path, monkeypatch, capsys, be
     monkeypatch.setattr(EventsFile, "_append", lambda *a: fails(path))
     seen: list[list[int]] = []
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "sft.train.stage._hand_over", lambda *a, **k: seen.append([x["step"] for x in read_metrics(path)])
-        )
+        patch.setattr("sft.train.stage.hand_over", lambda *a, **k: seen.append([x["step"] for x in read_metrics(path)]))
         with pytest.raises((TypeError, AttributeError)):
             train_toy(tmp_path, {"max_steps": 5, "save_steps": 2})["steps"]
     assert seen == [[1, 2, 3, 4, 5]]

@@ -232,7 +232,7 @@ def test_a_stage_ends_once_its_rows_are_known(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(Interrupted):
             train_toy(tmp_path / "resumed", KNOWN, prepared=rows, stage=stop)
     with monkeypatch.context() as patch:
-        patch.setattr("sft.train.stage.save_final", None)
+        patch.setattr("sft.train.job.save_final", None)
         with pytest.raises(TypeError):
             train_toy(tmp_path / "resumed", KNOWN, prepared=rows, stage=stop)
     again, paths = train_toy(tmp_path / "resumed", KNOWN, prepared=rows, stage=stop)

@@ -89,7 +89,7 @@ def test_killed_between_the_last_step_and_the_hand_over(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sft.train.stage.save_final", killed)
+        patch.setattr("sft.train.job.save_final", killed)
         with pytest.raises(KeyboardInterrupt):
             train_toy(tmp_path / "killed", train)
     assert not (tmp_path / "killed/stages/one/manifest.json").exists()

@@ -24,7 +24,7 @@ from sft.recipe import RunPaths, TrainSection
 from sft.train.arguments import build_arguments
 from sft.train.collator import PaddedCollator
 from sft.train.engine import fresh_engine
-from sft.train.stage import training_rows
+from sft.train.job import training_rows
 from sft.train.trainer import SambayTrainer
 from sft.utils.errors import UserError
 
