@@ -81,8 +81,6 @@ def train_stage(
 
     folder, trained = paths.stage_dir(stage.name), what_is_trained(parts, base)
     args, precision, rows_of_a_step = _arguments(stage, paths, trained, resume)
-    if args.use_cpu:
-        keep_freed_memory()
     check_savable(model, tokenizer, say)
     model = _on_device(_ready(model, stage, args), args)
     check_groups(model, stage.train, f"stages[{stage.name}].train")
@@ -123,6 +121,8 @@ def _arguments(
     precision = decide(lambda: precision_of(stage, paths, resume=resume))
     share = decide(lambda: share_of(stage, paths.stage_dir(stage.name), trained, ranks, resume=resume))
     args = build_arguments(stage, paths, bf16=precision.bf16, share=share)
+    if args.use_cpu:
+        keep_freed_memory()
     return args, precision, share.rows * share.micro_batches * ranks
 
 
