@@ -1,6 +1,7 @@
 """Stages whose rows several ranks share, and the same on one: `python sequence_cases.py FOLDER NAMES`.
 
-A name is `SIZE.ENGINE[.OPTION...]`, such as `2.zero2.lora`; all run in the same processes, one after the other.
+A name is `SIZE.ENGINE[.OPTION...]`, such as `2.zero2.lora`; all run in the same processes, one after the other. Where
+there is a third word, four ranks do `share_cases` after them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import share_cases
 from train_toys import tiny_sambay, toy_rows, train_toy
 
 from sft.train.trainer import SambayTrainer
@@ -37,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "documents": {"loss": {"type": "dft", "normalize": "sample", "label_smoothing": 0.05}},
     "two": {"per_device_train_batch_size": 2},
     "bf16": {"bf16": True},
-    "few": {"max_steps": 4},
+    "few": {"max_steps": 3},
     "killed": {"save_steps": 2},
 }
 
@@ -58,11 +60,11 @@ class Killed(BaseException):
     """Raised as if the process had ended there."""
 
 
-def killed_in_the_fourth_step(root: Path, keys: dict[str, Any], rows: Any) -> None:
+def killed_in_the_third_step(root: Path, keys: dict[str, Any], rows: Any) -> None:
     original, calls = SambayTrainer.training_step, itertools.count(1)
 
     def training_step(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == 3 * keys["gradient_accumulation_steps"] + 2:
+        if next(calls) == 2 * keys["gradient_accumulation_steps"] + 2:
             raise Killed
         return original(*args, **kwargs)
 
@@ -80,11 +82,13 @@ def main() -> None:
         keys = train_keys(name, world_size())
         root = folder / f"{world_size()}-{name}"
         if "killed" in name:
-            killed_in_the_fourth_step(root, keys, rows)
+            killed_in_the_third_step(root, keys, rows)
         manifest, _ = train_toy(root, keys, model=tiny_sambay(), prepared=rows)
         kept = ("engine", "zero_stage", "world_size", "sequence_parallel_size", "collator", "counters")
         found[name] = {key: manifest[key] for key in kept}
     (folder / f"{world_size()}-{rank()}.json").write_text(json.dumps(found))
+    if sys.argv[3:]:
+        share_cases.main(folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A row that ranks share against the whole row on one process, in float64: `python share_cases.py FOLDER`.
+"""A row that ranks share against the whole row on one process, in float64: `share_cases.main(FOLDER)` on four ranks.
 
 Four ranks, and two pairs of them. Every rank makes the same random layouts; what it says of each is written as JSON.
 """
@@ -9,7 +9,6 @@ import copy
 import json
 import os
 import random
-import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -187,9 +186,8 @@ def long_row(length: int, size: int) -> dict[str, Any]:
     return {"cut": cut, "ids": ids[:, :-1], "targets": ids[:, 1:], "weights": None}
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
     rank = int(os.environ["RANK"])
     pairs = [distributed.new_group([first, first + 1]) for first in (0, 2)]
     model = tiny_model(dtype=torch.float64, sliding_window=WINDOW).train()
@@ -197,9 +195,4 @@ def main() -> None:
         "4": cases_of(model, Ranks(rank, 4, distributed.group.WORLD), 0, 1),
         "2": cases_of(model, Ranks(rank % 2, 2, pairs[rank // 2]), rank // 2, 2),
     }
-    Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(results))
-    distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+    (folder / f"shares-{rank}.json").write_text(json.dumps(results))
