@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
-WIDE = {"hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 8, "num_attention_heads": 8}
+WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
 WIDE |= {"num_key_value_heads": 4, "sliding_window": 16, "vocab_size": 512}
 WIDE |= {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 SMALL = {**WIDE, "hidden_size": 64, "intermediate_size": 64}

@@ -101,12 +101,11 @@ def main() -> None:
     import transformers  # noqa: F401  (imported before anything is measured)
 
     import sft.train.sharded  # noqa: F401
+    from sft.train.engine import start_engine
     from sft.utils.distributed import rank
 
     torch.distributed.init_process_group("gloo")
-    import deepspeed
-
-    deepspeed.init_distributed()
+    start_engine(SETTINGS)
     results = {}
     for load in (widened, each_for_itself, sharded):
         for dtype in ("float32", "bfloat16"):
