@@ -36,7 +36,7 @@ from sft.train.objective import PLAIN_LOSS, Objective
 from sft.train.optimizer import groups_of_its_own, regrouped, takes_decay
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.reshard import take_over
-from sft.train.sampler import EpochOrder
+from sft.train.sampler import Balance, EpochOrder, row_lengths
 from sft.utils.distributed import alike
 from sft.utils.errors import UserError
 
@@ -148,11 +148,19 @@ class SambayTrainer(SFTTrainer):
         strategy = self.args.train_sampling_strategy
         if strategy == "sequential":
             return SequentialSampler(dataset)
-        lengths, group = None, self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        if strategy == "group_by_length":
-            lengths = [int(sum(row)) for row in dataset["seq_lengths"]]
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._order = EpochOrder(len(dataset), seed=seed, lengths=lengths, group=group)
+        args, grouped = self.args, strategy == "group_by_length"
+        balance = Balance(args.train_batch_size, args.world_size)
+        group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        # Packs are as good as equally long.
+        packed = self._train is not None and self._train.packing
+        self._order = EpochOrder(
+            len(dataset),
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            lengths=row_lengths(dataset) if grouped or not packed else None,
+            group=group,
+            grouped=grouped,
+            balance=None if packed else balance,
+        )
         return self._order
 
     def rows_of(self, step: int) -> list[int]:
