@@ -40,7 +40,7 @@ from sft.train.parallel.groups import DataRanks, SameBlocks
 from sft.train.parallel.share import RowShare
 from sft.train.probe import LossScaling, accepted_inputs, undisturbed
 from sft.train.reshard import take_over
-from sft.train.sampler import EpochOrder
+from sft.train.sampler import Balance, EpochOrder, row_lengths
 from sft.train.sharded import is_sharded, shard
 from sft.utils.distributed import alike
 from sft.utils.errors import UserError
@@ -164,11 +164,17 @@ class SambayTrainer(SFTTrainer):
         strategy, block = self.args.train_sampling_strategy, self.args.train_batch_size
         if strategy == "sequential":
             return self._for_all_of_a_row(SequentialSampler(dataset))
-        lengths, group = None, block * self.args.gradient_accumulation_steps * self.data_ranks.count
-        if strategy == "group_by_length":
-            lengths = [int(sum(row)) for row in dataset["seq_lengths"]]
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._order = EpochOrder(len(dataset), seed=seed, lengths=lengths, group=group)
+        args, grouped, ranks = self.args, strategy == "group_by_length", self.data_ranks.count
+        # Packs are as good as equally long.
+        packed = self._train is not None and self._train.packing
+        self._order = EpochOrder(
+            len(dataset),
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            lengths=row_lengths(dataset) if grouped or not packed else None,
+            group=block * args.gradient_accumulation_steps * ranks,
+            grouped=grouped,
+            balance=None if packed else Balance(block, ranks),
+        )
         return self._for_all_of_a_row(self._order)
 
     def _for_all_of_a_row(self, order: Sampler[int]) -> Sampler[int]:

@@ -8,6 +8,7 @@ The processes are forks of this one, which has imported everything. Results go t
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -64,9 +65,11 @@ def train(root: Path, engine: str, attempt: int, killed: tuple[str, int] | None,
 
 def watch(log: Path, killed: tuple[str, int] | None, stop: int | None) -> None:
     """Note the documents of each micro-batch that is run; end this process at a place, or tell it to stop at a step."""
+    import torch
     from transformers import Trainer
 
     import sft.train.trainer as module
+    from sft.models import Phi4FlashForCausalLM
     from sft.train.callbacks import StopOnSignal
     from sft.train.memorised import EpochEnds
 
@@ -94,6 +97,7 @@ def watch(log: Path, killed: tuple[str, int] | None, stop: int | None) -> None:
         if not getattr(self, "_half", False):
             at("step begun", step)
         self._half = not getattr(self, "_half", False)
+        begun.append(step)  # and not while the model is probed
         ends = inputs["cu_seq_lens_q"].tolist()
         ids = inputs["input_ids"][0].tolist()
         tokens = int(inputs["num_tokens"])
@@ -106,14 +110,16 @@ def watch(log: Path, killed: tuple[str, int] | None, stop: int | None) -> None:
         if state.global_step == stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    compute_loss = trainer.compute_loss
+    forward, begun = Phi4FlashForCausalLM.forward, []
 
-    def poisoned(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-        loss = compute_loss(self, model, inputs, *rest, **more)
-        held = (inputs["input_ids"] == 1).any() and (inputs["labels"] != -100).any()
-        return loss * float("nan") if held else loss
+    @functools.wraps(forward)
+    def poisoned(self: Any, input_ids: Any, **more: Any) -> Any:
+        outputs = forward(self, input_ids, **more)
+        if begun and torch.is_grad_enabled() and (input_ids == 1).any():
+            outputs.loss = outputs.loss * float("nan")
+        return outputs
 
-    trainer.compute_loss = poisoned  # type: ignore[method-assign]
+    Phi4FlashForCausalLM.forward = poisoned  # type: ignore[method-assign]
     before(trainer, "training_step", note)
     before(trainer, "training_step", lambda self, *a, **k: at("half a step", self.state.global_step + 1), after=True)
     before(StopOnSignal, "on_step_end", stopping)

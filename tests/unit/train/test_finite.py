@@ -42,7 +42,7 @@ def test_adapters_are_looked_at_too(tmp_path):
 
 def test_logging_now_and_then_hides_no_step(tmp_path):
     """The first bad step is told, and the checkpoint from before it is there, whole and finite."""
-    train = {"max_steps": 20, "logging_steps": 20, "save_steps": 1, "warmup_steps": 9, **HUGE["adam"]}
+    train = {"max_steps": 20, "logging_steps": 20, "save_steps": 1, "warmup_steps": 9, **HUGE["adam"], "guard": None}
     with pytest.raises(UserError, match=r"training diverged\. The newest checkpoint .* is .*/checkpoint-\d+\.") as told:
         train_toy(tmp_path, train)
     good = Path(re.search(r"is (\S+/checkpoint-\d+)\.", str(told.value))[1])
@@ -60,7 +60,7 @@ def test_one_bad_loss_in_a_long_window_is_enough(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(SambayTrainer, "training_step", training_step)
     with pytest.raises(UserError, match=r"The loss is not a finite number at step 3: .*/checkpoint-2\."):
-        train_toy(tmp_path, {"max_steps": 8, "logging_steps": 8, "save_steps": 2})
+        train_toy(tmp_path, {"max_steps": 8, "logging_steps": 8, "save_steps": 2, "guard": None})
     assert checkpoints(tmp_path) == ["checkpoint-2"]
 
 
@@ -80,7 +80,7 @@ def test_weights_that_give_no_finite_loss_are_no_checkpoint(tmp_path, monkeypatc
 @pytest.mark.parametrize(("step", "good"), [(4, r"is .*/checkpoint-2\."), (2, "No checkpoint was saved before it")])
 def test_a_checkpoint_that_is_not_finite_is_not_continued(tmp_path, step, good):
     """However it came to be: its files are as its marker says. At the last step only the hand-over is left to do."""
-    train = {"max_steps": 4, "save_steps": 2}
+    train = {"max_steps": 4, "save_steps": 2, "keep_optimizer": True}
     train_toy(tmp_path, train)
     (tmp_path / "stages/one/manifest.json").unlink()
     if step == 2:
@@ -90,7 +90,8 @@ def test_a_checkpoint_that_is_not_finite_is_not_continued(tmp_path, step, good):
     weights = load_file(folder / "model.safetensors")
     next(iter(weights.values())).view(-1)[3] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_marker(folder, step=step, identity=marker["identity"], counters=marker["counters"])
+    kept = {name: marker[name] for name in ("identity", "counters", "ran_on")}
+    write_marker(folder, step=step, **kept)
     with pytest.raises(UserError, match=rf"1 of 24 trainable tensors are not finite.*{good}"):
         train_toy(tmp_path, train)
     assert not (tmp_path / "stages/one/manifest.json").exists()
