@@ -81,7 +81,7 @@ def held(load: Callable[[str], Any], folder: str) -> dict[str, Any]:
     barrier()
     with most_of_its_own() as most:
         model = load(folder)
-    total = sum(parameter.detach().double().sum().item() for parameter in model.parameters())
+    total = sum(parameter.detach().sum(dtype=torch.float64).item() for parameter in model.parameters())
     barrier()
     found = {"pss": memory("Pss") - before, "own": most[0], "sum": total}
     found["types"] = sorted({str(parameter.dtype) for parameter in model.parameters()})

@@ -45,8 +45,8 @@ def fake(tmp_path, monkeypatch):
 
 
 def bash(text: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    options = {"capture_output": True, "text": True, "timeout": LIMIT, "env": {**os.environ, **environ}}
-    return subprocess.run(["bash", "-c", text], **options)  # type: ignore[call-overload]
+    environment = {**os.environ, **environ}
+    return subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=LIMIT, env=environment)
 
 
 HOSTILE = ("run", "tiny", "--push.commit_message", 'it\'s $HOME `id` "2"')
