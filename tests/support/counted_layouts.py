@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,11 +39,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Counted:
-    """Bytes: of all weights, optimizer states after a step, what waits for the backward pass, and the most beside
-    weights and optimizer."""
+    """Bytes: of all weights, what waits for the backward pass, and the most beside weights."""
 
     weights: int
-    optimizer: int
     after_forward: int
     peak: int
 
@@ -144,11 +142,23 @@ def count(layout: Layout) -> Counted:
             loss.backward()
             peak = bytes_.peak
             del loss
-        optimizer = torch.optim.AdamW(trained, foreach=False)
-        optimizer.step()
-        states = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
-        weights = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}
-        return Counted(sum(weights.values()), sum(x.untyped_storage().nbytes() for x in states), after, peak)
+        return Counted(_bytes(model.parameters()), after, peak)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Of different storages."""
+    return sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def optimizer_bytes(config: dict[str, Any], name: str) -> int:
+    """What torch's optimizer of this name holds of a model after a step."""
+    model = _model(Layout(1, config=config))
+    optimizer = getattr(torch.optim, name)([torch.nn.Parameter(torch.zeros(p.shape)) for p in model.parameters()])
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    states = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+    return _bytes(states)
 
 
 def _inputs(layout: Layout) -> dict[str, Any]:

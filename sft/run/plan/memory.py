@@ -126,8 +126,12 @@ def _pass(shape: Shape, layout: Layout) -> PassMemory:
 
 
 def pass_of(shape: Shape, layout: Layout) -> PassMemory:
-    """The pass of a layout; layouts that differ in what it doesn't follow from share one."""
-    alike = Engine(zero=None if layout.engine.keeps_gradients else 2)
+    """The pass of a layout; layouts that differ in what it doesn't follow from share one.
+
+    Gradients that are added to those of earlier micro-batches, or that an engine takes, go at once.
+    """
+    stay = layout.engine.keeps_gradients and layout.accumulation == 1
+    alike = Engine(zero=None if stay else 2)
     same = {"accumulation": 1, "optimizer": "", "optimizer_arguments": None, "ema": False}
     return _pass(shape, replace(layout, engine=alike, **same))  # type: ignore[arg-type]
 
@@ -150,8 +154,6 @@ def rank_memory(shape: Shape, layout: Layout) -> RankMemory:
     weights = fixed.weights + (trained * FLOAT32 if layout.ema else 0)
     found = pass_of(shape, layout)
     peak = dict(found.peak)
-    if layout.accumulation > 1 and layout.engine.keeps_gradients:
-        peak["gradients"] = min(peak["gradients"], shape.embedding * FLOAT32 * (layout.adapters is None))
     moment, gradients = found.peak_in, fixed.gradients + peak["gradients"]
     activations, temporaries = peak["activations"], peak["temporaries"]
     if fixed.step > gradients + activations + temporaries:

@@ -15,6 +15,8 @@ SCAN_TILE, SCAN_SEGMENT = 32, 512
 LOSS_CHUNK, SCORED, MET, VOCABULARY_BLOCK = 256, 4, 16, 8192
 """Of linear_cross_entropy: tokens of a chunk, chunks whose logits are made at once, and whose gradients meet the
 weight at once; columns of a block."""
+PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj", "Wqkv", "fc1", "fc2")
+"""What adapters adapt by default (sft.models.load.LORA_TARGETS)."""
 KEPT_EVERY = {"gpu": 8, "cpu": 32}
 """Tokens between two states that the scan keeps: Triton's and the C++ backend's (with nvcc a GPU keeps half)."""
 
