@@ -24,6 +24,7 @@ VERBS = {
     "run": "all stages in order: prepare, train, evaluate; then export and report",
     "launch": "start one of these on a cluster: by Slurm, torchrun, or a list of hosts",
     "sweep": "run a grid of recipes: keys with several values, as in --defaults.train.seed 1,2",
+    "plan": "tell what a recipe will take on given GPUs: memory, time, disk; what to change where it doesn't fit",
     "prepare": "tokenise and pack the data of the stages",
     "preview": "show rows as they will be trained on, token by token",
     "train": "train the stages, without evaluating",

@@ -59,10 +59,14 @@ def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, 
     ctx.types = tuple(x.dtype for x in inputs[:2])
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
+    # Else the gradients of the gradients arrive as zeros: of the weight alone 2 GB.
+    ctx.set_materialize_grads(False)
 
 
-def _sum_backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+def _sum_backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     lce_once()
+    if grad is None:
+        return (None,) * (INPUTS + 3)
     kept = zip(ctx.saved_tensors, ctx.types, ctx.wanted, strict=True)
     return (*[lce_scaled(x, grad, dtype) if want else None for x, dtype, want in kept], *[None] * (INPUTS + 1))
 

@@ -1,0 +1,173 @@
+"""The memory of a rank in a stage: what it holds, what a pass adds, and where it is most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from sft.run.plan.engines import Engine, held
+from sft.run.plan.ops import Adapters, Types
+from sft.run.plan.optimizers import STEP_COPIES, is_paged, state_bytes
+from sft.run.plan.passes import Batch, PassMemory, training_pass
+from sft.run.plan.shape import FLOAT32, Shape
+
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""NF4: half a byte, a scale of 8 bits for each 64 values, and one of float32 for each 256 of those."""
+NOT_FOUR_BITS = ("dt_proj",)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a stage trains, as far as memory and time follow from it.
+
+    Attributes:
+        rows, length: of a micro-batch of a rank, and its tokens. documents: of a micro-batch. kept, supervised: the
+            shares of tokens that the cross-decoder computes and that have a loss.
+        accumulation: micro-batches of a step.
+        frozen_width: bytes of a frozen weight. ema: an average of what is trained is kept.
+    """
+
+    engine: Engine
+    rows: int
+    length: int
+    documents: int
+    accumulation: int
+    checkpointing: bool
+    bf16: bool
+    optimizer: str = "adamw_torch_fused"
+    optimizer_arguments: str | None = None
+    adapters: Adapters | None = None
+    frozen_width: int = 2
+    four_bit: bool = False
+    ema: bool = False
+    kept: float = 1.0
+    supervised: float = 1.0
+    device: str = "gpu"
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch of a rank."""
+        return self.rows * self.length
+
+    @property
+    def rows_of_a_step(self) -> int:
+        """Of all ranks."""
+        return self.rows * self.accumulation * self.engine.world
+
+    def types(self) -> Types:
+        """What is held and computed in which type."""
+        width = FLOAT32 if self.adapters is None else self.frozen_width
+        return Types(2 if self.bf16 else FLOAT32, width, self.four_bit, self.device, self.bf16)
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of a rank at its fullest, by what they are; `host`: beside them, in the host's memory.
+
+    Attributes:
+        moment: `forward`, `backward` or `step`: when it is fullest.
+        after_forward: activations that wait for the backward pass.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    temporaries: int
+    buffers: int
+    moment: str
+    after_forward: int
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """All but the host's."""
+        parts = (self.weights, self.gradients, self.optimizer, self.activations, self.temporaries, self.buffers)
+        return sum(parts)
+
+    def parts(self) -> dict[str, int]:
+        """By name, in the order in which they are told."""
+        names = ("weights", "gradients", "optimizer", "activations", "temporaries", "buffers")
+        return {name: getattr(self, name) for name in names}
+
+
+def trained_values(shape: Shape, adapters: Adapters | None) -> int:
+    """How many values a stage trains."""
+    if adapters is None:
+        return shape.parameters
+    found = [matrix for matrix in shape.matrices() if matrix.name in adapters.targets]
+    magnitudes = sum(matrix.out for matrix in found) if adapters.dora else 0
+    return sum(adapters.rank * (matrix.out + matrix.width) for matrix in found) + magnitudes
+
+
+def frozen_bytes(shape: Shape, layout: Layout) -> int:
+    """Of weights that aren't trained."""
+    if layout.adapters is None:
+        return 0
+    if layout.four_bit:
+        small = sum(matrix.numel for matrix in shape.matrices() if matrix.name not in NOT_FOUR_BITS)
+        return round(small * FOUR_BITS) + (shape.parameters - small) * FLOAT32
+    wide = shape.always_float32
+    return (shape.parameters - wide) * layout.frozen_width + wide * FLOAT32
+
+
+@lru_cache(maxsize=256)
+def _pass(shape: Shape, layout: Layout) -> PassMemory:
+    tokens = layout.tokens
+    batch = Batch(tokens, round(tokens * layout.kept), round(tokens * layout.supervised), layout.documents)
+    return training_pass(
+        shape,
+        batch,
+        layout.types(),
+        checkpointing=layout.checkpointing,
+        adapters=layout.adapters,
+        keeps_gradients=layout.engine.keeps_gradients,
+    )
+
+
+def pass_of(shape: Shape, layout: Layout) -> PassMemory:
+    """The pass of a layout; layouts that differ in what it doesn't follow from share one.
+
+    Gradients that are added to those of earlier micro-batches, or that an engine takes, go at once.
+    """
+    stay = layout.engine.keeps_gradients and layout.accumulation == 1
+    alike = Engine(zero=None if stay else 2)
+    same = {"accumulation": 1, "optimizer": "", "optimizer_arguments": None, "ema": False}
+    return _pass(shape, replace(layout, engine=alike, **same))  # type: ignore[arg-type]
+
+
+def rank_memory(shape: Shape, layout: Layout) -> RankMemory:
+    """What a rank of `layout` takes when it takes most."""
+    trained, frozen = trained_values(shape, layout.adapters), frozen_bytes(shape, layout)
+    states = state_bytes(
+        layout.optimizer, layout.optimizer_arguments, shape, trained, adapters=layout.adapters is not None
+    )
+    fixed = held(
+        layout.engine,
+        frozen=frozen,
+        trained=trained,
+        states=states,
+        accumulates=layout.accumulation > 1,
+        copies=STEP_COPIES.get(layout.optimizer, 0.0),
+        paged=is_paged(layout.optimizer),
+    )
+    weights = fixed.weights + (trained * FLOAT32 if layout.ema else 0)
+    found = pass_of(shape, layout)
+    peak = dict(found.peak)
+    moment, gradients = found.peak_in, fixed.gradients + peak["gradients"]
+    activations, temporaries = peak["activations"], peak["temporaries"]
+    if fixed.step > gradients + activations + temporaries:
+        moment, activations, temporaries = "step", 0, 0
+        gradients = max(fixed.gradients, min(fixed.step, trained * FLOAT32))
+        temporaries = fixed.step - gradients
+    return RankMemory(
+        weights,
+        gradients,
+        fixed.optimizer,
+        activations,
+        temporaries,
+        fixed.buffers,
+        moment,
+        found.after_forward,
+        fixed.host,
+    )

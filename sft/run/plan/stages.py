@@ -1,0 +1,153 @@
+"""A recipe's stages, planned: the layout that the recipe asks for, its memory, time and disk, and what to change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sft.recipe.paths import RunPaths
+from sft.run.plan.answers import SuitePlan, suite_plans
+from sft.run.plan.cards import Cluster
+from sft.run.plan.choices import Choice, choices
+from sft.run.plan.config import shape_of
+from sft.run.plan.disk import DiskPlan, disk_plan
+from sft.run.plan.engines import engine_of
+from sft.run.plan.memory import Layout, RankMemory, rank_memory
+from sft.run.plan.ops import PROJECTIONS, Adapters
+from sft.run.plan.rows import DOCUMENT, Rows, rows_of
+from sft.run.plan.shape import FLOAT32, Shape
+from sft.run.plan.speed import StepTime, step_time
+
+if TYPE_CHECKING:
+    from sft.recipe.schema import Recipe, Stage
+
+UNBOUNDED = 32768
+"""Tokens of a row where the recipe sets no limit."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage on a cluster. `fits`: None on a processor, whose memory is the machine's; `step`: None there, too.
+
+    Attributes:
+        steps, tokens, hours: of the whole stage; None where its rows aren't known.
+        smallest: the change of fewest keys that makes it fit, where it doesn't. fastest: the fastest that fits.
+    """
+
+    name: str
+    layout: Layout
+    rows: Rows
+    memory: RankMemory
+    fits: bool | None
+    step: StepTime | None
+    steps: int | None
+    tokens: int | None
+    disk: DiskPlan
+    suites: list[SuitePlan]
+    smallest: Choice | None
+    fastest: Choice | None
+    remedies: list[str]
+
+    @property
+    def tokens_of_a_step(self) -> int:
+        """Of all ranks, in full rows."""
+        return self.layout.rows_of_a_step * self.layout.length
+
+    @property
+    def hours(self) -> float | None:
+        """Of training."""
+        return None if self.step is None or self.steps is None else self.step.seconds * self.steps / 3600
+
+
+def plan_recipe(recipe: Recipe, cluster: Cluster, only: str | None = None, told: int | None = None) -> list[StagePlan]:
+    """Plan the stages, or the one of this name. `told`: tokens of an epoch of stages that aren't prepared.
+
+    Raises UserError for a model that isn't SambaY or whose configuration isn't at hand.
+    """
+    shape = shape_of(recipe.model)
+    plans = []
+    for number, stage in enumerate(recipe.stages):
+        if only in (None, stage.name):
+            plans.append(_stage(recipe, number, stage, shape, cluster, told))
+    return plans
+
+
+def _stage(recipe: Recipe, number: int, stage: Stage, shape: Shape, cluster: Cluster, told: int | None) -> StagePlan:
+    rows = rows_of(RunPaths(recipe), stage, told)
+    layout = layout_of(recipe, stage, shape, cluster, rows)
+    memory = rank_memory(shape, layout)
+    steps = _steps(stage, layout, rows)
+    tokens = None if steps is None else steps * layout.rows_of_a_step * round(_row(layout, rows))
+    fits = step = smallest = fastest = None
+    remedies: list[str] = []
+    if cluster.card is not None:
+        fits, step = memory.total <= cluster.card.usable, step_time(shape, layout, cluster)
+        smallest, fastest, remedies = choices(stage, shape, layout, cluster)
+    train = stage.train
+    saves = _saves(stage, steps)
+    stored = 2 if recipe.model.dtype == "bfloat16" else FLOAT32
+    disk = disk_plan(shape, layout, limit=train.save_total_limit, saves=saves, stored_width=stored)
+    suites = suite_plans(number, stage, cluster, shape, steps)
+    return StagePlan(
+        stage.name, layout, rows, memory, fits, step, steps, tokens, disk, suites, smallest, fastest, remedies
+    )
+
+
+def layout_of(recipe: Recipe, stage: Stage, shape: Shape, cluster: Cluster, rows: Rows) -> Layout:
+    """How the recipe has a stage trained on a cluster."""
+    train, gpu = stage.train, cluster.card is not None
+    length = train.max_length or UNBOUNDED
+    count = train.per_device_train_batch_size
+    document = min(float(length), rows.document or (DOCUMENT if train.packing else length))
+    documents = max(count, round(count * length / document)) if train.packing else count
+    adapters = None
+    if train.use_peft:
+        targets = train.lora_target_modules
+        named = targets if isinstance(targets, list) else PROJECTIONS
+        kinds = frozenset(name.rpartition(".")[2] for name in named) - ({"dt_proj"} if train.use_dora else set())
+        adapters = Adapters(train.lora_r, kinds, train.lora_dropout, train.use_dora)
+    on_gpu = gpu if train.gradient_checkpointing is None else train.gradient_checkpointing
+    return Layout(
+        engine_of(train.deepspeed_content(), cluster.count, shape, f"stages[{stage.name}].train"),
+        count,
+        length,
+        documents,
+        train.gradient_accumulation_steps,
+        on_gpu,
+        gpu if train.bf16 is None else train.bf16,
+        train.optim,
+        train.optim_args,
+        adapters,
+        2 if gpu and recipe.model.dtype == "bfloat16" else FLOAT32,
+        recipe.model.load_in_4bit,
+        train.ema is not None,
+        supervised=1.0,
+        device="gpu" if gpu else "cpu",
+    )
+
+
+def _row(layout: Layout, rows: Rows) -> float:
+    """Tokens of a row, on average."""
+    return float(layout.length) if not rows.rows or rows.tokens is None else rows.tokens / rows.rows
+
+
+def _steps(stage: Stage, layout: Layout, rows: Rows) -> int | None:
+    if stage.train.max_steps > 0:
+        return stage.train.max_steps
+    if rows.rows is None:
+        return None
+    return math.ceil(math.ceil(rows.rows / layout.rows_of_a_step) * stage.train.num_train_epochs)
+
+
+def _saves(stage: Stage, steps: int | None) -> int | None:
+    """How many checkpoints are written in all."""
+    train = stage.train
+    if train.save_strategy == "epoch":
+        return math.ceil(train.num_train_epochs)
+    if train.save_strategy == "no":
+        return 1  # of the last step, from which the stage's result is made
+    if steps is None:
+        return None
+    every = train.save_steps if train.save_steps >= 1 else max(1.0, steps * train.save_steps)
+    return math.ceil(steps / every)
