@@ -161,7 +161,9 @@ def _own_settings(stage: Stage, paths: RunPaths, values: dict[str, Any]) -> dict
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "average_tokens_across_devices": True,
-        "ddp_find_unused_parameters": False,
+        # After the first backward pass DDP puts gradients in the order they came in, which shares change, and sums of
+        # more than two follow from places: a resumed stage would come to other bits. This keeps the first order.
+        "ddp_find_unused_parameters": stage.train.sequence_parallel_size > 1,
         # A loss that isn't a number stops the run; transformers would log an average in its place.
         "logging_nan_inf_filter": False,
         "report_to": _trackers(values["report_to"]),
