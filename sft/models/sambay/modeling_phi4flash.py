@@ -560,6 +560,7 @@ class Phi4FlashModel(Phi4FlashPreTrainedModel):
             memory = made if layer.is_memory_source else memory
             if layer.is_shared_source:
                 keys, values = new
+                assert memory is not None
                 memory = layout.keep(memory)
                 if memory.requires_grad and memory.dtype in (torch.bfloat16, torch.float16):
                     shared = SharedTensor(memory)

@@ -13,7 +13,7 @@ BLOCK = {"use_reentrant": False}
 GIB = 1 << 30
 
 
-def test_the_published_model_keeps_no_more_than_its_block_inputs_and_what_layers_share():
+def test_the_published_model_keeps_no_more_than_its_block_inputs_and_what_layers_share() -> None:
     """Of 16K tokens: with every layer's memory, keys and values it was 8.3 GiB."""
     tokens, width, inner = 16384, 2560, 5120
     found = Pass(tokens, BLOCK, backward=False)
@@ -24,7 +24,7 @@ def test_the_published_model_keeps_no_more_than_its_block_inputs_and_what_layers
     assert found.live < 6.6 * GIB
 
 
-def test_a_full_fine_tune_in_bfloat16_fits_one_a100_at_32k():
+def test_a_full_fine_tune_in_bfloat16_fits_one_a100_at_32k() -> None:
     """Weights, gradients, AdamW's moments in float32, and the most of activations, in 80 GB less what CUDA takes."""
     found = Pass(32768, BLOCK, half=True)
     assert found.held < 2.01 * found.parameters
@@ -32,7 +32,7 @@ def test_a_full_fine_tune_in_bfloat16_fits_one_a100_at_32k():
     assert 2 * found.held + 8 * found.parameters + found.peak < 60 * GIB
 
 
-def test_layers_whose_outputs_nobody_reads_return_hidden_states_alone():
+def test_layers_whose_outputs_nobody_reads_return_hidden_states_alone() -> None:
     model = tiny_model().train()
     made = {}
     for index, layer in enumerate(model.model.layers):

@@ -119,7 +119,12 @@ def test_selective_computes_whole_attention_once(offloaded: bool, monkeypatch: p
     monkeypatch.setenv("SAMBAY_KERNELS", "torch")
     windows: list[int] = []
     maps = attention.diff_maps
-    monkeypatch.setattr(attention, "diff_maps", lambda inputs: windows.append(inputs.window) or maps(inputs))
+
+    def noted(inputs: Any) -> Any:
+        windows.append(inputs.window)
+        return maps(inputs)
+
+    monkeypatch.setattr(attention, "diff_maps", noted)
     counts, results = [], []
     for selective in (False, True):
         windows.clear()
