@@ -65,8 +65,9 @@ class _Point:
 def _look_up(paths: RunPaths, owner: Stage, stage: str | None, others: Sequence[RunPaths]) -> _Point:
     point = stage or "start"
     folder = paths.eval_dir(point)
+    identity = point_identity(paths, stage)
     dtype = answering_precision(paths, owner.evaluate).dtype
-    key = _key(owner, point_identity(paths, stage), dtype)
+    key = _key(owner, identity, dtype)
     if (done := _done(folder, owner, key)) is not None:
         say(f"{point}: evaluated already, skipped")
         return _Point(dtype, key, dict(done["metrics"]))

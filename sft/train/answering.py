@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sft.train.handover import default_dtype
 from sft.train.precision import Precision, machine_precision
 from sft.utils.files import read_sealed, write_sealed
 from sft.utils.say import say
@@ -43,6 +42,8 @@ def begin_answering(paths: RunPaths, section: EvaluateSection, point: str | None
 
 def _of_the_machine(paths: RunPaths) -> Precision:
     import torch
+
+    from sft.train.handover import default_dtype
 
     found = machine_precision(gpu=torch.cuda.is_available())
     if not found.bf16 and default_dtype(paths) != "float32":

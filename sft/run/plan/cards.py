@@ -93,5 +93,7 @@ def cluster_of(text: str) -> Cluster:
     known = {card.lower(): card for card in CARDS}
     if name.lower() not in known or count < 1:
         hint = nearest(name, CARDS) or ""
-        raise UsageError(f"--gpus: {text!r} is no number of a known card, such as 8xA100-80{hint}; {', '.join(CARDS)}, cpu")
+        raise UsageError(
+            f"--gpus: {text!r} is no number of a known card, such as 8xA100-80{hint}; {', '.join(CARDS)}, cpu"
+        )
     return Cluster(count, CARDS[known[name.lower()]])

@@ -319,9 +319,7 @@ class Ops:
         wide = types.product if types.device == "gpu" else types.weight
         if self.trains_all and types.device == "gpu":
             self._weight(shape.embedding, (-1, "embed_tokens"), types.weight, frozen=False)
-        by_tokens = types.device == "gpu" or (
-            types.weight == FLOAT32 and shape.embedding * FLOAT32 <= 512 << 20
-        )
+        by_tokens = types.device == "gpu" or (types.weight == FLOAT32 and shape.embedding * FLOAT32 <= 512 << 20)
         rows, columns = hidden.rows, hidden.columns
         memory.note(self._inside_loss(supervised))
         saved = [memory.hold(rows * columns * FLOAT32)] if by_tokens else [hidden.data, memory.hold(4 * rows * FLOAT32)]

@@ -156,7 +156,9 @@ class _Model:
             del remade, again, data
             held.clear()
             arrived = dict(
-                zip((place for place, _ in leaves), run_backward(ends, grads, [leaf for _, leaf in leaves]), strict=True)
+                zip(
+                    (place for place, _ in leaves), run_backward(ends, grads, [leaf for _, leaf in leaves]), strict=True
+                )
             )
             return [arrived.get(place) for place in wanted]
 

@@ -84,7 +84,7 @@ PLANS = {
         TRAINING,
     ),
     "push --repo_id me/it --public --revision v2 --replace_card --folder run/export": (
-        ["push: to me/it, branch v2, public", "files: 16 in run/export", "LICENSE: the export's\n"],
+        ["push: to me/it, branch v2, public", "files: 17 in run/export", "LICENSE: the export's\n"],
         (*TRAINING, "model: "),
     ),
     "push --folder run": (["push: to nowhere yet (--repo_id", "files: none: run is not a folder that"], TRAINING),

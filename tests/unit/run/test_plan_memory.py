@@ -33,7 +33,9 @@ LAYOUTS = {
     "rows": Layout(512, rows=4, documents=4, config=SMALL),
     "packed": Layout(4096, documents=16, config=SMALL),
     "packed, prompts": Layout(4096, documents=16, kept=0.75, config=SMALL),
-    "packed, long prompts, nothing recomputed": Layout(4096, documents=16, kept=0.25, config=SMALL, checkpointing=False),
+    "packed, long prompts, nothing recomputed": Layout(
+        4096, documents=16, kept=0.25, config=SMALL, checkpointing=False
+    ),
     "many short documents": Layout(4096, documents=128, config=NARROW),
     "narrow": Layout(2048, config=NARROW),
     "narrow, nothing recomputed": Layout(2048, config=NARROW, checkpointing=False),

@@ -105,6 +105,7 @@ def test_small_steps_add_up_where_rounding_to_the_nearest_stands_still() -> None
 
 def test_a_stage_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     keys = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-3, "weights_dtype": "bfloat16"}
+    keys["keep_optimizer"] = True
     _, paths = train_toy(tmp_path, keys, model=tiny_sambay())
     straight = saved_weights(paths.final_dir("one"))
     paths.stage_manifest("one").unlink()
