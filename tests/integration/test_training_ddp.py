@@ -81,6 +81,8 @@ def test_processes_decide_together(tmp_path):
     assert (tmp_path / "signal/stages/one/manifest.json").is_file()
     # 14 rows an epoch for two processes, which don't always get as many; with the rows that fill it up, 40.
     assert first["filled"]["told"] == 2 and 14 <= first["filled"]["passes"] < 24
+    # Gradients are sent once a step, in however many micro-batches.
+    assert first["exchanges"]["5"] == first["exchanges"]["1"] > 0
     assert (first["sums"], first["largest"]) == ([[3, 10], [3, 10]], [2])
     rows = toy_rows(14, packed=False)
     _, layout = train_toy(tmp_path / "one", {"per_device_train_batch_size": 20, "num_train_epochs": 2}, prepared=rows)
@@ -105,6 +107,52 @@ def test_a_launcher_that_dies_leaves_no_process_behind(tmp_path):
     finally:
         launcher.kill()
     assert len(list((tmp_path / "stages/one").glob("checkpoint-*/complete.json"))) == 1
+
+
+RESTARTED = """
+import os, signal, sys
+from pathlib import Path
+from train_toys import tiny_sambay, toy_rows, train_toy
+from sft.train.callbacks import StopOnSignal
+from sft.utils.errors import UserError
+
+signum, attempt = int(sys.argv[2]), os.environ["TORCHELASTIC_RESTART_COUNT"]
+Path(sys.argv[1], f"attempt-{attempt}-{os.environ['RANK']}").touch()
+original = StopOnSignal.on_step_end
+
+def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == 5 and attempt == "0" and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signum)
+    return original(self, args, state, control, **kwargs)
+
+StopOnSignal.on_step_end = on_step_end
+train = {"packing": True, "max_steps": 8, "save_steps": 2, "per_device_train_batch_size": 1}
+try:
+    train_toy(Path(sys.argv[1]), train, model=tiny_sambay(), prepared=toy_rows(14, packed=True))
+except UserError as error:
+    print(error, file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGUSR1])
+def test_a_launcher_starts_a_lost_process_again_and_none_that_was_told_to_stop(tmp_path, signum):
+    """One of two is killed: all begin again, from the last whole checkpoint. One is told to stop: all save and go."""
+    (tmp_path / "worker.py").write_text(RESTARTED)
+    command = [*LAUNCH, "--max_restarts", "2", str(tmp_path / "worker.py"), str(tmp_path), str(int(signum))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    attempts = sorted(path.name for path in tmp_path.glob("attempt-*"))
+    stage = tmp_path / "stages/one"
+    if signum == signal.SIGKILL:
+        assert done.returncode == 0 and len(attempts) == 4, done.stderr[-3000:]
+        assert json.loads((stage / "manifest.json").read_text())["steps"] == 8
+        events = [json.loads(line) for line in (stage / "events.jsonl").read_text().splitlines()]
+        assert [event["step"] for event in events if event["event"] == "restart"] == [4]
+    else:
+        assert done.returncode != 0 and len(attempts) == 2, done.stderr[-3000:]
+        assert "Stopped at step 5 of 8 of stage one, everything saved" in done.stderr
+        assert (stage / "checkpoint-5/complete.json").is_file() and not (stage / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("words", [["--seeed", "1"], ["--stage", "none"], ["--restart"]])

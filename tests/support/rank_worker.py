@@ -37,14 +37,16 @@ def signal_in_the_last_step(self: Any, args: Any, state: Any, control: Any, **kw
     return on_step_end(self, args, state, control, **kwargs)
 
 
-def run(root: Path, train: dict[str, Any], change: Callable[[], None] | None = None) -> dict[str, Any]:
-    """What a training ended in, and how often the model was run."""
+def run(
+    root: Path, train: dict[str, Any], change: Callable[[], None] | None = None, inside: Any = training_step
+) -> dict[str, Any]:
+    """What a training ended in, and how often the model was run. `inside`: what each step is done by."""
     passes = 0
 
     def counted(self: Any, model: Any, inputs: dict[str, Any], number: Any = None) -> Any:
         nonlocal passes
         passes += not inputs.get("skipped")
-        return training_step(self, model, inputs, number)
+        return inside(self, model, inputs, number)
 
     SambayTrainer.training_step = counted  # type: ignore[method-assign]
     if change is not None:
@@ -57,6 +59,29 @@ def run(root: Path, train: dict[str, Any], change: Callable[[], None] | None = N
     finally:
         SambayTrainer.training_step, StopOnSignal.on_step_end = training_step, on_step_end  # type: ignore[method-assign]
     return {"told": told, "code": code, "passes": passes}
+
+
+def exchanges(root: Path) -> dict[str, int]:
+    """How many gradient buckets are sent in two steps of one micro-batch, and of five, which are as large."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    seen: dict[str, int] = {}
+
+    def hooked(self: Any, model: Any, inputs: dict[str, Any], number: Any = None) -> Any:
+        if not hasattr(model, "counted"):
+            model.counted = True
+
+            def count() -> None:
+                seen[name] = seen.get(name, 0) + 1
+
+            # A lambda: torch looks at annotations, and wants them to be types.
+            model.register_comm_hook(None, lambda state, bucket: (count(), allreduce_hook(state, bucket))[1])
+        return training_step(self, model, inputs, number)
+
+    for name, rows, micro_batches in (("1", 5, 1), ("5", 1, 5)):
+        split = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": micro_batches}
+        run(root / f"exchanges {name}", {**split, "max_steps": 2, "num_train_epochs": 2}, inside=hooked)
+    return seen
 
 
 def main() -> None:
@@ -76,6 +101,7 @@ def main() -> None:
         ),
         "filled": run(root / "filled", {**each, "gradient_accumulation_steps": 10, "num_train_epochs": 2}),
     }
+    seen["exchanges"] = exchanges(root)
     # As on GPUs, whose process group can't exchange numbers of the host.
     with patch.object(torch.distributed, "get_backend", lambda group=None: "nccl"):
         seen["sums"] = [over_processes([RANK + 1, 5]) for _ in range(2)]

@@ -297,6 +297,40 @@ def _(toy: Toy) -> None:
     assert not torch.equal(weights[1], weights[0]) and torch.equal(weights[2], weights[0])
 
 
+@effect("guard")
+def _(toy: Toy) -> None:
+    """More in tests/unit/train/test_guard.py."""
+    original = SambayTrainer.training_step
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = original(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == 0 else loss
+
+    toy.patch.setattr(SambayTrainer, "training_step", training_step)
+    assert toy.train()[0]["left_out"]["steps"] == [1]
+    with pytest.raises(UserError, match="The loss is not a finite number at step 1"):
+        toy.train(guard=None)
+
+
+@effect("keep_optimizer", "stall_timeout")
+def _(toy: Toy) -> None:
+    """More in tests/unit/train/test_mishaps.py, where a stage hangs."""
+    from sft.train import watchdog
+
+    made: list[float] = []
+    begin = watchdog.Watchdog.__init__
+    toy.patch.setattr(
+        watchdog.Watchdog,
+        "__init__",
+        lambda self, seconds, *rest: (made.append(seconds), begin(self, seconds, *rest))[0],
+    )
+    for keep in (True, False):
+        paths = toy.train(keep_optimizer=keep, stall_timeout=77.0)[1]
+        assert (paths.stage_dir("one") / "checkpoint-2/optimizer.pt").is_file() is keep
+    toy.train(stall_timeout=None)
+    assert made == [77.0, 77.0]
+
+
 @effect("neftune_noise_alpha")
 def _(toy: Toy) -> None:
     assert toy.losses(neftune_noise_alpha=20.0)[0] != toy.losses()[0]
