@@ -212,6 +212,8 @@ def process_environment(where: Placement, local: int, port: int, run: str) -> di
         "TORCHELASTIC_RESTART_COUNT": 0,
         "TORCHELASTIC_MAX_RESTARTS": 0,
         "TORCHELASTIC_USE_AGENT_STORE": True,
+        # It warns of each slice of a wait; from the start on, since the first wait comes before `quiet_libraries`.
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         # Threads of processes that share cores wait for each other.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, cores // where.local)),
     }

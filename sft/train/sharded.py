@@ -3,17 +3,14 @@ or a copy of its own in memory, but for the first one, which has tried the model
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from sft.models.four_bit import is_four_bit
 
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
-
-def is_sharded(args: TrainingArguments) -> bool:
+def is_sharded(args: Any) -> bool:
     """Whether a stage's processes hold a part of each weight (ZeRO-3)."""
     return isinstance(args.deepspeed, dict) and args.deepspeed["zero_optimization"].get("stage") == 3
 
