@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(prog=parser.prog)
     parser.add_argument("--config", metavar="RECIPE", help=CONFIG_HELP)
     parser.add_argument("--stage", metavar="NAME", help="this stage alone")
-    parser.add_argument("--gpus", metavar="NxCARD", help=f"such as {GPUS}, 32xH100-80, H200-141, or cpu (default: {GPUS})")
+    parser.add_argument(
+        "--gpus", metavar="NxCARD", help=f"such as {GPUS}, 32xH100-80, H200-141, or cpu (default: {GPUS})"
+    )
     text = "tokens of an epoch of stages whose rows aren't prepared (default: their time isn't told)"
     parser.add_argument("--epoch_tokens", type=positive, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -65,7 +67,9 @@ def _show(name: str, cluster: Cluster, plans: list[StagePlan]) -> None:
     for plan in plans:
         out.print(f"{plan.name}: {_layout(plan)}")
     head = ("GiB of a rank", *plans[0].memory.parts(), "in all", "fullest")
-    rows = [[plan.name, *(_gib(part) for part in plan.memory.parts().values()), *_whole(plan, cluster)] for plan in plans]
+    rows = [
+        [plan.name, *(_gib(part) for part in plan.memory.parts().values()), *_whole(plan, cluster)] for plan in plans
+    ]
     out.print(numbers_table(head, rows, text={"GiB of a rank": 14}, width=out.width))
     head = ("time, disk", "step s", "tokens/s", "steps", "tokens", "hours", "checkpoint GB", "disk GB")
     out.print(numbers_table(head, [_time(plan) for plan in plans], text={"time, disk": 14}, width=out.width))
@@ -129,7 +133,8 @@ def _advice(plan: StagePlan, cluster: Cluster) -> Iterator[str]:
     if cluster.card is None:
         return
     if not plan.fits:
-        yield f"{plan.name} doesn't fit: {_gib(plan.memory.total)} GiB where {cluster.card.name} has {_gib(cluster.card.usable)}"
+        room = _gib(cluster.card.usable)
+        yield f"{plan.name} doesn't fit: {_gib(plan.memory.total)} GiB where {cluster.card.name} has {room}"
     if plan.smallest is not None:
         yield f"{plan.name}, the smallest change that fits ({_told(plan.smallest)}): {plan.smallest.words}"
     if plan.fastest is not None:

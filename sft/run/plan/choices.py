@@ -149,4 +149,3 @@ def _remedies(stage: Stage, shape: Shape, layout: Layout, cluster: Cluster) -> I
             if rank_memory(shape, parted).total <= room:
                 yield f"--gpus {cards}x{cluster.card.name} {prefix}.deepspeed zero3"
                 break
-

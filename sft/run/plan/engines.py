@@ -40,7 +40,9 @@ class Engine:
         """For people."""
         if self.zero is None:
             return "DDP" if self.world > 1 else "one process"
-        offload = [word for word, on in (("optimizer", self.offload_optimizer), ("weights", self.offload_parameters)) if on]
+        offload = [
+            word for word, on in (("optimizer", self.offload_optimizer), ("weights", self.offload_parameters)) if on
+        ]
         return f"ZeRO-{self.zero}" + (f", {' and '.join(offload)} on the host" if offload else "")
 
     @property

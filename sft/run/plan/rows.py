@@ -40,7 +40,11 @@ def rows_of(paths: RunPaths, stage: Stage, told: int | None = None) -> Rows:
         documents = max(1, manifest["documents"])
         share = manifest["supervised_tokens"] / max(1, manifest["tokens"])
         return Rows(
-            f"prepared ({manifest['key'][:8]})", manifest["packs"], manifest["tokens"], manifest["tokens"] / documents, share
+            f"prepared ({manifest['key'][:8]})",
+            manifest["packs"],
+            manifest["tokens"],
+            manifest["tokens"] / documents,
+            share,
         )
     length = stage.train.max_length
     if told is None or length is None:
