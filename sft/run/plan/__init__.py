@@ -1,1 +1,1 @@
-"""What a run will take before anything is loaded: memory of a rank, time, disk; from shapes alone and without torch."""
+"""What a run will take: memory of a rank, time and disk, from shapes and without torch."""

@@ -60,7 +60,7 @@ PRODUCT_SHARE, ATTENTION_SHARE = 0.539, 0.277
 published size on an H100, of 8 documents and of 1 (kernels/benchmarks/results/published-step.json)."""
 STREAM_SHARE = 0.7
 """Of the memory's bandwidth that an optimizer's step reaches (ours)."""
-WEIGHT_SHARE, PAGE_SHARE = 0.58, 0.85
+WEIGHT_SHARE, PAGE_SHARE = 0.497, 0.85
 """Of the memory's bandwidth that decoding reaches reading weights, and keys and values: measured on an H200 at 1 and
 16 sequences (kernels/benchmarks/results/published-decode.json)."""
 LINK_SHARE, HIDDEN = 0.75, 0.5

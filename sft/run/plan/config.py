@@ -30,7 +30,7 @@ def shape_of(section: ModelSection) -> Shape:
     if name == PUBLISHED and section.model_revision is None:
         return Shape()
     folder = Path(name)
-    file = folder / "config.json" if folder.is_dir() else Path(_from_hub(name, section.model_revision))
+    file = folder / "config.json" if folder.is_dir() else _from_hub(name, "config.json", section.model_revision)
     return Shape.of(_read(file), name)
 
 
@@ -44,19 +44,16 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _from_hub(name: str, revision: str | None) -> str:
-    """The path of a configuration in the cache, where it is fetched to if it isn't there."""
+def _from_hub(name: str, file: str, revision: str | None = None) -> Path:
+    """A file of a repository in the cache, where it is fetched to if it isn't there."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    if isinstance(found, str):
-        return found
     try:
-        return hf_hub_download(name, "config.json", revision=revision)
+        found = try_to_load_from_cache(name, file, revision=revision)
+        return Path(found if isinstance(found, str) else hf_hub_download(name, file, revision=revision))
     except Exception as error:  # huggingface_hub's and httpx's, by its version
         raise UserError(
-            f"the configuration of {name}, which tells the model's shape, is neither in the cache nor can it be "
-            f"fetched: {first_line(error)}"
+            f"{file} of {name}, which tells the model's shape, is neither here nor can it be fetched: {first_line(error)}"
         ) from error
 
 
@@ -64,9 +61,11 @@ def _vocabulary(tokenizer: str | None) -> int:
     """Rows of the embedding of a model made for a tokenizer: its tokens, rounded up to 64s."""
     if tokenizer == "tiny":
         return TINY_VOCABULARY
-    file = Path(tokenizer or "") / "tokenizer.json"
-    if not file.is_file():
-        raise UserError(f"model.config says no vocab_size, and {tokenizer} is no folder with a tokenizer.json: say it.")
+    if tokenizer == PUBLISHED:
+        return Shape.vocab_size
+    name = tokenizer or ""
+    folder = Path(name)
+    file = folder / "tokenizer.json" if folder.is_dir() else _from_hub(name, "tokenizer.json")
     content = _read(file)
     ids = [*content.get("model", {}).get("vocab", {}).values(), *(x["id"] for x in content.get("added_tokens", []))]
     return (max((int(i) for i in ids if isinstance(i, int)), default=0) + 64) // 64 * 64

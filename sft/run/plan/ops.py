@@ -77,10 +77,16 @@ class Ops:
         """A tensor that nothing is recorded of."""
         return Value(self.memory.hold(rows * columns * width), rows, columns)
 
-    def gradient(self, key: tuple[int, str], size: int) -> None:
-        """A parameter's gradient is whole."""
-        if self.keeps_gradients:
-            self.gradients.setdefault(key, self.memory.hold(size, "gradients"))
+    def take(self, key: tuple[int, str], made: Held, size: int, *, waits: bool = False) -> None:
+        """A weight's gradient, widened to `size` bytes where it isn't so wide: it stays, or an engine takes it at once.
+        `waits`: for another gradient of the same weight, whoever takes them."""
+        stays = self.keeps_gradients or waits
+        if made.size != size:
+            made = self.memory.hold(size, "gradients" if stays else None)
+        elif stays:
+            made.become("gradients")
+        if stays:
+            self.gradients[key] = made
 
     # ---- linear layers ----
 
@@ -114,18 +120,9 @@ class Ops:
             of_x = memory.hold(rows * columns * product) if needs else None
             memory.note(unpacked)
             if not frozen:
-                of_weight: Held | None = memory.hold(matrix.numel * product)
-                if product != width:
-                    given.clear()
-                    wide = memory.hold(matrix.numel * width, "gradients" if self.keeps_gradients else None)
-                    of_weight = None
-                    if self.keeps_gradients:
-                        self.gradients.setdefault(key, wide)
-                    del wide
-                elif self.keeps_gradients and of_weight is not None:
-                    self.gradients.setdefault(key, memory.hold(0, "gradients"))
-                    _turn(of_weight, "gradients")
-                    self.gradients[key] = of_weight
+                of_weight = memory.hold(matrix.numel * product)
+                given.clear()
+                self.take(key, of_weight, matrix.numel * width)
             return [of_x]
 
         memory.note(unpacked)
@@ -209,7 +206,7 @@ class Ops:
 
     def swiglu(self, gate: Value, value: Value) -> Value:
         """silu(gate) * value."""
-        out, memory, size = self.new(gate.rows, gate.columns, self.types.product), self.memory, 0
+        out, memory = self.new(gate.rows, gate.columns, self.types.product), self.memory
         size = out.data.size
         self.tape.op(
             [gate, value], [out], lambda given: [memory.hold(size), memory.hold(size)], [gate.data, value.data]
@@ -228,11 +225,6 @@ class Ops:
         self.tape.op([x], views, lambda given: [memory.hold(size)])
         return views
 
-    def keep(self, x: Value, rows: int) -> Value:
-        """A copy of some of the rows."""
-        width = x.data.size // max(1, x.rows * x.columns) or self.types.product
-        return self.pick(x, rows, min(width, FLOAT32))
-
     def pick(self, x: Value, rows: int, width: int) -> Value:
         """A copy of some of the rows, of values of `width` bytes."""
         out, memory, size = self.new(rows, x.columns, width), self.memory, x.rows * x.columns * width
@@ -243,7 +235,7 @@ class Ops:
 
     def convolution(self, x: Value, documents: int) -> tuple[Value, Held]:
         """Convolution and SiLU; and the documents' last states."""
-        out, memory, size = self.new(x.rows, x.columns, self.types.product), self.memory, 0
+        out, memory = self.new(x.rows, x.columns, self.types.product), self.memory
         size = out.data.size
         final = memory.hold(documents * x.columns * (self.shape.mamba_d_conv - 1) * self.types.product)
         self.tape.op([x], [out], lambda given: [memory.hold(size)], [x.data], trains=self.trains_all)
@@ -304,9 +296,7 @@ class Ops:
         size = shape.embedding * self.types.weight
 
         def backward(given: Gradients) -> Gradients:
-            made = memory.hold(size, "gradients" if self.keeps_gradients else None)
-            if self.keeps_gradients:
-                self.gradients.setdefault((-1, "embed_tokens"), made)
+            self.take((-1, "embed_tokens"), memory.hold(size), size)
             return []
 
         self.tape.op([], [out], backward, trains=self.trains_all)
@@ -326,18 +316,12 @@ class Ops:
         if by_tokens and self.trains_all:
             saved.append(memory.hold(shape.embedding * wide))
         key, trains = (-1, "lm_head"), self.trains_all
-        same = wide == types.weight
 
         def backward(given: Gradients) -> Gradients:
             of_hidden = memory.hold(rows * columns * wide)
             if trains:
-                kind = "gradients" if self.keeps_gradients and same else None
-                narrow: Held | None = memory.hold(shape.embedding * wide, kind)
-                whole = narrow if same else memory.hold(shape.embedding * types.weight, "gradients")
-                narrow = None
-                assert whole is not None
-                # It waits for the embedding's, whoever takes gradients.
-                self.gradients[key] = whole
+                of_weight = memory.hold(shape.embedding * wide)
+                self.take(key, of_weight, shape.embedding * types.weight, waits=True)
             return [of_hidden]
 
         out = self.new(1, 1, FLOAT32)
@@ -352,10 +336,3 @@ class Ops:
         met = min(supervised, LOSS_CHUNK * (MET if product == 2 else SCORED))
         scored = min(supervised, LOSS_CHUNK * SCORED)
         return rows + weight + shape.vocab_size * (met * product + scored * FLOAT32)
-
-
-def _turn(held: Held, kind: str) -> None:
-    """Count bytes as another kind."""
-    held.memory.live[held.kind] -= held.size
-    held.memory.live[kind] += held.size
-    held.kind = kind

@@ -11,7 +11,7 @@ PER_VALUE = {
 }  # fmt: skip
 """Bytes of state a trained value: two float32 moments or one; of 8 bits with a float32 scale for each 256 values."""
 STEP_COPIES = {"adamw_torch": 1.0, "rmsprop": 1.0, "adagrad": 1.0}
-"""Copies of the trained values that a step makes: those that aren't fused go by lists of tensors (torch's foreach)."""
+"""Copies of the trained values that a step makes: of those that aren't fused (torch's foreach)."""
 
 
 def state_bytes(name: str, arguments: str | None, shape: Shape, trained: int, *, adapters: bool) -> int:

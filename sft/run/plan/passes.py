@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sft.run.plan.ops import Adapters, Ops, Types
-from sft.run.plan.shape import FLOAT32, Shape
+from sft.run.plan.shape import FLOAT32, Matrix, Shape
 from sft.run.plan.tape import Gradients, Held, Memory, Tape, Value, run_backward
 
 
@@ -61,8 +61,12 @@ def training_pass(
     assert loss.node is not None
     ends, given = [loss.node], [memory.hold(FLOAT32)]
     del loss
-    run_backward(ends, given)  # type: ignore[arg-type]
+    run_backward(ends, list[Held | None](given))
     return PassMemory(after, dict(memory.at_peak), "backward" if memory.peak > in_forward else "forward")
+
+
+Taken = tuple[Value, Value | None, Value | None, Value | None]
+"""What a layer is given, and what it hands on: hidden states, memory, keys, values."""
 
 
 class _Model:
@@ -82,9 +86,10 @@ class _Model:
             read = None
             if kind == "gmu" and memory is not None:
                 read = self._reader(memory) if shared else memory
-            taken = [hidden, read, *((keys, values) if kind == "cross" else (None, None))]
+            shares = kind == "cross"
+            taken = (hidden, read, keys if shares else None, values if shares else None)
             layer = self._checkpointed if self.checkpointing else self._layer
-            hidden, made, *new = layer(index, *taken)  # type: ignore[misc]
+            hidden, made, *new = layer(index, taken)
             del taken, read
             memory = made if made is not None else memory
             if index == shape.shared_layer:
@@ -111,7 +116,7 @@ class _Model:
         return out
 
     def _reader(self, memory: Value) -> Value:
-        out, hold, wide = Value(memory.data, memory.rows, memory.columns), self.ops.memory, 0
+        out, hold = Value(memory.data, memory.rows, memory.columns), self.ops.memory
         wide = memory.rows * memory.columns * FLOAT32
 
         def backward(given: Gradients) -> Gradients:
@@ -122,53 +127,42 @@ class _Model:
         self.ops.tape.op([memory], [out], backward)
         return out
 
-    def _checkpointed(self, index: int, *taken: Value | None) -> tuple[Value | None, ...]:
+    def _checkpointed(self, index: int, taken: Taken) -> Taken:
         """A layer that keeps what it was given alone and is computed again in the backward pass."""
         ops, tape = self.ops, self.ops.tape
         tape.recording = False
-        made = self._layer(index, *taken)
+        made = self._layer(index, taken)
         tape.recording = True
         given_values = [value for value in taken if value is not None]
         outputs = [value for value in made if value is not None]
-        widths = [(value.rows, value.columns, value.node is not None) if value else None for value in taken]
         held = [value.data for value in given_values]
+        sizes = [value and (value.rows, value.columns, value.node is not None) for value in taken]
 
         def backward(given: Gradients) -> Gradients:
-            data = iter(held)
-            again, leaves = [], []
-            for width in widths:
-                if width is None:
-                    again.append(None)
-                    continue
-                value = Value(next(data), *width[:2])
-                if width[2]:
+            data, leaves = iter(held), []
+            again: list[Value | None] = []
+            for size in sizes:
+                value = Value(next(data), *size[:2]) if size else None
+                if value is not None and size and size[2]:
                     value, leaf = tape.leaf(value)
-                    leaves.append((len(again), leaf))
+                    leaves.append(leaf)
                 again.append(value)
                 del value
-            remade = self._layer(index, *again)
+            remade = self._layer(index, tuple(again))  # type: ignore[arg-type]
             ops.casts.clear()
-            wanted = [place for place, width in enumerate(widths) if width is not None]
             ends = [value.node for value in remade if value is not None and value.node is not None]
-            grads = list(given)
+            passed: Gradients = [*given, *[None] * (len(ends) - len(given))]
             given.clear()
-            grads += [None] * (len(ends) - len(grads))
-            del remade, again, data
             held.clear()
-            arrived = dict(
-                zip(
-                    (place for place, _ in leaves), run_backward(ends, grads, [leaf for _, leaf in leaves]), strict=True
-                )
-            )
-            return [arrived.get(place) for place in wanted]
+            del remade, again, data
+            arrived = iter(run_backward(ends, passed, leaves))
+            return [next(arrived) if size[2] else None for size in sizes if size]
 
         tape.op(given_values, outputs, backward, trains=True)
         return made
 
-    def _layer(
-        self, index: int, hidden: Value, memory: Value | None, keys: Value | None, values: Value | None
-    ) -> tuple[Value, Value | None, Value | None, Value | None]:
-        ops, shape = self.ops, self.ops.shape
+    def _layer(self, index: int, taken: Taken) -> Taken:
+        ops, shape, (hidden, memory, keys, values) = self.ops, self.ops.shape, taken
         kind, linear = shape.kind(index), shape.matrices_of(index)
         product, kept = ops.types.product, self.batch.kept
         mixed = ops.norm(hidden, None, product)[1]
@@ -191,9 +185,9 @@ class _Model:
         fused = ops.linear(normed, linear["fc1"])
         return ops.add(hidden, self._mlp(fused, linear["fc2"])), memory, keys, values
 
-    def _mlp(self, fused: Value, matrix: object) -> Value:
+    def _mlp(self, fused: Value, last: Matrix) -> Value:
         gated = self.ops.swiglu_fused(fused)
-        return self.ops.linear(gated, matrix)  # type: ignore[arg-type]
+        return self.ops.linear(gated, last)
 
     def _mamba(self, index: int, hidden: Value) -> tuple[Value, Value]:
         ops, shape, documents = self.ops, self.ops.shape, self.batch.documents

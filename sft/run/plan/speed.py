@@ -10,8 +10,8 @@ from sft.run.plan.memory import Layout, trained_values
 from sft.run.plan.shape import FLOAT32, Shape
 
 WAITING = {True: 0.5, False: 0.8}
-"""The share of the time that ranks compute where rows aren't packed and each waits for the longest: meeting after every
-micro-batch (ZeRO-2 and 3), or once a step (simulated on lengths of reasoning traces)."""
+"""The share of the time that ranks compute, where rows aren't packed and each waits for the longest: by whether they
+meet after every micro-batch (ZeRO-2 and 3) or once a step (simulated on lengths of reasoning traces)."""
 
 
 @dataclass(frozen=True)

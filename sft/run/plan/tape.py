@@ -54,6 +54,12 @@ class Held:
         memory.live[kind] += size
         memory.note()
 
+    def become(self, kind: str) -> None:
+        """Count as another kind from now on."""
+        self.memory.live[self.kind] -= self.size
+        self.memory.live[kind] += self.size
+        self.kind = kind
+
     def __del__(self) -> None:
         self.memory.live[self.kind] -= self.size
 

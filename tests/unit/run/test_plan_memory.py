@@ -47,7 +47,7 @@ LAYOUTS = {
     "LoRA, nothing recomputed": Layout(2048, config=SMALL, checkpointing=False, **LORA),
     "LoRA, packed, of rank 64": Layout(4096, documents=16, kept=0.5, config=SMALL, **LORA | {"lora": 64}),
     "LoRA, float32": Layout(2048, config=SMALL, lora=64, bf16=False),
-    "LoRA with dropout on a CPU": Layout(1024, config=DEEP, lora=8, dropout=0.1, bf16=False, device="cpu"),
+    "LoRA with dropout on a CPU": Layout(1024, config=SMALL, lora=8, dropout=0.1, bf16=False, device="cpu"),
     "a CPU": Layout(2048, config=SMALL, bf16=False, device="cpu"),
     "a CPU, bfloat16, nothing recomputed": Layout(2048, config=SMALL, checkpointing=False, device="cpu"),
 }
@@ -57,7 +57,13 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+# The others, of which a pass takes seconds each, are for `make test-slow`.
+QUICK = ("one row", "nothing recomputed", "packed, prompts", "narrow", "large vocabulary, short", "second micro-batch")
+QUICK += ("LoRA, packed, of rank 64", "a CPU")
+MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_planned_bytes_are_those_of_the_tensors(name):
     _compare(LAYOUTS[name])
 

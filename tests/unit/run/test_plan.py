@@ -1,0 +1,150 @@
+"""`sft plan` by its command line: no torch, measured rates as they were measured, and advice that holds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from sft.cli.main import main
+from sft.recipe import load_recipe
+from sft.run.plan.answers import engine_memory, page_bytes, slot_bytes, step_seconds
+from sft.run.plan.cards import CARDS, Cluster, cluster_of
+from sft.run.plan.config import TINY_VOCABULARY
+from sft.run.plan.engines import Engine
+from sft.run.plan.memory import Layout, rank_memory
+from sft.run.plan.shape import Shape
+from sft.run.plan.speed import step_time
+from sft.run.plan.stages import plan_recipe
+from sft.tokenizers.tiny import build_tokenizer
+from sft.utils.errors import UsageError
+
+RECIPES = ("phi4-mini-flash", "phi4-mini-flash/lora", "phi4-mini-flash-dasd", "tiny", "gsm8k")
+
+
+def told(capsys, *words: str) -> dict:
+    assert main(["plan", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_nothing_heavy_is_imported():
+    """Two seconds are enough where neither torch nor transformers is loaded."""
+    code = (
+        "import sys; from sft.cli.main import main; assert main(['plan', 'phi4-mini-flash', '--gpus', 'A100-80']) == 0; "
+        "heavy = {'torch', 'transformers', 'deepspeed', 'datasets', 'accelerate', 'trl', 'peft', 'pyarrow'}; "
+        "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "planned, not measured" in done.stdout
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_packaged_recipe_has_a_plan(name, capsys):
+    for gpus in ("A100-80", "32xH100-80", "cpu"):
+        plan = told(capsys, name, "--gpus", gpus)
+        assert [stage["memory_total"] > 0 for stage in plan["stages"]].count(False) == 0
+
+
+def test_a_step_takes_what_it_took_on_an_h100(repo_root):
+    """Of packed documents of 4K and of 32K; that these two set the shares is why they come out, within rounding."""
+    rows = json.loads((repo_root / "kernels/benchmarks/results/published-step.json").read_text())["rows"]
+    for row in rows:
+        if row["model"] != "SambaY":
+            continue
+        layout = Layout(Engine(), 1, row["tokens"], row["documents"], 1, True, True, kept=0.8, supervised=0.8)
+        planned = step_time(Shape(), layout, Cluster(1, CARDS["H100-80"])).seconds
+        assert planned == pytest.approx(row["step s"], rel=0.03)
+
+
+def test_decoding_takes_what_it_took_on_an_h200(repo_root):
+    rows = json.loads((repo_root / "kernels/benchmarks/results/published-decode.json").read_text())["rows"]
+    curves = [row for row in rows if row["side"] == "engine" and row["length"] is not None]
+    assert len(curves) > 10
+    for row in curves:
+        planned = step_seconds(Shape(), Cluster(1, CARDS["H200-141"]), row["requests"], row["length"])
+        assert planned == pytest.approx(row["token"], rel=0.15), row["what"]
+
+
+def test_states_and_pages_are_the_engine_s():
+    """By hand, of the published model: 9 scans, 8 windows of 512 and one layer of pages."""
+    assert slot_bytes(Shape()) == 9 * 5120 * (3 * 2 + 16 * 4) + 8 * 2 * 1280 * 512 * 2
+    assert page_bytes(Shape()) == 2 * 1280 * 64 * 2
+    assert engine_memory(Shape(), 64, 32768) > engine_memory(Shape(), 1, 32768) > 7_700_000_000
+
+
+def test_what_it_says_to_change_fits_and_is_taken(capsys):
+    small = told(capsys, "phi4-mini-flash", "--gpus", "8xA100-40", "--stage", "long")["stages"][0]
+    assert small["fits"] is False
+    change = small["smallest"]
+    words = shlex.split(" ".join(change["overrides"]))
+    changed = told(capsys, "phi4-mini-flash", "--gpus", "8xA100-40", "--stage", "long", *words)["stages"][0]
+    assert changed["fits"] is True
+    assert changed["memory_total"] == sum(
+        change["memory"][part]
+        for part in ("weights", "gradients", "optimizer", "activations", "temporaries", "buffers")
+    )
+    assert changed["tokens_of_a_step"] == small["tokens_of_a_step"]  # the batch stays what it was
+
+
+def test_where_no_layout_fits_it_says_what_else_would(capsys):
+    one = told(capsys, "phi4-mini-flash", "--gpus", "RTX4090-24", "--stage", "distill")["stages"][0]
+    assert one["fits"] is False
+    assert one["smallest"] is None
+    assert any("use_peft" in remedy for remedy in one["remedies"])
+    assert any("zero3" in remedy for remedy in one["remedies"])
+
+
+def test_hours_and_disk_follow_from_the_rows(capsys):
+    words = ("phi4-mini-flash", "--stage", "long", "--epoch_tokens", str(32768 * 6400))
+    stage = told(capsys, *words)["stages"][0]
+    assert stage["steps"] == 100
+    assert stage["hours"] == pytest.approx(100 * stage["step"]["computing"] / 3600, rel=0.5)
+    assert stage["disk"]["count"] == 1  # of 100 steps one checkpoint alone is written
+    unknown = told(capsys, "phi4-mini-flash", "--stage", "long")["stages"][0]
+    assert (unknown["steps"], unknown["hours"]) == (None, None)
+
+
+def test_memory_falls_with_cards_and_rises_with_length():
+    layout = Layout(Engine(8, 3), 1, 16384, 4, 1, True, True)
+    more = replace(layout, engine=Engine(32, 3))
+    longer = replace(layout, length=32768, documents=8)
+    own = rank_memory(Shape(), layout).total
+    assert rank_memory(Shape(), more).total < own < rank_memory(Shape(), longer).total
+
+
+def test_prepared_rows_are_found(tmp_path, capsys):
+    words = ["tiny", f"--output_dir={tmp_path / 'run'}", f"--prepared_dir={tmp_path / 'prepared'}"]
+    assert main(["prepare", *words, "--stage", "midtrain"]) == 0
+    capsys.readouterr()
+    stage = told(capsys, *words, "--stage", "midtrain", "--gpus", "H100-80")["stages"][0]
+    assert stage["rows"]["known"].startswith("prepared (")
+    assert stage["steps"] == stage["rows"]["rows"]  # a row a step, one epoch
+    assert stage["hours"] > 0
+
+
+def test_the_tiny_tokenizer_s_model_has_so_many_rows():
+    assert (len(build_tokenizer()) + 63) // 64 * 64 == TINY_VOCABULARY
+
+
+@pytest.mark.parametrize("text", ["8xA100-81", "0xH100-80", "many", "x"])
+def test_unknown_cards_are_refused(text):
+    with pytest.raises(UsageError, match="is no number of a known card"):
+        cluster_of(text)
+
+
+def test_other_models_are_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["plan", "phi4-mini-flash", f"--model.model_name_or_path={tmp_path}"]) == 1
+    assert "sft plan knows SambaY models" in capsys.readouterr().err
+
+
+def test_stages_are_planned_one_by_one():
+    recipe = load_recipe("phi4-mini-flash", [])
+    plans = plan_recipe(recipe, cluster_of("8xH200-141"))
+    assert [plan.name for plan in plans] == ["distill", "hard", "long"]
+    assert [suite.point for suite in plans[0].suites] == ["start", "start", "distill", "distill"]
