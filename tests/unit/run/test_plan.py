@@ -34,7 +34,8 @@ def told(capsys, *words: str) -> dict:
 def test_nothing_heavy_is_imported():
     """Two seconds are enough where neither torch nor transformers is loaded."""
     code = (
-        "import sys; from sft.cli.main import main; assert main(['plan', 'phi4-mini-flash', '--gpus', 'A100-80']) == 0; "
+        "import sys; from sft.cli.main import main; "
+        "assert main(['plan', 'phi4-mini-flash', '--gpus', 'A100-80']) == 0; "
         "heavy = {'torch', 'transformers', 'deepspeed', 'datasets', 'accelerate', 'trl', 'peft', 'pyarrow'}; "
         "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)"
     )
