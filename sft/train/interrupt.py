@@ -128,8 +128,8 @@ class StopSignals:
 
 
 def _end_the_launcher() -> None:
-    """Let a torchrun that would start its processes again (--max_restarts) end: they have stopped because they were
-    told to. A process for each node tells its own."""
+    """Let a torchrun that would start its processes again (--max_restarts) end: a SIGUSR1 has told them to stop. A
+    process for each node tells its own. (A SIGTERM is what torchrun itself ends the others with before a start.)"""
     left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - int(
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     )
@@ -171,6 +171,6 @@ def stop_signals() -> Iterator[StopSignals]:
         yield _active
     finally:
         _active.restore()
-        if _active.received is not None:
+        if _active.received == signal.SIGUSR1:
             _end_the_launcher()
         _active = None
