@@ -53,7 +53,7 @@ def _from_hub(name: str, file: str, revision: str | None = None) -> Path:
         return Path(found if isinstance(found, str) else hf_hub_download(name, file, revision=revision))
     except Exception as error:  # huggingface_hub's and httpx's, by its version
         raise UserError(
-            f"{file} of {name}, which tells the model's shape, is neither here nor can it be fetched: {first_line(error)}"
+            f"{file} of {name}, which tells the model's shape, isn't here and can't be fetched: {first_line(error)}"
         ) from error
 
 
