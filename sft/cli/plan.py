@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sft.cli.common import CONFIG_HELP, console, positive, recipe_of
+from sft.run.plan.rows import DOCUMENT
 from sft.utils.tables import counted
 
 if TYPE_CHECKING:
@@ -29,17 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = "tokens of an epoch of stages whose rows aren't prepared (default: their time isn't told)"
     parser.add_argument("--epoch_tokens", type=positive, metavar="N", help=text)
+    text = f"tokens of a document of packed rows that aren't prepared (default: {DOCUMENT:,})"
+    parser.add_argument("--document_tokens", type=positive, metavar="N", default=DOCUMENT, help=text)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Print the plan. Exit status 0, whether it fits or not."""
     from sft.run.plan.cards import cluster_of
+    from sft.run.plan.rows import Told
     from sft.run.plan.stages import plan_recipe
 
     cluster = cluster_of(arguments.gpus or GPUS)
     recipe = recipe_of(arguments, overrides)
-    plans = plan_recipe(recipe, cluster, arguments.stage, arguments.epoch_tokens)
+    plans = plan_recipe(recipe, cluster, arguments.stage, Told(arguments.epoch_tokens, arguments.document_tokens))
     if arguments.json:
         import json
 

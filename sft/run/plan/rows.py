@@ -33,8 +33,16 @@ class Rows:
     supervised: float = 1.0
 
 
-def rows_of(paths: RunPaths, stage: Stage, told: int | None = None) -> Rows:
-    """The prepared rows of a stage; else as many as make up `told` tokens an epoch."""
+@dataclass(frozen=True)
+class Told:
+    """What a user says of rows that aren't prepared: tokens of an epoch, and of a document of packed ones."""
+
+    tokens: int | None = None
+    document: int = DOCUMENT
+
+
+def rows_of(paths: RunPaths, stage: Stage, told: Told) -> Rows:
+    """The prepared rows of a stage; else what is told of them."""
     manifest = _prepared(paths, stage)
     if manifest is not None:
         documents = max(1, manifest["documents"])
@@ -46,10 +54,10 @@ def rows_of(paths: RunPaths, stage: Stage, told: int | None = None) -> Rows:
             manifest["tokens"] / documents,
             share,
         )
-    length = stage.train.max_length
-    if told is None or length is None:
-        return Rows()
-    return Rows("as --epoch_tokens says", max(1, math.ceil(told / length)), told)
+    length, document = stage.train.max_length, float(told.document) if stage.train.packing else None
+    if told.tokens is None or length is None:
+        return Rows(document=document)
+    return Rows("as --epoch_tokens says", max(1, math.ceil(told.tokens / length)), told.tokens, document)
 
 
 def _prepared(paths: RunPaths, stage: Stage) -> dict[str, Any] | None:

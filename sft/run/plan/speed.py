@@ -81,8 +81,8 @@ def _waiting(shape: Shape, layout: Layout, cluster: Cluster, computing: float, t
     share = (engine.world - 1) / engine.world
     gradients, weights = trained * FLOAT32 * share, 0.0
     if engine.zero == 3:
-        of_all = trained if layout.adapters is None else shape.parameters
-        weights = of_all * FLOAT32 * share * (2 + layout.checkpointing) * layout.accumulation
+        held = trained * FLOAT32 if layout.adapters is None else shape.parameters * layout.frozen_width
+        weights = held * share * (2 + layout.checkpointing) * layout.accumulation
     if engine.zero in (2, 3):
         moved = gradients * layout.accumulation + (gradients if engine.zero == 2 else 0)
     else:

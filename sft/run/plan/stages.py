@@ -15,13 +15,14 @@ from sft.run.plan.disk import DiskPlan, disk_plan
 from sft.run.plan.engines import engine_of
 from sft.run.plan.memory import Layout, RankMemory, rank_memory
 from sft.run.plan.ops import PROJECTIONS, Adapters
-from sft.run.plan.rows import DOCUMENT, Rows, rows_of
+from sft.run.plan.rows import Rows, Told, rows_of
 from sft.run.plan.shape import FLOAT32, Shape
 from sft.run.plan.speed import StepTime, step_time
 
 if TYPE_CHECKING:
     from sft.recipe.schema import Recipe, Stage
 
+UNTOLD = Told()
 UNBOUNDED = 32768
 """Tokens of a row where the recipe sets no limit."""
 
@@ -60,8 +61,8 @@ class StagePlan:
         return None if self.step is None or self.steps is None else self.step.seconds * self.steps / 3600
 
 
-def plan_recipe(recipe: Recipe, cluster: Cluster, only: str | None = None, told: int | None = None) -> list[StagePlan]:
-    """Plan the stages, or the one of this name. `told`: tokens of an epoch of stages that aren't prepared.
+def plan_recipe(recipe: Recipe, cluster: Cluster, only: str | None = None, told: Told = UNTOLD) -> list[StagePlan]:
+    """Plan the stages, or the one of this name. `told`: of stages that aren't prepared.
 
     Raises UserError for a model that isn't SambaY or whose configuration isn't at hand.
     """
@@ -73,7 +74,7 @@ def plan_recipe(recipe: Recipe, cluster: Cluster, only: str | None = None, told:
     return plans
 
 
-def _stage(recipe: Recipe, number: int, stage: Stage, shape: Shape, cluster: Cluster, told: int | None) -> StagePlan:
+def _stage(recipe: Recipe, number: int, stage: Stage, shape: Shape, cluster: Cluster, told: Told) -> StagePlan:
     rows = rows_of(RunPaths(recipe), stage, told)
     layout = layout_of(recipe, stage, shape, cluster, rows)
     memory = rank_memory(shape, layout)
@@ -99,7 +100,7 @@ def layout_of(recipe: Recipe, stage: Stage, shape: Shape, cluster: Cluster, rows
     train, gpu = stage.train, cluster.card is not None
     length = train.max_length or UNBOUNDED
     count = train.per_device_train_batch_size
-    document = min(float(length), rows.document or (DOCUMENT if train.packing else length))
+    document = min(float(length), rows.document or length)
     documents = max(count, round(count * length / document)) if train.packing else count
     adapters = None
     if train.use_peft:

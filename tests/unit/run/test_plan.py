@@ -23,7 +23,7 @@ from sft.run.plan.stages import plan_recipe
 from sft.tokenizers.tiny import build_tokenizer
 from sft.utils.errors import UsageError
 
-RECIPES = ("phi4-mini-flash", "phi4-mini-flash/lora", "phi4-mini-flash-dasd", "tiny", "gsm8k")
+RECIPES = ("phi4-mini-flash", "phi4-mini-flash-64k", "phi4-mini-flash/lora", "phi4-mini-flash-dasd", "tiny", "gsm8k")
 
 
 def told(capsys, *words: str) -> dict:
@@ -35,7 +35,7 @@ def test_nothing_heavy_is_imported():
     """Two seconds are enough where neither torch nor transformers is loaded."""
     code = (
         "import sys; from sft.cli.main import main; "
-        "assert main(['plan', 'phi4-mini-flash', '--gpus', 'A100-80']) == 0; "
+        "assert main(['plan', 'phi4-mini-flash', '--gpus', '8xA100-80']) == 0; "
         "heavy = {'torch', 'transformers', 'deepspeed', 'datasets', 'accelerate', 'trl', 'peft', 'pyarrow'}; "
         "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)"
     )
@@ -108,6 +108,13 @@ def test_hours_and_disk_follow_from_the_rows(capsys):
     assert stage["disk"]["count"] == 1  # of 100 steps one checkpoint alone is written
     unknown = told(capsys, "phi4-mini-flash", "--stage", "long")["stages"][0]
     assert (unknown["steps"], unknown["hours"]) == (None, None)
+
+
+def test_long_documents_take_longer(capsys):
+    words = ("phi4-mini-flash-64k", "--gpus", "8xA100-80", "--document_tokens")
+    short, long = (told(capsys, *words, tokens)["stages"][0] for tokens in ("4096", "65536"))
+    assert long["step"]["computing"] > 1.3 * short["step"]["computing"]
+    assert long["memory_total"] == pytest.approx(short["memory_total"], rel=0.02)
 
 
 def test_memory_falls_with_cards_and_rises_with_length():
