@@ -22,7 +22,7 @@ from sft.run.outlook import outlook
 from sft.train.interrupt import Interrupted
 
 KEYS = {"max_steps": 4, "save_steps": 2}
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "data_wait", "memory_gib")
 
 
 def recipe(root: Path, name: str, keys: dict[str, Any] | None = None, every: Any = None, **stage: Any) -> Recipe:
