@@ -134,6 +134,7 @@ def _end_the_launcher() -> None:
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     )
     if LAUNCHED in os.environ and os.environ.get("LOCAL_RANK") == "0" and left > 0 and os.getppid() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which comes back from there, before this process has told why
         os.kill(os.getppid(), signal.SIGTERM)
 
 

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.utils.distributed import decide
+from sft.train.agree import over_processes
+from sft.utils.distributed import decide, is_main
 from sft.utils.errors import UserError
 from sft.utils.tables import counted
 
@@ -49,13 +50,12 @@ class Room:
 
     def check_save(self, step: int) -> None:
         """Raise UserError when the checkpoint of `step` doesn't fit. What is there is left alone."""
-        decide(lambda: self._check_save(step))
-
-    def _check_save(self, step: int) -> None:
-        free = self._free()
-        if free < self.checkpoint:
+        # Not by `decide`, whose messages go through the launcher's store: a launcher that has died mustn't keep the
+        # processes that it leaves behind from saving.
+        free, needed = over_processes([self._free(), self.checkpoint] if is_main() else [0, 0])
+        if free < needed:
             raise UserError(
-                f"There isn't room for checkpoint-{step} of stage {self._stage}: it needs {told(self.checkpoint)} at "
+                f"There isn't room for checkpoint-{step} of stage {self._stage}: it needs {told(needed)} at "
                 f"{self._folder}, and {told(free)} are free. Make room and give the same command again; it continues "
                 "from the last whole checkpoint."
             )
