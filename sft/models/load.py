@@ -139,7 +139,7 @@ def machine_dtype(
     return dtype
 
 
-def stored_dtype(name_or_path: str, *, trust_remote_code: bool = False) -> str:
+def configured_dtype(name_or_path: str, *, trust_remote_code: bool = False) -> str:
     """The type of weights that the configuration of a folder or Hub id names; "float32" where it names none.
 
     Raises:

@@ -36,10 +36,10 @@ def load_named(name: str, trust_remote_code: bool = False, *, dtype: str | None 
 def _stored(name: str, trust_remote_code: bool) -> str:
     """The type that the model of a folder or Hub id is stored in, as what stands beside it says."""
     from sft.hub.source import find_run, recipe_of
-    from sft.models.load import stored_dtype
+    from sft.models.load import configured_dtype
 
     recipe = recipe_of(find_run(Path(name))) if Path(name).is_dir() else None
-    return stored_dtype(name, trust_remote_code=trust_remote_code) if recipe is None else recipe.model.dtype
+    return configured_dtype(name, trust_remote_code=trust_remote_code) if recipe is None else recipe.model.dtype
 
 
 def _multiplies_bf16() -> bool:

@@ -100,7 +100,8 @@ def put_together(
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
     never_fail(trainer.callback_handler.callbacks)
-    _note_engines(trainer, stage, args, checkpoint)
+    engine = asked_engine(args, stage.train.sequence_parallel_size)
+    _note_engines(trainer, stage, engine, checkpoint)
     if stage.train.ema is not None:
         trainer.ema = Ema(trainer.model, stage.train.ema, checkpoint.path if checkpoint else None)
         trainer.add_callback(trainer.ema)
@@ -110,7 +111,6 @@ def put_together(
         outcome.check()
     outcome.keep_start(model)
     trainer.wanted_checkpoints = outcome.wanted
-    engine = asked_engine(args, stage.train.sequence_parallel_size)
     return Job(stage, paths, trainer, progress, checkpoint, engine, outcome, identity["base"])
 
 
@@ -147,9 +147,9 @@ def _how_rows_are_run(
     return shared, scaling, ranks
 
 
-def _note_engines(trainer: SambayTrainer, stage: Stage, args: SFTConfig, checkpoint: Checkpoint | None) -> None:
+def _note_engines(trainer: SambayTrainer, stage: Stage, engine: dict[str, Any], checkpoint: Checkpoint | None) -> None:
     """Let the trainer know what it runs on, and whether its checkpoint is of something else."""
-    asked, engine = asked_share(stage), asked_engine(args, stage.train.sequence_parallel_size)
+    asked = asked_share(stage)
     trainer.ran_on = {**engine, "asked": asked.rows * asked.micro_batches}
     if checkpoint is None:
         return
