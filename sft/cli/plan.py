@@ -89,10 +89,21 @@ def _show(name: str, cluster: Cluster, plans: list[StagePlan]) -> None:
 def _layout(plan: StagePlan) -> str:
     layout = plan.layout
     what = f"LoRA of rank {layout.adapters.rank}" if layout.adapters else "all weights"
-    kept = "layers recomputed" if layout.checkpointing else "nothing recomputed"
+    what += " in bfloat16" if layout.weights_width == 2 else ""
+    kept = _kept(layout)
     made = f"{counted(layout.rows, 'row')} of {layout.length:,} tokens x {layout.accumulation} accumulated"
     where = f"rows {plan.rows.known}" if plan.rows.known else "rows not prepared"
-    return f"{what}, {layout.engine.name}, {made} x {counted(layout.engine.world, 'rank')}, {kept}; {where}"
+    ranks = counted(layout.engine.world, "rank")
+    ranks += f", {layout.sharing} to a row" if layout.sharing > 1 else ""
+    return f"{what}, {layout.engine.name}, {made} x {ranks}, {kept}; {where}"
+
+
+def _kept(layout: Any) -> str:
+    again = layout.recompute
+    if not again.layers:
+        return "nothing recomputed"
+    said = "layers recomputed" + (" but attention" if again.selective else "")
+    return said + (", their inputs on the host" if again.offload else "")
 
 
 def _gib(size: int) -> str:

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from live_memory import LiveBytes
+from live_memory import LiveBytes, halve
 from sambay_kernels.runtime import dispatch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is counted: rows x length tokens in `documents`, of which the share `kept` is computed to the end."""
+    """What is counted: rows x length tokens in `documents`, of which the share `kept` is computed to the end.
+
+    `half`: as `weights_dtype: bfloat16` has it. `shared`: of a row of one document, so many ranks, and this one; the
+    length is that of its share, and `before` tokens come before it.
+    """
 
     length: int
     rows: int = 1
@@ -30,6 +34,11 @@ class Layout:
     dtype: str = "float32"
     device: str = "gpu"
     accumulates: bool = False
+    selective: bool = False
+    offload: bool = False
+    half: bool = False
+    shared: tuple[int, int] | None = None
+    before: int = 0
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -93,13 +102,42 @@ def kernels_of(device: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def other_ranks() -> Iterator[None]:
+    """The ranks that share a row send whatever is wanted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "all_to_all_single", lambda *tensors, **options: None)
+        yield
+
+
+@contextmanager
+def host_of(bytes_: LiveBytes) -> Iterator[None]:
+    """What is sent to the host's memory isn't in the memory that is counted."""
+    from sft.train.offload import Link
+
+    send = Link.send
+
+    def uncounted(link: Link, tensor: Tensor) -> Any:
+        held = send(link, tensor)
+        bytes_.elsewhere(held)
+        return held
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Link, "send", uncounted)
+        yield
+
+
 def _model(layout: Layout) -> Any:
     """On the meta device, which adapters can be put on."""
     from sft.models import Phi4FlashConfig, Phi4FlashForCausalLM
+    from sft.train.recompute import set_recomputation
 
     with torch.device("meta"):
         config = Phi4FlashConfig(**layout.config)
         model: Any = Phi4FlashForCausalLM._from_config(config, dtype=getattr(torch, layout.dtype))
+        if layout.half:
+            halve(model)
+        set_recomputation(model, selective=layout.selective, offload=layout.offload)
         if layout.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if layout.lora:
@@ -127,22 +165,34 @@ def count(layout: Layout) -> Counted:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = _model(layout)
-    with FakeTensorMode(), kernels_of(layout.device):
+    with FakeTensorMode(), kernels_of(layout.device), other_ranks():
         _without_values(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         inputs = _inputs(layout)
-        with _Kept(layout.kept, model.get_input_embeddings().weight.shape) as bytes_:
+        with _Kept(layout.kept, model.get_input_embeddings().weight.shape) as bytes_, host_of(bytes_):
             bytes_.known(model.parameters())
             if layout.accumulates:
                 for parameter in trained:
                     parameter.grad = torch.zeros_like(parameter)
-            with torch.autocast("cpu", torch.bfloat16, enabled=layout.bf16):
+            with torch.autocast("cpu", torch.bfloat16, layout.bf16, cache_enabled=not layout.checkpointing):
                 loss = model(**inputs).loss
             after, bytes_.peak = bytes_.live, max(bytes_.peak, bytes_.live)
             loss.backward()
             peak = bytes_.peak
             del loss
         return Counted(_bytes(model.parameters()), after, peak)
+
+
+def _share(layout: Layout) -> Any:
+    """Of a row of one document, in which other ranks have as many tokens as they please."""
+    from sft.train.parallel.cut import RowCut
+    from sft.train.parallel.exchange import Ranks
+    from sft.train.parallel.share import RowShare
+
+    size, rank = layout.shared or (1, 0)
+    cuts = [round(layout.before * part / max(rank, 1)) for part in range(rank + 1)]
+    cuts += [cuts[-1] + layout.length * part for part in range(1, size - rank + 1)]
+    return RowShare(RowCut((0, cuts[-1]), tuple(cuts)), Ranks(rank, size))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -164,7 +214,10 @@ def optimizer_bytes(config: dict[str, Any], name: str) -> int:
 def _inputs(layout: Layout) -> dict[str, Any]:
     ids = torch.zeros(layout.rows, layout.length, dtype=torch.long)
     told: dict[str, Any] = {"input_ids": ids, "labels": ids, "use_cache": False, "num_items_in_batch": layout.tokens}
-    if layout.documents > layout.rows:
+    if layout.shared:
+        del told["labels"]
+        told |= {"shift_labels": ids, "row_share": _share(layout)}
+    if layout.documents > layout.rows or layout.shared:
         borders = torch.zeros(layout.documents + 1, dtype=torch.int32)
         told |= {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders}
         told |= {"max_length_q": layout.length, "max_length_k": layout.length}

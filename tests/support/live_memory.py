@@ -92,7 +92,7 @@ class Pass:
         with FakeTensorMode():
             model = Phi4FlashForCausalLM(Phi4FlashConfig(**config)).train()
             if half:
-                _halve(model)
+                halve(model)
             if set_up is not None:
                 set_up(model)
             if checkpointing is not None:
@@ -114,7 +114,7 @@ class Pass:
             self.held = sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def _halve(model: Any) -> None:
+def halve(model: Any) -> None:
     """As sft.train.optimizer.hold_weights, which changes the weights' data: that can't be done without values."""
     from sft.train.optimizer import takes_decay
 

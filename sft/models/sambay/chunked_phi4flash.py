@@ -102,6 +102,7 @@ class _Chunks(torch.autograd.Function):
             for place, one in enumerate(found):
                 if one is not None:
                     totals[place] = _added(totals[place], one)
+            del read, made, of_read, found, one  # or they live until the next chunk's have been made beside them
         of_weights = [
             None if total is None else total.to(p.dtype) for total, p in zip(totals, ctx.parameters, strict=True)
         ]

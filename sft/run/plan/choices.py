@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from sft.run.plan.cards import Cluster
 from sft.run.plan.engines import Engine
 from sft.run.plan.memory import Layout, RankMemory, rank_memory
 from sft.run.plan.ops import PROJECTIONS, Adapters
+from sft.run.plan.passes import Recompute
 from sft.run.plan.shape import Shape
 from sft.run.plan.speed import step_time
 
@@ -65,8 +66,8 @@ def _others(stage: Stage, layout: Layout) -> Iterator[tuple[tuple[str, ...], Lay
     prefix, world = f"--stages.{stage.name}.train", layout.engine.world
     for engine in _engines(stage, layout):
         for rows, accumulation in _splits(layout):
-            for checkpointing in (True, False):
-                if engine.zero == 3 and checkpointing and layout.adapters is not None:
+            for recompute in RECOMPUTED if layout.recompute in RECOMPUTED else (layout.recompute, *RECOMPUTED):
+                if engine.zero == 3 and recompute.layers and layout.adapters is not None:
                     continue  # refused: it would need the reentrant form
                 other = replace(
                     layout,
@@ -74,7 +75,7 @@ def _others(stage: Stage, layout: Layout) -> Iterator[tuple[tuple[str, ...], Lay
                     rows=rows,
                     accumulation=accumulation,
                     documents=max(rows, layout.documents * rows // layout.rows),
-                    checkpointing=checkpointing,
+                    recompute=recompute,
                 )
                 overrides = []
                 if other.engine != layout.engine:
@@ -82,10 +83,23 @@ def _others(stage: Stage, layout: Layout) -> Iterator[tuple[tuple[str, ...], Lay
                 if rows != layout.rows:
                     overrides += [f"{prefix}.per_device_train_batch_size {rows}"]
                     overrides += [f"{prefix}.gradient_accumulation_steps {accumulation}"]
-                if checkpointing != layout.checkpointing:
-                    overrides.append(f"{prefix}.gradient_checkpointing {str(checkpointing).lower()}")
+                overrides += [f"{prefix}.{words}" for words in _changes(layout.recompute, recompute)]
                 if overrides:
                     yield tuple(overrides), other
+
+
+RECOMPUTED = (Recompute(), Recompute(selective=True), Recompute(offload=True), Recompute(layers=False))
+"""Ways to recompute that are tried; nobody needs what offloading leaves to keep attention's results beside it."""
+
+
+def _changes(before: Recompute, after: Recompute) -> Iterator[str]:
+    """Keys of `train`, with their values, that make one of the other."""
+    if after.layers != before.layers:
+        yield f"gradient_checkpointing {str(after.layers).lower()}"
+    if after.selective != before.selective and after.layers:
+        yield f"gradient_checkpointing_kwargs.selective {str(after.selective).lower()}"
+    if after.offload != before.offload and after.layers:
+        yield f"activation_offloading {str(after.offload).lower()}"
 
 
 def _engines(stage: Stage, layout: Layout) -> Iterator[Engine]:
@@ -127,25 +141,52 @@ def _spelt(engine: Engine) -> str:
 
 
 def _remedies(stage: Stage, shape: Shape, layout: Layout, cluster: Cluster) -> Iterator[str]:
-    """What helps where no layout does: it changes what is trained, or needs more cards."""
+    """What helps where no layout does: it changes what is trained or how it is rounded, or needs more cards."""
     assert cluster.card is not None
     room, prefix = cluster.card.usable, f"--stages.{stage.name}.train"
-    base = replace(layout, rows=1, documents=max(1, layout.documents // layout.rows), checkpointing=True)
-    eight = replace(base, optimizer="paged_adamw_8bit", engine=replace(layout.engine, zero=None))
-    if layout.optimizer.startswith("adamw_torch") and rank_memory(shape, eight).total <= room:
-        yield f"{prefix}.optim paged_adamw_8bit {prefix}.deepspeed null"
-    if layout.adapters is None:
-        lora = replace(base, adapters=Adapters(64, frozenset(PROJECTIONS)), engine=Engine(layout.engine.world))
-        if rank_memory(shape, lora).total <= room:
-            yield f"{prefix}.use_peft true {prefix}.lora_r 64 {prefix}.deepspeed null"
-    for length in range(layout.length // 2048 * 1024, 1023, -1024):
-        shorter = replace(base, length=length, documents=max(1, base.documents * length // layout.length))
-        if length & (length - 1) == 0 and rank_memory(shape, shorter).total <= room:
-            yield f"{prefix}.max_length {length}"
-            break
+    accumulation, alone = layout.accumulation * layout.rows, Engine(layout.engine.world)
+    base = replace(layout, rows=1, documents=max(1, layout.documents // layout.rows), accumulation=accumulation)
+    base = replace(base, recompute=Recompute(offload=True))
+    also = [f"{prefix}.{words}" for words in _changes(layout.recompute, base.recompute)]
+    if layout.rows > 1:
+        also += [f"{prefix}.per_device_train_batch_size 1", f"{prefix}.gradient_accumulation_steps {accumulation}"]
+    plain = [] if layout.engine.zero is None else [f"{prefix}.deepspeed null"]
+
+    def fits(other: Layout) -> bool:
+        return rank_memory(shape, other).total <= room
+
+    def told(*words: str) -> str:
+        return " ".join([*words, *(word for word in also if word.split()[0] not in " ".join(words))])
+
+    adamw, whole = layout.optimizer.startswith("adamw_torch"), layout.adapters is None
+    half = replace(base, weights_width=2, states_width=2, engine=alone)
+    if adamw and whole and fits(half):
+        keys = [f"{prefix}.weights_dtype bfloat16", f"{prefix}.optim_state_dtype bfloat16"]
+        yield told(*keys, *plain)
+    if adamw and fits(replace(base, optimizer="paged_adamw_8bit", engine=replace(layout.engine, zero=None))):
+        yield told(f"{prefix}.optim paged_adamw_8bit", *plain)
+    if whole and fits(replace(base, adapters=Adapters(64, frozenset(PROJECTIONS)), engine=alone)):
+        yield told(f"{prefix}.use_peft true", f"{prefix}.lora_r 64", *plain)
+    yield from _shorter_rows(base, told, fits, prefix)
     for cards in (2, 4, 8, 16, 32, 64):
-        if cards > cluster.count:
-            parted = replace(base, engine=Engine(cards, 3, bucket=_AUTO, buckets=1))
-            if rank_memory(shape, parted).total <= room:
-                yield f"--gpus {cards}x{cluster.card.name} {prefix}.deepspeed zero3"
+        if cards > cluster.count and fits(replace(base, engine=Engine(cards, 3, bucket=_AUTO, buckets=1))):
+            yield told(f"--gpus {cards}x{cluster.card.name}", f"{prefix}.deepspeed zero3")
+            break
+
+
+def _shorter_rows(base: Layout, told: Callable[..., str], fits: Callable[[Layout], bool], prefix: str) -> Iterator[str]:
+    """Rows that several ranks share, and shorter ones: the least of either that fits."""
+    for ranks in (2, 4, 8):
+        world = base.engine.world
+        if ranks > base.sharing and world % ranks == 0 and ranks % base.sharing == 0:
+            more = base.accumulation * ranks // base.sharing
+            if fits(replace(base, sharing=ranks, accumulation=more)):
+                words = f"{prefix}.sequence_parallel_size {ranks} {prefix}.gradient_accumulation_steps {more}"
+                yield told(words)
                 break
+    length = 1 << (base.length - 1).bit_length() - 1
+    while length >= 1024:
+        if fits(replace(base, length=length, documents=max(1, base.documents * length // base.length))):
+            yield told(f"{prefix}.max_length {length}")
+            break
+        length //= 2

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sft.run.plan.memory import Layout, trained_values
-from sft.run.plan.optimizers import state_bytes
+from sft.run.plan.memory import Layout, states_of, trained_bytes, trained_values
 from sft.run.plan.shape import FLOAT32, Shape
 
 
@@ -27,9 +26,8 @@ class DiskPlan:
 def disk_plan(shape: Shape, layout: Layout, *, limit: int | None, saves: int | None, stored_width: int) -> DiskPlan:
     """Of a stage with `saves` checkpoints in all (None: not known), of which `limit` are kept (None: all)."""
     trained, adapters = trained_values(shape, layout.adapters), layout.adapters is not None
-    states = state_bytes(layout.optimizer, layout.optimizer_arguments, shape, trained, adapters=adapters)
-    copies = 1 + (layout.engine.zero not in (None, 0)) + layout.ema  # DeepSpeed writes its masters too
-    checkpoint = trained * FLOAT32 * copies + states
+    copies = (layout.engine.zero not in (None, 0)) + layout.ema  # DeepSpeed writes its masters too
+    checkpoint = trained_bytes(shape, layout) + trained * FLOAT32 * copies + states_of(shape, layout)
     counts = [count for count in (saves, None if limit is None else limit + 1) if count is not None]
     count = min(counts) if counts else None
     result = trained * FLOAT32 if adapters else (shape.parameters - shape.always_float32) * stored_width

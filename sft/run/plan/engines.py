@@ -104,12 +104,12 @@ def held(
     """What a rank holds.
 
     Args:
-        frozen: bytes of what isn't trained. trained: values that are, held in float32.
+        frozen: bytes of what isn't trained. trained: of what is; of its gradients as many.
         states: bytes of the optimizer's states of all that is trained.
         accumulates: gradients of several micro-batches are summed.
         copies: of the trained values, that a step of this optimizer makes.
     """
-    world, full = engine.world, trained * FLOAT32
+    world, full = engine.world, trained
     part = -(-full // world)
     if engine.zero in (None, 0):
         # DDP reduces gradients in buckets beside them. Until the step the pass itself counts the gradients, unless

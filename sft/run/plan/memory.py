@@ -8,8 +8,9 @@ from functools import lru_cache
 from sft.run.plan.engines import Engine, held
 from sft.run.plan.ops import Adapters, Types
 from sft.run.plan.optimizers import STEP_COPIES, is_paged, state_bytes
-from sft.run.plan.passes import Batch, PassMemory, training_pass
+from sft.run.plan.passes import Batch, PassMemory, Recompute, training_pass
 from sft.run.plan.shape import FLOAT32, Shape
+from sft.run.plan.shares import Share, shares_of
 
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 """NF4: half a byte, a scale of 8 bits for each 64 values, and one of float32 for each 256 of those."""
@@ -25,6 +26,8 @@ class Layout:
             shares of tokens that the cross-decoder computes and that have a loss.
         accumulation: micro-batches of a step.
         frozen_width: bytes of a frozen weight. ema: an average of what is trained is kept.
+        weights_width, states_width: bytes of a trained weight that takes decay, and of each of its moments.
+        sharing: ranks that share a row.
     """
 
     engine: Engine
@@ -32,7 +35,7 @@ class Layout:
     length: int
     documents: int
     accumulation: int
-    checkpointing: bool
+    recompute: Recompute
     bf16: bool
     optimizer: str = "adamw_torch_fused"
     optimizer_arguments: str | None = None
@@ -43,21 +46,31 @@ class Layout:
     kept: float = 1.0
     supervised: float = 1.0
     device: str = "gpu"
+    weights_width: int = FLOAT32
+    states_width: int = FLOAT32
+    sharing: int = 1
 
     @property
     def tokens(self) -> int:
-        """Of a micro-batch of a rank."""
+        """Of a micro-batch of a rank, or of the ranks that share its rows."""
         return self.rows * self.length
 
     @property
     def rows_of_a_step(self) -> int:
         """Of all ranks."""
-        return self.rows * self.accumulation * self.engine.world
+        return self.rows * self.accumulation * self.engine.world // self.sharing
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether layers are computed again in the backward pass."""
+        return self.recompute.layers
 
     def types(self) -> Types:
         """What is held and computed in which type."""
-        width = FLOAT32 if self.adapters is None else self.frozen_width
-        return Types(2 if self.bf16 else FLOAT32, width, self.four_bit, self.device, self.bf16)
+        width = self.weights_width if self.adapters is None else self.frozen_width
+        small = FLOAT32 if self.adapters is None else self.frozen_width
+        cached = self.bf16 and not self.recompute.layers
+        return Types(2 if self.bf16 else FLOAT32, width, small, self.four_bit, self.device, cached)
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,20 @@ def trained_values(shape: Shape, adapters: Adapters | None) -> int:
     return sum(adapters.rank * (matrix.out + matrix.width) for matrix in found) + magnitudes
 
 
+def trained_bytes(shape: Shape, layout: Layout) -> int:
+    """Of weights that are trained; of their gradients as many."""
+    if layout.adapters is not None:
+        return trained_values(shape, layout.adapters) * FLOAT32
+    return shape.decaying * layout.weights_width + (shape.parameters - shape.decaying) * FLOAT32
+
+
+def states_of(shape: Shape, layout: Layout) -> int:
+    """Bytes of the optimizer's states, of all ranks together."""
+    trained, adapters = trained_values(shape, layout.adapters), layout.adapters is not None
+    states = state_bytes(layout.optimizer, layout.optimizer_arguments, shape, trained, adapters=adapters)
+    return states - 2 * shape.decaying * (FLOAT32 - layout.states_width)
+
+
 def frozen_bytes(shape: Shape, layout: Layout) -> int:
     """Of weights that aren't trained."""
     if layout.adapters is None:
@@ -113,13 +140,19 @@ def frozen_bytes(shape: Shape, layout: Layout) -> int:
 
 @lru_cache(maxsize=256)
 def _pass(shape: Shape, layout: Layout) -> PassMemory:
-    tokens = layout.tokens
-    batch = Batch(tokens, round(tokens * layout.kept), round(tokens * layout.supervised), layout.documents)
+    """Of the rank that takes most, where ranks share rows."""
+    shares = shares_of(shape, layout.sharing, layout.tokens, layout.documents)
+    return max((_pass_of_a_share(shape, layout, share) for share in shares), key=lambda found: found.total)
+
+
+def _pass_of_a_share(shape: Shape, layout: Layout, share: Share) -> PassMemory:
+    kept, supervised = round(share.tokens * layout.kept), round(share.tokens * layout.supervised)
+    batch = Batch(share.tokens, kept, supervised, share.documents, layout.sharing > 1, share.before, share.goes_on)
     return training_pass(
         shape,
         batch,
         layout.types(),
-        checkpointing=layout.checkpointing,
+        recompute=layout.recompute,
         adapters=layout.adapters,
         keeps_gradients=layout.engine.keeps_gradients,
     )
@@ -132,33 +165,39 @@ def pass_of(shape: Shape, layout: Layout) -> PassMemory:
     """
     stay = layout.engine.keeps_gradients and layout.accumulation == 1
     alike = Engine(zero=None if stay else 2)
-    same = {"accumulation": 1, "optimizer": "", "optimizer_arguments": None, "ema": False}
+    # ZeRO-3 parts the weights, and the MLPs' chunks leave parted weights alone.
+    recompute = replace(layout.recompute, chunks=layout.engine.zero != 3)
+    same = {
+        "recompute": recompute,
+        "states_width": FLOAT32,
+        "accumulation": 1,
+        "optimizer": "",
+        "optimizer_arguments": None,
+        "ema": False,
+    }
     return _pass(shape, replace(layout, engine=alike, **same))  # type: ignore[arg-type]
 
 
 def rank_memory(shape: Shape, layout: Layout) -> RankMemory:
     """What a rank of `layout` takes when it takes most."""
-    trained, frozen = trained_values(shape, layout.adapters), frozen_bytes(shape, layout)
-    states = state_bytes(
-        layout.optimizer, layout.optimizer_arguments, shape, trained, adapters=layout.adapters is not None
-    )
+    trained = trained_bytes(shape, layout)
     fixed = held(
         layout.engine,
-        frozen=frozen,
+        frozen=frozen_bytes(shape, layout),
         trained=trained,
-        states=states,
+        states=states_of(shape, layout),
         accumulates=layout.accumulation > 1,
         copies=STEP_COPIES.get(layout.optimizer, 0.0),
         paged=is_paged(layout.optimizer),
     )
-    weights = fixed.weights + (trained * FLOAT32 if layout.ema else 0)
+    weights = fixed.weights + (trained_values(shape, layout.adapters) * FLOAT32 if layout.ema else 0)
     found = pass_of(shape, layout)
     peak = dict(found.peak)
     moment, gradients = found.peak_in, fixed.gradients + peak["gradients"]
     activations, temporaries = peak["activations"], peak["temporaries"]
     if fixed.step > gradients + activations + temporaries:
         moment, activations, temporaries = "step", 0, 0
-        gradients = max(fixed.gradients, min(fixed.step, trained * FLOAT32))
+        gradients = max(fixed.gradients, min(fixed.step, trained))
         temporaries = fixed.step - gradients
     return RankMemory(
         weights,
@@ -169,5 +208,5 @@ def rank_memory(shape: Shape, layout: Layout) -> RankMemory:
         fixed.buffers,
         moment,
         found.after_forward,
-        fixed.host,
+        fixed.host + found.host,
     )

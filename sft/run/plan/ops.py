@@ -27,7 +27,7 @@ class Types:
 
     Attributes:
         product: what linear layers compute in. stream: the residual stream. weight: trained weights are held in, or,
-            with adapters, frozen ones.
+            with adapters, frozen ones. small: norms' weights are held in.
         four_bit: whether frozen linear layers are held in 4 bits.
         device: `gpu` or `cpu`: whose kernels run.
         cached_casts: autocast keeps what it made of a trained weight until the forward pass is over.
@@ -35,6 +35,7 @@ class Types:
 
     product: int = 2
     weight: int = 4
+    small: int = 4
     four_bit: bool = False
     device: str = "gpu"
     cached_casts: bool = True
@@ -173,9 +174,8 @@ class Ops:
         rows, columns, types, memory = hidden.rows, hidden.columns, self.types, self.memory
         total = hidden if delta is None else self.new(rows, columns, types.stream)
         normed, stats = self.new(rows, columns, width), memory.hold(rows * 8)
-        read = memory.hold(rows * columns * types.weight) if types.weight < hidden.data.size // (rows * columns) else (
-            total.data
-        )  # fmt: skip
+        rounded = types.small < hidden.data.size // (rows * columns)
+        read = memory.hold(rows * columns * types.small) if rounded else total.data
         size, given_as = rows * columns * types.stream, types.product
 
         def backward(given: Gradients) -> Gradients:
@@ -231,6 +231,13 @@ class Ops:
         self.tape.op([x], [out], lambda given: [memory.hold(size)])
         return out
 
+    def append(self, x: Value, before: int) -> Value:
+        """x, after so many rows of other processes."""
+        width, memory = self.types.product, self.memory
+        out, size = self.new(before + x.rows, x.columns, width), x.data.size
+        self.tape.op([x], [out], lambda given: [memory.hold(size)])
+        return out
+
     # ---- mixers ----
 
     def convolution(self, x: Value, documents: int) -> tuple[Value, Held]:
@@ -241,12 +248,14 @@ class Ops:
         self.tape.op([x], [out], lambda given: [memory.hold(size)], [x.data], trains=self.trains_all)
         return out, final
 
-    def scan(self, u: Value, delta: Value, b: Value, c: Value, documents: int) -> tuple[Value, Held]:
-        """The selective scan; and the documents' last states, float32."""
+    def scan(
+        self, u: Value, delta: Value, b: Value, c: Value, documents: int, first: Value | None = None
+    ) -> tuple[Value, Value]:
+        """The selective scan from the documents' `first` states; and their last ones, float32."""
         shape, memory, rows, inner = self.shape, self.memory, u.rows, u.columns
         out = self.new(rows, inner, self.types.product)
         state = inner * shape.mamba_d_state * FLOAT32
-        final = memory.hold(documents * state)
+        final = self.new(documents, inner * shape.mamba_d_state, FLOAT32)
         kept = memory.hold((rows // KEPT_EVERY[self.types.device] + documents) * state) if self.tape.recording else None
         segments = (rows // SCAN_SEGMENT + documents) * state
         tiles = -(-inner // SCAN_TILE)
@@ -257,25 +266,46 @@ class Ops:
         def backward(given: Gradients) -> Gradients:
             found: Gradients = [memory.hold(size), memory.hold(size), memory.hold(small), memory.hold(small)]
             memory.note(inside)
-            return found
+            return [*found, memory.hold(documents * state)] if begins else found
 
+        begins = first is not None
         memory.note(3 * segments if on_gpu else 0)
-        saved = [u.data, delta.data, b.data, c.data, *([kept] if kept else [])]
-        self.tape.op([u, delta, b, c], [out], backward, saved, trains=self.trains_all)
+        inputs = [u, delta, b, c, *([first] if first else [])]
+        saved = [*(x.data for x in inputs), *([kept] if kept else [])]
+        self.tape.op(inputs, [out, final], backward, saved, trains=self.trains_all)
         return out, final
 
-    def attention(self, q: Value, k: Value, v: Value) -> Value:
-        """Differential attention: both maps of every pair of heads, then what is made of them."""
+    def state_before(self, reached: Value, steps: Value | None, documents: int) -> Value:
+        """The state that a share begins with, from what all ranks have come to; `steps` are summed where all of a
+        document's part is passed through."""
+        out, memory = self.new(documents, reached.columns, FLOAT32), self.memory
+        size, wide = reached.data.size, 0 if steps is None else steps.rows * steps.columns
+        narrow = wide * self.types.product
+
+        def backward(given: Gradients) -> Gradients:
+            memory.note(wide * FLOAT32)
+            return [memory.hold(size), *([memory.hold(narrow)] if wide else [])]
+
+        saved = [memory.hold(wide * FLOAT32)] if wide else []
+        self.tape.op([reached, *([steps] if steps else [])], [out], backward, saved)
+        return out
+
+    def attention(self, q: Value, k: Value, v: Value, kept: list[Held] | None = None) -> Value:
+        """Differential attention: both maps of every pair of heads, then what is made of them.
+
+        `kept`: where selective checkpointing leaves what the op makes, and finds it when it is asked for again.
+        """
         memory, width, heads = self.memory, self.types.product, self.shape.num_attention_heads
         sizes = [q.rows * q.columns * width, k.rows * k.columns * width, v.rows * v.columns * width]
         if self.types.device == "cpu":
-            out, mixed = self.new(q.rows, q.columns, width), memory.hold(sizes[0])
-            softmax = memory.hold(q.rows * heads * 2 * FLOAT32)
-            saved = [q.data, k.data, v.data, mixed, softmax]
+            results = self._made([sizes[0], sizes[0], q.rows * heads * 2 * FLOAT32], kept)
+            out = Value(results[0], q.rows, q.columns)
+            saved = [q.data, k.data, v.data, *results[1:]]
             self.tape.op([q, k, v], [out], lambda given: [memory.hold(size) for size in sizes], saved)
             return out
-        maps, lse = self.new(q.rows, 2 * q.columns, width), memory.hold(q.rows * heads * FLOAT32)
-        saved = [q.data, k.data, v.data, maps.data, lse]
+        results = self._made([2 * sizes[0], q.rows * heads * FLOAT32], kept)
+        maps = Value(results[0], q.rows, 2 * q.columns)
+        saved = [q.data, k.data, v.data, *results]
         inside = q.rows * heads * FLOAT32
 
         def of_maps(given: Gradients) -> Gradients:
@@ -287,6 +317,16 @@ class Ops:
         out, size = self.new(q.rows, q.columns, width), maps.data.size
         self.tape.op([maps], [out], lambda given: [memory.hold(size)], [maps.data], trains=self.trains_all)
         return out
+
+    def _made(self, sizes: list[int], kept: list[Held] | None) -> list[Held]:
+        if kept is None:
+            return [self.memory.hold(size) for size in sizes]
+        if not kept:
+            kept.extend(self.memory.hold(size) for size in sizes)
+            return list(kept)
+        made = list(kept)
+        kept.clear()
+        return made
 
     # ---- both ends ----
 
@@ -305,7 +345,7 @@ class Ops:
     def loss(self, hidden: Value, supervised: int) -> Value:
         """The loss of final hidden states, which makes its gradients on the way."""
         shape, types, memory = self.shape, self.types, self.memory
-        hidden = self.cast(hidden, types.weight, types.product) if types.device == "gpu" else hidden
+        hidden = self.cast(hidden, types.small, types.product) if types.device == "gpu" else hidden
         wide = types.product if types.device == "gpu" else types.weight
         if self.trains_all and types.device == "gpu":
             self._weight(shape.embedding, (-1, "embed_tokens"), types.weight, frozen=False)

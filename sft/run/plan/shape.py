@@ -125,6 +125,13 @@ class Shape:
         return mambas * self.inner * self.mamba_d_state + attentions * 4 * self.head_dim
 
     @property
+    def decaying(self) -> int:
+        """Values of matrices, convolutions and embeddings, which are what `weights_dtype` is about."""
+        heads = 1 if self.tie_word_embeddings else 2
+        convolutions = (self.memory_layer // 2 + 1) * self.inner * self.mamba_d_conv
+        return sum(matrix.numel for matrix in self.matrices()) + convolutions + heads * self.embedding
+
+    @property
     def parameters(self) -> int:
         """All of them, tied ones once."""
         linear = sum(matrix.numel + matrix.out * matrix.bias for matrix in self.matrices())

@@ -38,7 +38,7 @@ def product_flops(shape: Shape, layout: Layout) -> float:
     of_weights = 1 if layout.adapters is None else 0
     adapters = 0.0 if layout.adapters is None else 6.0 * trained_values(shape, layout.adapters) * tokens
     passes = 1 + 1 + of_weights + layout.checkpointing
-    return passes * forward + adapters + (2 + of_weights) * 2 * shape.embedding * supervised
+    return (passes * forward + adapters + (2 + of_weights) * 2 * shape.embedding * supervised) / layout.sharing
 
 
 def attention_flops(shape: Shape, layout: Layout) -> float:
@@ -49,8 +49,10 @@ def attention_flops(shape: Shape, layout: Layout) -> float:
     # The kept are the documents' last: the first (1 - share) of the queries aren't asked.
     far = layout.tokens * length / 2 * (1 - (1 - share) ** 2)
     windows = shape.memory_layer // 2
-    pairs = windows * near + (shape.num_hidden_layers // 2 - windows) * far
-    return (20 + 6 * layout.checkpointing) * shape.hidden_size * pairs
+    again, far_again = layout.checkpointing, layout.checkpointing and not layout.recompute.selective
+    windows_work = windows * near * (20 + 6 * again)
+    whole_work = (shape.num_hidden_layers // 2 - windows) * far * (20 + 6 * far_again)
+    return shape.hidden_size * (windows_work + whole_work) / layout.sharing
 
 
 def step_time(shape: Shape, layout: Layout, cluster: Cluster) -> StepTime:

@@ -15,6 +15,7 @@ from sft.run.plan.disk import DiskPlan, disk_plan
 from sft.run.plan.engines import engine_of
 from sft.run.plan.memory import Layout, RankMemory, rank_memory
 from sft.run.plan.ops import PROJECTIONS, Adapters
+from sft.run.plan.passes import Recompute
 from sft.run.plan.rows import Rows, Told, rows_of
 from sft.run.plan.shape import FLOAT32, Shape
 from sft.run.plan.speed import StepTime, step_time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sft.recipe.schema import Recipe, Stage
 
 UNTOLD = Told()
+WIDTHS = {"float32": FLOAT32, "bfloat16": 2}
 UNBOUNDED = 32768
 """Tokens of a row where the recipe sets no limit."""
 
@@ -102,21 +104,22 @@ def layout_of(recipe: Recipe, stage: Stage, shape: Shape, cluster: Cluster, rows
     count = train.per_device_train_batch_size
     document = min(float(length), rows.document or length)
     documents = max(count, round(count * length / document)) if train.packing else count
+    half = train.weights_dtype == "bfloat16"
     adapters = None
     if train.use_peft:
         targets = train.lora_target_modules
         named = targets if isinstance(targets, list) else PROJECTIONS
         kinds = frozenset(name.rpartition(".")[2] for name in named) - ({"dt_proj"} if train.use_dora else set())
         adapters = Adapters(train.lora_r, kinds, train.lora_dropout, train.use_dora)
-    on_gpu = gpu if train.gradient_checkpointing is None else train.gradient_checkpointing
+    again = gpu if train.gradient_checkpointing is None else train.gradient_checkpointing
     return Layout(
         engine_of(train.deepspeed_content(), cluster.count, shape, f"stages[{stage.name}].train"),
         count,
         length,
         documents,
         train.gradient_accumulation_steps,
-        on_gpu,
-        gpu if train.bf16 is None else train.bf16,
+        Recompute(again, again and train.selective, again and train.activation_offloading),
+        gpu or half if train.bf16 is None else train.bf16,
         train.optim,
         train.optim_args,
         adapters,
@@ -125,6 +128,9 @@ def layout_of(recipe: Recipe, stage: Stage, shape: Shape, cluster: Cluster, rows
         train.ema is not None,
         supervised=1.0,
         device="gpu" if gpu else "cpu",
+        weights_width=WIDTHS[train.weights_dtype],
+        states_width=WIDTHS[train.optim_state_dtype],
+        sharing=train.sequence_parallel_size,
     )
 
 

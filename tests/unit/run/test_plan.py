@@ -17,6 +17,7 @@ from sft.run.plan.cards import CARDS, Cluster, cluster_of
 from sft.run.plan.config import TINY_VOCABULARY
 from sft.run.plan.engines import Engine
 from sft.run.plan.memory import Layout, rank_memory
+from sft.run.plan.passes import Recompute
 from sft.run.plan.shape import Shape
 from sft.run.plan.speed import step_time
 from sft.run.plan.stages import plan_recipe
@@ -57,7 +58,7 @@ def test_a_step_takes_what_it_took_on_an_h100(repo_root):
     for row in rows:
         if row["model"] != "SambaY":
             continue
-        layout = Layout(Engine(), 1, row["tokens"], row["documents"], 1, True, True, kept=0.8, supervised=0.8)
+        layout = Layout(Engine(), 1, row["tokens"], row["documents"], 1, Recompute(), True, kept=0.8, supervised=0.8)
         planned = step_time(Shape(), layout, Cluster(1, CARDS["H100-80"])).seconds
         assert planned == pytest.approx(row["step s"], rel=0.03)
 
@@ -118,7 +119,7 @@ def test_long_documents_take_longer(capsys):
 
 
 def test_memory_falls_with_cards_and_rises_with_length():
-    layout = Layout(Engine(8, 3), 1, 16384, 4, 1, True, True)
+    layout = Layout(Engine(8, 3), 1, 16384, 4, 1, Recompute(), True)
     more = replace(layout, engine=Engine(32, 3))
     longer = replace(layout, length=32768, documents=8)
     own = rank_memory(Shape(), layout).total

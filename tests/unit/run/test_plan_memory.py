@@ -10,10 +10,10 @@ from counted_layouts import Layout, count, optimizer_bytes
 from sft.models.load import LORA_TARGETS
 from sft.run.plan.engines import Engine, engine_of, held
 from sft.run.plan.memory import Layout as Planned
-from sft.run.plan.memory import frozen_bytes, trained_values
+from sft.run.plan.memory import frozen_bytes, trained_bytes
 from sft.run.plan.ops import PROJECTIONS, Adapters, Types
 from sft.run.plan.optimizers import state_bytes
-from sft.run.plan.passes import Batch, training_pass
+from sft.run.plan.passes import Batch, Recompute, training_pass
 from sft.run.plan.shape import FLOAT32, Shape
 from sft.utils.errors import UserError
 
@@ -48,6 +48,16 @@ LAYOUTS = {
     "LoRA, packed, of rank 64": Layout(4096, documents=16, kept=0.5, config=SMALL, **LORA | {"lora": 64}),
     "LoRA, float32": Layout(2048, config=SMALL, lora=64, bf16=False),
     "LoRA with dropout on a CPU": Layout(1024, config=SMALL, lora=8, dropout=0.1, bf16=False, device="cpu"),
+    "MLPs in chunks": Layout(20480, documents=5, config=NARROW),
+    "MLPs in chunks, LoRA": Layout(20480, documents=5, config=NARROW, **LORA),
+    "attention kept": Layout(4096, config=SMALL, selective=True),
+    "inputs on the host": Layout(4096, config=DEEP, offload=True),
+    "inputs on the host, attention kept": Layout(4096, config=DEEP, offload=True, selective=True),
+    "weights in bfloat16": Layout(2048, config=SMALL, half=True),
+    "weights in bfloat16, in chunks": Layout(20480, config=SMALL, half=True),
+    "the first of four ranks to a row": Layout(4096, config=SMALL, shared=(4, 0)),
+    "the second of four ranks to a row": Layout(4096, config=SMALL, shared=(4, 1), before=4096),
+    "the last of four ranks to a row": Layout(3072, config=SMALL, shared=(4, 3), before=13312),
     "a CPU": Layout(2048, config=SMALL, bf16=False, device="cpu"),
     "a CPU, bfloat16, nothing recomputed": Layout(2048, config=SMALL, checkpointing=False, device="cpu"),
 }
@@ -79,19 +89,21 @@ def _compare(layout):
     adapters = Adapters(layout.lora, frozenset(PROJECTIONS), layout.dropout) if layout.lora else None
     width = 2 if layout.dtype == "bfloat16" else FLOAT32
     share = int(layout.tokens * layout.kept)
+    recompute = Recompute(layout.checkpointing, layout.selective, layout.offload)
+    plain = Planned(Engine(), 1, 1, 1, 1, recompute, layout.bf16, adapters=adapters, frozen_width=width)
+    plain = dataclasses.replace(plain, device=layout.device, weights_width=2 if layout.half else FLOAT32)
+    goes_on = layout.shared is not None and layout.shared[1] + 1 < layout.shared[0]
     found = training_pass(
         shape,
-        Batch(layout.tokens, share, share, layout.documents),
-        Types(2 if layout.bf16 else FLOAT32, width, device=layout.device),
-        checkpointing=layout.checkpointing,
+        Batch(layout.tokens, share, share, layout.documents, layout.shared is not None, layout.before, goes_on),
+        plain.types(),
+        recompute=recompute,
         adapters=adapters,
         keeps_gradients=not layout.accumulates,
         inside=False,  # tensors without values don't tell what ops use inside
     )
-    trained = trained_values(shape, adapters)
-    plain = Planned(Engine(), 1, 1, 1, 1, True, True, adapters=adapters, frozen_width=width)
-    weights = trained * FLOAT32 + frozen_bytes(shape, plain)
-    summed = trained * FLOAT32 * layout.accumulates
+    trained = trained_bytes(shape, plain)
+    weights, summed = trained + frozen_bytes(shape, plain), trained * layout.accumulates
     assert weights == pytest.approx(counted.weights, rel=1e-9)
     assert found.after_forward + summed == pytest.approx(counted.after_forward, rel=0.05)
     assert found.total + summed == pytest.approx(counted.peak, rel=0.05)
@@ -124,7 +136,8 @@ def test_kept_states_grow_with_documents_and_nothing_else_does():
     """A naive plan by tokens alone would say the same of one document and of many."""
     shape, types = Shape.of(NARROW, ""), Types()
     one, many = (
-        training_pass(shape, Batch(4096, 4096, 4096, documents), types, checkpointing=False) for documents in (1, 512)
+        training_pass(shape, Batch(4096, 4096, 4096, documents), types, recompute=Recompute(layers=False))
+        for documents in (1, 512)
     )
     state = shape.inner * shape.mamba_d_state * FLOAT32
     mambas = shape.memory_layer // 2 + 1
@@ -135,7 +148,7 @@ def test_kept_states_grow_with_documents_and_nothing_else_does():
 def test_engines_part_what_their_paper_says(world):
     """ZeRO, arXiv 1910.02054, table 1, for float32 masters without a copy in 16 bits: 16 bytes a parameter in all."""
     values, shape = 10**9, Shape()
-    options = {"frozen": 0, "trained": values, "states": 8 * values, "accumulates": True, "copies": 0.0}
+    options = {"frozen": 0, "trained": 4 * values, "states": 8 * values, "accumulates": True, "copies": 0.0}
     plain = held(Engine(1), **options)
     assert plain.weights + plain.gradients + plain.optimizer == 16 * values
     one, two, three = (held(Engine(world, stage), **options) for stage in (1, 2, 3))

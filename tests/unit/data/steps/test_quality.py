@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
 
-from sft.data.read.outcomes import Dropped, Kept, Outcome
+from sft.data.read.outcomes import Dropped, Outcome
 from sft.data.read.record import Record
 from sft.data.steps import step_class
+from tests.support.cpu_limit import at_most
 
 GOOD = "<think>\nTwo and two are four. Let me check: 2+2=4.\n</think>\n\nThe answer is \\boxed{4}."
 
@@ -225,23 +225,9 @@ HOSTILE = {
 def test_a_million_hostile_characters_take_a_moment(tmp_path: Path, name: str, problem: str) -> None:
     # Anything quadratic would take minutes. The settings let every check run.
     item = record(problem, HOSTILE[name], tokens=0, trained=0)
-    start = time.process_time()
-    judge(tmp_path, [item], think="optional", max_loop=200_000, answer="boxed")
-    judge(tmp_path, [item], think="optional", answer="none", max_repetition=1.0)
-    assert time.process_time() - start < 10
-
-
-def test_long_traces_are_judged_at_five_megabytes_a_second(tmp_path: Path, answers: list[tuple[str, str]]) -> None:
-    rng = random.Random(3)
-    items = _rows([trace(rng, answers) for _ in range(200)])
-    size = sum(len((item.completion or "").encode()) for item in items)
-    seconds = []
-    for _ in range(3):  # the fastest: others use the same processor
-        start = time.process_time()
-        outcomes = judge(tmp_path, items, answer="boxed")
-        seconds.append(time.process_time() - start)
-    assert all(isinstance(outcome, Kept) for outcome in outcomes)
-    assert size > 3e6 and size / min(seconds) > 5e6
+    with at_most(cpu_seconds=30):
+        judge(tmp_path, [item], think="optional", max_loop=200_000, answer="boxed")
+        judge(tmp_path, [item], think="optional", answer="none", max_repetition=1.0)
 
 
 pieces = st.lists(
