@@ -18,6 +18,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 from children import give_children_their_signals
+from clean_server import CleanServer
+
+from sft.hub import reload
 
 give_children_their_signals()
 
@@ -49,6 +52,23 @@ def _what_is_imported_is_not_garbage() -> None:
     """A collection looks through all objects that there are, most of them torch's: a quarter of a second each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_server() -> Iterator[CleanServer]:
+    """Exports are checked by processes that are forked off one that has imported what they need."""
+    server = CleanServer(cold=reload.run_clean)
+    reload.run_clean = server.run
+    yield server
+    reload.run_clean = server.cold
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _cold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _clean_server: CleanServer) -> None:
+    """But where a test is marked so: there they import it themselves, as they do for users."""
+    if request.node.get_closest_marker("cold") is not None:
+        monkeypatch.setattr(reload, "run_clean", _clean_server.cold)
 
 
 def pytest_unconfigure() -> None:

@@ -175,24 +175,29 @@ def clean_results(
                 }
             )
         )
-        program = Path(__file__).with_name("clean_load.py")
         # An adapter's base model may have to come from the Hub, or lie in this user's cache.
         environment = dict(os.environ) if adapters else clean_environment(Path(scratch, "home"))
         try:
-            done = subprocess.run(
-                [sys.executable, "-P", str(program), str(job)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                stdin=subprocess.DEVNULL,
-            )
+            done = run_clean(job, environment, timeout)
         except subprocess.TimeoutExpired:
             raise UserError(f"{', '.join(names)} took more than {timeout:.0f} s to load in a clean process") from None
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{', '.join(names)} can't be loaded in a clean process: {last}")
         return torch.load(out, weights_only=True)
+
+
+def run_clean(job: Path, environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """`clean_load.py` on a job, in an interpreter of its own."""
+    program = Path(__file__).with_name("clean_load.py")
+    return subprocess.run(
+        [sys.executable, "-P", str(program), str(job)],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def clean_environment(home: Path) -> dict[str, str]:

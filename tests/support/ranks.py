@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+from warm import WarmPopen
 
 SUPPORT = Path(__file__).parent
+Process = subprocess.Popen[bytes] | WarmPopen
 
 AFTER_FAILURE = 30.0
 """Seconds that other ranks get when one has failed."""
@@ -48,7 +51,7 @@ def run_ranks(
         | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         for rank in range(ranks)
     ]
-    words = [sys.executable, str(SUPPORT / script), *arguments]
+    words = [str(SUPPORT / script), *arguments]
     return _run([words] * ranks, settings, limit, env or {}, after_failure)
 
 
@@ -56,13 +59,13 @@ def run_torchrun(
     words: Sequence[str], *, ranks: int = 2, limit: float = 120, env: Mapping[str, str] | None = None
 ) -> Ended:
     """Run `python WORDS` under torchrun itself."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), *words]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), *words]
     return _run([command], [{}], limit, env or {})[0]
 
 
 def run_alone(words: Sequence[str], *, limit: float = 120, env: Mapping[str, str] | None = None) -> Ended:
     """Run `python WORDS` as one process."""
-    return _run([[sys.executable, *words]], [{}], limit, env or {})[0]
+    return _run([words], [{}], limit, env or {})[0]
 
 
 def free_port() -> int:
@@ -81,10 +84,10 @@ def _run(
 ) -> list[Ended]:
     common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT), **env}
     with ExitStack() as stack:
-        outputs = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in commands]
+        outputs = [[stack.enter_context(tempfile.NamedTemporaryFile("w+")) for _ in range(2)] for _ in commands]
         processes = [
-            subprocess.Popen(command, env={**common, **own}, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
-            for command, own, (out, err) in zip(commands, settings, outputs, strict=True)
+            _started(command, {**common, **own}, *pair, cold=bool(env))
+            for command, own, pair in zip(commands, settings, outputs, strict=True)
         ]
         try:
             in_time = _wait(processes, limit, after_failure)
@@ -99,7 +102,15 @@ def _run(
     return ends
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], limit: float, after_failure: float) -> bool:
+def _started(words: Sequence[str], env: Mapping[str, str], out: Any, err: Any, *, cold: bool) -> Process:
+    """`python WORDS`; a script in `env`, which may be read when libraries are imported, and a module import anew."""
+    if cold or not words[0].endswith(".py"):
+        command = [sys.executable, *words]
+        return subprocess.Popen(command, env=env, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+    return WarmPopen(words, env, Path(out.name), Path(err.name))
+
+
+def _wait(processes: Sequence[Process], limit: float, after_failure: float) -> bool:
     deadline = time.monotonic() + limit
     failed = False
     while any(process.poll() is None for process in processes):
@@ -111,7 +122,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], limit: float, after_fail
     return True
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: Process) -> None:
     """Kill a process with all that it started: torchrun gives each of its ranks a session of its own."""
     try:
         family = psutil.Process(process.pid).children(recursive=True)

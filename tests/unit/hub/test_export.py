@@ -124,6 +124,7 @@ def _compare_in_clean_process(model: Any, *folders: Path) -> None:
             assert out[0, len(ids) :].tolist() == said
 
 
+@pytest.mark.cold
 def test_bf16_export_keeps_the_published_fp32_tensors(sambay: tuple[Any, Any], tmp_path: Path) -> None:
     model, inputs = sambay[0], [[1, 2, 3]]
     out = export(sambay, tmp_path / "out", dtype="bfloat16", check=False)
@@ -275,6 +276,7 @@ def test_a_folder_that_computes_something_else_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.cold
 def test_a_folder_that_does_not_load_is_refused(sambay_export: Path, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(sambay_export, folder)

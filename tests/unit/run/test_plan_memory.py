@@ -68,7 +68,8 @@ PUBLISHED = {
 
 
 # The others, of which a pass takes seconds each, are for `make test-slow`.
-QUICK = ("one row", "nothing recomputed", "packed, prompts", "narrow", "large vocabulary, short", "second micro-batch")
+QUICK = ("nothing recomputed", "packed, prompts", "large vocabulary, short", "second micro-batch", "MLPs in chunks")
+QUICK += ("weights in bfloat16, in chunks", "the second of four ranks to a row", "inputs on the host, attention kept")
 QUICK += ("LoRA, packed, of rank 64", "a CPU")
 MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 
