@@ -18,15 +18,14 @@ ADAPTERS = "chain-zero3+zero2.lora-fp32"
 MUON = "chain-none.muon+none.muon-fp32"
 GROUPS = "chain-none.groups+none.groups-fp32"
 GROUPED = "chain-zero2.groups+zero3.groups-fp32"
-MIXED = ("chain-zero2+none-fp32", ADAPTERS, MUON, GROUPED)
 BEST = tuple(f"best-{engine}-bf16" for engine in ("none", "zero3", "zero2.lora"))
-SPECIAL = ("chain-zero3.checkpointing+zero3.lora-bf16", "launched-zero3-bf16", "unlike-zero2-bf16")
 RESUMED = tuple(f"resumed-{engine}-bf16" for engine in ("none", "zero2", "zero3"))
 STILL = tuple(f"still-{engine}-bf16" for engine in ENGINES)
-TWO_RANKS = {
-    "fp32": (*(f"chain-{engine}+{engine}-fp32" for engine in ENGINES), *MIXED),
-    "bf16": (*(f"chain-{engine}+{engine}-bf16" for engine in ENGINES), *SPECIAL, *BEST, *RESUMED, *STILL),
-}
+SAME = tuple(f"chain-{engine}+{engine}-{precision}" for precision in ("fp32", "bf16") for engine in ENGINES)
+EVERY_DAY = ("chain-none+none-fp32", "chain-zero3+zero3-fp32", "chain-zero2+none-fp32", ADAPTERS, MUON, GROUPED)
+EVERY_DAY += ("chain-zero2+zero2-bf16", "resumed-zero2-bf16", "still-zero3-bf16", "best-zero3-bf16")
+EVERY_DAY += ("chain-zero3.checkpointing+zero3.lora-bf16", "launched-zero3-bf16", "unlike-zero2-bf16")
+OTHERS = tuple(name for name in (*SAME, *BEST, *RESUMED, *STILL) if name not in EVERY_DAY)
 TOLERANCE = {"fp32": 5e-6, "bf16": 3e-4}
 CLASSES = {"none": "DistributedDataParallel"}
 
@@ -47,23 +46,29 @@ def alone(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Callable[[str], list[dict[str, Any]]]:
-    """What a case says, rank by rank; all of its precision run when the first one is asked for."""
+    """What a case says, rank by rank; it runs with others of its precision, when the first one is asked for."""
 
     @functools.cache
-    def ran(precision: str) -> tuple[list[Ended], list[dict[str, Any]]]:
-        ends = run_ranks("engine_cases.py", str(folder), ",".join(TWO_RANKS[precision]), limit=840)
+    def ran(precision: str, every_day: bool) -> tuple[list[Ended], list[dict[str, Any]]]:
+        names = [name for name in (EVERY_DAY if every_day else OTHERS) if name.endswith(precision)]
+        ends = run_ranks("engine_cases.py", str(folder), ",".join(names), limit=840)
         return ends, [json.loads((folder / f"2-{rank}.json").read_text()) for rank in (0, 1)]
 
     def results(name: str) -> list[dict[str, Any]]:
         # Run once, whatever came of it: in a folder where a part has been done, all ends otherwise.
-        ends, found = ran(name.rpartition("-")[2])
+        ends, found = ran(name.rpartition("-")[2], name in EVERY_DAY)
         assert [end.code for end in ends] == [0, 0], "\n".join(end.stderr[-3000:] for end in ends)
         return [result[name] for result in found]
 
     return results
 
 
-CHAINS = [name for names in TWO_RANKS.values() for name in names if name.startswith("chain-")]
+def marked(*names: str) -> list[Any]:
+    """Those of every day, and the others, which are for `make test-slow`."""
+    return [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+CHAINS = marked(*(name for name in (*EVERY_DAY, *OTHERS) if name.startswith("chain-")))
 
 
 def asked(name: str) -> list[tuple[str, str]]:
@@ -93,12 +98,11 @@ def test_nothing_of_an_engine_is_left(two, name):
         assert result["evaluations"] == ["s0", "s1"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("precision", TOLERANCE)
-def test_two_ranks_train_what_one_process_trains(alone, two, folder, engine, precision):
+@pytest.mark.parametrize("name", marked(*SAME))
+def test_two_ranks_train_what_one_process_trains(alone, two, folder, name):
     """And they train: what a stage changes is a hundred times what it may be off."""
-    name = f"chain-{engine}+{engine}-{precision}"
     two(name)
+    precision = name.rpartition("-")[2]
     reference = alone / f"chain-none+none-{precision}/stages"
     before = None
     for stage in ("s0", "s1"):
@@ -124,7 +128,7 @@ def held_out_lines(stage: Path) -> list[dict[str, Any]]:
     return [line for line in read_metrics(stage / "metrics.jsonl") if "eval_loss" in line]
 
 
-@pytest.mark.parametrize("name", [name for name in CHAINS if ".lora" not in name])
+@pytest.mark.parametrize("name", marked(*(n for n in (*EVERY_DAY, *OTHERS) if "chain-" in n and ".lora" not in n)))
 def test_what_is_exported_is_what_was_trained(two, folder, name):
     two(name)
     exported = saved_weights(folder / "2" / name / "export")
@@ -162,20 +166,22 @@ def test_groups_have_their_own_rates_on_every_engine(alone, two, folder, stage):
     assert max((expected[key] - plain[key]).abs().max().item() for key in expected) > 100 * TOLERANCE["fp32"]
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", marked(*RESUMED))
 def test_a_killed_stage_goes_on_to_the_same_bits(two, folder, name):
     """Killed in its third step, and killed between its last step and the hand-over."""
     engine = name.split("-")[1]
     for result in two(name):
         assert [end.split(":")[0] for end in result["ends"]] == ["Killed", "Killed"]
         assert (result["steps"], result["engine"]) == (3, CLASSES.get(engine, "DeepSpeedEngine"))
-    straight = saved_weights(folder / f"2/chain-{engine}+{engine}-bf16/stages/s0/final")
+    straight = f"chain-{engine}+{engine}-bf16"
+    two(straight)
+    straight = saved_weights(folder / f"2/{straight}/stages/s0/final")
     resumed = saved_weights(folder / "2" / name / "stages/s0/final")
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
 
 
-@pytest.mark.parametrize("name", BEST)
+@pytest.mark.parametrize("name", marked(*BEST))
 def test_the_best_checkpoint_is_found_by_all_ranks(two, name):
     """Each answers with a whole model of its own, whatever the engine has made of the one that was trained."""
     results = two(name)
@@ -184,7 +190,7 @@ def test_the_best_checkpoint_is_found_by_all_ranks(two, name):
     assert all(result["asked"] > 0 for result in results)
 
 
-@pytest.mark.parametrize("name", STILL)
+@pytest.mark.parametrize("name", marked(*STILL))
 def test_without_a_learning_rate_no_bit_changes(two, folder, name):
     """Under bf16: A_log, D, the lambdas and norms, and all the rest, are never rounded."""
     assert [result["steps"] for result in two(name)] == [1, 1]

@@ -3,7 +3,9 @@ that the model in its folder gives to one process."""
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,15 +16,22 @@ from train_toys import read_metrics
 from sft.recipe import RunPaths
 from sft.run.evaluation import evaluate_points
 
-CASES = ("none-bf16", "zero2-bf16", "zero3-bf16", "zero3.lora-fp32")
+QUICK, LONG = ("none-bf16", "zero3.lora-fp32"), ("zero2-bf16", "zero3-bf16")
+CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in LONG)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("live")
-    ends = run_ranks("live_worker.py", str(root), ",".join(CASES), limit=400)
-    assert [end.code for end in ends] == [0, 0], "\n".join(end.stderr[-3000:] for end in ends)
-    return root
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a case; those that are run together are run when the first is asked for."""
+
+    @functools.cache
+    def ran(cases: tuple[str, ...]) -> Path:
+        root = tmp_path_factory.mktemp("live")
+        ends = run_ranks("live_worker.py", str(root), ",".join(cases), limit=400)
+        assert [end.code for end in ends] == [0, 0], "\n".join(end.stderr[-3000:] for end in ends)
+        return root
+
+    return lambda case: ran(QUICK if case in QUICK else LONG) / case
 
 
 def lines(root: Path, name: str) -> list[tuple[float, ...]]:
@@ -33,11 +42,12 @@ def lines(root: Path, name: str) -> list[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_of_the_training_changes(folder: Path, case: str) -> None:
-    assert lines(folder / case, "on") == lines(folder / case, "off")
-    assert len(lines(folder / case, "on")) > STEPS
+def test_nothing_of_the_training_changes(folder: Callable[[str], Path], case: str) -> None:
+    root = folder(case)
+    assert lines(root, "on") == lines(root, "off")
+    assert len(lines(root, "on")) > STEPS
     final = [
-        {path.name: path.read_bytes() for path in (folder / case / name / "stages/s0/final").glob("*.safetensors")}
+        {path.name: path.read_bytes() for path in (root / name / "stages/s0/final").glob("*.safetensors")}
         for name in ("on", "off")
     ]
     assert final[0] and final[0] == final[1]
@@ -45,10 +55,10 @@ def test_nothing_of_the_training_changes(folder: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_answers_are_those_of_the_model_in_its_folder(
-    folder: Path, case: str, capsys: pytest.CaptureFixture[str]
+    folder: Callable[[str], Path], case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of two processes after training, and of one that loads it; those at the last step aren't given again."""
-    root = folder / case
+    root = folder(case)
     live = (root / f"on/stages/s0/evaluations/step-{STEPS}/words/samples.jsonl").read_bytes()
     assert live.count(b"\n") == 6 and len({json.loads(line)["completion"] for line in live.splitlines()}) > 3
     assert (root / "off/eval/s0/words/samples.jsonl").read_bytes() == live
@@ -67,9 +77,9 @@ def test_the_answers_are_those_of_the_model_in_its_folder(
     assert (root / "off/eval/s0/words/samples.jsonl").read_bytes() == live
 
 
-def test_a_signal_to_one_process_ends_the_evaluation_of_all(folder: Path) -> None:
+def test_a_signal_to_one_process_ends_the_evaluation_of_all(folder: Callable[[str], Path]) -> None:
     """It is saved and begun again; what was answered by then is kept."""
-    root = folder / CASES[0]
+    root = folder(QUICK[0])
     for rank in (0, 1):
         told = (root / f"stopped-{rank}.txt").read_text()
         assert told.startswith(f"Stopped at step 2 of {STEPS} of stage s0, everything saved."), told

@@ -212,7 +212,7 @@ SETS = {
 }
 
 
-@pytest.mark.parametrize("recipe", ["phi4-mini-flash", "phi4-mini-flash/lora"])
+@pytest.mark.parametrize("recipe", ["phi4-mini-flash", pytest.param("phi4-mini-flash/lora", marks=pytest.mark.slow)])
 def test_the_real_recipes_prepare_local_data(
     recipe: str, shared_dir: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ def result(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, 
     return manifest, lines, saved_weights(folder / "final")
 
 
-@pytest.mark.parametrize("engine", [None, "zero2"])
+@pytest.mark.parametrize("engine", [pytest.param(None, marks=pytest.mark.slow), "zero2"])
 def test_the_moving_average_of_two_processes_is_that_of_one(tmp_path: Path, engine: str | None) -> None:
     train = {**AVERAGED, **({"deepspeed": engine} if engine else {})}
     two(tmp_path / "straight", train)

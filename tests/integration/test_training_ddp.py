@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from children import wait_until
+from ranks import SUPPORT, run_ranks
 from train_toys import read_metrics, saved_weights, tiny_sambay, toy_rows, train_toy
 from train_worker import HELD_OUT, ROWS
 
@@ -19,12 +19,11 @@ TRAIN = {"packing": True, "num_train_epochs": 2, "optim": "sgd", "learning_rate"
 
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-SUPPORT = Path(__file__).parents[1] / "support"
 
 
-def torchrun(*arguments: str, worker: str = "train_worker.py") -> subprocess.CompletedProcess[str]:
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*LAUNCH, str(SUPPORT / worker), *arguments],
+        [*LAUNCH, str(SUPPORT / "train_worker.py"), *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -38,8 +37,9 @@ def test_two_processes_train_as_one(tmp_path):
     held = {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 1}
     train = {**TRAIN, **held, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     arguments = (str(tmp_path / "two"), json.dumps(train), "sambay")
-    stopped = torchrun(*arguments, "6")
-    assert stopped.returncode != 0 and "Stopped at step 6 of 8 of stage one" in stopped.stderr, stopped.stderr[-3000:]
+    stopped = run_ranks("train_worker.py", *arguments, "6", limit=300)
+    assert [end.code for end in stopped] == [143, 143], stopped[0].stderr[-3000:]
+    assert "Stopped at step 6 of 8 of stage one" in stopped[0].stderr
     resumed = torchrun(*arguments)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     two = json.loads((tmp_path / "two/stages/one/manifest.json").read_text())
@@ -68,8 +68,8 @@ def test_two_processes_train_as_one(tmp_path):
 def test_processes_decide_together(tmp_path):
     """What one process sees all act on: a loss that isn't finite, a signal in the last step; and no process runs the
     model on micro-batches that no process has a token in."""
-    done = torchrun(str(tmp_path), worker="rank_worker.py")
-    assert done.returncode == 0, done.stderr[-3000:]
+    ends = run_ranks("rank_worker.py", str(tmp_path), limit=300)
+    assert [end.code for end in ends] == [0, 0], "\n".join(end.stderr[-3000:] for end in ends)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert "The loss is not a finite number at step 3: training diverged." in first["bad loss"]["told"]
@@ -157,7 +157,10 @@ def test_a_launcher_starts_a_lost_process_again_and_none_that_was_told_to_stop(t
         assert (stage / "checkpoint-5/complete.json").is_file() and not (stage / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("words", [["--seeed", "1"], ["--stage", "none"], ["--restart"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--seeed", "1"], *(pytest.param(w, marks=pytest.mark.slow) for w in (["--stage", "none"], ["--restart"]))],
+)
 def test_a_mistake_is_told_once(tmp_path, words):
     done = subprocess.run(
         [*LAUNCH, "-m", "sft", "run", "tiny", "--output_dir", str(tmp_path), *words],

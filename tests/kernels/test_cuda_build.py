@@ -33,7 +33,7 @@ def kernels_in_sources() -> set[str]:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.slow)])
 def test_every_kernel_compiles_without_local_memory(arch: int) -> None:
     found = cuda_aot.compile_kernels(arch)
     print(table(found))

@@ -16,26 +16,29 @@ triton = pytest.importorskip("triton", reason="triton is not installed (it is on
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "SAMBAY_KERNELS")}
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        "test_scan.py",
-        "test_conv_and_swiglu.py",
-        "test_norm.py",
-        "test_attention.py",
-        "test_loss.py",
-        "test_model.py",
-        "test_decoding.py",
-    ],
-)
+FILES = ["test_scan.py", "test_conv_and_swiglu.py", "test_norm.py", "test_attention.py", "test_loss.py"]
+FILES += ["test_model.py", "test_decoding.py"]
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_interpreted_kernels_match_the_references(file: str) -> None:
+    interpreted(file, "not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [file for file in FILES if file != "test_model.py"])
+def test_interpreted_kernels_match_the_references_on_all_cases(file: str) -> None:
+    interpreted(file, "slow")
+
+
+def interpreted(file: str, marked: str) -> None:
     folder = Path(__file__).parent / "interpreted"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(folder / file), "-q", "-x", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", str(folder / file), "-q", "-x", "-p", "no:cacheprovider", "-m", marked],
         env={**ENVIRONMENT, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     passed = re.search(r"^(\.+)", done.stdout)

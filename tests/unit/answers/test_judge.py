@@ -71,6 +71,7 @@ def test_evaluation_and_verify_say_the_same(tmp_path: Path, shared_dir: Path) ->
     cases = [(row["answer"], row["gold"]) for row in read_jsonl(shared_dir / "cases" / "answers.jsonl")]
     cases += [(text, gold) for _, _, text, gold in pairs() if text]
     problem = "Which one?\nA) 10\nB) 12\nC) 14"
+    cases = cases[::2]
     for asked in ("What is it?", problem):
         rows = [record(asked, text, answer=gold) for text, gold in cases]
         kept = run_rows("verify", rows, context(tmp_path), keep=["right", "wrong", "undecided"])
@@ -96,7 +97,7 @@ def evaluated(problem: str, cases: list[tuple[str, str]], folder: Path) -> list[
 
 
 def test_the_order_and_the_process_change_nothing(judge: Judge) -> None:
-    rows = [(text, gold) for _, _, text, gold in pairs()]
+    rows = [(text, gold) for _, _, text, gold in pairs()][::2]
     first = [judge.judge(text, gold) for text, gold in rows]
     mixed = random.Random(0).sample(range(len(rows)), len(rows))
     with Judge(timeout=5.0, workers=1) as other:
@@ -207,7 +208,7 @@ def test_time_is_linear_on_any_text(reader: str) -> None:
     slow = []
     for piece in PIECES:
         for end in ("", "!"):
-            short, long = (piece * (size // len(piece)) + end for size in (10_000, 80_000))
+            short, long = (piece * (size // len(piece)) + end for size in (5_000, 40_000))
             before, after = cpu(READERS[reader], short), cpu(READERS[reader], long)
             if after > 0.1 and after > 24 * max(before, 0.002):
                 # Whatever else the machine was at: the best of three.

@@ -94,6 +94,7 @@ def test_trying_leaves_nothing(tmp_path: Path) -> None:
     assert unwritable("/proc/nowhere")
 
 
+@pytest.mark.slow
 def test_kernels_are_built_elsewhere_and_it_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}

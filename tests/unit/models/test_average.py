@@ -148,6 +148,7 @@ def peak_of_averaging(root: Path, shapes: dict[str, list[int]]) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of 400 MB, which as a whole would take 3.2 GB in float64 with its parents."""
     for name in ("small", "large"):

@@ -267,7 +267,7 @@ except Interrupted as stopped:
 """
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS[1:])])
 def test_a_signal_to_the_whole_group_is_saved_on(tmp_path, number):
     """A terminal's Ctrl-C and a scheduler's signals reach the workers of the data loader too."""
     support = str(Path(__file__).parents[2] / "support")

@@ -32,6 +32,7 @@ for engine in ("local", "ray"):
 """
 
 
+@pytest.mark.slow
 def test_ray_makes_the_same_rows(tmp_path: Path, write_rows: Any) -> None:
     pytest.importorskip("ray", reason="Ray isn't installed (extra `ray`)")
     rows = [{"q": f"What is {n} plus 1? " + "Think. " * (n % 13), "a": f"It is {n}."} for n in range(200)]

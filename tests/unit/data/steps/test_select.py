@@ -356,6 +356,7 @@ print(before // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(tmp_path: Path, repo_root: Path) -> None:
     peaks = {}
     for rows in (20_000, 200_000):
