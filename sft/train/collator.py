@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,8 +18,12 @@ ROW_CUT = "row_cut"
 ROW_SUPERVISED = "row_supervised"
 """Of such a batch: how many supervised tokens the whole row has."""
 
-COUNT_KEYS = ("num_tokens", "num_supervised", "num_weighted", "token_sources", ROW_CUT, ROW_SUPERVISED, "skipped")
-"""What rides along with a batch for the trainer (which adds the last); never passed to the model."""
+TOKEN_KEYS = "token_keys"
+"""Of a batch whose dropout belongs to documents: a number for each token, which follows from its document."""
+
+COUNT_KEYS: tuple[str, ...] = ("num_tokens", "num_supervised", "num_weighted", "token_sources")
+COUNT_KEYS += (ROW_CUT, ROW_SUPERVISED, TOKEN_KEYS, "skipped")
+"""What rides along with a batch for the trainer (which adds `skipped`); never passed to the model."""
 SOURCES = "document_sources"
 """The column with the name of each document's source."""
 WEIGHTS = "loss_weights"
@@ -46,11 +51,13 @@ class PackedCollator:
     Where rows have TEACHER_COLUMNS, also `teacher_ids` int32 (1, T, k), -1 where the teacher says nothing, and
     `teacher_logprobs` float32 (1, T, k), since autocast on a CPU refuses the float16 they are stored in: position t
     speaks of label t. With `sources`, names of the rows' SOURCES, `token_sources` is each supervised token's source, by
-    its number, int64 (num_supervised,).
+    its number, int64 (num_supervised,). With `keys` TOKEN_KEYS int64 (1, T), as `token_keys` makes them.
     """
 
-    def __init__(self, pad_token_id: int = 0, normalize: Normalize = "token", sources: Sequence[str] = ()) -> None:
-        self.pad_token_id, self.normalize, self.sources = pad_token_id, normalize, sources
+    def __init__(
+        self, pad_token_id: int = 0, normalize: Normalize = "token", sources: Sequence[str] = (), keys: bool = False
+    ) -> None:
+        self.pad_token_id, self.normalize, self.sources, self.keys = pad_token_id, normalize, sources, keys
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids, masks, lengths = _concatenate(rows)
@@ -82,6 +89,7 @@ class PackedCollator:
             "num_supervised": int((labels != IGNORE).sum()),
             "num_weighted": total,
             **({} if weights is None else {WEIGHTS: torch.from_numpy(weights)[None]}),
+            **({TOKEN_KEYS: torch.from_numpy(token_keys(ids, lengths))[None]} if self.keys else {}),
             **{name: values[None] for name, values in _teacher(rows, masks, labels).items()},
             **_sources(rows, self.sources, labels[:num_tokens] != IGNORE),
         }
@@ -92,11 +100,13 @@ class PaddedCollator:
 
     Returns `input_ids`, `attention_mask`, `labels` int64 (documents, longest), COUNT_KEYS, and WEIGHTS as a packed
     batch has them; where rows have TEACHER_COLUMNS also `teacher_ids` and `teacher_logprobs` (documents, longest, k);
-    with `sources`, `token_sources` as a packed batch has them.
+    with `sources`, `token_sources` as a packed batch has them; with `keys` TOKEN_KEYS (documents, longest).
     """
 
-    def __init__(self, pad_token_id: int = 0, normalize: Normalize = "token", sources: Sequence[str] = ()) -> None:
-        self.pad_token_id, self.normalize, self.sources = pad_token_id, normalize, sources
+    def __init__(
+        self, pad_token_id: int = 0, normalize: Normalize = "token", sources: Sequence[str] = (), keys: bool = False
+    ) -> None:
+        self.pad_token_id, self.normalize, self.sources, self.keys = pad_token_id, normalize, sources, keys
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids, masks, lengths = _concatenate(rows)
@@ -115,6 +125,11 @@ class PaddedCollator:
         supervised = labels[inside][: len(ids)] != IGNORE
         weights, total = label_weights(supervised, lengths, given, self.normalize)
         spread: dict[str, Any] = {name: _padded(values, inside) for name, values in teacher.items()}
+        if self.keys:
+            keys = np.zeros(shape, dtype=np.int64)
+            if len(ids):
+                keys[inside] = token_keys(ids, lengths)
+            spread[TOKEN_KEYS] = torch.from_numpy(keys)
         if weights is not None:
             spread[WEIGHTS] = torch.zeros(shape, dtype=torch.float64)
             spread[WEIGHTS][torch.from_numpy(inside)] = torch.from_numpy(np.resize(weights, int(inside.sum())))
@@ -170,6 +185,18 @@ def _sources(
     of_documents = np.array([numbers[str(name)] for row in rows for name in row[SOURCES]], dtype=np.int64)
     lengths = np.concatenate([np.asarray(row["seq_lengths"], dtype=np.int64) for row in rows])
     return {"token_sources": torch.from_numpy(np.repeat(of_documents, lengths)[supervised])}
+
+
+def token_keys(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(T,): numbers as good as random that follow from each token's document (S of `lengths`) and its place in it."""
+    ends = np.cumsum(lengths)
+    documents = [
+        int.from_bytes(hashlib.blake2b(ids[end - length : end].tobytes(), digest_size=8).digest(), "little")
+        for end, length in zip(ends, lengths, strict=True)
+    ]
+    places = np.arange(len(ids)) - np.repeat(ends - lengths, lengths)
+    of_documents = np.repeat(np.array(documents, dtype=np.uint64), lengths)
+    return (of_documents + places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
 
 
 def label_weights(

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,6 +29,9 @@ LAUNCHED = "TORCHELASTIC_RUN_ID"
 """Set for the processes that torchrun starts."""
 
 _SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
+
+AGAIN = 0.02
+"""Seconds until a signal is handled again that came where an exception would be lost."""
 
 ECHO = 2.0
 """Seconds in which a process of torchrun may hear of one signal twice: from the sender, and handed on by torchrun."""
@@ -58,6 +62,7 @@ class StopSignals:
         self.received: int | None = None
         self._saving = 0
         self._since = 0.0
+        self._again: threading.Timer | None = None
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -103,6 +108,8 @@ class StopSignals:
 
     def restore(self) -> None:
         """Put the handlers that were there before back."""
+        if self._again is not None:
+            self._again.cancel()
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
@@ -111,12 +118,16 @@ class StopSignals:
         if os.getpid() != self._process:
             # A fork of the run, which has nothing to save.
             signal.default_int_handler(signum, frame) if signum == signal.SIGINT else _die(signum)
-        if self.received is not None:
+        if self.received is not None and self._again is None:
             if LAUNCHED in os.environ and time.monotonic() - self._since < ECHO:
                 return
             _die(signum)
-        self.received, self._since = signum, time.monotonic()
+        self.received, self._since, self._again = signum, time.monotonic(), None
         if not self._saving:
+            if _loses_exceptions(frame):
+                self._again = threading.Timer(AGAIN, os.kill, (self._process, signum))
+                self._again.start()
+                return
             raise Stopped(signum)
         if not is_main():
             return
@@ -125,6 +136,16 @@ class StopSignals:
         text = f"\n{name}: saving, then stopping; a second signal stops at once.\n"
         with suppress(OSError):  # the terminal is gone
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+
+
+def _loses_exceptions(frame: FrameType | None) -> bool:
+    """Whether `frame` is in a finalizer or a weak reference's callback: what is raised there is printed, and lost."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or Path(code.co_filename).name in ("weakref.py", "_weakrefset.py"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _end_the_launcher() -> None:

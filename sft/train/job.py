@@ -70,6 +70,7 @@ def put_together(
     from transformers import PrinterCallback
 
     from sft.train.callbacks import Progress
+    from sft.train.dropout import drop_by_documents
     from sft.train.ema import Ema
     from sft.train.outcome import Outcome
     from sft.train.telling import never_fail
@@ -78,6 +79,8 @@ def put_together(
     objective, sources = Objective.of(stage.train), sources_of(rows)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     told_too = {"pad_token_id": pad or 0, "normalize": objective.normalize, "sources": sources}
+    drawn = drop_by_documents(model, stage.train.seed)
+    told_too["keys"] = drawn is not None
     collator, scaling, ranks = _how_rows_are_run(stage, model, args, told_too)
     progress = Progress(stage.name)
     try:
@@ -98,6 +101,7 @@ def put_together(
         )
     except ValueError as error:
         raise UsageError(f"stages[{stage.name}].train: {first_line(error)}") from error
+    trainer.drawn = drawn
     trainer.remove_callback(PrinterCallback)
     never_fail(trainer.callback_handler.callbacks)
     engine = asked_engine(args, stage.train.sequence_parallel_size)

@@ -37,6 +37,12 @@ def accepted_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inputs.items() if key in parameters}
 
 
+def takes(model: Any, name: str) -> bool:
+    """Whether a model's forward has a parameter of this name."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return name in inspect.signature(base.forward).parameters
+
+
 @dataclass(frozen=True)
 class TrainedPath:
     """How a stage runs the model in its steps: what the probes ask has to be asked on the very same path.

@@ -38,7 +38,7 @@ from sft.train.optimizer import groups_of_its_own, regrouped, rounding, takes_de
 from sft.train.parallel.exchange import Ranks
 from sft.train.parallel.groups import DataRanks, SameBlocks
 from sft.train.parallel.share import RowShare
-from sft.train.probe import LossScaling, accepted_inputs, undisturbed
+from sft.train.probe import LossScaling, accepted_inputs, takes, undisturbed
 from sft.train.reshard import take_over
 from sft.train.sampler import Balance, EpochOrder, row_lengths
 from sft.train.sharded import is_sharded, shard
@@ -47,6 +47,7 @@ from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from sft.recipe.train_keys import TrainSection
+    from sft.train.dropout import Drawn
     from sft.train.guarded import GuardedSteps
     from sft.train.space import Room
     from sft.train.watchdog import Watchdog
@@ -73,6 +74,7 @@ class SambayTrainer(SFTTrainer):
     # What a stage sets, where it has them.
     ema: Ema | None = None
     guarded: GuardedSteps | None = None
+    drawn: Drawn | None = None
     room: Room | None = None
     watchdog: Watchdog | None = None
     _gauges: Gauges | None = None
@@ -110,6 +112,9 @@ class SambayTrainer(SFTTrainer):
             # Autocast keeps what it has cast, weights too, to the end of the forward pass; a layer that is computed
             # again casts anew all the same.
             self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        if self.accelerator.ddp_handler is not None:
+            # Gradients lie in the buffers that are exchanged, and not in memory of their own beside them.
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         # TRL replaces the forward by one that leaves the model's own loss out; take the model's own back.
         base.__dict__.pop("forward", None)
         if own_forward is not None:
@@ -205,6 +210,8 @@ class SambayTrainer(SFTTrainer):
         """One epoch, in that epoch's order."""
         if self._order is not None:
             self._order.current_epoch = kwargs["epoch"]
+        if self.drawn is not None:
+            self.drawn.epoch = kwargs["epoch"]
         alpha = self.args.neftune_noise_alpha
         model, seed = self.accelerator.unwrap_model(self.model), self.args.seed
         with document_noise(model, alpha, seed=seed, epoch=kwargs["epoch"]) if alpha else nullcontext():
@@ -270,8 +277,12 @@ class SambayTrainer(SFTTrainer):
         arguments = {name: value for name, value in inputs.items() if name not in BESIDE_LABELS} | {"use_cache": False}
         if self.loss_scaling == "sum":
             arguments["num_items_in_batch"] = total
+        if not return_outputs and takes(self.model, "skip_logits"):
+            arguments["skip_logits"] = True  # nor are those of held-out rows made, whose model isn't in training
         if num_items_in_batch is not None:
             said = self.objective.arguments(inputs)
+        if self.drawn is not None and num_items_in_batch is not None:
+            self.drawn.begin(inputs)
         if self.row_ranks is not None:
             said["row_share"] = RowShare(inputs[ROW_CUT], self.row_ranks)
         with self.gauges.computing() if num_items_in_batch is not None else nullcontext(), token_statistics() as tally:

@@ -19,9 +19,9 @@ def victim(repo_root: Path, folder: Path, *arguments: str, limit: float) -> str:
     return done.stdout
 
 
-def test_a_few_random_kills(repo_root: Path, tmp_path: Path) -> None:
+def test_a_random_kill(repo_root: Path, tmp_path: Path) -> None:
     seed = os.environ.get("KILL_SEED", "1")
-    assert "3 runs ended early" in victim(repo_root, tmp_path, "3", seed, limit=800)
+    assert "1 runs ended early" in victim(repo_root, tmp_path, "1", seed, limit=800)
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ def test_the_moving_average_of_two_processes_is_that_of_one(tmp_path: Path, engi
             assert found[key] == other[key] == pytest.approx(wanted[key], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(tmp_path: Path) -> None:
     train = {**PACKED, "max_steps": 150, "logging_steps": 4, "stage": {"stop_when": {"token_accuracy": 0.6}}}
     two(tmp_path / "straight", train)

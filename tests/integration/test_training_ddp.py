@@ -83,6 +83,7 @@ def test_processes_decide_together(tmp_path):
     assert first["filled"]["told"] == 2 and 14 <= first["filled"]["passes"] < 24
     # Gradients are sent once a step, in however many micro-batches.
     assert first["exchanges"]["5"] == first["exchanges"]["1"] > 0
+    assert first["exchanges"]["apart"] == 0
     assert (first["sums"], first["largest"]) == ([[3, 10], [3, 10]], [2])
     rows = toy_rows(14, packed=False)
     _, layout = train_toy(tmp_path / "one", {"per_device_train_batch_size": 20, "num_train_epochs": 2}, prepared=rows)

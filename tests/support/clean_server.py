@@ -42,7 +42,7 @@ class CleanServer:
         with tempfile.NamedTemporaryFile("r") as said:
             print(json.dumps([str(job), dict(environment), said.name]), file=server.stdin, flush=True)
             assert select.select([server.stdout], [], [], timeout)[0], "the clean process doesn't end"
-            code = int(server.stdout.readline())
+            code = int(server.stdout.readline())  # bounded: there is something to read
             return subprocess.CompletedProcess([str(PROGRAM), str(job)], code, "", said.read())
 
     def stop(self) -> None:
@@ -78,7 +78,8 @@ def _serve() -> None:
         child = os.fork()
         if child == 0:
             os._exit(_do(program, *json.loads(line)))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        status = os.waitpid(child, 0)[1]  # bounded: who asked for it ends this process
+        print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 def _do(program: Any, job: str, environment: dict[str, str], said: str) -> int:

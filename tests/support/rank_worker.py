@@ -62,10 +62,11 @@ def run(
 
 
 def exchanges(root: Path) -> dict[str, int]:
-    """How many gradient buckets are sent in two steps of one micro-batch, and of five, which are as large."""
+    """How many gradient buckets are sent in two steps of one micro-batch, and of five, which are as large; and how many
+    gradients of the former have memory of their own beside them."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    seen: dict[str, int] = {}
+    seen: dict[str, int] = {"apart": 0}
 
     def hooked(self: Any, model: Any, inputs: dict[str, Any], number: Any = None) -> Any:
         if not hasattr(model, "counted"):
@@ -76,7 +77,13 @@ def exchanges(root: Path) -> dict[str, int]:
 
             # A lambda: torch looks at annotations, and wants them to be types.
             model.register_comm_hook(None, lambda state, bucket: (count(), allreduce_hook(state, bucket))[1])
-        return training_step(self, model, inputs, number)
+        loss = training_step(self, model, inputs, number)
+        if name == "1":  # while several are summed they have their own
+            alone = [
+                p.grad is not None and p.grad.untyped_storage().nbytes() == p.grad.nbytes for p in model.parameters()
+            ]
+            seen["apart"] += sum(grad.untyped_storage().nbytes() == grad.nbytes for grad in grads)
+        return loss
 
     for name, rows, micro_batches in (("1", 5, 1), ("5", 1, 5)):
         split = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": micro_batches}

@@ -34,7 +34,7 @@ COMMON: dict[str, Any] = {
     "per_device_eval_batch_size": 2,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "lora": {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0},
+    "lora": {"use_peft": True, "lora_r": 4, "lora_dropout": 0.1},
     "checkpointing": {"gradient_checkpointing": True},
     "documents": {"loss": {"type": "dft", "normalize": "sample", "label_smoothing": 0.05}},
     "two": {"per_device_train_batch_size": 2},

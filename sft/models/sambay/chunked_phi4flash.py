@@ -93,20 +93,25 @@ class _Chunks(torch.autograd.Function):
         context = torch.autocast(tokens.device.type, ctx.autocast, ctx.autocast is not None, cache_enabled=False)
         for start in range(0, tokens.shape[0], CHUNK):
             chunk = slice(start, start + CHUNK)
-            read = tokens[chunk].detach().requires_grad_()
-            with torch.enable_grad(), context:
-                made = _again(ctx.last, ctx.first(read.view_as(read)))  # hooks of a FLOP counter take no leaf here
-            of_read, *found = torch.autograd.grad(made, [read, *ctx.parameters], grad[chunk], allow_unused=True)
+            of_read = _of_chunk(ctx, context, tokens[chunk], grad[chunk], totals)
             if of_tokens is not None:
                 of_tokens[chunk] = of_read
-            for place, one in enumerate(found):
-                if one is not None:
-                    totals[place] = _added(totals[place], one)
-            del read, made, of_read, found, one  # or they live until the next chunk's have been made beside them
         of_weights = [
             None if total is None else total.to(p.dtype) for total, p in zip(totals, ctx.parameters, strict=True)
         ]
         return of_tokens, None, None, None, *of_weights
+
+
+def _of_chunk(ctx: Any, autocast: Any, tokens: Tensor, grad: Tensor, totals: list[Tensor | None]) -> Tensor:
+    """A chunk's gradient. Those of the weights are added to `totals`, and gone before the next chunk's are made."""
+    read = tokens.detach().requires_grad_()
+    with torch.enable_grad(), autocast:
+        made = _again(ctx.last, ctx.first(read.view_as(read)))  # hooks of a FLOP counter take no leaf here
+    of_read, *found = torch.autograd.grad(made, [read, *ctx.parameters], grad, allow_unused=True)
+    for place, one in enumerate(found):
+        if one is not None:
+            totals[place] = _added(totals[place], one)
+    return of_read
 
 
 def _added(total: Tensor | None, one: Tensor) -> Tensor:

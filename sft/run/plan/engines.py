@@ -112,10 +112,10 @@ def held(
     world, full = engine.world, trained
     part = -(-full // world)
     if engine.zero in (None, 0):
-        # DDP reduces gradients in buckets beside them. Until the step the pass itself counts the gradients, unless
-        # those of earlier micro-batches are there already.
-        buckets = full if world > 1 else 0
-        first = full if accumulates else 0
+        # DDP's gradients lie in the buffers that are exchanged, but for those that are still being summed. Of one process
+        # the pass itself counts them until the step, unless those of earlier micro-batches are there already.
+        first = full if accumulates or world > 1 else 0
+        buckets = full if accumulates and world > 1 else 0
         return Held(frozen + full, first, 0 if paged else states, buckets, full + round(copies * full), states * paged)
     states = -(-states // world)
     buffers = engine.bucket * FLOAT32 * engine.buckets

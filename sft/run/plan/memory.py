@@ -163,7 +163,8 @@ def pass_of(shape: Shape, layout: Layout) -> PassMemory:
 
     Gradients that are added to those of earlier micro-batches, or that an engine takes, go at once.
     """
-    stay = layout.engine.keeps_gradients and layout.accumulation == 1
+    buffered = layout.engine.zero in (None, 0) and layout.engine.world > 1
+    stay = layout.engine.keeps_gradients and layout.accumulation == 1 and not buffered
     alike = Engine(zero=None if stay else 2)
     # ZeRO-3 parts the weights, and the MLPs' chunks leave parted weights alone.
     recompute = replace(layout.recompute, chunks=layout.engine.zero != 3)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from sft.models.row_shares import TokenCosts, cant_share
-from sft.train.collator import IGNORE, ROW_CUT, ROW_SUPERVISED, TEACHER_COLUMNS, WEIGHTS, PackedCollator
+from sft.train.collator import IGNORE, ROW_CUT, ROW_SUPERVISED, TEACHER_COLUMNS, TOKEN_KEYS, WEIGHTS, PackedCollator
 from sft.train.parallel.balance import balanced_cuts
 from sft.train.parallel.cut import RowCut
 from sft.train.parallel.exchange import Ranks
 from sft.utils.errors import UserError
+
+OF_TOKENS = ("input_ids", "position_ids", "seq_idx", TOKEN_KEYS)
 
 
 def shared_rows(collator: Any, model: Any, ranks: Ranks, stage: str) -> ShareCollator:
@@ -59,7 +61,7 @@ class ShareCollator:
         weights = batch.get(WEIGHTS)
         return {
             **batch,
-            **{name: batch[name][:, start:end] for name in ("input_ids", "position_ids", "seq_idx")},
+            **{name: batch[name][:, start:end] for name in OF_TOKENS if name in batch},
             "shift_labels": targets[:, start:end],
             "cu_seq_lens_q": own,
             "cu_seq_lens_k": own.clone(),

@@ -28,6 +28,18 @@ if INTERPRETED:
 
     interpreter._patch_lang_tensor = patch_tensor_and_index
 
+    def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+        """Of each test's parameters the first are for every day; the interpreter takes seconds for each.
+
+        Where nothing is interpreted the items are those of all other tests.
+        """
+        of_a_test: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            of_a_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        for group in of_a_test.values():
+            for item in group[1:]:
+                item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,13 +51,3 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
         return made.fill_(float("nan")) if made.is_floating_point() and made.device.type == "cpu" else made
 
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of each test's parameters the first and the last are for every day; the interpreter takes seconds for each."""
-    of_a_test: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        of_a_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for group in of_a_test.values():
-        for item in group[1:-1]:
-            item.add_marker(pytest.mark.slow)

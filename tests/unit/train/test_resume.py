@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -231,6 +232,22 @@ def test_a_second_signal_stops_at_once(launcher):
     assert done["2.5"].returncode == -signal.SIGTERM and done["2.5"].stdout == "15\n"
     assert done["0"].returncode == (0 if launcher else -signal.SIGTERM)
     assert "SIGTERM: saving, then stopping" in done["0"].stderr
+
+
+class Finalized:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        self.over = True
+
+
+def test_a_signal_in_a_finalizer_is_not_lost(capfd):
+    """Python prints what is raised there, and goes on."""
+    with pytest.raises(Stopped, match="SIGTERM"), stop_signals() as signals:
+        Finalized()
+        assert signals.received == signal.SIGTERM
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_fork_of_the_run_dies_of_its_signals():

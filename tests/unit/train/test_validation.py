@@ -47,6 +47,24 @@ def held_out_lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in read_metrics(path) if "eval_loss" in line]
 
 
+def test_no_logits_of_a_whole_row_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of 65,536 tokens and 200,064 logits for each would be 26 GB in bfloat16."""
+    import sft.models.sambay.modeling_phi4flash as modeling
+
+    model, seen = tiny_sambay(), []
+    forward = modeling.LanguageModelHead.forward
+
+    def noted(head: Any, hidden: Any, targets: Any = None, **options: Any) -> Any:
+        seen.append(targets is None)
+        return forward(head, hidden, targets, **options)
+
+    monkeypatch.setattr(modeling.LanguageModelHead, "forward", noted)
+    _, paths = train_toy(tmp_path, TRAIN, model=model, prepared=toy_rows(16, packed=False, held_out=7))
+    assert len(held_out_lines(paths.metrics("one"))) == 2
+    # But for the probes of how the model is run, before the first step.
+    assert not any(seen[-len(seen) // 2 :]) and seen.count(True) < 20
+
+
 @pytest.mark.parametrize("make", [tiny_qwen, tiny_sambay])
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_loss_is_the_models_own_row_by_row(make: Any, packed: bool, tmp_path: Path) -> None:

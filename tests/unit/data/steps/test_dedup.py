@@ -297,6 +297,7 @@ def sketches(folder: Path, count: int) -> int:
     return copies
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_as_the_rows_grow(tmp_path: Path) -> None:
     peaks = {}
     for count in (5_000, 50_000):
