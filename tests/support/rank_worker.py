@@ -79,9 +79,7 @@ def exchanges(root: Path) -> dict[str, int]:
             model.register_comm_hook(None, lambda state, bucket: (count(), allreduce_hook(state, bucket))[1])
         loss = training_step(self, model, inputs, number)
         if name == "1":  # while several are summed they have their own
-            alone = [
-                p.grad is not None and p.grad.untyped_storage().nbytes() == p.grad.nbytes for p in model.parameters()
-            ]
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
             seen["apart"] += sum(grad.untyped_storage().nbytes() == grad.nbytes for grad in grads)
         return loss
 

@@ -112,8 +112,8 @@ def held(
     world, full = engine.world, trained
     part = -(-full // world)
     if engine.zero in (None, 0):
-        # DDP's gradients lie in the buffers that are exchanged, but for those that are still being summed. Of one process
-        # the pass itself counts them until the step, unless those of earlier micro-batches are there already.
+        # DDP's gradients lie in the buffers that are exchanged, but for those that are still being summed. Of one
+        # process the pass itself counts them until the step, unless those of earlier micro-batches are there already.
         first = full if accumulates or world > 1 else 0
         buckets = full if accumulates and world > 1 else 0
         return Held(frozen + full, first, 0 if paged else states, buckets, full + round(copies * full), states * paged)
