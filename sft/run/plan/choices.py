@@ -176,14 +176,15 @@ def _remedies(stage: Stage, shape: Shape, layout: Layout, cluster: Cluster) -> I
 
 def _shorter_rows(base: Layout, told: Callable[..., str], fits: Callable[[Layout], bool], prefix: str) -> Iterator[str]:
     """Rows that several ranks share, and shorter ones: the least of either that fits."""
-    for ranks in (2, 4, 8):
-        world = base.engine.world
-        if ranks > base.sharing and world % ranks == 0 and ranks % base.sharing == 0:
-            more = base.accumulation * ranks // base.sharing
-            if fits(replace(base, sharing=ranks, accumulation=more)):
-                words = f"{prefix}.sequence_parallel_size {ranks} {prefix}.gradient_accumulation_steps {more}"
-                yield told(words)
-                break
+    world, own = base.engine.world, base.engine
+    shared = [size for size in (2, 4, 8) if size > base.sharing and world % size == 0 == size % base.sharing]
+    parted = [own] if own.zero == 3 or base.adapters is not None else [own, Engine(world, 3, bucket=_AUTO, buckets=1)]
+    for engine, size in ((engine, size) for engine in parted for size in shared):
+        more = base.accumulation * size // base.sharing
+        if fits(replace(base, sharing=size, accumulation=more, engine=engine)):
+            words = [f"{prefix}.sequence_parallel_size {size}", f"{prefix}.gradient_accumulation_steps {more}"]
+            yield told(*words, *([] if engine is own else [f"{prefix}.deepspeed zero3"]))
+            break
     length = 1 << (base.length - 1).bit_length() - 1
     while length >= 1024:
         if fits(replace(base, length=length, documents=max(1, base.documents * length // base.length))):

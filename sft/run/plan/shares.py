@@ -30,7 +30,7 @@ def shares_of(shape: Shape, ranks: int, tokens: int, documents: int) -> list[Sha
     found = []
     for start, end in ((cuts[0], cuts[1]), (cuts[-2], cuts[-1])):
         parts = int((end - 1) // length) - int(start // length) + 1
-        found.append(Share(end - start, parts, round(start % length), end < tokens))
+        found.append(Share(end - start, parts, round(start % length), end < tokens and end % length > 0))
     return found
 
 

@@ -19,6 +19,7 @@ from sft.run.plan.engines import Engine
 from sft.run.plan.memory import Layout, rank_memory
 from sft.run.plan.passes import Recompute
 from sft.run.plan.shape import Shape
+from sft.run.plan.shares import shares_of
 from sft.run.plan.speed import step_time
 from sft.run.plan.stages import plan_recipe
 from sft.tokenizers.tiny import build_tokenizer
@@ -99,6 +100,28 @@ def test_where_no_layout_fits_it_says_what_else_would(capsys):
     assert one["smallest"] is None
     assert any("use_peft" in remedy for remedy in one["remedies"])
     assert any("zero3" in remedy for remedy in one["remedies"])
+
+
+def test_what_else_would_help_fits_when_it_is_typed(capsys):
+    words = ("phi4-mini-flash", "--stage", "long", "--gpus", "4xA100-40", "--stages.long.train.max_length", "131072")
+    stage = told(capsys, *words)["stages"][0]
+    assert stage["fits"] is False and stage["smallest"] is None and len(stage["remedies"]) >= 2
+    assert any("sequence_parallel_size" in remedy for remedy in stage["remedies"])
+    for remedy in stage["remedies"]:
+        more = shlex.split(remedy)
+        kept = [*words]
+        for key in more[::2]:
+            if key in kept:
+                del kept[kept.index(key) : kept.index(key) + 2]
+        changed = told(capsys, *kept, *more)["stages"][0]
+        assert changed["fits"] is True, remedy
+
+
+def test_ranks_that_share_a_row_take_what_the_cuts_give_them():
+    """Of 8 the first has most of 65,536 tokens, the last the fewest (docs/sequence-parallelism.md)."""
+    first, last = shares_of(Shape(), 8, 65536, 1)
+    assert (first.tokens, last.tokens) == (pytest.approx(11409, abs=2), pytest.approx(6259, abs=2))
+    assert (first.before, first.goes_on) == (0, True) and (last.before, last.goes_on) == (65536 - last.tokens, False)
 
 
 def test_hours_and_disk_follow_from_the_rows(capsys):
