@@ -277,8 +277,10 @@ class SambayTrainer(SFTTrainer):
         arguments = {name: value for name, value in inputs.items() if name not in BESIDE_LABELS} | {"use_cache": False}
         if self.loss_scaling == "sum":
             arguments["num_items_in_batch"] = total
-        if not return_outputs and takes(self.model, "skip_logits"):
-            arguments["skip_logits"] = True  # nor are those of held-out rows made, whose model isn't in training
+        if not return_outputs and takes(self.model, "skip_logits") and not is_sharded(self.args):
+            # Nor are logits of held-out rows made, whose model isn't in training. But under ZeRO-3, which would take
+            # that pass for a step's first half and fetch weights for a second half that doesn't come.
+            arguments["skip_logits"] = True
         if num_items_in_batch is not None:
             said = self.objective.arguments(inputs)
         if self.drawn is not None and num_items_in_batch is not None:
