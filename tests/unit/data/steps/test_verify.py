@@ -337,7 +337,7 @@ def check_hostile(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> 
     assert not any(verdict == "right" for verdict, _ in reasons)
     assert reasons["undecided", "timeout"] > 0.05 * count
     # The time limit on the clock, and what it takes to see a process die and to fork another on a busy machine.
-    assert max(asked) < WALL_SLACK * LIMIT + 1.0
+    assert max(asked) < WALL_SLACK * LIMIT + 10.0
 
 
 def test_hostile_answers_end_in_time_and_harm_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
