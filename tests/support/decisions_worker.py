@@ -126,7 +126,6 @@ def main() -> None:
     results["left"] = sorted(path.name for path in folder.rglob(".shared-*"))
     (folder / f"{world_size()}-{rank()}.json").write_text(json.dumps(results, default=repr))
     barrier()
-    time.sleep(1.0 if os.environ.get("RANK") == "0" else 0.0)  # the store is rank 0's: others may have to read yet
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,4 +62,8 @@ def _become(words: list[str], env: dict[str, str], stdout: str, stderr: str) -> 
     gc.freeze()
     sys.path[:0] = [*env.get("PYTHONPATH", "").split(":"), str(Path(words[0]).parent)]
     sys.argv = words
-    runpy.run_path(words[0], run_name="__main__")
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        if env.get("RANK") == "0":  # whose store goes with it: others may have to read yet, and it ends at once
+            time.sleep(2.0)

@@ -166,7 +166,7 @@ def _remedies(stage: Stage, shape: Shape, layout: Layout, cluster: Cluster) -> I
     if adamw and fits(replace(base, optimizer="paged_adamw_8bit", engine=replace(layout.engine, zero=None))):
         yield told(f"{prefix}.optim paged_adamw_8bit", *plain)
     if whole and fits(replace(base, adapters=Adapters(64, frozenset(PROJECTIONS)), engine=alone)):
-        yield told(f"{prefix}.use_peft true", f"{prefix}.lora_r 64", *plain)
+        yield told(f"{prefix}.use_peft true", f"{prefix}.lora_r 64", f"{prefix}.lora_dropout 0.0", *plain)
     yield from _shorter_rows(base, told, fits, prefix)
     for cards in (2, 4, 8, 16, 32, 64):
         if cards > cluster.count and fits(replace(base, engine=Engine(cards, 3, bucket=_AUTO, buckets=1))):
