@@ -43,7 +43,9 @@ def one_pass(name: str, tokens: int, rank: int, ranks: int, port: int, said: Any
     model: Any = random_sambay(SHAPE)
     if name == "Llama":
         model = llama_of(parameters(model), SHAPE)
-    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    switch({"use_reentrant": False})
     inputs = inputs_of(model, name, tokens, rank, ranks)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(2):
