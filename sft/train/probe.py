@@ -29,8 +29,7 @@ LossScaling = Literal["sum", "mean"]
 
 def accepted_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of `batch` the model's forward takes (all of it when it takes **kwargs), without the counters."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parameters = inspect.signature(base.forward).parameters
+    parameters = _parameters(model)
     inputs = {key: value for key, value in batch.items() if key not in COUNT_KEYS}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return inputs
@@ -39,8 +38,12 @@ def accepted_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def takes(model: Any, name: str) -> bool:
     """Whether a model's forward has a parameter of this name."""
+    return name in _parameters(model)
+
+
+def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return name in inspect.signature(base.forward).parameters
+    return inspect.signature(base.forward).parameters
 
 
 @dataclass(frozen=True)

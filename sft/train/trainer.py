@@ -277,9 +277,7 @@ class SambayTrainer(SFTTrainer):
         arguments = {name: value for name, value in inputs.items() if name not in BESIDE_LABELS} | {"use_cache": False}
         if self.loss_scaling == "sum":
             arguments["num_items_in_batch"] = total
-        if not return_outputs and takes(self.model, "skip_logits") and not is_sharded(self.args):
-            # Nor are logits of held-out rows made, whose model isn't in training. But under ZeRO-3, which would take
-            # that pass for a step's first half and fetch weights for a second half that doesn't come.
+        if self._skips_logits and not return_outputs:
             arguments["skip_logits"] = True
         if num_items_in_batch is not None:
             said = self.objective.arguments(inputs)
@@ -299,6 +297,12 @@ class SambayTrainer(SFTTrainer):
         if self.guarded is not None and num_items_in_batch is not None:
             self.guarded.runs(loss)
         return (loss, outputs) if return_outputs else loss
+
+    @functools.cached_property
+    def _skips_logits(self) -> bool:
+        """Whether logits aren't made of held-out rows either, whose model isn't in training. Under ZeRO-3 they are: it
+        would take that pass for a step's first half and fetch weights for a second half that doesn't come."""
+        return takes(self.model, "skip_logits") and not is_sharded(self.args)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; the first one of a run is audited."""

@@ -66,7 +66,7 @@ def _others(stage: Stage, layout: Layout) -> Iterator[tuple[tuple[str, ...], Lay
     prefix, world = f"--stages.{stage.name}.train", layout.engine.world
     for engine in _engines(stage, layout):
         for rows, accumulation in _splits(layout):
-            for recompute in RECOMPUTED if layout.recompute in RECOMPUTED else (layout.recompute, *RECOMPUTED):
+            for recompute in dict.fromkeys((layout.recompute, *RECOMPUTED)):
                 if engine.zero == 3 and recompute.layers and layout.adapters is not None:
                     continue  # refused: it would need the reentrant form
                 other = replace(
@@ -112,7 +112,7 @@ def _engines(stage: Stage, layout: Layout) -> Iterator[Engine]:
         plain += [Engine(world, 1), Engine(world, 2)]
     plain.append(Engine(world, 2, offload_optimizer=True, buckets=1))
     if world > 1 and not layout.four_bit and not layout.ema:
-        plain += [Engine(world, 3, bucket=_AUTO, buckets=1), Engine(world, 3, True, bucket=_AUTO, buckets=1)]
+        plain += [_zero3(world), replace(_zero3(world), offload_optimizer=True)]
     for engine in plain:
         same = (engine.zero, engine.offload_optimizer) == (own.zero, own.offload_optimizer)
         if same or (engine.offload_optimizer and not stage.train.optim.startswith("adamw_torch")):
@@ -122,6 +122,10 @@ def _engines(stage: Stage, layout: Layout) -> Iterator[Engine]:
 
 _AUTO = 2560**2
 """A reduction's buffer of ZeRO-3, which follows from the model's width and is small."""
+
+
+def _zero3(world: int) -> Engine:
+    return Engine(world, 3, bucket=_AUTO, buckets=1)
 
 
 def _splits(layout: Layout) -> list[tuple[int, int]]:
@@ -145,8 +149,8 @@ def _remedies(stage: Stage, shape: Shape, layout: Layout, cluster: Cluster) -> I
     assert cluster.card is not None
     room, prefix = cluster.card.usable, f"--stages.{stage.name}.train"
     accumulation, alone = layout.accumulation * layout.rows, Engine(layout.engine.world)
-    base = replace(layout, rows=1, documents=max(1, layout.documents // layout.rows), accumulation=accumulation)
-    base = replace(base, recompute=Recompute(offload=True))
+    one_row = {"rows": 1, "documents": max(1, layout.documents // layout.rows), "accumulation": accumulation}
+    base = replace(layout, **one_row, recompute=Recompute(offload=True))  # type: ignore[arg-type]
     also = [f"{prefix}.{words}" for words in _changes(layout.recompute, base.recompute)]
     if layout.rows > 1:
         also += [f"{prefix}.per_device_train_batch_size 1", f"{prefix}.gradient_accumulation_steps {accumulation}"]
@@ -169,7 +173,7 @@ def _remedies(stage: Stage, shape: Shape, layout: Layout, cluster: Cluster) -> I
         yield told(f"{prefix}.use_peft true", f"{prefix}.lora_r 64", f"{prefix}.lora_dropout 0.0", *plain)
     yield from _shorter_rows(base, told, fits, prefix)
     for cards in (2, 4, 8, 16, 32, 64):
-        if cards > cluster.count and fits(replace(base, engine=Engine(cards, 3, bucket=_AUTO, buckets=1))):
+        if cards > cluster.count and fits(replace(base, engine=_zero3(cards))):
             yield told(f"--gpus {cards}x{cluster.card.name}", f"{prefix}.deepspeed zero3")
             break
 
@@ -178,7 +182,7 @@ def _shorter_rows(base: Layout, told: Callable[..., str], fits: Callable[[Layout
     """Rows that several ranks share, and shorter ones: the least of either that fits."""
     world, own = base.engine.world, base.engine
     shared = [size for size in (2, 4, 8) if size > base.sharing and world % size == 0 == size % base.sharing]
-    parted = [own] if own.zero == 3 or base.adapters is not None else [own, Engine(world, 3, bucket=_AUTO, buckets=1)]
+    parted = [own] if own.zero == 3 or base.adapters is not None else [own, _zero3(world)]
     for engine, size in ((engine, size) for engine in parted for size in shared):
         more = base.accumulation * size // base.sharing
         if fits(replace(base, sharing=size, accumulation=more, engine=engine)):

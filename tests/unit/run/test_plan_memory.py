@@ -8,6 +8,8 @@ import pytest
 from counted_layouts import Layout, count, optimizer_bytes
 
 from sft.models.load import LORA_TARGETS
+from sft.models.sambay import chunked_phi4flash
+from sft.run.plan.chunks import CHUNK
 from sft.run.plan.engines import Engine, engine_of, held
 from sft.run.plan.memory import Layout as Planned
 from sft.run.plan.memory import frozen_bytes, trained_bytes
@@ -125,6 +127,10 @@ def test_there_are_as_many_layouts_as_were_promised():
 
 def test_the_default_targets_are_those_that_are_adapted():
     assert PROJECTIONS == LORA_TARGETS
+
+
+def test_chunks_are_those_of_the_model():
+    assert CHUNK == chunked_phi4flash.CHUNK
 
 
 def test_parameters_are_counted_and_other_models_are_refused():

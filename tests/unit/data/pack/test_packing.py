@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cpu_limit import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data.pack.bins import MORE, pack
-from tests.support.cpu_limit import at_most
 
 
 def _slow(lengths: list[int], capacity: int) -> list[int]:

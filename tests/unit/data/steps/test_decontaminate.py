@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu_limit import at_most
 from planted_edits import QUOTED, changed, layout
 from pydantic import ValidationError
 from step_toys import context, entry, record, run_rows
@@ -18,7 +19,6 @@ from sft.data.steps import step_class
 from sft.data.steps.decontaminate.benchmark_index import fewest_edits
 from sft.data.text.normalize import tokens, words
 from sft.utils.errors import UserError
-from tests.support.cpu_limit import at_most
 
 
 def problems(path: Path, column: str) -> list[str]:

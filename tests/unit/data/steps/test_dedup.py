@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cpu_limit import at_most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planted_edits import ANOTHER, SAME, WRAPPERS, Edit, changed
@@ -29,7 +30,6 @@ from sft.data.steps.base import verdict_schema
 from sft.data.steps.dedup import minhash
 from sft.data.steps.dedup.same_problem import same_problem
 from sft.data.text.normalize import as_spelled
-from tests.support.cpu_limit import at_most
 
 
 def row(problem: str, name: str, source: str = "a", **fields: Any) -> Record:

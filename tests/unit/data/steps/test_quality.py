@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu_limit import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -18,7 +19,6 @@ from step_toys import context, entry, record, run_rows
 from sft.data.read.outcomes import Dropped, Outcome
 from sft.data.read.record import Record
 from sft.data.steps import step_class
-from tests.support.cpu_limit import at_most
 
 GOOD = "<think>\nTwo and two are four. Let me check: 2+2=4.\n</think>\n\nThe answer is \\boxed{4}."
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+from cpu_limit import at_most
 from planted_edits import spelled
 
 from sft.data.text.normalize import tokens, words
-from tests.support.cpu_limit import at_most
 
 
 @pytest.mark.parametrize(

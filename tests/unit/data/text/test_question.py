@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from cpu_limit import at_most
 from planted_edits import OTHER_WRAPPERS, WRAPPERS
 
 from sft.data.text.normalize import tokens, words
 from sft.data.text.question import core
-from tests.support.cpu_limit import at_most
 
 
 def real_problems(shared_dir: Path) -> list[str]:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from cpu_limit import at_most
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.data.text.sentences import sentence_spans
-from tests.support.cpu_limit import at_most
 
 
 def sentences(text: str) -> list[str]:
