@@ -88,18 +88,18 @@ def plain(packed: dict[str, Any]) -> dict[str, Any]:
     return {name: packed[name] for name in ("input_ids", "labels", "position_ids")} | {"use_cache": False}
 
 
-def cases(shape: dict[str, Any], device: str) -> dict[tuple[str, str], tuple[int, Step]]:
+def cases(shape: dict[str, Any], device: str, precisions: list[str]) -> dict[tuple[str, str], tuple[int, Step]]:
     """By model and precision: its parameters and its step."""
     return {
-        (name, precision): (parameters(model := build(shape)), stepper(model, device, dtype))
+        (name, precision): (parameters(model := build(shape)), stepper(model, device, PRECISIONS[precision]))
         for name, build in (("SambaY", random_sambay), ("Llama", llama))
-        for precision, dtype in PRECISIONS.items()
+        for precision in precisions
     }
 
 
 def measure(shape: dict[str, Any], tokens: int, what: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one length of a packed row."""
-    found = cases(shape, options.device)
+    found = cases(shape, options.device, options.precision)
     clock: dict[tuple[str, str], list[float]] = {case: [] for case in found}
     busy: dict[tuple[str, str], list[float]] = {case: [] for case in found}
     for turn in range(options.rounds + WARM_UP):
@@ -121,7 +121,9 @@ def measure(shape: dict[str, Any], tokens: int, what: str, options: argparse.Nam
             "ms a step": 1e3 * seconds[name, precision],
             "tokens/s": tokens / seconds[name, precision],
             "times Llama": seconds["Llama", precision] / seconds[name, precision],
-            "times float32": seconds[name, "float32"] / seconds[name, precision],
+            "times float32": seconds[name, "float32"] / seconds[name, precision]
+            if (name, "float32") in found
+            else None,
             "CPU ms": 1e3 * statistics.median(busy[name, precision]),
         }
         for name, precision in found
@@ -131,6 +133,7 @@ def measure(shape: dict[str, Any], tokens: int, what: str, options: argparse.Nam
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192], help="lengths of the packed row")
+    options.add_argument("--precision", nargs="+", choices=tuple(PRECISIONS), default=list(PRECISIONS))
     options.add_argument("--rounds", type=int, default=7, help="measured steps of each case")
     chosen = options.parse_args()
     prepare(chosen)

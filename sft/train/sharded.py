@@ -3,6 +3,8 @@ or a copy of its own in memory, but for the first one, which has tried the model
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,18 @@ from sft.models.four_bit import is_four_bit
 def is_sharded(args: Any) -> bool:
     """Whether a stage's processes hold a part of each weight (ZeRO-3)."""
     return isinstance(args.deepspeed, dict) and args.deepspeed["zero_optimization"].get("stage") == 3
+
+
+@contextmanager
+def forward_only(engine: Any) -> Iterator[None]:
+    """Passes that no backward pass follows; on all processes.
+
+    ZeRO-3 takes each for a step's first half and fetches weights for its second one ahead. What it has fetched is given
+    back at the end: weights on their way can't be gathered whole, nor be parted.
+    """
+    yield
+    if hasattr(getattr(engine, "optimizer", None), "empty_partition_cache"):
+        engine.empty_partition_cache()
 
 
 def shard(model: Any, args: Any) -> None:

@@ -41,7 +41,7 @@ from sft.train.parallel.share import RowShare
 from sft.train.probe import LossScaling, accepted_inputs, takes, undisturbed
 from sft.train.reshard import take_over
 from sft.train.sampler import Balance, EpochOrder, row_lengths
-from sft.train.sharded import is_sharded, shard
+from sft.train.sharded import forward_only, is_sharded, shard
 from sft.utils.distributed import alike
 from sft.utils.errors import UserError
 
@@ -300,9 +300,8 @@ class SambayTrainer(SFTTrainer):
 
     @functools.cached_property
     def _skips_logits(self) -> bool:
-        """Whether logits aren't made of held-out rows either, whose model isn't in training. Under ZeRO-3 they are: it
-        would take that pass for a step's first half and fetch weights for a second half that doesn't come."""
-        return takes(self.model, "skip_logits") and not is_sharded(self.args)
+        """Whether logits aren't made of held-out rows either, whose model isn't in training."""
+        return takes(self.model, "skip_logits")
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; the first one of a run is audited."""
@@ -456,7 +455,7 @@ class SambayTrainer(SFTTrainer):
         """That the weights, as they are now, give no finite loss on the first row; empty when they do."""
         rows: Any = self.train_dataset
         inputs = self._prepare_inputs(self.data_collator([rows[0]]))
-        with undisturbed(self.model), torch.no_grad():
+        with undisturbed(self.model), forward_only(self.model_wrapped), torch.no_grad():
             self.model_wrapped.train()  # the path that is trained, which may keep less in memory
             loss = self.compute_loss(self.model_wrapped, inputs)
         (faults,) = over_processes([int(not torch.isfinite(loss))])

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.train.probe import undisturbed
+from sft.train.sharded import forward_only
 from sft.utils.distributed import alike, gather
 from sft.utils.errors import UserError
 
@@ -93,7 +94,7 @@ def held_out_loss(trainer: SambayTrainer, rows: Dataset, batch_size: int) -> tup
     them in each pass.
     """
     total, tokens = 0.0, 0
-    with undisturbed(trainer.model), torch.no_grad():
+    with undisturbed(trainer.model), forward_only(trainer.model_wrapped), torch.no_grad():
         trainer.model_wrapped.eval()
         data = trainer.data_ranks
         for batch in _share(rows, batch_size, data.number, data.count):

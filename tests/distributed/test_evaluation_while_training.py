@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from live_worker import STEPS, recipe
+from live_worker import STEPS, recipe, write_llama
 from ranks import run_ranks
 from train_toys import read_metrics
 
 from sft.recipe import RunPaths
 from sft.run.evaluation import evaluate_points
 
-QUICK, LONG = ("none-bf16", "zero3.lora-fp32"), ("zero2-bf16", "zero3-bf16")
+QUICK, LONG = ("none-bf16", "zero3.lora-fp32", "zero3.llama-fp32"), ("zero2-bf16", "zero3-bf16")
 CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in LONG)]
 
 
@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @functools.cache
     def ran(cases: tuple[str, ...]) -> Path:
         root = tmp_path_factory.mktemp("live")
+        write_llama(root)
         ends = run_ranks("live_worker.py", str(root), ",".join(cases), limit=400)
         assert [end.code for end in ends] == [0, 0], "\n".join(end.stderr[-3000:] for end in ends)
         return root

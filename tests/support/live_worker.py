@@ -1,6 +1,7 @@
 """Stages with and without suites answered while they train: `python live_worker.py FOLDER CASES`, by several ranks.
 
 A case is an engine with its options and a precision, `zero3.lora-bf16`; its runs are in FOLDER/CASE/off and `on`.
+With the option `llama` the model is the one in FOLDER/llama, which `write_llama` makes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine_cases import recipe_of, train_keys
+from engine_cases import MODEL, recipe_of, train_keys
 
 EVERY = {"steps": 2}
 SUITE = {
@@ -30,13 +31,30 @@ def recipe(root: Path, case: str, **evaluate: Any) -> Any:
     """One stage of STEPS steps, with dropout where it has adapters."""
     from sft.recipe import Recipe
 
-    words, precision = case.split("-")
+    words, precision = case.replace(".llama", "").split("-")
     keys = {"bf16": precision == "bf16", "max_steps": STEPS, **train_keys(words)}
     keys |= {"lora_dropout": 0.3} if keys.get("use_peft") else {}
     dumped = recipe_of(root, keys, suites=[SUITE]).model_dump()
+    if ".llama" in case:
+        dumped["model"] = {"model_name_or_path": str(root.parent.parent / "llama"), "dtype": "float32"}
     for stage in dumped["stages"]:
         stage["evaluate"] |= evaluate
     return Recipe.model_validate(dumped)
+
+
+def write_llama(root: Path) -> None:
+    """A model of another family than ours, random and small."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sft.tokenizers.tiny import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    shape = {name: value for name, value in MODEL.items() if name != "sliding_window"}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **ends)).save_pretrained(root / "llama")
+    tokenizer.save_pretrained(root / "llama")
 
 
 def stopped(root: Path, case: str) -> None:
