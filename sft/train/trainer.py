@@ -31,6 +31,7 @@ from sft.train.engine import check_engine, whole_weights
 from sft.train.finite import StepNumbers, weights_fault
 from sft.train.gauges import Gauges
 from sft.train.interrupt import leave_signals_to_the_run
+from sft.train.marking import Marking
 from sft.train.memorised import TokenSums
 from sft.train.neftune import document_noise
 from sft.train.objective import PLAIN_LOSS, Objective
@@ -138,6 +139,7 @@ class SambayTrainer(SFTTrainer):
         self._per_token: int | None = None
         self._train = train
         self.ran_on: dict[str, Any] = {}
+        self.marking = Marking()
         self._parameter_names: list[list[str]] = []
         self.wanted_checkpoints: Callable[[int], Collection[int]] = lambda step: ()
 
@@ -465,6 +467,8 @@ class SambayTrainer(SFTTrainer):
         """Raise UserError with `fault`, the beginning of a sentence, unless it is empty. On all processes."""
         if not fault:
             return
+        self.marking.wait()
+        self.accelerator.wait_for_everyone()
         stage, good = self.identity.get("stage"), newest_whole(Path(str(self.args.output_dir)), self.state.global_step)
         kept = f"The newest checkpoint with finite weights is {good}." if good else "No checkpoint was saved before it."
         with alike():
@@ -547,8 +551,9 @@ class SambayTrainer(SFTTrainer):
             super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save everything a resume needs; mark the folder whole; only then delete older checkpoints."""
+        """Save everything a resume needs. Beside the next steps the folder is marked whole; only then older ones go."""
         self.pause()
+        self.marking.wait()
         self.check_finite()
         if self.room is not None:
             self.room.check_save(self.state.global_step)
@@ -571,11 +576,15 @@ class SambayTrainer(SFTTrainer):
             counters = {**self.counters, "unlogged": unlogged, "token_sums": seen}
             if self.guarded is not None:
                 counters["guard"] = self.guarded.guard.state()
-            step, ran_on = self.state.global_step, self.ran_on
-            write_marker(folder, step=step, identity=self.identity, counters=counters, ran_on=ran_on)
-            rotate(folder.parent, limit, self.wanted_checkpoints(self.state.global_step))
             if self.room is not None:
                 self.room.saved(folder)
+            step, wanted = self.state.global_step, self.wanted_checkpoints(self.state.global_step)
+
+            def mark() -> None:
+                write_marker(folder, step=step, identity=self.identity, counters=counters, ran_on=self.ran_on)
+                rotate(folder.parent, limit, wanted)
+
+            self.marking.begin(mark)
         self.go_on()  # saving isn't training time
 
 
