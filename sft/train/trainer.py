@@ -135,11 +135,10 @@ class SambayTrainer(SFTTrainer):
         self._clock: float | None = None
         self._audit: GradientAudit | None = None
         self._audited = False
-        self._numbers = StepNumbers()
+        self._numbers, self.marking = StepNumbers(), Marking()
         self._per_token: int | None = None
         self._train = train
         self.ran_on: dict[str, Any] = {}
-        self.marking = Marking()
         self._parameter_names: list[list[str]] = []
         self.wanted_checkpoints: Callable[[int], Collection[int]] = lambda step: ()
 
