@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH := kernels/benchmarks
-MODEL_BENCHMARKS := bench_train_step bench_loss_memory
+MODEL_BENCHMARKS := bench_train_step bench_losses bench_loss_memory
 DATA_BENCHMARKS := data_prepare data_verify data_memory
 # Processes that run the tests.
 WORKERS ?= 2
