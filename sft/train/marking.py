@@ -1,8 +1,8 @@
 """A written checkpoint is flushed, hashed and marked whole beside the steps that follow it.
 
-Of a large model's checkpoint that is most of the time that a save takes, and nothing of the model is needed for it:
-what is marked are files that nobody changes any more. Until its marker is there a checkpoint doesn't count, and older
-ones stay, as after a kill in the middle of a save.
+Nothing of the model is needed for that: what is marked are files that nobody changes any more, a large model's tens of
+gigabytes. Until its marker is there a checkpoint doesn't count, and older ones stay, as after a kill in the middle of a
+save.
 """
 
 from __future__ import annotations
