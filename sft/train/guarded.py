@@ -133,7 +133,7 @@ class GuardedSteps(TrainerCallback):
 
         Of those that the recipe asks for: a signal may have had others saved, and makes no difference.
         """
-        self._trainer.marking.wait()
+        self._trainer.marking.finish()
         skipped, scheduled = {line["step"] for line in self.guard.skipped}, set(self._saved(step))
         found = []
         for saved, folder in reversed(checkpoint_folders(Path(str(self._trainer.args.output_dir)))):

@@ -8,24 +8,48 @@ save.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
+
+from sft.utils.errors import UserError
+
+LIMIT = 2 * 3600.0
+"""Seconds that a checkpoint may take to be flushed and read: hundreds of gigabytes at 50 MB/s."""
 
 
 class Marking:
     """The checkpoint that is being marked, on the process that marks them; one at a time."""
 
     def __init__(self) -> None:
-        self._worker: ThreadPoolExecutor | None = None
         self._work: Future[None] | None = None
 
     def begin(self, work: Callable[[], None]) -> None:
         """Do `work` beside what follows, once that of the checkpoint before is done."""
-        self.wait()
-        self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="marking")
-        self._work = self._worker.submit(work)
+        self.finish()
+        self._work = Future()
+        # As a daemon: a process that gives up on a disk ends.
+        Thread(target=_do, args=(work, self._work), name="marking", daemon=True).start()
 
-    def wait(self) -> None:
-        """Go on when the last checkpoint is marked. Raises what went wrong with it, once."""
+    def finish(self) -> None:
+        """Go on when the last checkpoint is marked. Raises what went wrong with it, once; UserError after LIMIT."""
         work, self._work = self._work, None
-        if work is not None:
-            work.result()  # bounded: it reads and flushes the files of one checkpoint
+        if work is None:
+            return
+        try:
+            work.result(LIMIT)
+        except TimeoutError as error:
+            if work.done():
+                raise  # of the disk
+            raise UserError(
+                f"The last checkpoint's files weren't flushed to the disk and read within {LIMIT / 3600:.0f} hours: "
+                "look after the disk, and give the same command again; it continues from the last whole checkpoint."
+            ) from error
+
+
+def _do(work: Callable[[], None], done: Future[None]) -> None:
+    try:
+        work()
+    except BaseException as error:  # raised where it is waited for
+        done.set_exception(error)
+    else:
+        done.set_result(None)

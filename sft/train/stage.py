@@ -217,7 +217,7 @@ def _run(job: Job, signals: StopSignals) -> TrainerState:
             job.progress.close()
             if trainer.watchdog is not None:
                 trainer.watchdog.close()
-            trainer.marking.wait()
+            trainer.marking.finish()
     if signals.received is not None and not _ended(job, trainer.state):
         raise Interrupted(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {job.stage.name}, "

@@ -466,7 +466,7 @@ class SambayTrainer(SFTTrainer):
         """Raise UserError with `fault`, the beginning of a sentence, unless it is empty. On all processes."""
         if not fault:
             return
-        self.marking.wait()
+        self.marking.finish()
         self.accelerator.wait_for_everyone()
         stage, good = self.identity.get("stage"), newest_whole(Path(str(self.args.output_dir)), self.state.global_step)
         kept = f"The newest checkpoint with finite weights is {good}." if good else "No checkpoint was saved before it."
@@ -552,7 +552,7 @@ class SambayTrainer(SFTTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything a resume needs. Beside the next steps the folder is marked whole; only then older ones go."""
         self.pause()
-        self.marking.wait()
+        self.marking.finish()
         self.check_finite()
         if self.room is not None:
             self.room.check_save(self.state.global_step)

@@ -67,12 +67,21 @@ def test_a_checkpoint_that_cannot_be_marked_ends_the_run_and_the_one_before_stay
 
 def test_a_fault_is_raised_once_and_the_next_work_is_done() -> None:
     marking, done = Marking(), []
-    marking.wait()
+    marking.finish()
     marking.begin(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     with pytest.raises(ZeroDivisionError):
-        marking.wait()
-    marking.wait()
+        marking.finish()
+    marking.finish()
     marking.begin(lambda: done.append(1))
     marking.begin(lambda: done.append(2))
-    marking.wait()
+    marking.finish()
     assert done == [1, 2]
+
+
+def test_a_disk_that_never_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung, marking = threading.Event(), Marking()
+    monkeypatch.setattr("sft.train.marking.LIMIT", 0.05)
+    marking.begin(lambda: hung.wait(LIMIT) and None)
+    with pytest.raises(UserError, match="weren't flushed to the disk and read within"):
+        marking.finish()
+    hung.set()
