@@ -107,18 +107,22 @@ struct Buffer {
 template <typename S>
 struct RowOrder {
   std::vector<int64_t> before;       // tokens that the sequence has in front of each
+  std::vector<int64_t> run_before, run_after;  // rows of its run in front of each, and behind it
   std::vector<int64_t> all, wanted;  // rows
   int64_t last_kept = 0;             // the layer above which nothing is kept for a token to come
   bool runs = false;                 // of more than one row
 
-  explicit RowOrder(const DecoderStep<S>& step) : before(step.rows) {
+  explicit RowOrder(const DecoderStep<S>& step)
+      : before(step.rows), run_before(step.rows), run_after(step.rows) {
     for (int64_t r = 0; r < step.rows; ++r) {
       const bool goes_on = r > 0 && step.row_slots[r] == step.row_slots[r - 1];
       before[r] = goes_on ? before[r - 1] + 1 : step.slots->lengths[step.row_slots[r]];
+      run_before[r] = goes_on ? run_before[r - 1] + 1 : 0;
       runs = runs || goes_on;
       all.push_back(r);
       if (!step.wanted || step.wanted[r]) wanted.push_back(r);
     }
+    for (int64_t r = step.rows - 2; r >= 0; --r) run_after[r] = run_before[r + 1] ? run_after[r + 1] + 1 : 0;
     for (int64_t i = 0; i < step.decoder->count; ++i) {
       const DecoderLayer<S>& layer = step.decoder->layers[i];
       if (layer.mixer == kMamba || (layer.mixer == kAttention && layer.own_keys)) last_kept = i;
@@ -142,7 +146,7 @@ struct DecoderRows {
   const DecoderSlots<S>& slots;
   const int64_t count;
   const int64_t *tokens, *slot;
-  const std::vector<int64_t>& before;
+  const std::vector<int64_t>&before, &run_before, &run_after;
   const bool runs;
   const int64_t padded_states;
   Buffer<T> hidden, maps;
@@ -155,6 +159,8 @@ struct DecoderRows {
         tokens(step.tokens),
         slot(step.row_slots),
         before(order.before),
+        run_before(order.run_before),
+        run_after(order.run_after),
         runs(order.runs),
         padded_states(whole_vectors<T>(model.states)),
         hidden(room, count, model.hidden),

@@ -2,7 +2,8 @@
 //
 // A task is a piece of a sequence's places, cut by their numbers alone, and a pair of key heads with all queries that
 // read it. Pieces are added up in their order. A ring is a page of its own. Pages get the keys and values of all rows
-// before any is read; a ring's places are taken again as a run goes on, so there a row's are put in when it is its turn.
+// before any is read; a ring's places are taken again as a run goes on, so a run's tokens are read where its rows have
+// them, and the last ones go into the ring when all have been read.
 #pragma once
 
 #include "decoder.h"
@@ -22,15 +23,14 @@ struct Places {
   const int32_t* pages;  // of the sequence
   int64_t seen, next;    // how many places it sees, and where its new token stands
 
-  // Where the rows [from, to) of head 0 lie, and beyond them the last one again.
-  void list(int64_t from, int64_t to, int64_t* offsets) const {
-    int64_t* place = offsets;
+  // Where the places [from, to) of a head lie that begins here.
+  void list(const S* head, int64_t from, int64_t to, const S** place) const {
     for (int64_t j = from; j < to;) {
-      const int64_t run = std::min(to - j, size - j % size), begin = offset(j);
+      const int64_t run = std::min(to - j, size - j % size);
+      const S* begin = head + offset(j);
       for (int64_t i = 0; i < run; ++i) *place++ = begin + i * width;
       j += run;
     }
-    std::fill(place, place + kFetched, place[-1]);
   }
   int64_t offset(int64_t j) const { return (pages[j / size] * heads * size + j % size) * width; }
   int64_t of_head(int64_t head) const { return head * size * width; }
@@ -83,37 +83,29 @@ class Attention {
     }
   }
 
-  // This worker's share of the tasks: the maps' parts are made; into rings keys and values are put.
+  // This worker's share of the tasks: the maps' parts are made.
   void attend(const Worker& worker, const DecoderLayer<S>& layer, const Chosen& chosen) const {
-    const bool in_order = layer.window && rows.runs;
     int64_t total = 0, cost = 0;
     for (int64_t i = 0; i < chosen.count; ++i) total += cost_of(places(layer, chosen.row[i]).seen);
     const int64_t first = worker.first(total), last = worker.last(total);
-    for (int64_t i = 0, end = 0; i < chosen.count && cost < last; i = end) {
-      int64_t all = 0;
-      do all += cost_of(places(layer, chosen.row[end]).seen);
-      while (++end < chosen.count && in_order && rows.slot[chosen.row[end]] == rows.slot[chosen.row[i]]);
-      if (cost + all <= first)
-        cost += all;
-      else if (end > i + 1)
-        for (int64_t pair = 0; pair < pairs; ++pair, cost += all / pairs) {
-          if (cost < first || cost >= last) continue;
-          for (int64_t of_run = i; of_run < end; ++of_run) read_pieces(worker, layer, chosen, of_run, pair);
-        }
-      else
-        cost = read_share(worker, layer, chosen, i, cost, first, last);
+    for (int64_t i = 0; i < chosen.count && cost < last; ++i) {
+      const int64_t all = cost_of(places(layer, chosen.row[i]).seen);
+      cost = cost + all <= first ? cost + all : read_share(worker, layer, chosen, i, cost, first, last);
     }
   }
 
-  // This worker's share of the results: parts added up, maps subtracted, normalised, into `attended`.
+  // This worker's share of the results: parts added up, maps subtracted, normalised, into `attended`; of a run's last
+  // tokens, keys and values into rings.
   void finish(const Worker& worker, const DecoderLayer<S>& layer, const Chosen& chosen) const {
     for (int64_t unit = worker.first(chosen.count * pairs); unit < worker.last(chosen.count * pairs); ++unit) {
       const int64_t i = unit / pairs, r = chosen.row[i], pair = unit % pairs;
       T* whole = part_of(r, 0, pair);
-      const int64_t pieces = pieces_of(places(layer, r).seen);
+      const Places<S> at = places(layer, r);
+      const int64_t pieces = pieces_of(at.seen);
       for (int64_t row = 0; row < 2 * group; ++row) add_up(r, pair, pieces, row, whole);
       for (int64_t g = 0; g < group; ++g)
         subtract(layer, sums(whole, g), sums(whole, group + g), rows.attended.at(i) + (pair * group + g) * 2 * width);
+      if (layer.window && rows.run_after[r] < layer.window) write_new(at, r, pair, at.offset(at.next));
     }
   }
 
@@ -144,14 +136,6 @@ class Attention {
     return cost;
   }
 
-  // All pieces of a row for a pair.
-  void read_pieces(const Worker& worker, const DecoderLayer<S>& layer, const Chosen& chosen, int64_t i,
-                   int64_t pair) const {
-    const Places<S> at = places(layer, chosen.row[i]);
-    for (int64_t from = 0; from < at.seen; from += kPiece)
-      task(worker, layer, chosen, at, i, pair, from, std::min(at.seen, from + kPiece));
-  }
-
   T* part_of(int64_t r, int64_t piece, int64_t pair) const {
     return parts + ((first_piece[r] + piece) * pairs + pair) * part;
   }
@@ -174,24 +158,41 @@ class Attention {
   void task(const Worker& worker, const DecoderLayer<S>& layer, const Chosen& chosen, const Places<S>& at, int64_t i,
             int64_t pair, int64_t from, int64_t to) const {
     const int64_t r = chosen.row[i];
-    int64_t offsets[kPiece + kFetched];
-    at.list(from, to, offsets);
-    if (layer.window && at.next >= from && at.next < to) write_new(at, r, pair, offsets[at.next - from]);
+    const S* list[kPiece + kFetched];
     T* scores = scratch + worker.index * scratch_row;
     S* queries = reinterpret_cast<S*>(scores + 2 * group * kPiece);
     T* of = part_of(r, from / kPiece, pair);
     load_queries(rows.qkv.at(layer.own_keys ? r : i), pair, queries);
     const int64_t count = to - from;
-    for (int64_t side = 0; side < 2; ++side)
+    for (int64_t side = 0; side < 2; ++side) {
+      list_places(layer, at, r, at.keys, model.heads, 2 * pair + side, from, to, list);
       for (int64_t j = 0; j < count; j += kLanes)
-        score(at.keys + at.of_head(2 * pair + side), offsets + j, count - j, queries + side * group * padded,
-              scores + side * group * kPiece + j);
+        score(list + j, count - j, queries + side * group * padded, scores + side * group * kPiece + j);
+    }
     for (int64_t row = 0; row < 2 * group; ++row)
       powers(scores + row * kPiece, whole_vectors<T>(count), of[row], of[2 * group + row]);
-    for (int64_t side = 0; side < 2; ++side)
+    for (int64_t side = 0; side < 2; ++side) {
+      list_places(layer, at, r, at.values, model.heads + model.key_heads, 2 * pair + side, from, to, list);
       for (int64_t row = 0; row < 2 * group; row += kSumRows)
-        sum_values_of(std::min(kSumRows, 2 * group - row), at.values + at.of_head(2 * pair + side), offsets, count,
-                      scores + row * kPiece, sums(of, row) + side * padded);
+        sum_values_of(std::min(kSumRows, 2 * group - row), list, count, scores + row * kPiece,
+                      sums(of, row) + side * padded);
+    }
+  }
+
+  // Where a head's keys or values at the places [from, to) lie, and beyond them the last one again: `kept` in rings or
+  // pages, those of the run up to row r still in its rows, behind `heads_before` heads.
+  void list_places(const DecoderLayer<S>& layer, const Places<S>& at, int64_t r, const S* kept, int64_t heads_before,
+                   int64_t head, int64_t from, int64_t to, const S** list) const {
+    at.list(kept + at.of_head(head), from, to, list);
+    if (layer.window) {
+      const S* newest = rows.qkv.at(r) + (heads_before + head) * width;
+      const int64_t oldest = at.next - std::min(rows.run_before[r], at.seen - 1);
+      for (int64_t j = std::max(from, oldest); j < std::min(to, at.next + 1); ++j)
+        list[j - from] = newest - (at.next - j) * rows.qkv.row;
+      for (int64_t j = std::max(from, oldest + layer.window); j < to; ++j)
+        list[j - from] = newest - (at.next + layer.window - j) * rows.qkv.row;
+    }
+    std::fill_n(list + (to - from), kFetched, list[to - from - 1]);
   }
 
   void write_new(const Places<S>& at, int64_t r, int64_t pair, int64_t offset) const {
@@ -213,15 +214,15 @@ class Attention {
   Read<S> read(const S* row, int64_t e) const { return load_first<Read<S>>(row + e, width - e); }
 
   // Scores, in powers of two, of a vector of places of which `count` are real: (queries, kPiece).
-  void score(const S* keys, const int64_t* offsets, int64_t count, const S* queries, T* scores) const {
+  void score(const S* const* keys, int64_t count, const S* queries, T* scores) const {
     const T scale = static_cast<T>(kLog2E / std::sqrt(static_cast<double>(width)));
-    for (int64_t i = 0; i < kLanes; ++i) fetch(keys + offsets[std::min(i + kLanes, count)], width);
+    for (int64_t i = 0; i < kLanes; ++i) fetch(keys[std::min(i + kLanes, count)], width);
     for (int64_t row = 0; row < group; ++row) {
       Vector<T> found[kLanes] = {};
       for (int64_t e = 0; e < padded; e += kRead) {
         const Read<S> query = load_first<Read<S>>(queries + row * padded + e, kRead);
         for (int64_t i = 0; i < kLanes; ++i)
-          found[i] = add_products(found[i], query, read(keys + offsets[i], e));
+          found[i] = add_products(found[i], query, read(keys[i], e));
       }
       Vector<T> sums = scale * sums_of_lanes<T>(found);
       for (int64_t i = count; i < kLanes; ++i) sums[i] = -std::numeric_limits<T>::infinity();
@@ -233,25 +234,25 @@ class Attention {
 
   // Values (as they are read: bfloat16's even elements before the odd ones) times factors, for some rows.
   template <int Rows = kSumRows>
-  void sum_values_of(int64_t count_rows, const S* values, const int64_t* offsets, int64_t count, const T* factors,
+  void sum_values_of(int64_t count_rows, const S* const* values, int64_t count, const T* factors,
                      T* to) const {
     if constexpr (Rows > 1)
-      if (count_rows < Rows) return sum_values_of<Rows - 1>(count_rows, values, offsets, count, factors, to);
+      if (count_rows < Rows) return sum_values_of<Rows - 1>(count_rows, values, count, factors, to);
     constexpr int64_t kWhole = 2;
     int64_t e = 0;
     for (; e + kWhole * kRead <= width; e += kWhole * kRead)
-      sum_values<Rows, kWhole, false>(values + e, offsets, count, factors, to + e);
-    for (; e + kRead <= width; e += kRead) sum_values<Rows, 1, false>(values + e, offsets, count, factors, to + e);
-    if (e < width) sum_values<Rows, 1, true>(values + e, offsets, count, factors, to + e);
+      sum_values<Rows, kWhole, false>(values, e, count, factors, to + e);
+    for (; e + kRead <= width; e += kRead) sum_values<Rows, 1, false>(values, e, count, factors, to + e);
+    if (e < width) sum_values<Rows, 1, true>(values, e, count, factors, to + e);
   }
 
   template <int Rows, int Reads, bool Part>
-  void sum_values(const S* values, const int64_t* offsets, int64_t count, const T* factors, T* to) const {
+  void sum_values(const S* const* values, int64_t column, int64_t count, const T* factors, T* to) const {
     constexpr int kVectors = Reads * static_cast<int>(kSideBySide<S>);
     Vector<T> found[Rows][kVectors] = {};
     for (int64_t j = 0; j < count; ++j) {
-      fetch(values + offsets[j + kFetched], Reads * kRead);
-      const S* row = values + offsets[j];
+      fetch(values[j + kFetched] + column, Reads * kRead);
+      const S* row = values[j] + column;
       Vector<T> of[kVectors];
       for (int n = 0; n < Reads; ++n) {
         const Read<S> next = load_first<Read<S>>(row + n * kRead, Part ? width % kRead : kRead);
