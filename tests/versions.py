@@ -24,7 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
+EXTRAS = ("serve", "teacher")
 TESTS: tuple[str, ...] = ("tests/unit/models", "tests/unit/generate", "tests/unit/train", "tests/kernels")
+TESTS += ("tests/unit/serve",)
 TESTS += ("tests/unit/hub/test_export.py", "tests/unit/hub/test_round_trip.py")
 SHOWN = ("torch", "triton", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface-hub", "deepspeed")
 TOOLS = ("pytest", "hypothesis")
@@ -52,12 +54,15 @@ class Environment:
 
 
 def lower_bounds(pyproject: Path) -> list[str]:
-    """Every dependency at exactly the version its `>=` names, Triton of the `dev` extra included.
+    """Every dependency at exactly the version its `>=` names, EXTRAS and Triton of the `dev` extra included.
 
     Raises ValueError for a dependency without such a bound.
     """
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    extra = [line for line in project["optional-dependencies"]["dev"] if line.startswith("triton")]
+    extras = project["optional-dependencies"]
+    extra = [line for line in extras["dev"] if line.startswith("triton")] + [
+        line for name in EXTRAS for line in extras[name]
+    ]
     bounds = []
     for line in [*project["dependencies"], *extra]:
         found = re.fullmatch(r"([\w.\[\],-]+)>=([\w.]+)(\s*;.*)?", line)
@@ -88,7 +93,7 @@ def environments(pythons: dict[str, str]) -> list[Environment]:
     oldest = "3.12" if "3.12" in pythons else min(pythons, key=PYTHONS.index)
     found = [
         Environment("oldest", oldest, tuple(lower_bounds(ROOT / "pyproject.toml"))),
-        Environment("newest", newest, (str(ROOT),)),
+        Environment("newest", newest, (f"{ROOT}[{','.join(EXTRAS)}]",)),
     ]
     pinned = ("-c", str(ROOT / "constraints.txt"), f"{ROOT}[dev]")
     return found + [Environment("pinned", version, pinned) for version in pythons if version not in (oldest, newest)]
