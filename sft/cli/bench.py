@@ -23,7 +23,7 @@ NAMES = ("tiny", "small", "published")
 PRESETS = ("short", "long-answer", "long-prompt", "long-both", "uneven")
 BESIDE = ("llama", "own-generate", "llama-graph", "none")
 SWEEP = tuple(1024 << power for power in range(6))
-_OF_OUTPUT = ("debug", "json", "out", "figure")
+_OF_OUTPUT = ("debug", "json", "told", "words", "out", "figure")
 MOST_GROWTH, LEAST_STRAIGHT = 1.3, 0.99
 EPILOG = """workloads (requests x (tokens of the prompt + of the answer)):
   short        16 x (128 + 256)          long-both    8 x (2,048 + 2,048)
@@ -62,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help="of a CPU (default: torch's choice)")
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="the fastest counts (3)")
     parser.add_argument("--seed", type=seed, default=0, help="of the prompts")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", type=file_path, metavar="FILE", help="write the JSON here, too")
     parser.add_argument("--figure", type=file_path, metavar="FILE", help="draw it here: an SVG")
 
@@ -97,11 +96,9 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     quiet_libraries(debug=arguments.debug)
     bench = _bench(arguments, beside)
     found = _measured(bench, arguments)
-    told = json.dumps(_as_json(bench, found, arguments), indent=2, allow_nan=False)
-    if arguments.json:
-        print(told)
-    else:
-        _show(bench, found)
+    arguments.told.update(_as_json(bench, found, arguments))
+    _show(bench, found)
+    told = json.dumps(arguments.told, indent=2, allow_nan=False)
     for path, text in ((arguments.out, lambda: told + "\n"), (arguments.figure, lambda: _figure(found.rows))):
         if path:
             with atomic_open(path) as handle:

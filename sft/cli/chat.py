@@ -50,6 +50,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     asked = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if asked is not None and not asked.strip():
         raise UsageError("--prompt is empty")
+    if asked is None and arguments.json:
+        raise UsageError("--json goes with --prompt, which has one answer to tell")
     quiet_libraries(debug=arguments.debug)
     talk: Conversation
     if arguments.server is None:
@@ -59,6 +61,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         talk = FromServer(arguments)
     if asked is not None:
         talk.answer(asked)
+        arguments.told.update(talk.last())
         return 0
     _converse(talk)
     return 0
@@ -158,6 +161,7 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         self._cut = False
         self._tokens, self._begun = 0, 0.0
+        self._said: dict[str, str] = {}
         self._engine: Any = None
         print(self._how(), file=sys.stderr)
         self.clear()
@@ -180,10 +184,11 @@ class Conversation:
         self.messages.append({"role": "user", "content": text})
         pieces = []
         shown = Dimmed(sys.stdout)
-        self._tokens = 0
+        self._tokens, self._said = 0, {"thought": "", "answer": "", "mark": ""}
         try:
             for kind, piece in self._parts():
                 shown.write(kind, piece)
+                self._said[kind] += piece
                 pieces.append(piece if kind == "answer" or not self._remembers_answers_only else "")
         finally:
             shown.close()
@@ -206,6 +211,11 @@ class Conversation:
         from sft.tokenizers.control import ControlTokens
 
         return ControlTokens(self.tokenizer).find(answer)
+
+    def last(self) -> dict[str, Any]:
+        """The last answer without its thinking, that, its tokens (0: not known), and whether it was cut off."""
+        said = {"answer": self._said["answer"], "thinking": self._said["thought"]}
+        return {**said, "tokens": self._tokens, "cut_off": self._cut}
 
     def _tell(self) -> None:
         """How fast the answer came, and whether it was cut off."""

@@ -142,7 +142,7 @@ def recipe_and_keys(config: str | None, words: list[str]) -> tuple[str | None, l
     return config, [*alone, *keys]
 
 
-def dry_run(recipe: Recipe, plan: Iterable[str], parts: Sequence[str] = (), stage: str | None = None) -> int:
+def dry_run(arguments: argparse.Namespace, recipe: Recipe, plan: Iterable[str], parts: Sequence[str] = ()) -> int:
     """Check all that can be checked here of the `parts` that a verb does, tell its `plan`, and write the resolved
     recipe: in the record's place while there is none, else beside it. The main process alone does."""
     from sft.run.checks import check_recipe
@@ -152,12 +152,14 @@ def dry_run(recipe: Recipe, plan: Iterable[str], parts: Sequence[str] = (), stag
     if not is_main():
         return 0
     quiet_libraries(RunPaths(recipe).root)
-    check_recipe(recipe, parts, stage=stage, rehearsal=True)
-    for line in plan:
+    check_recipe(recipe, parts, stage=getattr(arguments, "stage", None), rehearsal=True)
+    lines = list(plan)
+    for line in lines:
         say(line)
     paths, text = RunPaths(recipe), resolved_yaml(recipe)
     path = paths.dry_run if paths.manifest.exists() or paths.resolved.exists() else paths.resolved
     write_text(path, text)
+    arguments.told.update(dry_run=True, plan=lines, resolved=str(path))
     print(path)
     return 0
 
@@ -188,6 +190,19 @@ def console() -> Console:
     return Console(
         markup=False, emoji=False, highlight=False, width=asked or (None if sys.stdout.isatty() else PIPED_WIDTH)
     )
+
+
+def results_told(recipe: Recipe, result: dict[str, Any]) -> dict[str, Any]:
+    """What `show_results` shows, as values."""
+    paths, names = RunPaths(recipe), ("steps", "final_loss", "validation", "counters")
+    stages = {
+        name: {**{key: manifest.get(key) for key in names}, "model": str(paths.final_dir(name))}
+        for name, manifest in result["stages"].items()
+    }
+    told = {"recipe": recipe.name, "output_dir": str(paths.root), "stages": stages}
+    from sft.train.alerts import read_alerts
+
+    return {**told, "evaluations": result.get("evaluations") or {}, "alerts": read_alerts(paths.alerts)}
 
 
 def show_results(recipe: Recipe, result: dict[str, Any]) -> None:

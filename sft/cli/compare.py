@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,12 +29,11 @@ _LONGEST_LINE = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is compared, and `--detect` and `--json`."""
+    """What is compared, and `--detect`."""
     parser.epilog = EPILOG
     parser.add_argument("evaluations", nargs="+", type=file_path, metavar="EVALUATION", help="two or more, as below")
     text = "tell how many problems or samples show a difference of pass@1 of this size: 0.01 is one percentage point"
     parser.add_argument("--detect", type=_size, metavar="SIZE", help=text)
-    parser.add_argument("--json", action="store_true", help="everything as JSON, with all problems that changed sides")
 
 
 def _size(text: str) -> float:
@@ -68,11 +66,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
             raise UsageError(f"{shown(evaluation.name)} is named twice: its samples can't be compared with themselves")
     found = _compare(evaluations, arguments.detect)
     left_out = _left_out(evaluations)
-    if arguments.json:
-        told = {"comparisons": list(map(_as_json, found)), "left_out": left_out}
-        print(json.dumps(told, indent=2, allow_nan=False))
-    else:
-        _show(found, left_out)
+    arguments.told.update(comparisons=list(map(_as_json, found)), left_out=left_out)
+    _show(found, left_out)
     return 0
 
 

@@ -48,8 +48,7 @@ class Finding(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--json` for machines."""
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    """None."""
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -59,20 +58,17 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     quiet_libraries()
     findings = list(examine())
-    if arguments.json:
-        import json
+    well = all(finding.state != "problem" for finding in findings)
+    arguments.told.update(ok=well, findings=[finding._asdict() for finding in findings])
+    from rich.table import Table
+    from rich.text import Text
 
-        print(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        from rich.table import Table
-        from rich.text import Text
-
-        colours = {"ok": "green", "note": "yellow", "problem": "red"}
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for finding in findings:
-            table.add_row(finding.what, Text(finding.state, style=colours[finding.state]), finding.text)
-        console().print(table)
-    return 1 if any(finding.state == "problem" for finding in findings) else 0
+    colours = {"ok": "green", "note": "yellow", "problem": "red"}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for finding in findings:
+        table.add_row(finding.what, Text(finding.state, style=colours[finding.state]), finding.text)
+    console().print(table)
+    return 0 if well else 1
 
 
 def examine() -> Iterator[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from sft.cli.common import (
     show_evaluations,
 )
 from sft.recipe import RunPaths
-from sft.utils.distributed import alike, decide, is_main
+from sft.utils.distributed import alike, decide
 from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
@@ -54,13 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rescore", action="store_true", help="judge recorded answers again, without a model: of RECIPE or a folder"
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="--model: run the code it comes with")
-    parser.add_argument("--json", action="store_true", help="the metrics as JSON in place of a table")
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Evaluate a stage's model (default: every stage that is trained), the start, or another model."""
-    if arguments.dry_run and arguments.json:
-        raise UsageError("--json has no effect with --dry_run, which has no results to tell: leave one out")
     if arguments.model is not None:
         check_model(arguments.model)
     if arguments.rescore:
@@ -91,7 +87,7 @@ def _of_recipe(arguments: argparse.Namespace, overrides: list[str]) -> int:
         plan = eval_outlook(
             RunPaths(recipe), start=arguments.start, model=arguments.model, stage=arguments.stage, chosen=chosen
         )
-        return dry_run(recipe, plan, () if chosen else ("suites",), arguments.stage)
+        return dry_run(arguments, recipe, plan, () if chosen else ("suites",))
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.evaluation import evaluate_other, evaluate_points
 
@@ -119,8 +115,10 @@ def _alone(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from sft.run.outlook_of_results import suites_outlook
 
         check_suites(section, rehearsal=True)
-        for line in suites_outlook(section, f"the model {arguments.model}"):
+        plan = list(suites_outlook(section, f"the model {arguments.model}"))
+        for line in plan:
             say(line)
+        arguments.told.update(dry_run=True, plan=plan)
         return 0
     quiet_libraries(debug=arguments.debug)
     from sft.run.evaluation import evaluate_alone
@@ -156,8 +154,6 @@ def _rescore(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _show(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) -> int:
-    if arguments.json and is_main():
-        print(json.dumps(results, indent=2, ensure_ascii=False))
-    elif not arguments.json:
-        show_evaluations(results)
+    arguments.told.update(results)
+    show_evaluations(results)
     return 0

@@ -35,12 +35,19 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         from sft.run.outlook_of_results import export_outlook
 
-        return dry_run(recipe, export_outlook(RunPaths(recipe), stage=arguments.stage, out=out, dtype=arguments.dtype))
+        return dry_run(
+            arguments, recipe, export_outlook(RunPaths(recipe), stage=arguments.stage, out=out, dtype=arguments.dtype)
+        )
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.publish import export_stage
 
     paths = RunPaths(recipe)
-    print(export_stage(paths, stage=arguments.stage, out=out, dtype=arguments.dtype, progress=say))
+    return _show(arguments, export_stage(paths, stage=arguments.stage, out=out, dtype=arguments.dtype, progress=say))
+
+
+def _show(arguments: argparse.Namespace, folder: Path) -> int:
+    arguments.told.update(folder=str(folder), files=sorted(path.name for path in folder.iterdir()))
+    print(folder)
     return 0
 
 
@@ -56,5 +63,4 @@ def _folder(arguments: argparse.Namespace, overrides: list[str]) -> int:
     quiet_libraries()
     from sft.hub.export import export
 
-    print(export(arguments.model, arguments.out, dtype=arguments.dtype, progress=say))
-    return 0
+    return _show(arguments, export(arguments.model, arguments.out, dtype=arguments.dtype, progress=say))

@@ -55,8 +55,10 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     name = _check_command(words)
     _check_options(arguments)
     script = _script(arguments, words, arguments.name or name)
+    arguments.told.update(script=script)
     if arguments.out:
         write_text(Path(arguments.out), script)
+        arguments.told.update(file=arguments.out)
         say(f"script: {arguments.out}")
     elif not arguments.submit:
         print(script, end="")
@@ -152,10 +154,13 @@ def _submit(arguments: argparse.Namespace, script: str) -> int:
     if shutil.which(command[0]) is None:
         raise UserError(f"{command[0]} isn't here: submit where it is, or take the script that `sft launch` prints")
     if not arguments.slurm:
+        if arguments.json:
+            raise UsageError("--json has no effect on what --submit starts here, which speaks for itself: leave it out")
         sys.stdout.flush()
         os.execvp(command[0], command)
     done = subprocess.run(command, input=script, text=True, capture_output=True, timeout=SECONDS)
     if done.returncode:
         raise UserError(f"sbatch refused the script: {done.stderr.strip() or f'status {done.returncode}'}")
+    arguments.told.update(submitted=done.stdout.strip())
     print(done.stdout.strip())
     return 0

@@ -10,8 +10,10 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
+from sft.cli.told import add_json_argument, handed_up, spoken_aside, tell, wants_json
 from sft.train.interrupt import stop_signals
 from sft.utils.distributed import alike, is_main, rank
+from sft.utils.error_codes import STALLED, as_json
 from sft.utils.errors import UsageError, UserError, sentence, shown
 from sft.utils.progress import end_line
 from sft.utils.quiet import tell_our_warnings
@@ -74,9 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(words)
         except BaseException as error:
-            status = _status(error, continues=words[:1] not in (["chat"], ["serve"], ["bench"]))
+            status, text = _status(error, continues=words[:1] not in (["chat"], ["serve"], ["bench"]))
             if "--debug" in words and not isinstance(error, SystemExit):
                 traceback.print_exc()
+            if wants_json(words) and text is not None:
+                tell(as_json(error, text, status))
             return status
 
 
@@ -85,10 +89,25 @@ def _run(words: list[str]) -> int:
         verb, arguments, rest = parsed(words)
         where = _processes(arguments)
     if where is not None:
-        from sft.run.launching import launch
+        return _as_processes(words, where)
+    with spoken_aside(wants_json(words)):
+        status = verb.execute(arguments, rest)
+    if wants_json(words) and is_main():
+        tell(arguments.told)
+    return status
 
-        return launch(words, where)
-    return verb.execute(arguments, rest)
+
+def _as_processes(words: list[str], where: Placement) -> int:
+    """The command as several processes; what they have to tell is told here."""
+    from sft.run.launching import launch
+
+    with handed_up(wants_json(words)) as told, spoken_aside(wants_json(words)):
+        status = launch(words, where)
+    if wants_json(words) and (told or status):
+        code = {STALLED: "stalled"}.get(status, "interrupted" if status > 128 else "processes")
+        message = f"its processes ended with status {status}, for the reason told on standard error"
+        tell(told or {"error": {"code": code, "message": message}, "exit_status": status})
+    return status
 
 
 def _processes(arguments: argparse.Namespace) -> Placement | None:
@@ -124,6 +143,8 @@ def parsed(words: list[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
     )
     verb_parser.set_defaults(words=words)
     verb_parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if name != "serve":
+        add_json_argument(verb_parser)
     verb.add_arguments(verb_parser)
     arguments, rest = verb_parser.parse_known_args(words[1:])
     if rest and not verb.TAKES_OVERRIDES:
@@ -152,27 +173,26 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _status(error: BaseException, *, continues: bool = True) -> int:
-    """Say what happened in one sentence, and give the exit status that goes with it."""
+def _status(error: BaseException, *, continues: bool = True) -> tuple[int, str | None]:
+    """Say what happened in one sentence; the exit status that goes with it, and the sentence, unless another process
+    says it."""
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        return (error.code if isinstance(error.code, int) else 0 if error.code is None else 1), None
     if isinstance(error, BrokenPipeError):
         # The reader of our output went away (`sft recipes | head`); Python would complain again when flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1, None
     if isinstance(error, UserError):
-        if getattr(error, "from_rank", rank()) == rank():  # told once, by the process that it happened to
-            _say(str(error))
-        return error.exit_code
+        ours = getattr(error, "from_rank", rank()) == rank()  # told once, by the process that it happened to
+        return error.exit_code, _say(str(error)) if ours else None
     if isinstance(error, KeyboardInterrupt):
-        if is_main():
-            _say(INTERRUPTED if continues else "interrupted")
-        return int(getattr(error, "exit_code", 130))
-    _say(sentence(error))
-    return 1
+        text = INTERRUPTED if continues else "interrupted"
+        return int(getattr(error, "exit_code", 130)), _say(text) if is_main() else None
+    return 1, _say(sentence(error))
 
 
-def _say(text: str) -> None:
+def _say(text: str) -> str:
     end_line()
     for line in text.splitlines():
         print(f"sft: {shown(line)}", file=sys.stderr)
+    return text

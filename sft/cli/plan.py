@@ -21,7 +21,7 @@ GPUS = "8xA100-80"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe, the cards to plan for, and how to tell."""
+    """The recipe, and the cards to plan for."""
     parser.set_defaults(prog=parser.prog)
     parser.add_argument("--config", metavar="RECIPE", help=CONFIG_HELP)
     parser.add_argument("--stage", metavar="NAME", help="this stage alone")
@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epoch_tokens", type=positive, metavar="N", help=text)
     text = f"tokens of a document of packed rows that aren't prepared (default: {DOCUMENT:,})"
     parser.add_argument("--document_tokens", type=positive, metavar="N", default=DOCUMENT, help=text)
-    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -44,11 +43,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     cluster = cluster_of(arguments.gpus or GPUS)
     recipe = recipe_of(arguments, overrides)
     plans = plan_recipe(recipe, cluster, arguments.stage, Told(arguments.epoch_tokens, arguments.document_tokens))
-    if arguments.json:
-        import json
-
-        print(json.dumps({"recipe": recipe.name, "gpus": str(cluster), "stages": list(map(_as_json, plans))}, indent=2))
-        return 0
+    arguments.told.update(recipe=recipe.name, gpus=str(cluster), stages=list(map(_as_json, plans)))
     _show(recipe.name, cluster, plans)
     return 0
 

@@ -48,7 +48,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         from sft.run.outlook import outlook
 
-        return dry_run(recipe, outlook(recipe, arguments.stage, PARTS), PARTS, arguments.stage)
+        return dry_run(arguments, recipe, outlook(recipe, arguments.stage, PARTS), PARTS)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.data.look.preview import show_numbers
     from sft.run.checks import check_recipe
@@ -62,9 +62,18 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         prepared = prepare_with_progress(recipe, stage, tokenizer, arguments.engine)
         show_numbers(prepared, console(), f"{recipe.name}: {stage.name}")
         _draw(prepared)
+        arguments.told.setdefault("stages", {})[stage.name] = _told(prepared)
     if arguments.clean:
         _clean(recipe, tokenizer)
     return 0
+
+
+def _told(prepared: PreparedStage) -> dict[str, Any]:
+    """What became of the rows, and the rows to train on."""
+    names = ("inputs", "steps", "funnel", "rows", "documents", "packs", "tokens", "supervised_tokens")
+    found = {name: prepared.manifest[name] for name in names}
+    held_out = prepared.validation.manifest["documents"] if prepared.validation else 0
+    return {"folder": str(prepared.path), **found, "held_out_documents": held_out}
 
 
 def _explain(recipe: Recipe, stages: list[Stage], tokenizer: Any, arguments: argparse.Namespace) -> int:
@@ -76,10 +85,12 @@ def _explain(recipe: Recipe, stages: list[Stage], tokenizer: Any, arguments: arg
     for stage in stages:
         title = f"{recipe.name}: {stage.name}"
         try:
-            lines = story(prepare_with_progress(recipe, stage, tokenizer, arguments.engine), arguments.explain)
+            prepared = prepare_with_progress(recipe, stage, tokenizer, arguments.engine)
+            lines = list(story(prepared, arguments.explain))
         except UserError:
             tell(story_so_far(passes_there(recipe, stage, tokenizer), arguments.explain), console(), title)
             raise
+        arguments.told.setdefault("stages", {})[stage.name] = {"story": lines}
         told = tell(lines, console(), title) or told
     if not told:
         raise UserError(

@@ -60,7 +60,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
             *outlook(recipe, arguments.stage, PARTS),
             f"then: {_wanted(arguments)} of each stage {_where(arguments)}",
         ]
-        return dry_run(recipe, plan, PARTS, arguments.stage)
+        return dry_run(arguments, recipe, plan, PARTS)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.checks import check_recipe
     from sft.tokenizers.load import start_tokenizer
@@ -75,6 +75,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
             continue
         shown = True
         title = f"{recipe.name}: {stage.name}"
+        told = arguments.told.setdefault("stages", {}).setdefault(stage.name, {})
+        told["rows"] = _rows_told(prepared, tokenizer, numbers, arguments) if arguments.json else []
         if arguments.html is None:
             _show(prepared, tokenizer, title, numbers, arguments)
         else:
@@ -84,6 +86,31 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
             f"No row to train on has the id {arguments.id!r}; `sft prepare --explain` tells what became of it."
         )
     return 0
+
+
+def _rows_told(
+    prepared: PreparedStage, tokenizer: Any, numbers: list[int], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Rows with their documents, whose text lies in stretches that are trained on or not."""
+    from sft.data.look.find import same_row
+    from sft.data.look.preview import cut_lengths, documents_of
+
+    told = []
+    for number in numbers:
+        row = prepared.dataset[number]
+        documents = [
+            {
+                "id": document.name,
+                "tokens": document.tokens,
+                "trained_tokens": document.trained,
+                "cut_tokens": document.missing,
+                "text": [{"kind": segment.kind, "text": segment.text} for segment in document.segments],
+            }
+            for document in documents_of(row, tokenizer, cut_lengths(prepared, [row]))
+            if arguments.id is None or same_row(document.name, arguments.id)
+        ]
+        told.append({"number": number, "tokens": len(row["input_ids"]), "documents": documents})
+    return told
 
 
 def _chosen(prepared: PreparedStage, arguments: argparse.Namespace) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         from sft.run.outlook_of_results import push_outlook
 
-        return dry_run(recipe, push_outlook(paths, **asked))
+        return dry_run(arguments, recipe, push_outlook(paths, **asked))
     if not (arguments.repo_id or recipe.push.repo_id):
         raise UsageError("say where to: --repo_id my-name/my-model, or set push.repo_id in the recipe")
     quiet_libraries(paths.root, debug=arguments.debug)
@@ -54,12 +55,13 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     check_push(paths, folder=folder, repo_id=arguments.repo_id)
     asked["folder"] = folder or export_stage(paths, reuse=True, progress=say)
-    show_push(push_export(paths, **asked, progress=say))
+    arguments.told.update(show_push(push_export(paths, **asked, progress=say)))
     return 0
 
 
-def show_push(result: PushResult) -> None:
-    """Where it is, who sees it, what was sent."""
+def show_push(result: PushResult) -> dict[str, Any]:
+    """Where it is, who sees it, what was sent; the same as values."""
     seen = "public" if result.public else "private"
     sent = f"{len(result.uploaded)} files sent, {len(result.unchanged)} were there"
     print(f"pushed: {result.url} ({seen}; {sent}; reloaded and equal)")
+    return asdict(result)

@@ -30,21 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """List, print, copy or describe."""
     if arguments.action == "list":
-        return _list()
+        return _list(arguments)
     if arguments.action == "keys":
-        return _keys(arguments.name or "")
+        return _keys(arguments)
     if arguments.action == "schema":
         import json
 
         from sft.recipe.describe import json_schema
 
-        print(json.dumps(json_schema(), indent=1))
+        arguments.told.update(json_schema())
+        print(json.dumps(arguments.told, indent=1))
         return 0
     if arguments.name is None:
         raise UsageError(f"say which recipe: sft recipes {arguments.action} NAME; `sft recipes` lists them")
     path, use = _find(arguments.name, arguments.data, arguments.suite)
     text = path.read_text(encoding="utf-8")
     if arguments.action == "show":
+        arguments.told.update(name=arguments.name, file=str(path), text=text)
         print(text, end="")
         return 0
     target = Path(arguments.file or f"{arguments.name.replace('/', '-')}.yaml")
@@ -53,6 +55,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if target.exists() and not arguments.force:
         raise UserError(f"{target} exists; give another name, or --force to overwrite it")
     write_text(target, text)
+    arguments.told.update(name=arguments.name, file=str(target))
     print(f"{target}: edit it, then {use.format(target)}")
     return 0
 
@@ -76,13 +79,13 @@ def _find(name: str, data: bool, suite: bool) -> tuple[Path, str]:
     return find_recipe(name), "`sft run --config {}`"
 
 
-def _keys(name: str) -> int:
+def _keys(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from sft.cli.common import console
     from sft.recipe.describe import find_section, keys_of, sections
 
-    path, section = find_section(name)
+    path, section = find_section(arguments.name or "")
     table = Table(box=None, pad_edge=False, title=f"keys of {path or 'a recipe'}", title_justify="left")
     for heading in ("key", "what it may be", "default", "meaning"):
         table.add_column(heading, no_wrap=heading == "key", overflow="fold")
@@ -94,10 +97,13 @@ def _keys(name: str) -> int:
         below = path.count(".") + (1 if path else 0)
         names = dict.fromkeys(".".join(other.split(".")[below : below + 1]) for other in inside)
         print(f"\nsections inside: {', '.join(names)}; `sft recipes keys SECTION` shows one")
+    words = ("key", "type", "default", "meaning")
+    keys = [dict(zip(words, key, strict=True)) for key in keys_of(section)]
+    arguments.told.update(section=path, keys=keys, sections=inside)
     return 0
 
 
-def _list() -> int:
+def _list(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from sft.cli.common import console
@@ -112,5 +118,8 @@ def _list() -> int:
             table.add_row(entry.name, entry.title)
         console().print(table)
         print()
+        arguments.told[f"{heading}s".replace(" ", "_")] = [
+            {"name": entry.name, "title": entry.title} for entry in entries
+        ]
     print("sft run NAME runs one; sft recipes copy NAME my.yaml hands one out; sft recipes keys says what it may hold.")
     return 0

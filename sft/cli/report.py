@@ -23,12 +23,14 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         from sft.run.outlook_of_results import report_outlook
 
-        return dry_run(recipe, report_outlook(RunPaths(recipe)))
+        return dry_run(arguments, recipe, report_outlook(RunPaths(recipe)))
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     paths = RunPaths(recipe)
     if not any(folder.exists() for folder in (paths.root / "stages", paths.root / "eval", paths.prepared)):
         raise UserError(f"there is nothing to report in {paths.root} yet; run `sft run` first")
     from sft.report import write_report
 
-    print(write_report(recipe, paths))
+    page = write_report(recipe, paths)
+    arguments.told.update(report=str(page))
+    print(page)
     return 0

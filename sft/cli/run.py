@@ -10,6 +10,7 @@ from sft.cli.common import (
     add_restart_argument,
     dry_run,
     recipe_for_all,
+    results_told,
     show_results,
 )
 from sft.recipe import Recipe, RunPaths
@@ -36,7 +37,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         count = processes(arguments.num_processes)
         plan = outlook(recipe, arguments.stage, restart=arguments.restart, processes=count)
-        return dry_run(recipe, plan, ALL, arguments.stage)
+        return dry_run(arguments, recipe, plan, ALL)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.utils.distributed import decide, is_main
 
@@ -48,17 +49,20 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if not is_main():
         return 0
     show_results(recipe, result)
-    paths = RunPaths(recipe)
+    told, paths = arguments.told, RunPaths(recipe)
+    told.update(results_told(recipe, result))
     if all(paths.stage_manifest(stage.name).is_file() for stage in recipe.stages):
         from sft.cli.push import show_push
         from sft.run.publish import export_stage, push_export
 
-        print(f"export: {export_stage(paths, reuse=True, progress=say)}")
+        told["export"] = str(export_stage(paths, reuse=True, progress=say))
+        print(f"export: {told['export']}")
         if recipe.push.repo_id:
-            show_push(push_export(paths, progress=say))
+            told["push"] = show_push(push_export(paths, progress=say))
     from sft.report import write_report
 
-    print(f"report: {write_report(recipe, paths)}")
+    told["report"] = str(write_report(recipe, paths))
+    print(f"report: {told['report']}")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,7 +26,7 @@ a comma inside brackets parts nothing; one that belongs to a value is written \\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe's options, what is the best, and `--json`."""
+    """The recipe's options, and what is the best."""
     add_recipe_arguments(parser, stage=False)
     add_processes_argument(parser, itself=False)
     parser.epilog = f"{parser.epilog}\n{COMMAS}"
@@ -35,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what is best after the last stage: SUITE:pass@1 (default: its first suite), SUITE:pass@K, or loss (held out)"
     )
     parser.add_argument("--metric", metavar="METRIC", help=text)
-    parser.add_argument("--json", action="store_true", help="the results as JSON in place of a table")
     # How the processes of one point are told which it is; see `_in_processes`.
     parser.add_argument("--point", type=positive, help=argparse.SUPPRESS)
 
@@ -44,8 +42,6 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Run every point, tell what they came to, and write sweep.html and best.yaml; 1 where a point failed."""
     from sft.recipe.grid import load_grid
 
-    if arguments.dry_run and arguments.json:
-        raise UsageError("--json has no effect with --dry_run, which has no results to tell: leave one out")
     name, words = named_recipe(arguments, overrides)
     grid = load_grid(name, words)
     quiet_libraries(grid.root, debug=arguments.debug)
@@ -57,8 +53,10 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     metric = choose_metric(arguments.metric, [point.recipe for point in grid.points])
     check_sweep(grid, rehearsal=arguments.dry_run)
     if arguments.dry_run:
-        for line in sweep_outlook(grid, metric):
+        plan = list(sweep_outlook(grid, metric))
+        for line in plan:
             say(line)
+        arguments.told.update(dry_run=True, plan=plan)
         return 0
 
     def failed(point: Point, error: Exception) -> None:
@@ -69,7 +67,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
             traceback.print_exception(error)
 
     sweep = run_sweep(grid, metric, failed=failed, first=_in_processes(arguments))
-    print(json.dumps(as_json(sweep), indent=2, ensure_ascii=False)) if arguments.json else _show(sweep)
+    arguments.told.update(as_json(sweep))
+    _show(sweep)
     _write_page(sweep)
     return 1 if any(outcome.error for outcome in sweep.outcomes) else 0
 

@@ -10,6 +10,7 @@ from sft.cli.common import (
     add_restart_argument,
     dry_run,
     recipe_for_all,
+    results_told,
     show_results,
 )
 from sft.recipe import RunPaths
@@ -35,7 +36,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         count = processes(arguments.num_processes)
         plan = outlook(recipe, arguments.stage, PARTS, restart=arguments.restart, processes=count)
-        return dry_run(recipe, plan, PARTS, arguments.stage)
+        return dry_run(arguments, recipe, plan, PARTS)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import train
     from sft.utils.distributed import is_main
@@ -43,4 +44,5 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     result = train(recipe, only_stage=arguments.stage, restart=arguments.restart)
     if is_main():
         show_results(recipe, result)
+        arguments.told.update(results_told(recipe, result))
     return 0

@@ -40,6 +40,11 @@ class RunPaths:
         return self.root / "manifest.json"
 
     @property
+    def alerts(self) -> Path:
+        """One JSON line for each thing that somebody should look at."""
+        return self.root / "alerts.jsonl"
+
+    @property
     def prepared(self) -> Path:
         """The store of prepared data, a folder per content key."""
         return Path(self.recipe.prepared_dir) if self.recipe.prepared_dir else self.root / "prepared"

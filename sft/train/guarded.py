@@ -116,6 +116,7 @@ class GuardedSteps(TrainerCallback):
         self.guard.note(step, [row for row, _ in named], [names for _, names in named], write=is_main())
         stage = self._trainer.identity.get("stage")
         say(f"{stage}: step {step:,} left out: {self.guard.why}")
+        self._trainer.alert("diverging", f"the step was left out: {self.guard.why}")
         if not self.guard.is_too_much(step):
             return
         folder = decide(lambda: self._return_to(step)) if self.guard.may_return() else None
@@ -126,7 +127,9 @@ class GuardedSteps(TrainerCallback):
         self._trainer.return_to(folder)
         self.guard.rolled_back.append({"step": step, "to": int(folder.name.rpartition("-")[2])})
         told = counted(len(recent), "step") + " left out of the last "
-        say(f"{stage}: {told}{step - recent[0] + 1:,}: back to the weights of {folder.name}, on with the next rows")
+        text = f"{told}{step - recent[0] + 1:,}: back to the weights of {folder.name}, on with the next rows"
+        say(f"{stage}: {text}")
+        self._trainer.alert("diverging", text)
 
     def _return_to(self, step: int) -> Path | None:
         """The newest checkpoint that isn't what the stage has now, if there is one; else the newest.

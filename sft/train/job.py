@@ -201,17 +201,20 @@ def set_guard(job: Job, dataset: Dataset) -> None:
 
 
 def watch_over(job: Job) -> None:
-    """Room for what is to be written, and a watch over whether the stage gets on."""
+    """Room for what is to be written, a watch over whether the stage gets on, and alerts."""
+    from sft.train.alerts import Alerts
     from sft.train.space import Room
     from sft.train.watchdog import Watchdog
 
     trainer, stage, step = job.trainer, job.stage, job.checkpoint.step if job.checkpoint else 0
+    trainer.alerts = Alerts(job.paths.alerts, stage.name)
+    trainer.add_callback(trainer.alerts)
     trainer.room = Room(trainer, stage.name)
     saves = [saved for saved in job.outcome.saved(trainer.steps_of_the_stage) if saved > step]
     trainer.room.check_start(len(saves), stage.train.save_total_limit)
     if stage.train.stall_timeout is not None:
         stacks = job.paths.stage_dir(stage.name) / "stacks"
-        trainer.watchdog = Watchdog(stage.train.stall_timeout, stacks, stage.name)
+        trainer.watchdog = Watchdog(stage.train.stall_timeout, stacks, stage.name, trainer.alerts)
         trainer.callback_handler.callbacks.insert(0, trainer.watchdog)
 
 

@@ -64,6 +64,13 @@ class Room:
         """Learn from a checkpoint that is written how large they are."""
         self.checkpoint = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
+    def low(self) -> str:
+        """That the next checkpoint won't fit, when none is being written; empty where it will."""
+        free = self._free()
+        return (
+            f"{told(free)} are free, and a checkpoint takes {told(self.checkpoint)}" if free < self.checkpoint else ""
+        )
+
     def _free(self) -> int:
         there = next(at for at in (self._folder, *self._folder.parents) if at.is_dir())
         return shutil.disk_usage(there).free

@@ -48,6 +48,7 @@ from sft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from sft.recipe.train_keys import TrainSection
+    from sft.train.alerts import Alerts
     from sft.train.dropout import Drawn
     from sft.train.guarded import GuardedSteps
     from sft.train.space import Room
@@ -78,6 +79,7 @@ class SambayTrainer(SFTTrainer):
     drawn: Drawn | None = None
     room: Room | None = None
     watchdog: Watchdog | None = None
+    alerts: Alerts | None = None
     _gauges: Gauges | None = None
     other_engine = other_processes = False
 
@@ -462,10 +464,16 @@ class SambayTrainer(SFTTrainer):
         (faults,) = over_processes([int(not torch.isfinite(loss))])
         return f"The weights after step {self.state.global_step} give no finite loss" if faults else ""
 
+    def alert(self, kind: str, message: str, step: int | None = None) -> None:
+        """Add one to the run's alerts (`alerts.KINDS`), of `step` or now; all processes may call it, one writes."""
+        if self.alerts is not None and self.args.should_save:
+            self.alerts(kind, self.state.global_step if step is None else step, message)
+
     def refuse(self, fault: str) -> None:
         """Raise UserError with `fault`, the beginning of a sentence, unless it is empty. On all processes."""
         if not fault:
             return
+        self.alert("diverging", fault)
         self.marking.finish()
         self.accelerator.wait_for_everyone()
         stage, good = self.identity.get("stage"), newest_whole(Path(str(self.args.output_dir)), self.state.global_step)
@@ -582,6 +590,8 @@ class SambayTrainer(SFTTrainer):
             def mark() -> None:
                 write_marker(folder, step=step, identity=self.identity, counters=counters, ran_on=self.ran_on)
                 rotate(folder.parent, limit, wanted)
+                if self.room is not None and (low := self.room.low()):
+                    self.alert("disk-low", low, step)
 
             self.marking.begin(mark)
         self.go_on()  # saving isn't training time

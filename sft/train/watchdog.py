@@ -12,10 +12,9 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft.train.alerts import Alerts
 from sft.utils.distributed import rank
-
-STALLED = 75
-"""The exit code of a process whose stage got no further: sysexits.h's EX_TEMPFAIL, try again later."""
+from sft.utils.error_codes import STALLED
 
 GRACE = 5.0
 """Seconds between a process's stack and its end, so that the others, which wait for it, write theirs down too before
@@ -28,8 +27,8 @@ class Watchdog(TrainerCallback):
     Checkpoints, evaluations and all else that is no training time aren't watched.
     """
 
-    def __init__(self, seconds: float, folder: Path, stage: str) -> None:
-        self._seconds, self._folder, self._stage = seconds, folder, stage
+    def __init__(self, seconds: float, folder: Path, stage: str, alerts: Alerts) -> None:
+        self._seconds, self._folder, self._stage, self._alerts = seconds, folder, stage, alerts
         self._last: float | None = None
         self._step = 0
         self._done = threading.Event()
@@ -94,6 +93,7 @@ class Watchdog(TrainerCallback):
             f"sft: Stage {self._stage} has not got on for {waited:.0f} s after step {self._step}: where rank {rank()} "
             f"stands is in {path}. The same command continues from the last whole checkpoint.\n"
         )
+        self._alerts("stalled", self._step, f"nothing was done for {waited:.0f} s; where it stands is in {path}")
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, sentence.encode())
         time.sleep(min(GRACE, self._seconds))
         os._exit(STALLED)

@@ -200,7 +200,6 @@ REFUSED = [
     (("--seed", "1"), "nothing is swept: "),
     (("--stages.b.train.learning_rat", "1,2"), "--stages.b.train.learning_rat: unknown key, did you mean"),
     ((*SWEPT, "--metric", "sum"), "--metric sum:pass@1: the last stage, b, has no suite sum, did you mean sums?"),
-    ((*SWEPT, "--dry_run", "--json"), "--json has no effect with --dry_run"),
     ((*SWEPT, "--metrik", "sums"), "--metrik: unknown key"),
     (("--stages.b.train.optim", "sgd,adamw_8bit"), "--stages.b.train.optim: adamw_8bit is bitsandbytes', whose"),
 ]  # fmt: skip

@@ -67,7 +67,7 @@ def test_doctor_tells_what_is_here_quickly_and_keeps_the_token(tmp_path: Path) -
     assert seconds < 60
     assert done.returncode == 0, done.stderr
     assert "verysecret" not in done.stdout + done.stderr
-    findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    findings = {finding["what"]: finding for finding in json.loads(done.stdout)["findings"]}
     for name in ("python", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed"):
         assert findings[name]["state"] == "ok", findings[name]
     ops = ("add_layer_norm", "selective_scan", "causal_conv1d", "swiglu", "differential_attention")
@@ -79,7 +79,8 @@ def test_doctor_tells_what_is_here_quickly_and_keeps_the_token(tmp_path: Path) -
 
 def test_doctor_names_what_is_wrong(tmp_path: Path) -> None:
     done, _ = doctor(SAMBAY_KERNELS="quick", HF_HOME=str(tmp_path))
-    findings = json.loads(done.stdout)
-    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    findings = told["findings"]
+    assert done.returncode == 1 and told["ok"] is False
     assert any(finding["state"] == "problem" and "SAMBAY_KERNELS" in finding["text"] for finding in findings)
     assert any("not logged in" in finding["text"] for finding in findings)

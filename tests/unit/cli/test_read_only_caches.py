@@ -107,5 +107,5 @@ def test_kernels_are_built_elsewhere_and_it_is_told(tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, "-m", "sft", "doctor", "--json"], capture_output=True, text=True, timeout=120, env=environment
     )
-    (found,) = [one for one in json.loads(told.stdout) if one["what"] == "kernels' cache"]
+    (found,) = [one for one in json.loads(told.stdout)["findings"] if one["what"] == "kernels' cache"]
     assert found["state"] == "note" and "set TORCH_EXTENSIONS_DIR" in found["text"]

@@ -85,7 +85,6 @@ def test_models_of_one_name_have_folders_of_their_own(here: Path, capsys: pytest
         (["--suite", "sums.yaml", "--model", "./gone"], "--model: "),
         (["--suite", "sums.yaml", "--model", "m1", "--suites.sum.top_p", "1"], "suites has no 'sum'; there are: sums"),
         (["--model", "m1"], "no recipe is named"),
-        (["--suite", "tiny", "--model", "m1", "--dry_run", "--json"], "--json has no effect with --dry_run"),
     ],
 )
 def test_wrong_usage_is_told(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

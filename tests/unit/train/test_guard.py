@@ -14,6 +14,7 @@ from train_toys import read_metrics, saved_weights, signal_at, tiny_qwen, tiny_s
 
 from sft.recipe.guard_keys import GuardSection
 from sft.recipe.train_keys import TrainSection
+from sft.train.alerts import read_alerts
 from sft.train.guard import Guard, robust_score
 from sft.train.interrupt import Interrupted
 from sft.train.trainer import SambayTrainer
@@ -104,6 +105,8 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path, monkeypatch, optim):
     assert all(0 in line["rows"] and len(line["rows"]) == 2 for line in lines)
     assert all("0-0" in line["documents"][line["rows"].index(0)] for line in lines)
     assert all(line["why"] == "its loss is not a finite number" for line in lines)
+    alerts = read_alerts(paths.alerts)
+    assert [(one["kind"], one["step"], one["stage"]) for one in alerts] == [("diverging", s, "one") for s in left_out]
 
     original = SambayTrainer._get_grad_norm
 
@@ -206,6 +209,7 @@ def test_after_that_it_stops_with_a_sentence(tmp_path, monkeypatch, saving, told
     with pytest.raises(UserError, match=r"3 of the last 16 steps would have done harm.*--restart one") as refused:
         train_toy(tmp_path, train)
     assert told in str(refused.value) and "skipped_rows.jsonl" in str(refused.value)
+    assert "3 of the last 16 steps" in read_alerts(tmp_path / "alerts.jsonl")[-1]["message"]
     assert not (tmp_path / "stages/one/manifest.json").exists()
 
 
@@ -227,5 +231,5 @@ def test_a_good_run_is_left_alone(tmp_path):
     for settings in ({}, {"guard": None}):
         _, paths = train_toy(tmp_path / str(len(weights)), {"max_steps": 4, **settings}, model=tiny_qwen())
         weights.append(saved_weights(paths.final_dir("one")))
-        assert not (paths.stage_dir("one") / "skipped_rows.jsonl").exists()
+        assert not (paths.stage_dir("one") / "skipped_rows.jsonl").exists() and not paths.alerts.exists()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

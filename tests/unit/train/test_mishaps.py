@@ -17,6 +17,7 @@ import torch
 from train_toys import read_metrics, saved_weights, signal_at, tiny_qwen, tiny_sambay, toy_rows, train_toy
 from transformers import TrainerCallback
 
+from sft.train.alerts import read_alerts
 from sft.train.callbacks import EventsFile, MetricsFile
 from sft.train.checkpoints import read_marker
 from sft.train.gauges import Gauges, peak_rate
@@ -78,6 +79,8 @@ def test_a_disk_that_fills_up_is_told_before_a_checkpoint_is_touched(tmp_path, m
         with pytest.raises(UserError, match=told):
             train_toy(tmp_path / "full", train)
     assert read_marker(tmp_path / "full/stages/one/checkpoint-2") is not None
+    (alert,) = read_alerts(tmp_path / "full/alerts.jsonl")
+    assert (alert["kind"], alert["step"]) == ("disk-low", 2) and "0.0 MB are free" in alert["message"]
     assert not (tmp_path / "full/stages/one/checkpoint-4").exists()
     train_toy(tmp_path / "full", train)
     weights = [saved_weights(tmp_path / name / "stages/one/final") for name in ("straight", "full")]
@@ -187,6 +190,8 @@ def test_a_stage_that_hangs_is_ended_with_its_stack(tmp_path):
     assert "sft: Stage one has not got on for" in ended.stderr and "after step 3: where rank 0 stands" in ended.stderr
     stacks = (tmp_path / "stages/one/stacks/rank-0.txt").read_text()
     assert "where_it_hangs" in stacks and "after step 3" in stacks
+    (alert,) = read_alerts(tmp_path / "alerts.jsonl")
+    assert (alert["kind"], alert["step"]) == ("stalled", 3)
     manifest, _ = train_toy(tmp_path, {"max_steps": 9, "save_steps": 2})
     assert manifest["steps"] == 9
 

@@ -1,0 +1,89 @@
+"""`--json`: one object on standard output, and everything else on standard error.
+
+A verb puts what it has to tell into `arguments.told`; `sft.cli.main` prints that when the verb is done, or what went
+wrong. Where a command is several processes, rank 0 hands its object to the process that started them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from sft.utils.files import atomic_open
+
+HANDED_UP = "SFT_TOLD"
+"""Set for processes that a command has started: the file that takes the object."""
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """`--json`, and `told`, where what it prints is gathered."""
+    parser.add_argument("--json", action="store_true", help="tell the results as one JSON object (docs/json.md)")
+    parser.set_defaults(told={})
+
+
+def wants_json(words: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON; what stands after `--` is another command's."""
+    own = words[: words.index("--")] if "--" in words else words
+    return "--json" in own and list(own[:1]) != ["serve"]
+
+
+@contextmanager
+def spoken_aside(wanted: bool) -> Iterator[None]:
+    """What is printed in here goes to standard error, also by processes that are started in here."""
+    if not wanted:
+        yield
+        return
+    with redirect_stdout(sys.stderr), _descriptor_aside():
+        yield
+
+
+@contextmanager
+def _descriptor_aside() -> Iterator[None]:
+    """Of the process itself: libraries keep the stream that they found when they were imported."""
+    if sys.__stdout__ is None or sys.__stderr__ is None:
+        yield
+        return
+    out, kept = sys.__stdout__.fileno(), os.dup(sys.__stdout__.fileno())
+    sys.__stdout__.flush()
+    os.dup2(sys.__stderr__.fileno(), out)
+    try:
+        yield
+    finally:
+        sys.__stdout__.flush()
+        os.dup2(kept, out)
+        os.close(kept)
+
+
+def tell(told: dict[str, Any]) -> None:
+    """Print the object, or hand it to the process that started this one."""
+    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    if path := os.environ.get(HANDED_UP):
+        with atomic_open(path) as handle:
+            handle.write(text)
+    else:
+        print(text)
+
+
+@contextmanager
+def handed_up(wanted: bool) -> Iterator[dict[str, Any]]:
+    """The object of processes that are started in here; it is there when they have ended, empty if none told one."""
+    told: dict[str, Any] = {}
+    if not wanted:
+        yield told
+        return
+    with tempfile.TemporaryDirectory(prefix="sft-told-") as folder:
+        path = Path(folder) / "told.json"
+        os.environ[HANDED_UP] = str(path)
+        try:
+            yield told
+        finally:
+            del os.environ[HANDED_UP]
+        if path.is_file():
+            told |= json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,83 @@
+"""What somebody should look at while a stage trains, as JSON lines in the run's folder: for scripts that watch it."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sft.train.memorised import ACCURACY
+from sft.utils.distributed import is_main, rank
+from sft.utils.say import say
+
+KINDS = {
+    "diverging": "a step was left out, the stage went back to a checkpoint, or its loss is no number",
+    "stalled": "a process got no further, and ends",
+    "disk-low": "the next checkpoint won't fit",
+    "memorising": "nearly every trained token is the likeliest one, or the loss of held-out rows rises",
+}
+"""Kind of an alert -> what has happened."""
+
+BY_HEART = 0.99
+"""Of trained tokens that are the likeliest ones: from here on rows are known by heart."""
+RISEN = 1.05
+"""Times the lowest loss of held-out rows so far: one that is so high has risen."""
+
+
+class Alerts(TrainerCallback):
+    """Appends to `path` a line for each alert: time (UTC), stage, step, rank, kind (of KINDS), message."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self._path, self._stage = path, stage
+        self._by_heart, self._lowest, self._told_rise = False, math.inf, False
+
+    def __call__(self, kind: str, step: int, message: str) -> None:
+        """Add one. A disk that takes no more is no reason to stop."""
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {"time": time, "stage": self._stage, "step": step, "rank": rank(), "kind": kind, "message": message}
+        try:
+            with open(self._path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            say(f"{self._stage}: the alert {kind} can't be written to {self._path}: {error}")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """See whether the stage learns its rows by heart; each is told once, until it is over."""
+        if not is_main() or not logs:
+            return
+        accuracy, loss = logs.get(ACCURACY), logs.get("eval_loss")
+        if accuracy is not None:
+            knows = accuracy >= BY_HEART
+            if knows and not self._by_heart:
+                self("memorising", state.global_step, f"{accuracy:.1%} of the trained tokens are the likeliest ones")
+            self._by_heart = knows
+        if loss is not None:
+            rises = loss > RISEN * self._lowest
+            if rises and not self._told_rise:
+                text = f"the loss of held-out rows has risen from {self._lowest:.4f} to {loss:.4f}"
+                self("memorising", state.global_step, text)
+            self._told_rise, self._lowest = rises, min(self._lowest, loss)
+
+
+def read_alerts(path: Path) -> list[dict[str, Any]]:
+    """All that have been written to `path`; a line that was cut off by a kill is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found

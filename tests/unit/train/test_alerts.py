@@ -1,0 +1,50 @@
+"""Alerts: told once for each time that something begins, a JSON line each, and no reason to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sft.train.alerts import Alerts, read_alerts
+
+
+def log(alerts: Alerts, step: int, **logs: float) -> None:
+    state: Any = SimpleNamespace(global_step=step)
+    alerts.on_log(None, state, None, logs=logs)  # type: ignore[arg-type]
+
+
+def test_rows_that_are_known_by_heart_are_told_each_time_that_begins(tmp_path: Path) -> None:
+    alerts = Alerts(tmp_path / "alerts.jsonl", "one")
+    for step, accuracy in enumerate([0.5, 0.99, 1.0, 0.9, 0.995, 0.999]):
+        log(alerts, step, mean_token_accuracy=accuracy)
+    found = read_alerts(tmp_path / "alerts.jsonl")
+    assert [(one["step"], one["kind"]) for one in found] == [(1, "memorising"), (4, "memorising")]
+    assert found[0]["message"] == "99.0% of the trained tokens are the likeliest ones"
+    assert set(found[0]) == {"time", "stage", "step", "rank", "kind", "message"}
+
+
+def test_a_rising_loss_of_held_out_rows_is_told(tmp_path: Path) -> None:
+    alerts = Alerts(tmp_path / "alerts.jsonl", "one")
+    for step, loss in enumerate([2.0, 1.5, 1.55, 1.6, 1.7, 1.4, 1.5]):
+        log(alerts, step, eval_loss=loss)
+    told = [(one["step"], one["message"]) for one in read_alerts(tmp_path / "alerts.jsonl")]
+    rise = "the loss of held-out rows has risen from"
+    assert told == [(3, f"{rise} 1.5000 to 1.6000"), (6, f"{rise} 1.4000 to 1.5000")]
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    Alerts(path, "one")("diverging", 3, "why")
+    path.write_text(path.read_text() + '{"time": "20')
+    assert [one["step"] for one in read_alerts(path)] == [3]
+    assert read_alerts(tmp_path / "none.jsonl") == []
+    with pytest.raises(ValueError, match="none of diverging"):
+        Alerts(path, "one")("odd", 3, "why")
+
+
+def test_a_place_that_takes_no_line_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Alerts(tmp_path / "no/folder/alerts.jsonl", "one")("diverging", 3, "why")
+    assert "the alert diverging can't be written" in capsys.readouterr().err
