@@ -22,7 +22,7 @@ from sft.answers.pool import RESULT_LIMIT
 from sft.evaluate.metrics import summarize
 from sft.evaluate.progress import SuiteLines
 from sft.evaluate.sharing import Crew
-from sft.evaluate.suites import Problem, load_problems, render_prompt
+from sft.evaluate.suites import Problem, load_suite, render_prompt
 from sft.evaluate.units import Share, units_of
 from sft.evaluate.units import Task as _Task
 from sft.evaluate.verdicts import Sample, judged, submit
@@ -69,7 +69,7 @@ def evaluate(
     """
     if not section.suites:
         return {}
-    asked = decide(lambda: [(suite, load_problems(suite)) for suite in section.suites])
+    asked = decide(lambda: [(suite, load_suite(suite)) for suite in section.suites])
     runs = together(
         lambda: [
             _SuiteRun(model, tokenizer, suite, found, section, prompt_defaults, Path(out_dir) / suite.name, point)
@@ -149,7 +149,7 @@ class _SuiteRun:
         model: Any,
         tokenizer: Any,
         suite: SuiteSection,
-        problems: list[Problem],
+        found: tuple[list[Problem], dict[str, Any]],
         section: EvaluateSection,
         defaults: Templates | None,
         folder: Path,
@@ -159,8 +159,8 @@ class _SuiteRun:
 
         self.model, self.tokenizer, self.suite, self.section = model, tokenizer, suite, section
         self.folder, self.point = folder, point
-        self.problems = problems
-        self.prompts = [render_prompt(tokenizer, problem, suite, defaults) for problem in problems]
+        self.problems, self.origin = found
+        self.prompts = [render_prompt(tokenizer, problem, suite, defaults) for problem in self.problems]
         self.ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in self.prompts]
         self.ends = sorted(end_token_ids(tokenizer, model))
         self.samples = self.folder / "samples.jsonl"
@@ -198,6 +198,8 @@ class _SuiteRun:
             "suite": self.suite.name,
             **summarize(samples),
             "settings": self._settings(),
+            "source": {name: value for name, value in self.origin.items() if name != "rows"},
+            "of_problems": self.origin.get("rows"),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "seconds": round(seconds, 3),
             "generated_tokens": tokens,

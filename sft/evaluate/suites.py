@@ -45,7 +45,12 @@ class Problem:
 
 
 def load_problems(suite: SuiteSection) -> list[Problem]:
-    """The suite's problems in the source's order.
+    """As `load_suite`, without where they are from."""
+    return load_suite(suite)[0]
+
+
+def load_suite(suite: SuiteSection) -> tuple[list[Problem], dict[str, Any]]:
+    """The suite's problems in the source's order, and of a data set of the Hub what it is (`OpenSource.origin`).
 
     Raises UserError for a source without problems, for one without a column that is needed, and for a row that can't
     be used: results on silently fewer problems would not be comparable.
@@ -67,7 +72,7 @@ def load_problems(suite: SuiteSection) -> list[Problem]:
         problems.append(problem)
     if not problems:
         raise UserError(f"Suite {suite.name}: {opened.name} has no rows; name a source with problems.")
-    return problems
+    return problems, opened.origin
 
 
 def find_columns(suite: SuiteSection, row: Collection[str]) -> dict[str, str]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
+from sft.hub.folder import RESULTS
+from sft.hub.licences import contradictions
+from sft.hub.results import Results, model_index, results_of
 from sft.tokenizers.dates import DATE
 
+JOB = (
+    "hf jobs run --flavor a100-large --timeout 24h --secrets HF_TOKEN pytorch/pytorch:2.11.0-cuda12.8-cudnn9-devel \\\n"
+    '  bash -c "pip install sambay-sft && sft eval {suites} --model THIS_REPOSITORY --trust_remote_code --json"'
+)
 BASE_LICENCES = {"microsoft/Phi-4-mini-flash-reasoning": "mit"}
 
 CODE_LICENCE = """\
@@ -91,7 +99,15 @@ def _metadata(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "tags": [*tags, "lora"] if facts["adapter_base"] else tags,
     }
+    metadata["model-index"] = model_index(record.get("name") or facts["architecture"], results_of(record))
     return {key: value for key, value in metadata.items() if value is not None}
+
+
+def licence_problems(record: dict[str, Any] | None, facts: dict[str, Any]) -> list[str]:
+    """What of the training data contradicts the licence that the card states, a sentence each."""
+    found = record or {}
+    sources = [source for stage in found.get("stages") or [] if stage["done"] for source in stage["sources"]]
+    return contradictions(BASE_LICENCES.get(_base(found, facts) or ""), sources)
 
 
 def _kind(record: dict[str, Any], facts: dict[str, Any]) -> str | None:
@@ -260,7 +276,17 @@ def _results(record: dict[str, Any]) -> str:
     head = ["point", "suite", "pass@1 (%)", "95% interval", "problems", "samples", "decoding"]
     note = "pass@1: share of answers whose final answer is found to be the right one; undecided and cut-off answers "
     note += "count as wrong."
-    return f"{_table(head, rows)}\n\n{note}"
+    return "\n\n".join([_table(head, rows), note, *_standing(results_of(record))])
+
+
+def _standing(results: Results) -> Iterator[str]:
+    """Which results are claimed, which aren't and why, and how they are come by again."""
+    if results.claimed:
+        yield f"Claimed in `{RESULTS}`: {', '.join(results.claimed)}, asked as the benchmark's protocol says."
+        suites = " ".join(f"--suite {suite}" for suite in results.claimed)
+        yield f"To repeat that on a GPU of the Hub's:\n\n```\n{JOB.format(suites=suites)}\n```"
+    if results.why_not:
+        yield "Not claimed: " + "; ".join(f"{suite}, since {why}" for suite, why in results.why_not.items()) + "."
 
 
 def _limits(record: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -277,6 +303,7 @@ def _limits(record: dict[str, Any], facts: dict[str, Any]) -> str:
         lines.append(f"- The longest training document had {_number(longest)} tokens; longer ones are untested.")
     if facts["model_type"] == "phi4flash":
         lines.append("- Assisted (speculative) decoding doesn't work: a recurrent state can't be taken back.")
+    lines += [f"- {line}" for line in licence_problems(record, facts)]
     if _base(record, facts) not in BASE_LICENCES:
         lines.append("- No licence of the weights is stated: state one before publishing.")
     return "\n".join(lines)

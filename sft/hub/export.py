@@ -15,12 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft.hub.card import licence_text, model_card
+from sft.hub.card import licence_problems, licence_text, model_card
 from sft.hub.flatten import ops_file
 from sft.hub.folder import KIND, MANIFEST, describe_files, is_export
 from sft.hub.merge import TOLERANCE, logits_of, merged_logits, stored_logits
 from sft.hub.provenance import run_record, write_recipe
 from sft.hub.reload import check_against, fixed_inputs
+from sft.hub.results import results_of, write_results
 from sft.hub.source import Source, open_source
 from sft.models.merge import base_of
 from sft.models.savable import check_savable
@@ -84,7 +85,7 @@ def export(
     try:
         with atomic_folder(out) as temporary:
             facts = _write_checked(temporary, opened, max_shard_size, check, say)
-            _describe(temporary, opened, facts)
+            _describe(temporary, opened, facts, say)
     except BaseException as error:
         if disk_full(error):
             raise UserError(f"the disk of {out} is full; the export needs about {size:.1f} GB") from error
@@ -156,13 +157,20 @@ def _write_adapter(folder: Path, source: Source) -> int:
     return sum(parameter.numel() for parameter in source.model.parameters())
 
 
-def _describe(folder: Path, source: Source, facts: dict[str, Any]) -> None:
+def _describe(folder: Path, source: Source, facts: dict[str, Any], say: Callable[[str], None]) -> None:
     """Recipe, licence and card, then the manifest, which names every file."""
     record = run_record(source.run, source.stage)
     write_recipe(source.run, folder)
     write_text(folder / "LICENSE", licence_text(record, facts))
     write_text(folder / "README.md", model_card(record, facts))
-    write_json(folder / MANIFEST, {"kind": KIND, **facts, "run": record, "files": describe_files(folder)})
+    results = results_of(record)
+    write_results(folder, results, source.run)
+    told = {"run": record, "not_claimed": results.why_not, "files": describe_files(folder)}
+    write_json(folder / MANIFEST, {"kind": KIND, **facts, **told})
+    for suite, why in results.why_not.items():
+        say(f"{suite} isn't claimed as a result on the Hub: {why}")
+    for line in licence_problems(record, facts):
+        say(f"licences: {line}")
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o644)  # safetensors writes files that only their owner can read

@@ -13,6 +13,8 @@ from sft.utils.hashes import folder_hashes
 
 KIND = "sambay-sft export"
 MANIFEST = "manifest.json"
+RESULTS = ".eval_results"
+"""The folder of results that are claimed, as the Hub calls it."""
 
 # Written by hand after an export, as model cards and licences are; everything else must be what was exported.
 EDITABLE = ("README.md", "LICENSE")
@@ -77,7 +79,7 @@ def list_files(folder: Path) -> list[LocalFile]:
     promised: dict[str, dict[str, Any]] = read_manifest(folder)["files"]
     found = {
         name: LocalFile(folder, name, (folder / name).stat().st_size, sha256)
-        for name, sha256 in folder_hashes(folder, keep=False).items()
+        for name, sha256 in folder_hashes(folder, keep=False, shown=(RESULTS,)).items()
     }
     missing = sorted(set(promised) - set(found))
     if missing:
@@ -94,5 +96,5 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Name -> size and SHA-256 of every file in `folder`, for the manifest."""
     return {
         name: {"size": (folder / name).stat().st_size, "sha256": sha256}
-        for name, sha256 in folder_hashes(folder, keep=False).items()
+        for name, sha256 in folder_hashes(folder, keep=False, shown=(RESULTS,)).items()
     }

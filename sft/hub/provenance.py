@@ -49,6 +49,8 @@ EVALUATION_KEYS = (
     "cut_off",
     "tokens",
     "settings",
+    "source",
+    "of_problems",
 )
 
 

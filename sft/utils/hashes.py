@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,22 @@ def file_hash(path: str | os.PathLike[str], *, keep: bool = True) -> str:
 
 
 def folder_hashes(
-    folder: str | os.PathLike[str], patterns: Sequence[str] = ("**/*",), *, keep: bool = True
+    folder: str | os.PathLike[str],
+    patterns: Sequence[str] = ("**/*",),
+    *,
+    keep: bool = True,
+    shown: Container[str] = (),
 ) -> dict[str, str]:
     """Name -> hex SHA-256 of the files in `folder` that match a glob pattern, sorted; hidden ones are left out.
 
-    Names are relative to `folder`, with forward slashes. `keep`: see `file_hash`.
+    Names are relative to `folder`, with forward slashes. `keep`: see `file_hash`. `shown`: names that begin with a dot
+    and aren't hidden.
     """
     folder = Path(folder)
     found: dict[Path, set[str]] = {}
     for path in (path for pattern in patterns for path in folder.glob(pattern)):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(part.startswith(".") and part not in shown for part in parts):
             found.setdefault(path.parent, set()).add(path.name)
     hashes = {
         (parent / name).relative_to(folder).as_posix(): value

@@ -80,6 +80,15 @@ def identity(source: Source, data: datasets.Dataset) -> dict[str, Any]:
     }
 
 
+def origin(source: Source, data: datasets.Dataset) -> dict[str, Any]:
+    """Which split of which data set it is, of how many rows, and its commit, where `datasets` tells that."""
+    files = data.info.download_checksums or {}
+    commits = {match[1] for name in files if (match := re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", str(name)))}
+    revision = commits.pop() if len(commits) == 1 else None
+    found = {"hub": source.path, "config": source.config, "split": str(data.split)}
+    return {**found, "revision": revision, "rows": len(data)}
+
+
 def parts_of(
     name: str, data: datasets.Dataset, rows: int, _scratch: Path, columns: Collection[str] | None = None
 ) -> list[Part]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ class OpenSource:
     the first row; what isn't asked for needn't be read (None: all). `parts(rows, scratch, columns)` are the same rows
     in parts of about so many, which other processes can read at once (`scratch` is a folder for a copy of what can't be
     read from the middle); `unchanged()` raises UserError when the content has changed since.
+    `origin`: of a data set of the Hub, its hub (id), config, split, revision and rows.
     """
 
     name: str
@@ -43,6 +44,7 @@ class OpenSource:
     parts: _Parts
     files: tuple[str, ...]
     unchanged: Callable[[], None] = lambda: None
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def open_source(source: Source) -> OpenSource:
@@ -107,7 +109,13 @@ def _open_hub(source: Source) -> OpenSource:
     identity, parts = hub.identity(source, data), partial(hub.parts_of, name, data)
     columns = set(data.column_names) if len(data) else None
     return OpenSource(
-        name, identity, lambda: columns, partial(hub.read_range, name, data, 0, len(data)), parts, (name,)
+        name,
+        identity,
+        lambda: columns,
+        partial(hub.read_range, name, data, 0, len(data)),
+        parts,
+        (name,),
+        origin=hub.origin(source, data),
     )
 
 
