@@ -1,4 +1,4 @@
-"""What the README shows works as shown."""
+"""What the README shows works as shown. (Its links, commands and other excerpts: tests/unit/docs.)"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from doc_pages import blocks
 
 from sft.cli.main import VERBS
 from sft.recipe import load_recipe
@@ -19,7 +20,7 @@ def readme(repo_root: Path) -> str:
 
 
 def test_the_recipe_loads(readme: str, tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (block,) = [block.text for block in blocks(readme) if block.text.startswith("name: ")]
     path = tmp_path / "my.yaml"
     path.write_text(block)
     recipe = load_recipe(path, ["--stages.distill.train.learning_rate", "2e-5", "--variables.data", "other.jsonl"])
