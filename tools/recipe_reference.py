@@ -156,11 +156,12 @@ def _page(page: Page) -> Iterator[str]:
 
 
 def _table(section: type[BaseModel], places: dict[type[BaseModel], str]) -> Iterator[str]:
-    yield "\n| key | what it may be | default | name from | meaning |\n|---|---|---|---|---|\n"
+    yield "\n| key | meaning | what it may be | default | name from |\n|---|---|---|---|---|\n"
     for key in keys_of(section):
         kind = _linked(section, key, places)
         default = _code(key.default) if key.default not in ("", "required") else key.default
-        yield f"| `{key.name}` | {kind} | {default} | {origin(section, key.name)} | {_escaped(key.meaning)} |\n"
+        meaning, whose = _escaped(key.meaning), origin(section, key.name)
+        yield f"| `{key.name}` | {meaning} | {kind} | {default} | {whose} |\n"
 
 
 def _linked(section: type[BaseModel], key: Key, places: dict[type[BaseModel], str]) -> str:
