@@ -23,7 +23,7 @@ BESIDE = (
     "CHANGELOG.md",
 )
 """What the site has beside docs/."""
-LINK = re.compile(r"(!?\[[^\]\n]*\]\()([^()\s]+)(\))")
+LINK = re.compile(r"(!?\[[^\[\]]*\]\()([^()\s]+)(\))")
 FENCE = re.compile(r"(^ *```.*?^ *```[^\n]*$)", re.DOTALL | re.MULTILINE)
 
 

@@ -10,7 +10,7 @@ from textwrap import dedent
 from typing import NamedTuple
 
 FENCE = re.compile(r"^([ >]*)```([\w-]*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"!?\[[^\]\n]*\]\(([^()\s]+)\)")
+LINK = re.compile(r"!?\[[^\[\]]*\]\(([^()\s]+)\)")
 SHELL = ("", "bash", "sh", "shell")
 ENDS = ("&&", "||", "|", ";", "&", ">", ">>", "<")
 
