@@ -34,8 +34,10 @@ def test_the_recipe_loads(readme: str, tmp_path: Path) -> None:
     assert shown and str(caught.value) == f"{tmp_path}/{shown[1]}"
 
 
-def test_every_verb_is_in_the_table(readme: str) -> None:
-    assert re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE) == list(VERBS)
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
+def test_every_verb_is_in_the_table(page: str, repo_root: Path) -> None:
+    table = (repo_root / page).read_text().split("| verb |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(VERBS)
 
 
 def test_every_packaged_recipe_is_named(readme: str) -> None:
