@@ -94,4 +94,4 @@ bench-gpu: gpu
 	$(BIN)/python $(BENCH)/$$name.py --device cuda --out $(BENCH)/results/$$name-gpu.json || exit 1; done
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site
