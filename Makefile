@@ -11,7 +11,7 @@ WORKERS ?= 2
 demo: export OMP_NUM_THREADS ?= 2
 test test-slow test-versions test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow test-versions test-harness check-full-size wheelhouse lint bench gpu test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test test-slow test-versions test-harness check-full-size wheelhouse lint docs bench gpu test-gpu bench-gpu gpu-check clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; python -m http.server -d site shows it, with its search.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP)
+	$(BIN)/python tools/recipe_reference.py
+	$(BIN)/python -m mkdocs build --strict
+
 bench: $(STAMP)
 	$(BIN)/python $(BENCH)/bench_ops.py --device cpu --out $(BENCH)/results
 	@for name in $(MODEL_BENCHMARKS) $(DATA_BENCHMARKS); do echo "== $$name"; $(BIN)/python $(BENCH)/$$name.py || exit 1; done
@@ -88,4 +94,4 @@ bench-gpu: gpu
 	$(BIN)/python $(BENCH)/$$name.py --device cuda --out $(BENCH)/results/$$name-gpu.json || exit 1; done
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site

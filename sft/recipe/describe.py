@@ -53,6 +53,11 @@ def keys_of(section: type[BaseModel]) -> list[Key]:
     ]
 
 
+def sections_within(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections that a key's value may be, or may hold."""
+    return list(dict.fromkeys(_within(field.annotation)))
+
+
 def json_schema() -> dict[str, Any]:
     """A recipe's JSON Schema, of the file as it is written: before defaults, data recipes and variables are filled in.
 
@@ -136,7 +141,7 @@ def _word(kind: Any) -> str:
 
 def _meaning(field: FieldInfo) -> str:
     """The key's description, or that of the one kind of section that it holds."""
-    inside = list(dict.fromkeys(_within(field.annotation)))
+    inside = sections_within(field)
     text = field.description or (inside[0].__doc__ if len(inside) == 1 else "") or ""
     return " ".join(text.split())
 

@@ -284,7 +284,7 @@ class SuiteSection(Section):
     )
     samples_per_problem: int = Field(default=1, gt=0, description="Answers to each problem.")
     batch_size: int = Field(default=64, gt=0, description="Answers that each process decodes at once.")
-    seed: Seed = Field(default=0, description="Of sampling.")
+    seed: Seed = Field(default=0, description="Seed of sampling.")
 
     @model_validator(mode="after")
     def _check(self) -> SuiteSection:

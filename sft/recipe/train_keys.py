@@ -121,7 +121,7 @@ class TrainSection(Section):
     )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment, of Adam and Lion.")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment, of Adam and Lion.")
-    adam_epsilon: float = Field(default=1e-8, gt=0, description="Of Adam.")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="Added to Adam's denominator.")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Clip gradients to this norm; 0: don't clip.")
     neftune_noise_alpha: float | None = Field(
         default=None,
@@ -219,7 +219,7 @@ class TrainSection(Section):
     dataloader_prefetch_factor: int | None = Field(default=None, gt=0, description="Batches each worker loads ahead.")
 
     use_peft: bool = Field(default=False, description="Train LoRA adapters instead of all weights.")
-    lora_r: int = Field(default=16, gt=0, description="Rank.")
+    lora_r: int = Field(default=16, gt=0, description="Rank of an adapter's two matrices.")
     lora_alpha: int = Field(default=32, gt=0, description="Scale: alpha / r, or alpha / sqrt(r) with use_rslora.")
     lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout before the adapters.")
     lora_target_modules: str | list[str] | None = Field(

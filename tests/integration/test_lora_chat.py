@@ -63,4 +63,4 @@ def test_the_first_walk_of_the_readme_is_the_recipe(
         more = added.get(verb, ["--model.chat_template", FAMILIES[1].template])
         given = ["./model" if word == "$M" else word for word in words]
         assert main([verb, *given, *more]) == 0, (verb, capsys.readouterr().err)
-    assert Path("my.yaml").is_file()
+    assert Path("my-lora.yaml").is_file()

@@ -1,4 +1,4 @@
-"""What the README shows works as shown."""
+"""What the README shows works as shown. (Its links, commands and other excerpts: tests/unit/docs.)"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from doc_pages import blocks
 
 from sft.cli.main import VERBS
 from sft.recipe import load_recipe
@@ -19,7 +20,7 @@ def readme(repo_root: Path) -> str:
 
 
 def test_the_recipe_loads(readme: str, tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (block,) = [block.text for block in blocks(readme) if block.text.startswith("name: ")]
     path = tmp_path / "my.yaml"
     path.write_text(block)
     recipe = load_recipe(path, ["--stages.distill.train.learning_rate", "2e-5", "--variables.data", "other.jsonl"])
@@ -33,8 +34,10 @@ def test_the_recipe_loads(readme: str, tmp_path: Path) -> None:
     assert shown and str(caught.value) == f"{tmp_path}/{shown[1]}"
 
 
-def test_every_verb_is_in_the_table(readme: str) -> None:
-    assert re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE) == list(VERBS)
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
+def test_every_verb_is_in_the_table(page: str, repo_root: Path) -> None:
+    table = (repo_root / page).read_text().split("| verb |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(VERBS)
 
 
 def test_every_packaged_recipe_is_named(readme: str) -> None:
