@@ -1,8 +1,8 @@
 """Results with standing: what an export claims on the Hub, a file a suite, and why it doesn't claim the rest.
 
 The files are `.eval_results/SUITE.yaml` in the Hub's form (huggingface.co/docs/hub/eval-results), made by
-huggingface_hub's own classes; the value is `pass_at_1` of metrics.json, a share. A result is claimed where all of a data
-set of the Hub was asked, and as its packaged suite asks where there is one.
+huggingface_hub's own classes; the value is `pass_at_1` of metrics.json, a share. A result is claimed where all of a
+data set of the Hub was asked, and as its packaged suite asks where there is one.
 """
 
 from __future__ import annotations

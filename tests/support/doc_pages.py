@@ -33,7 +33,8 @@ class Command(NamedTuple):
 def doc_pages(root: Path) -> list[Path]:
     """Every page that users read, by its place."""
     beside = [*root.glob("configs/*/README.md"), root / "data_recipes/README.md"]
-    return [root / "README.md", root / "CONTRIBUTING.md", *sorted(root.glob("docs/**/*.md")), *sorted(beside)]
+    top = [root / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md")]
+    return [*top, *sorted(root.glob("docs/**/*.md")), *sorted(beside)]
 
 
 def blocks(text: str) -> list[Block]:
