@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 from children import read_line
+from http_client import httpx
 from run_toys import SHAPE
 
 NAME = "toy"

@@ -192,7 +192,7 @@ def _scripted(ids: list[int]) -> Any:
 
 
 def test_metrics_count(server: Running) -> None:
-    import httpx2 as httpx
+    from http_client import httpx
 
     def values() -> dict[str, float]:
         response = httpx.get(f"{server.url}/metrics")

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import psutil
 import pytest
 from client_crowd import Ask, Crowd
+from http_client import httpx
 from run_toys import write_start
 from serving_toys import served
 

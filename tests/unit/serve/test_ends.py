@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 from children import read_line
+from http_client import httpx
 from run_toys import write_start
 from serving_toys import Running, chat, running, served
 

@@ -102,7 +102,7 @@ def test_fields_without_a_part_in_the_answer_are_taken(server: Running) -> None:
 
 
 def test_pages_that_arent_there(server: Running) -> None:
-    import httpx2 as httpx
+    from http_client import httpx
 
     check(httpx.get(f"{server.url}/v2/x"), 404, "no such page", None)
     check(httpx.get(server.url + CHAT), 405, "Method Not Allowed", None)
@@ -186,7 +186,7 @@ def _over(connection: socket.socket) -> bool:
 
 
 def test_a_key_is_asked_for() -> None:
-    import httpx2 as httpx
+    from http_client import httpx
 
     with running(api_key="s3cret-é") as server:
         for key in (None, "s3cret", "S3CRET-é", "s3cret-éé"):
