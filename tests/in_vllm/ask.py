@@ -1,9 +1,10 @@
-"""Runs inside vLLM's environment, which knows nothing of this project but the plug-in: answers a job of prompts.
+"""Runs inside vLLM's environment, which knows nothing of this project but the plug-in: answers jobs of prompts.
 
-    python ask.py JOB ANSWERS
+    python ask.py JOBS ANSWERS
 
-JOB: {"model", "options" (of vllm.LLM), "prompts", "new"}; ANSWERS gets a row for each prompt, as `models.answers` has
-them.
+JOBS: a list of {"model", "options" (of vllm.LLM), "prompts" (a list of calls, each a list of prompts), "new"}. ANSWERS
+gets a list for each job, with a row for each prompt: {"ids", "logprobs", "cached"}, log-probabilities as our engine
+tells them.
 """
 
 from __future__ import annotations
@@ -17,31 +18,30 @@ from typing import Any
 TOP = 3
 
 
-def row(completion: Any) -> dict[str, Any]:
-    """A completion's tokens and log-probabilities."""
-    ids = list(completion.token_ids)
+def row(found: Any) -> dict[str, Any]:
+    """A completion's tokens and log-probabilities, and how many tokens of its prompt were read before."""
+    completion = found.outputs[0]
     logprobs = []
-    for token, places in zip(ids, completion.logprobs or [], strict=False):
-        top = {str(other): value.logprob for other, value in places.items() if (value.rank or 0) <= TOP}
+    for token, places in zip(completion.token_ids, completion.logprobs, strict=True):
+        top = {str(other): value.logprob for other, value in places.items() if value.rank <= TOP}
         logprobs.append({"token": places[token].logprob, "top": top})
-    return {"ids": ids, "logprobs": logprobs}
+    return {"ids": list(completion.token_ids), "logprobs": logprobs, "cached": found.num_cached_tokens}
 
 
-def main() -> None:
-    """Load, answer everything at once, write."""
+def answer(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Load the job's model and answer its calls one after another; a call's prompts are in flight together."""
     from vllm import LLM, SamplingParams
 
-    job = json.loads(Path(sys.argv[1]).read_text())
-    engine = LLM(job["model"], **job["options"])
+    engine = LLM(job["model"], skip_tokenizer_init=True, **job["options"])
     params = SamplingParams(temperature=0.0, max_tokens=job["new"], ignore_eos=True, logprobs=TOP, detokenize=False)
-    rows: list[dict[str, Any]] = []
-    begun = time.monotonic()
-    for prompts in job["prompts"]:  # one call after another; a call's prompts are all in flight together
+    rows, begun = [], time.monotonic()
+    for prompts in job["prompts"]:
         found = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-        rows += [{**row(one.outputs[0]), "cached": one.num_cached_tokens} for one in found]
-    print(f"generation took {time.monotonic() - begun:.1f} s")
-    Path(sys.argv[2]).write_text(json.dumps(rows))
+        rows += [row(one) for one in found]
+    print(f"answers took {time.monotonic() - begun:.1f} s")
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    answers = [answer(job) for job in json.loads(Path(sys.argv[1]).read_text())]
+    Path(sys.argv[2]).write_text(json.dumps(answers))
