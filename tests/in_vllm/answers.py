@@ -38,7 +38,8 @@ class Job:
 def ask(jobs: Sequence[Job], folder: Path) -> list[list[dict[str, Any]]]:
     """vLLM's answers to each job."""
     (folder / "jobs.json").write_text(json.dumps([job.told for job in jobs]))
-    run([ASK, str(folder / "jobs.json"), str(folder / "found.json")], folder, minutes=5 + 4 * len(jobs))
+    files = [str(folder / name) for name in ("jobs.json", "found.json")]
+    run([ASK, *files], folder, minutes=5 + 4 * len(jobs), one_process=len(jobs) > 1)
     found: list[list[dict[str, Any]]] = json.loads((folder / "found.json").read_text())
     return found
 

@@ -32,9 +32,7 @@ def same_answers(wanted: Sequence[dict[str, Any]], found: Sequence[dict[str, Any
                 numbers, worst = numbers + 1, max(worst, abs(mine - theirs))
     assert tokens and worst < CLOSE, f"{what}: log-probabilities differ by {worst:.1e}"
     tied = f", {ties} ended early by a choice between equals" if ties else ""
-    return (
-        f"{what}: {len(wanted)} answers, {tokens} tokens equal, {numbers} log-probabilities within {worst:.1e}{tied}"
-    )
+    return f"{what}: {len(wanted)} answers, {tokens} tokens equal, {numbers} log-probabilities within {worst:.1e}{tied}"
 
 
 def _shared(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[float, float]]:

@@ -66,20 +66,20 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def refusals(folder: Path) -> list[str]:
-    """Each is refused, with its sentence among what vLLM says."""
+    """Each is refused with its sentence; and where an engine has processes of its own, their log has it."""
     model = write(folder, "one")
-    told = []
+    cases: list[tuple[str, Path, dict[str, Any], str]] = []
     for name, (change, sentence) in BROKEN.items():
         copy = folder / name.replace(" ", "-")
         shutil.copytree(model, copy)
         change(copy)
-        told.append(_refused(name, copy, {}, sentence, folder))
-    told += [_refused(name, model, *asked, folder) for name, asked in OPTIONS.items()]
-    return told
-
-
-def _refused(name: str, model: Path, options: dict[str, Any], sentence: str, home: Path) -> str:
-    said = run([LOAD, str(model), json.dumps(options)], home, minutes=6, failing=True)
-    lines = [line for line in said.splitlines() if sentence in line]
-    assert lines, f"{name}: {sentence!r} isn't among what was said:\n{said[-6000:]}"
-    return f"{name} refused: ... {sentence} ..."
+        cases.append((name, copy, {}, sentence))
+    cases += [(name, model, *asked) for name, asked in OPTIONS.items()]
+    (folder / "cases.json").write_text(json.dumps([[str(place), options] for _, place, options, _ in cases]))
+    run([LOAD, str(folder / "cases.json"), str(folder / "said.json")], folder, one_process=True)
+    for (name, _, _, sentence), said in zip(cases, json.loads((folder / "said.json").read_text()), strict=True):
+        assert said is not None and sentence in said, f"{name}: {said!r} has no {sentence!r}"
+    (folder / "cases.json").write_text(json.dumps([[str(folder / "missing"), {}]]))
+    log = run([LOAD, str(folder / "cases.json"), str(folder / "said.json")], folder)
+    assert BROKEN["missing"][1] in log, log[-6000:]
+    return [f"{name} refused: ... {sentence} ..." for name, _, _, sentence in cases]
