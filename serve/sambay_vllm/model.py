@@ -103,13 +103,14 @@ class Phi4FlashModel(nn.Module):
             hidden, memory = layer(hidden, memory)
         kept = self._kept()
         if kept is None:
-            return self._cross(hidden, memory)
+            return self.cross(hidden, memory)
         assert memory is not None
         whole = torch.zeros_like(embeds)
-        whole[kept] = self._cross(hidden[kept], memory[kept])
+        whole[kept] = self.cross(hidden[kept], memory[kept])
         return whole
 
-    def _cross(self, hidden: Tensor, memory: Tensor | None) -> Tensor:
+    def cross(self, hidden: Tensor, memory: Tensor | None) -> Tensor:
+        """Of the tokens that are given, the residual stream and the memory -> final hidden states."""
         for layer in self.layers[self.cross_from :]:
             hidden, memory = layer(hidden, memory)
         return self.final_layernorm(hidden)[1]

@@ -35,28 +35,41 @@ class Job:
         return answers(self.model, [prompt for call in self.calls for prompt in call], self.new)
 
 
-def ask(jobs: Sequence[Job], folder: Path) -> list[list[dict[str, Any]]]:
-    """vLLM's answers to each job."""
+def ask(jobs: Sequence[Job], folder: Path, *, one_process: bool = True) -> list[dict[str, Any]]:
+    """What `ask.py` has for each job."""
     (folder / "jobs.json").write_text(json.dumps([job.told for job in jobs]))
     files = [str(folder / name) for name in ("jobs.json", "found.json")]
-    run([ASK, *files], folder, minutes=5 + 4 * len(jobs), one_process=len(jobs) > 1)
-    found: list[list[dict[str, Any]]] = json.loads((folder / "found.json").read_text())
+    run([ASK, *files], folder, minutes=5 + 4 * len(jobs), one_process=one_process)
+    found: list[dict[str, Any]] = json.loads((folder / "found.json").read_text())
     return found
 
 
 def chunks(folder: Path) -> list[str]:
-    """64 prompts of 1 to 700 tokens, all in flight together: prompts in pieces, whole, and with fast prefill."""
-    model = write(folder, "two")
-    asked = [prompts(64, 700, VOCABULARY)]
+    """64 prompts of 1 to 700 tokens, all in flight together, read in pieces and whole; in vLLM's usual processes."""
+    model, asked = write(folder, "two"), [prompts(64, 700, VOCABULARY)]
     pieces = {"max_num_batched_tokens": 256, "enable_prefix_caching": False}
     whole = {"max_num_batched_tokens": 8192, "enable_chunked_prefill": False, "enable_prefix_caching": False}
     jobs = [
         Job("prompts in pieces of 256", model, asked, 128, **pieces),
         Job("whole prompts", model, asked, 128, **whole),
-        Job("fast prefill", model, asked, 128, kv_sharing_fast_prefill=True, **pieces),
     ]
-    wanted = jobs[0].wanted()
-    return [same_answers(wanted, rows, job.what) for job, rows in zip(jobs, ask(jobs, folder), strict=True)]
+    wanted, found = jobs[0].wanted(), ask(jobs, folder, one_process=False)
+    return [same_answers(wanted, one["rows"], job.what) for job, one in zip(jobs, found, strict=True)]
+
+
+def fast(folder: Path) -> list[str]:
+    """Fast prefill: only tokens whose logits are wanted go through the cross-decoder, and the answers are the same."""
+    model, asked, new = write(folder, "two"), [prompts(16, 400, VOCABULARY)], 24
+    options = {"max_num_batched_tokens": 256, "enable_prefix_caching": False}
+    usual = Job("usual prefill", model, asked, new, **options)
+    short = Job("fast prefill", model, asked, new, kv_sharing_fast_prefill=True, **options)
+    of_usual, of_short = ask([usual, short], folder)
+    read, made = sum(map(len, asked[0])), len(asked[0]) * new
+    assert of_usual["crossed"] >= read + made - len(asked[0])
+    # A prompt's piece that isn't its last has one token whose logits are thrown away.
+    assert of_short["crossed"] <= made + 2 * len(asked[0]) + read / 256, (of_short["crossed"], made)
+    what = f"{short.what}, {of_short['crossed']} tokens in place of {of_usual['crossed']} through the cross-decoder"
+    return [same_answers(short.wanted(), of_short["rows"], what)]
 
 
 def heads(folder: Path) -> list[str]:
@@ -67,9 +80,9 @@ def heads(folder: Path) -> list[str]:
         jobs.append(Job(f"heads {SHAPES[name].heads}/{SHAPES[name].kv_heads}", write(folder, name), asked, 64))
     jobs.append(Job("merged adapter", write(folder, "three", lora=True), jobs[-1].calls, 64))
     found = ask(jobs, folder)
-    merged, plain = found[-1], found[-2]
+    merged, plain = found[-1]["rows"], found[-2]["rows"]
     assert [one["ids"] for one in merged] != [one["ids"] for one in plain], "the adapter changes nothing"
-    return [same_answers(job.wanted(), rows, job.what) for job, rows in zip(jobs, found, strict=True)]
+    return [same_answers(job.wanted(), one["rows"], job.what) for job, one in zip(jobs, found, strict=True)]
 
 
 def prefixes(folder: Path) -> list[str]:
@@ -78,7 +91,7 @@ def prefixes(folder: Path) -> list[str]:
     first = prompts(4, 700, VOCABULARY, seed=3)
     second = [prompt + more for prompt in first for more in prompts(3, 200, VOCABULARY, seed=len(prompt))]
     job = Job("prompts with a known prefix", model, [first, second], 32, enable_prefix_caching=True)
-    (rows,) = ask([job], folder)
+    rows = ask([job], folder)[0]["rows"]
     cached = sum(row["cached"] for row in rows[len(first) :])
     assert cached > sum(len(prompt) for prompt in first), f"only {cached} tokens came from the cache"
     return [same_answers(job.wanted(), rows, f"{job.what}, {cached} tokens from the cache")]
@@ -100,7 +113,7 @@ def turns(folder: Path) -> list[str]:
     wanted = job.wanted()
     alone = answers(export, [_ids(tokenizer, chat[2:]) for chat in chats], 40)
     assert all(one["ids"] != other["ids"] for one, other in zip(wanted[8:], alone, strict=True))
-    return [same_answers(wanted, ask([job], folder)[0], job.what)]
+    return [same_answers(wanted, ask([job], folder)[0]["rows"], job.what)]
 
 
 def halves(folder: Path) -> list[str]:
@@ -108,7 +121,7 @@ def halves(folder: Path) -> list[str]:
     model = write(folder, "two", dtype="bfloat16")
     asked = prompts(32, 300, VOCABULARY)
     job = Job("bfloat16", model, [asked], 1, dtype="bfloat16")
-    (rows,) = ask([job], folder)
+    rows = ask([job], folder)[0]["rows"]
     wanted = job.wanted()
     same = [one for one in zip(wanted, rows, strict=True) if one[0]["ids"] == one[1]["ids"]]
     apart = torch.tensor([abs(one["logprobs"][0]["token"] - other["logprobs"][0]["token"]) for one, other in same])

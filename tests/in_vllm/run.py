@@ -1,9 +1,10 @@
 """The plug-in in vLLM, against our engine: greedy answers, log-probabilities, refusals, the OpenAI server.
 
-    python tests/in_vllm/run.py [chunks] [heads] [prefixes] [turns] [halves] [refusals] [server] [--fresh]
+    python tests/in_vllm/run.py [CHECK ...] [--fresh]
 
 Builds .versions/vllm (the CPU build of one release of vLLM, and the plug-in from serve/), exports small random models,
-and compares; without names all of it. The environment is kept for the next run.
+and compares. Checks: chunks, fast, heads, prefixes, turns, halves, refusals, server; without names all of them. The
+environment is kept for the next run.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from answers import chunks, halves, heads, prefixes, turns
+from answers import chunks, fast, halves, heads, prefixes, turns
 from environment import build
 from refusals import refusals
 from server import server
 
 CHECKS: dict[str, Callable[[Path], list[str]]] = {
-    check.__name__: check for check in (chunks, heads, prefixes, turns, halves, refusals, server)
+    check.__name__: check for check in (chunks, fast, heads, prefixes, turns, halves, refusals, server)
 }
 
 
