@@ -20,6 +20,4 @@ def unsupported(vllm_config: Any) -> str | None:
         return "LoRA adapters (enable_lora) are not supported: export the model merged (`sft export` does so by itself)"
     if cache.cache_dtype.startswith("fp8"):
         return f"kv_cache_dtype={cache.cache_dtype} is not supported: leave it at auto"
-    if cache.enable_prefix_caching and cache.mamba_cache_mode == "all":
-        return "mamba_cache_mode=all is not supported: prefix caching works with align, which is the default"
     return None

@@ -61,7 +61,6 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "speculative decoding is not supported: a recurrent state can't be taken back",
     ),
     "LoRA": ({"enable_lora": True}, "LoRA adapters (enable_lora) are not supported"),
-    "all states": ({"mamba_cache_mode": "all", "enable_prefix_caching": True}, "mamba_cache_mode=all is not supported"),
 }
 
 

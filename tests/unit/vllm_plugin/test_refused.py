@@ -15,7 +15,7 @@ def asked(**changes: Any) -> SimpleNamespace:
     """vLLM's configuration as far as it is read; a change is "cache_config.cache_dtype" with __ for the dot."""
     told = SimpleNamespace(
         parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
-        cache_config=SimpleNamespace(cache_dtype="auto", enable_prefix_caching=True, mamba_cache_mode="align"),
+        cache_config=SimpleNamespace(cache_dtype="auto"),
         speculative_config=None,
         quant_config=None,
         lora_config=None,
@@ -28,7 +28,6 @@ def asked(**changes: Any) -> SimpleNamespace:
 
 def test_the_usual_is_fine(plugin: Plugin) -> None:
     assert plugin("refused").unsupported(asked()) is None
-    assert plugin("refused").unsupported(asked(cache_config__enable_prefix_caching=False)) is None
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,6 @@ def test_the_usual_is_fine(plugin: Plugin) -> None:
         ({"quant_config": object()}, "quantization"),
         ({"lora_config": object()}, "enable_lora"),
         ({"cache_config__cache_dtype": "fp8_e4m3"}, "kv_cache_dtype=fp8_e4m3"),
-        ({"cache_config__mamba_cache_mode": "all"}, "mamba_cache_mode=all"),
     ],
 )
 def test_others_are_refused(plugin: Plugin, change: dict[str, Any], name: str) -> None:
