@@ -39,7 +39,7 @@ def ask(jobs: Sequence[Job], folder: Path, *, one_process: bool = True) -> list[
     """What `ask.py` has for each job."""
     (folder / "jobs.json").write_text(json.dumps([job.told for job in jobs]))
     files = [str(folder / name) for name in ("jobs.json", "found.json")]
-    run([ASK, *files], folder, minutes=5 + 4 * len(jobs), one_process=one_process)
+    run([ASK, *files], folder, minutes=15 + 10 * len(jobs), one_process=one_process)
     found: list[dict[str, Any]] = json.loads((folder / "found.json").read_text())
     return found
 

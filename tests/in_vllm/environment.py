@@ -38,7 +38,7 @@ def variables(home: Path) -> dict[str, str]:
     return {**kept, **told}
 
 
-def run(arguments: list[str], home: Path, *, minutes: float = 15, one_process: bool = False) -> str:
+def run(arguments: list[str], home: Path, *, minutes: float = 30, one_process: bool = False) -> str:
     """A command in the environment; everything that it said. `one_process`: vLLM starts no others, which takes less.
 
     Raises:

@@ -21,7 +21,7 @@ from sft.serve.vllm_engine import VllmServer
 from sft.tokenizers.prompt import prompt_text
 
 REQUESTS, NEW = 50, 48
-START_MINUTES, ANSWER_SECONDS = 8, 300
+START_MINUTES, ANSWER_SECONDS = 15, 600
 KEY = "a-key-of-this-test"
 
 
