@@ -11,7 +11,8 @@ WORKERS ?= 2
 demo: export OMP_NUM_THREADS ?= 2
 test test-slow test-versions test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow test-versions test-harness check-full-size wheelhouse lint docs bench gpu test-gpu bench-gpu gpu-check clean
+.PHONY: setup demo test test-slow test-versions test-harness test-vllm check-full-size wheelhouse lint docs bench gpu test-gpu bench-gpu
+.PHONY: gpu-check clean
 
 setup: $(STAMP)
 
@@ -44,6 +45,11 @@ test-versions:
 # lm-evaluation-harness on an export, in an environment of its own in .versions/.
 test-harness: $(STAMP)
 	$(BIN)/python tests/harness.py $(ARGS)
+
+# The plug-in of serve/ in vLLM's CPU build, in an environment of its own in .versions/: minutes to install, 3.5 GB.
+# make test-vllm ARGS="chunks server" for some; leave both cores to it.
+test-vllm: $(STAMP)
+	$(BIN)/python tests/in_vllm/run.py $(ARGS)
 
 # For a machine without internet: make wheelhouse PYTHON=3.12 HAVE=requirements-of-the-image.txt [EXTRAS=cuda] [OUT=wheelhouse]
 # PYTHON is the image's version here, and not what .venv is made with.

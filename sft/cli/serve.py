@@ -5,17 +5,30 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from sft.cli.answering import add_model_arguments, check_which_model, named_model
 from sft.cli.common import positive
-from sft.utils.errors import UserError
+from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
+
+if TYPE_CHECKING:
+    from sft.serve.vllm_engine import VllmServer
 
 TAKES_OVERRIDES = True
 KEY_VARIABLE = "SFT_API_KEY"
 LONGEST = 32768
+PREFILL_CHUNK, MAX_WAITING, MAX_BODY, TIMEOUT, DRAIN_TIMEOUT = 1024, 256, 4 << 20, 3600.0, 60.0
+OWN_ALONE = {
+    "prefill_chunk": PREFILL_CHUNK,
+    "max_waiting": MAX_WAITING,
+    "max_body": MAX_BODY,
+    "timeout": TIMEOUT,
+    "drain_timeout": DRAIN_TIMEOUT,
+}
+"""Options that vLLM has no counterpart of, and what they are where nobody sets them."""
 
 
 def seconds(text: str) -> float:
@@ -37,6 +50,7 @@ def port(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, where, and what it allows."""
     add_model_arguments(parser)
+    parser.add_argument("--engine", choices=["own", "vllm"], default="own", help="vllm: start vLLM's server of --model")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0: all (default: this machine)")
     parser.add_argument("--port", type=port, default=8000, metavar="N", help="default: 8000; 0: any free one")
     parser.add_argument("--api_key", metavar="KEY", help=f"that clients must bring (default: {KEY_VARIABLE}, if set)")
@@ -48,24 +62,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"most tokens of prompt and answer (default: the model's, but at most {LONGEST})",
     )
     parser.add_argument("--batch_size", type=positive, default=32, metavar="N", help="answers written at once")
-    parser.add_argument("--prefill_chunk", type=positive, default=1024, metavar="N", help="tokens read between steps")
-    parser.add_argument("--max_waiting", type=positive, default=256, metavar="N", help="answers that may wait")
-    parser.add_argument("--max_body", type=positive, default=4 << 20, metavar="BYTES", help="most of a request")
-    parser.add_argument("--timeout", type=seconds, default=3600.0, metavar="SECONDS", help="for a request's answers")
     parser.add_argument(
-        "--drain_timeout", type=seconds, default=60.0, metavar="SECONDS", help="to finish answers after SIGTERM"
+        "--prefill_chunk", type=positive, default=PREFILL_CHUNK, metavar="N", help="tokens read between steps"
+    )
+    parser.add_argument("--max_waiting", type=positive, default=MAX_WAITING, metavar="N", help="answers that may wait")
+    parser.add_argument("--max_body", type=positive, default=MAX_BODY, metavar="BYTES", help="most of a request")
+    parser.add_argument("--timeout", type=seconds, default=TIMEOUT, metavar="SECONDS", help="for a request's answers")
+    parser.add_argument(
+        "--drain_timeout",
+        type=seconds,
+        default=DRAIN_TIMEOUT,
+        metavar="SECONDS",
+        help="to finish answers after SIGTERM",
     )
     parser.add_argument(
         "--reasoning",
         choices=["separate", "inline"],
-        default="separate",
-        help="thinking goes to reasoning_content (default), or stays in the content",
+        help="thinking goes to reasoning_content (default), or stays in the content (with vLLM)",
     )
 
 
 def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Serve until Ctrl-C or SIGTERM; 0 when all that was under way was answered."""
     overrides = check_which_model(arguments, overrides)
+    if arguments.engine == "vllm":
+        return _become_vllm(arguments)
     quiet_libraries(debug=arguments.debug)
     name, load = named_model(arguments, overrides)
     from sft.serve.installed import bind, check_installed
@@ -80,7 +101,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     settings = _settings(arguments, model, name)
     engine = Engine(model, tokenizer, batch_size=arguments.batch_size, prefill_chunk=arguments.prefill_chunk)
     listener = Listener(AsyncEngine(engine, longest=settings.max_length), settings, at)
-    _warn(listener.host, settings)
+    _warn(listener.host, settings.api_key)
 
     def ready() -> None:
         address = f"[{listener.host}]" if ":" in listener.host else listener.host
@@ -105,10 +126,54 @@ def _settings(arguments: argparse.Namespace, model: Any, name: str) -> Any:
         max_body=arguments.max_body,
         seconds=arguments.timeout,
         drain_seconds=arguments.drain_timeout,
-        separate_thinking=arguments.reasoning == "separate",
+        separate_thinking=arguments.reasoning != "inline",
     )
 
 
-def _warn(host: str, settings: Any) -> None:
-    if settings.api_key is None and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+def _become_vllm(arguments: argparse.Namespace) -> int:
+    """Turn this process into vLLM's server; returns only by an error."""
+    from sft.serve.vllm_engine import check_vllm_installed
+
+    asked = vllm_server(arguments)
+    check_vllm_installed(asked.model)
+    key = arguments.api_key or os.environ.get(KEY_VARIABLE)
+    if key:
+        os.environ["VLLM_API_KEY"] = key  # not among the arguments, which every user of the machine can read
+    _warn(asked.host, key)
+    say(f"starting python {' '.join(asked.arguments())}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *asked.arguments()])
+
+
+def vllm_server(arguments: argparse.Namespace) -> VllmServer:
+    """The server that the options ask vLLM for.
+
+    Raises:
+        UsageError: an option that vLLM doesn't know, by its name.
+    """
+    from sft.serve.vllm_engine import VllmServer, longest_of
+
+    if arguments.model is None:
+        raise UsageError("--engine vllm serves a folder: `sft export` the run's model, and give it as --model")
+    for name, usual in OWN_ALONE.items():
+        if getattr(arguments, name) != usual:
+            raise UsageError(f"--{name} is an option of our own engine; --engine vllm doesn't know it")
+    if arguments.reasoning == "separate":
+        raise UsageError("--reasoning separate: with --engine vllm thinking stays in the content; leave it out")
+    if arguments.port == 0:
+        raise UsageError("--port 0: --engine vllm needs a port by its number")
+    return VllmServer(
+        model=arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        name=arguments.served_model_name or arguments.model,
+        max_length=arguments.max_length or longest_of(arguments.model, LONGEST),
+        batch_size=arguments.batch_size,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def _warn(host: str, key: str | None) -> None:
+    if key is None and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         say(f"no API key is set ({KEY_VARIABLE}): whoever reaches this port can ask")

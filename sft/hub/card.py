@@ -192,6 +192,10 @@ def _usage(facts: dict[str, Any]) -> str:
             f"\n\nIt needs torch and transformers 5 (written with {facts['transformers']}), and runs on a CPU too. "
             "Where sambay-sft is installed, its faster kernels are used."
         )
+        text += (
+            "\n\nvLLM 0.32 or newer serves it, with a plug-in:\n\n```bash\npip install vllm sambay-vllm\n"
+            "vllm serve ...  # this repository, or a folder with its files\n```"
+        )
     return text
 
 

@@ -134,6 +134,13 @@ def test_a_model_without_a_run(run: Path) -> None:
     assert "Nothing about its quality was measured" in card and "No licence of the weights is stated" in card
 
 
+def test_the_card_tells_how_vllm_serves_it() -> None:
+    lines = "pip install vllm sambay-vllm\nvllm serve ..."
+    assert lines in model_card(None, FACTS)
+    for other in ({"model_type": "llama"}, {"adapter_base": "some/base"}):
+        assert "vllm" not in model_card(None, {**FACTS, **other})
+
+
 @pytest.mark.parametrize("broken", ["resolved.yaml", "stages/broad/manifest.json", "eval/broad/gsm8k/metrics.json"])
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", "null"])
 def test_missing_and_broken_parts_of_a_run_are_no_error(run: Path, broken: str, content: str | None) -> None:
