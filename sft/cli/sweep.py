@@ -86,7 +86,8 @@ def _in_processes(arguments: argparse.Namespace) -> Callable[[int], None] | None
     from sft.train.interrupt import Stopped
 
     def run(number: int) -> None:
-        status = launch([*arguments.words, "--point", str(number)], where)
+        words = [word for word in arguments.words if word != "--json"]
+        status = launch([*words, "--point", str(number)], where)
         if status in STOPPED:
             raise Stopped(status - 128)
         if status:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -63,12 +64,21 @@ def _descriptor_aside() -> Iterator[None]:
 
 def tell(told: dict[str, Any]) -> None:
     """Print the object, or hand it to the process that started this one."""
-    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    text = json.dumps(_finite(told), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     if path := os.environ.get(HANDED_UP):
         with atomic_open(path) as handle:
             handle.write(text)
     else:
         print(text)
+
+
+def _finite(value: Any) -> Any:
+    """A value in whose place of numbers that aren't finite, which JSON doesn't have, nothing stands."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

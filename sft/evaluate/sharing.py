@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import IO, Any
 
 from sft.utils.distributed import WAIT
-from sft.utils.error_codes import code_of
 from sft.utils.errors import UserError, sentence
 from sft.utils.files import SEAL, read_sealed, sha256_json, write_sealed
 
@@ -254,7 +253,6 @@ class Crew:
             return
         interrupted = isinstance(error, KeyboardInterrupt)
         told = {"text": sentence(error), "exit_code": getattr(error, "exit_code", 1), "interrupted": interrupted}
-        told["code"] = code_of(error)
         with suppress(OSError):  # on a full disk, say: then this process counts as lost
             write_sealed(self._error_of(self.rank), told)
             if not _create(self.folder / _STOPPED, self.rank) and (failure := self._failure()) is not None:
@@ -266,7 +264,7 @@ class Crew:
         if told is None:
             return None
         error = KeyboardInterrupt(told["text"]) if told["interrupted"] else UserError(told["text"])
-        error.__dict__.update(exit_code=told["exit_code"], code=told["code"], from_rank=rank)
+        error.__dict__.update(exit_code=told["exit_code"], from_rank=rank)
         return error
 
     def _error_of(self, rank: int) -> Path:

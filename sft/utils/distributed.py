@@ -20,7 +20,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from sft.utils.error_codes import code_of
 from sft.utils.errors import UserError
 
 WAIT = timedelta(hours=24)
@@ -232,7 +231,6 @@ def _channel() -> _Channel:
 
 def _portable(error: BaseException) -> tuple[Any, ...]:
     """An error as plain values; of one whose class or content doesn't travel, the type's name and the message."""
-    error.__dict__.setdefault("code", code_of(error))  # its traceback stays here
     try:
         # Not pickled as it is: many errors can't be made again from their `args`.
         parts = (type(error), error.args, error.__dict__)

@@ -41,10 +41,7 @@ _MISTAKE = re.compile(r"(?:(?P<file>[^:\n]+):(?P<line>\d+): |--)(?P<key>[\w.\[\]
 
 
 def code_of(error: BaseException) -> str:
-    """An error's code: by what happened, else by the folder of `sft` that raised it. Errors of other processes carry
-    theirs."""
-    if told := error.__dict__.get("code"):
-        return str(told)
+    """An error's code: by what happened, else by the folder of `sft` that raised it."""
     if isinstance(error, KeyboardInterrupt) or getattr(error, "exit_code", 0) > 128:
         return "interrupted"
     if not isinstance(error, UserError):

@@ -13,7 +13,6 @@ import pytest
 import sft.cli.told as told
 from sft.cli.main import VERBS, main
 from sft.train.alerts import KINDS
-from sft.utils.distributed import _portable, _rebuilt
 from sft.utils.error_codes import _OF_FOLDER, CODES, as_json, code_of
 from sft.utils.errors import UserError
 
@@ -96,11 +95,10 @@ def _raised(folder: str, text: str, kind: type[Exception] = UserError) -> Except
     raise AssertionError
 
 
-def test_codes_of_failures_and_of_other_processes() -> None:
+def test_codes_of_failures() -> None:
     assert code_of(MemoryError()) == "out-of-memory" and code_of(KeyboardInterrupt()) == "interrupted"
     assert code_of(OSError(28, "No space left")) == "disk-full" and code_of(ZeroDivisionError()) == "internal"
     assert code_of(_raised("hub", "gone")) == "hub"
-    assert code_of(_rebuilt(_portable(_raised("data", "bad")), of=0)) == "data", "its traceback stayed behind"
 
 
 def test_what_processes_tell_is_handed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,8 +109,8 @@ def test_what_processes_tell_is_handed_up(tmp_path: Path, capsys: pytest.Capture
     with told.handed_up(True) as nothing:
         pass
     assert nothing == {}
-    told.tell({"a": 2})
-    assert json.loads(capsys.readouterr().out) == {"a": 2}
+    told.tell({"a": [2, (float("nan"), {"b": float("inf")})]})
+    assert json.loads(capsys.readouterr().out) == {"a": [2, [None, {"b": None}]]}
 
 
 def test_json_behind_two_dashes_is_the_other_command_s() -> None:

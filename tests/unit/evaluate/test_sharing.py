@@ -196,11 +196,11 @@ def test_the_first_error_is_everyone_s(
     crews[1].__exit__(type(error), error, None)
     with pytest.raises(kind) as seen:
         crews[0].look()
-    assert text in str(seen.value) and seen.value.__dict__.items() >= {"exit_code": code, "from_rank": 1}.items()
+    assert text in str(seen.value) and seen.value.__dict__ == {"exit_code": code, "from_rank": 1}
     crews[0].__exit__(kind, seen.value, None)
     with pytest.raises(kind) as later:
         crews[2].__exit__(UserError, UserError("a later one"), None)
-    assert later.value.__dict__.items() >= {"exit_code": code, "from_rank": 1}.items()
+    assert later.value.__dict__ == {"exit_code": code, "from_rank": 1}
 
 
 # ---- units ----
