@@ -7,6 +7,7 @@ wrong. Where a command is several processes, rank 0 hands its object to the proc
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import math
 import os
@@ -70,6 +71,13 @@ def tell(told: dict[str, Any]) -> None:
             handle.write(text)
     else:
         print(text)
+        atexit.register(_fall_silent)  # runs before what libraries have registered, such as trackio's last words
+
+
+def _fall_silent() -> None:
+    """Let nothing come after the object: what is printed from now on goes to standard error."""
+    sys.stdout.flush()
+    sys.stdout = sys.stderr
 
 
 def _finite(value: Any) -> Any:

@@ -43,6 +43,9 @@ SOFTWARE.
 """
 
 
+SPACE = "https://huggingface.co/spaces/{}"
+
+
 def model_card(record: dict[str, Any] | None, facts: dict[str, Any]) -> str:
     """README.md of an export: YAML metadata and the card.
 
@@ -60,7 +63,7 @@ def model_card(record: dict[str, Any] | None, facts: dict[str, Any]) -> str:
         "## Data\n\n" + _funnels(record),
         "## Evaluation\n\n" + _results(record),
         "## Limits\n\n" + _limits(record, facts),
-        "## Made with\n\n" + _environment(record),
+        "## Made with\n\n" + _environment(record) + _metrics(record),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -90,6 +93,9 @@ def _metadata(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     )
     tags = ["text-generation", "sft", "reasoning", "sambay-sft"]
     tags += ["sambay", "phi4flash", "custom_code"] if facts["model_type"] == "phi4flash" else []
+    # By these the Hub shows a Space of trackio's beside the model.
+    spaces = record.get("spaces") or []
+    tags += ["trackio", *(f"trackio:{SPACE.format(name)}" for name in spaces)] if spaces else []
     metadata: dict[str, Any] = {
         "license": BASE_LICENCES.get(base or ""),
         "base_model": base,
@@ -325,6 +331,11 @@ def _environment(record: dict[str, Any]) -> str:
     text = ", ".join(f"{name} {version}" for name, version in packages.items())
     where = ", ".join(str(environment[key]) for key in ("device", "platform") if environment.get(key))
     return f"{text}; Python {environment.get('python')}{commit}." + (f" {where}." if where else "")
+
+
+def _metrics(record: dict[str, Any]) -> str:
+    links = [f"[{name}]({SPACE.format(name)})" for name in record.get("spaces") or []]
+    return f"\n\nTraining metrics: {', '.join(links)}." if links else ""
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

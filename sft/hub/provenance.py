@@ -76,6 +76,7 @@ def run_record(run: Path | None, stage: str | None = None) -> dict[str, Any] | N
         "start": _start(run, recipe),
         "stages": stages,
         "evaluations": _evaluations(run, ["start", *names]),
+        "spaces": _spaces(recipe, [told["name"] for told in stages if told["done"]]),
         "environment": next((value for value in reversed(environments) if value), None),
     }
     cleaned: dict[str, Any] = published(record, _secrets(run, recipe))
@@ -160,6 +161,12 @@ def _stage(run: Path, recipe: dict[str, Any], name: str) -> dict[str, Any]:
         ),
         "environment": manifest.get("environment"),
     }
+
+
+def _spaces(recipe: dict[str, Any], done: list[str]) -> list[str]:
+    """The Spaces where trackio shows what the stages logged."""
+    sections = [stage.get("train") or {} for stage in recipe.get("stages") or [] if stage.get("name") in done]
+    return list(dict.fromkeys(train["trackio_space_id"] for train in sections if train.get("trackio_space_id")))
 
 
 def _sources(section: dict[str, Any], read: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

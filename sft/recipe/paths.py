@@ -45,6 +45,11 @@ class RunPaths:
         return self.root / "alerts.jsonl"
 
     @property
+    def trackers(self) -> Path:
+        """What trackers call the run, and the ids of its stages' runs there."""
+        return self.root / "trackers.json"
+
+    @property
     def prepared(self) -> Path:
         """The store of prepared data, a folder per content key."""
         return Path(self.recipe.prepared_dir) if self.recipe.prepared_dir else self.root / "prepared"

@@ -16,7 +16,6 @@ _COMPILE = (
 )
 _LOSS = "the model's own fused loss is trained"
 _ORDER = "rows come in an order that follows from data_seed and the epoch alone; see `train_sampling_strategy`"
-_TRACKER = "set the tracker's own environment variables, such as WANDB_PROJECT"
 _LOG = "set `logging_steps`; every logged step is a line of metrics.jsonl"
 _QUANTISED = "frozen weights are quantised in one way, that of QLoRA: `model.load_in_4bit`"
 _START = "set the recipe's `model` section"
@@ -99,7 +98,7 @@ REFUSED: dict[str, str] = {
     "log_level_replica": "the first process alone tells",
     "include_num_input_tokens_seen": "metrics.jsonl counts tokens and supervised tokens",
     "save_on_each_node": "nodes share the run's folder, and one copy of a checkpoint is enough",
-    **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), _TRACKER),
+    "trackio_static_space_id": "a page that stays as it is, is made by `trackio freeze` once the run is done",
     "debug": "a step that isn't finite stops the run by itself",
     "skip_memory_metrics": "`sft doctor` and the report tell what memory is used",
 }

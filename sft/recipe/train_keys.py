@@ -54,6 +54,7 @@ of it too, isn't told."""
 
 NEUTRAL = EVALUATION_KEYS | frozenset(
     {"logging_steps", "logging_first_step", "log_level", "report_to", "run_name", "save_strategy", "save_steps"}
+    | {"project", "trackio_space_id", "trackio_bucket_id"}
     | {
         "save_total_limit",
         "keep_optimizer",
@@ -185,9 +186,25 @@ class TrainSection(Section):
         default="warning", description="What transformers tells on standard error."
     )
     report_to: str | list[str] = Field(
-        default="none", description="Trackers such as wandb. TensorBoard is always written."
+        default="none",
+        description="Trackers, e.g. trackio, wandb or mlflow, or all that are installed. TensorBoard is always written.",
     )
-    run_name: str | None = Field(default=None, description="What trackers call the run.")
+    run_name: str | None = Field(
+        default=None, description="What trackers call the run; stages add their names. Default: the recipe's name."
+    )
+    project: str = Field(
+        default="huggingface",
+        min_length=1,
+        description="What trackers file the run under, unless WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME or "
+        "TRACKIO_PROJECT says it.",
+    )
+    trackio_space_id: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="The Space (USER/NAME) that trackio writes to, which the model card links. Made private unless "
+        "push.private is false. Default: on this machine alone.",
+    )
+    trackio_bucket_id: str | None = Field(default=None, description="The Hub bucket of that Space's data.")
     eval_strategy: Literal["no", "steps", "epoch"] = Field(
         default="no", description="When the loss of held-out rows is taken between the first step and the last."
     )
@@ -288,6 +305,8 @@ class TrainSection(Section):
             )
         if self.max_length is None and self.packing:
             tell("max_length", "packing needs a length to fill rows up to")
+        if self.trackio_bucket_id is not None and self.trackio_space_id is None:
+            tell("trackio_bucket_id", "has no effect without trackio_space_id")
         for key in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
             if getattr(self, key) and not self.dataloader_num_workers:
                 tell(key, "has no effect without dataloader_num_workers")

@@ -44,7 +44,12 @@ def argument_problems(stage: Stage) -> Iterator[KeyProblem]:
     except UsageError as error:
         key, reason = _keyed(str(error))
         yield KeyProblem((key,), reason, train.deepspeed)
-    wanted = [name for name in _trackers(train.report_to) if name not in ("none", "all")]
+    yield from _tracker_problems(train)
+
+
+def _tracker_problems(train: TrainSection) -> Iterator[KeyProblem]:
+    """What can't be told to whom `report_to` names."""
+    wanted = wanted_trackers(train.report_to)
     if wanted:
         from transformers.integrations import get_available_reporting_integrations, integration_utils
 
@@ -55,6 +60,14 @@ def argument_problems(stage: Stage) -> Iterator[KeyProblem]:
                 what = "isn't installed" if name in known else f"is no tracker{nearest(name, known)}"
                 reason = f"{name!r} {what}; here are {', '.join([*available, 'none'])}"
                 yield KeyProblem(("report_to",), reason, name)
+    if train.trackio_space_id is not None and "trackio" not in wanted:
+        yield KeyProblem(("trackio_space_id",), "has no effect without `report_to: trackio`", train.trackio_space_id)
+    elif train.trackio_space_id is not None:
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            reason = "is on the Hub, and nobody is logged in: `hf auth login`, or set HF_TOKEN"
+            yield KeyProblem(("trackio_space_id",), reason, train.trackio_space_id)
 
 
 def _optimizer_problem(name: str, *, cuda: bool) -> str | None:
@@ -152,6 +165,8 @@ def _engine(train: TrainSection, values: dict[str, Any], where: str) -> dict[str
 
 def _own_settings(stage: Stage, paths: RunPaths, values: dict[str, Any]) -> dict[str, Any]:
     """What a recipe can't change, because the tool's promises rest on it."""
+    from sft.train.trackers import TRACKERS
+
     own: dict[str, Any] = {
         "output_dir": str(paths.stage_dir(stage.name)),
         "packing": False,
@@ -166,7 +181,8 @@ def _own_settings(stage: Stage, paths: RunPaths, values: dict[str, Any]) -> dict
         "ddp_find_unused_parameters": stage.train.sequence_parallel_size > 1,
         # A loss that isn't a number stops the run; transformers would log an average in its place.
         "logging_nan_inf_filter": False,
-        "report_to": _trackers(values["report_to"]),
+        # Those of TRACKERS are told by sft.train.trackers.
+        "report_to": [name for name in wanted_trackers(values["report_to"]) if name not in TRACKERS] or ["none"],
     }
     if values["gradient_checkpointing"]:
         # What is kept of a layer, and where, is set up by sft.train.recompute.
@@ -180,7 +196,11 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _trackers(report_to: str | list[str]) -> list[str]:
+def wanted_trackers(report_to: str | list[str]) -> list[str]:
     """The trackers besides TensorBoard, which is always written, by a callback of ours."""
     names = [report_to] if isinstance(report_to, str) else report_to
-    return [name for name in names if name not in ("none", "tensorboard")] or ["none"]
+    if "all" in names:
+        from transformers.integrations import get_available_reporting_integrations
+
+        names = get_available_reporting_integrations()
+    return [name for name in dict.fromkeys(names) if name not in ("none", "tensorboard")]

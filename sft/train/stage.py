@@ -32,6 +32,7 @@ from sft.train.parallel.groups import DataRanks
 from sft.train.precision import Precision, precision_of
 from sft.train.recompute import recompute_as_asked
 from sft.train.sharded import is_sharded
+from sft.train.trackers import track
 from sft.train.what_runs import told, what_runs
 from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UserError
@@ -101,6 +102,7 @@ def train_stage(
         job = put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
         set_guard(job, prepared.dataset)
         watch_over(job)
+        track(job, getattr(prepared, "manifest", {}), runs)
         look_on(job, getattr(prepared, "validation", None), signals, answer)
         with signals.saving():
             state = _run(job, signals)

@@ -165,3 +165,16 @@ def test_the_code_licence_is_the_projects(repo_root: Path, run: Path) -> None:
     assert CODE_LICENCE in text and "derive from microsoft/Phi-4-mini-flash-reasoning" in text
     plain = licence_text(None, {**FACTS, "model_type": "qwen3"})
     assert CODE_LICENCE not in plain and "their owner decides" in plain
+
+
+def test_the_page_of_a_tracked_run_stands_beside_the_model(run):
+    """By the tags that the Hub reads, and for people; of stages that are done."""
+    assert "trackio" not in model_card(run_record(run), FACTS)
+    text = (run / "resolved.yaml").read_text()
+    for rate, space in (("1.0e-05", "me/first"), ("5.0e-06", "me/other")):
+        text = text.replace(f"learning_rate: {rate},", f"learning_rate: {rate}, trackio_space_id: {space},")
+    (run / "resolved.yaml").write_text(text)
+    card = model_card(run_record(run), FACTS)
+    url = "https://huggingface.co/spaces/me/first"
+    assert metadata(card)["tags"][-2:] == ["trackio", f"trackio:{url}"]
+    assert f"Training metrics: [me/first]({url})." in card and "me/other" not in card

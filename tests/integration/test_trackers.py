@@ -1,0 +1,147 @@
+"""What trackers see of a run: stages as a group of runs with one axis of steps, though the second is stopped once.
+
+Nothing leaves the machine: trackio and MLflow write to folders, Weights & Biases is offline.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_toys import small_recipe
+from train_toys import read_metrics
+
+from sft.recipe import resolved_yaml
+
+PROJECT = "sums"
+SCRIPT = Path(__file__).parents[1] / "support" / "tracked_run.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a run, with what the trackers wrote beside it."""
+    root = tmp_path_factory.mktemp("tracked")
+    told = {"report_to": ["trackio", "wandb", "mlflow"], "project": PROJECT}
+    (root / "r.yaml").write_text(resolved_yaml(small_recipe(root, stages=(told, told))))
+    where = {"TRACKIO_DIR": str(root / "trackio"), "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"}
+    here = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_", "TRACKIO_"))}
+    here |= {**where, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), str(root / "r.yaml")]
+    done = subprocess.run(command, env=here, cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "can't tell of the training" not in done.stderr
+    stopped, went_on = done.stdout.strip().split("\n\n")
+    assert "error" in json.loads(stopped) and json.loads(went_on)["stages"]
+    return root
+
+
+def group_of(run: Path) -> str:
+    """What trackers call the run."""
+    group = json.loads((run / "run/trackers.json").read_text())["group"]
+    assert group.startswith("small-")
+    return group
+
+
+def losses(run: Path, stage: str, before: int) -> dict[int, float]:
+    """Step of the whole run -> loss, of metrics.jsonl."""
+    lines = read_metrics(run / "run/stages" / stage / "metrics.jsonl")
+    return {before + line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def expected(run: Path) -> dict[str, dict[int, float]]:
+    """Of each stage's run, by its name."""
+    group = group_of(run)
+    return {f"{group}-a": losses(run, "a", 0), f"{group}-b": losses(run, "b", 3)}
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Settings and funnel, as values or as text."""
+    assert float(config["train.learning_rate"]) == 2e-3 and int(config["prepared.funnel.kept"]) == 16
+    assert str(config["runs.world_size"]) == "1" and "rows.jsonl" in str(config["data.sources"])
+
+
+def test_trackio(run: Path) -> None:
+    """In a process of its own: trackio reads where it writes to when it is imported."""
+    code = (
+        "import json, sys; from trackio.sqlite_storage import SQLiteStorage as S; p = sys.argv[1];"
+        "print(json.dumps([[r['name'], S.get_run_config(p, r['name']), S.get_logs(p, r['name'])] "
+        "for r in S.get_run_records(p)]))"
+    )
+    here = {**os.environ, "TRACKIO_DIR": str(run / "trackio")}
+    command = [sys.executable, "-c", code, PROJECT]
+    done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=120, check=True)
+    found = {}
+    for name, config, lines in json.loads(done.stdout):
+        found[name] = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+        assert config["_Group"] == group_of(run)
+        check_config(config)
+    assert found == expected(run)
+
+
+def test_mlflow(run: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(PROJECT)
+    assert experiment is not None
+    runs = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
+    parent = runs.pop(group_of(run))
+    found = {
+        name: {point.step: point.value for point in client.get_metric_history(one.info.run_id, "train/loss")}
+        for name, one in runs.items()
+    }
+    assert found == expected(run)
+    for one in runs.values():
+        assert one.data.tags["mlflow.parentRunId"] == parent.info.run_id and one.info.status == "FINISHED"
+        check_config(one.data.params)
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """What W&B would send: records in LevelDB's log format (pieces in blocks of 32 KiB) behind a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, gathered = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        gathered += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last piece
+            yield Record.FromString(gathered)
+            gathered = b""
+
+
+def named_values(items: Any) -> dict[str, Any]:
+    """A record's items."""
+    return {"/".join([item.key, *item.nested_key]).strip("/"): json.loads(item.value_json) for item in items}
+
+
+def test_wandb(run: Path) -> None:
+    """The second stage, which was stopped, has two files, of one run."""
+    found: dict[str, dict[int, float]] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    files = sorted((run / "run/wandb").glob("offline-run-*/*.wandb"))
+    names = {}
+    for file in files:
+        for record in wandb_records(file):
+            if record.HasField("run"):
+                assert (record.run.run_group, record.run.project) == (group_of(run), PROJECT)
+                names[record.run.run_id] = record.run.display_name
+            configs.setdefault(file.stem, {}).update(named_values(record.config.update))
+            line = named_values(record.history.item)
+            if "train/loss" in line:
+                steps = found.setdefault(names[file.stem.removeprefix("run-")], {})
+                steps[line["train/global_step"]] = line["train/loss"]
+    assert found == expected(run)
+    assert len(files) == 3 and len(names) == 2
+    for config in configs.values():
+        check_config(config)
