@@ -187,7 +187,7 @@ class TrainSection(Section):
     )
     report_to: str | list[str] = Field(
         default="none",
-        description="Trackers, e.g. trackio, wandb or mlflow, or all that are installed. TensorBoard is always written.",
+        description="Trackers, e.g. trackio, wandb, mlflow; all: those installed. TensorBoard is always written.",
     )
     run_name: str | None = Field(
         default=None, description="What trackers call the run; stages add their names. Default: the recipe's name."
@@ -200,7 +200,6 @@ class TrainSection(Section):
     )
     trackio_space_id: str | None = Field(
         default=None,
-        pattern=r"^[\w.-]+/[\w.-]+$",
         description="The Space (USER/NAME) that trackio writes to, which the model card links. Made private unless "
         "push.private is false. Default: on this machine alone.",
     )
@@ -305,6 +304,8 @@ class TrainSection(Section):
             )
         if self.max_length is None and self.packing:
             tell("max_length", "packing needs a length to fill rows up to")
+        if self.trackio_space_id is not None and self.trackio_space_id.count("/") != 1:
+            tell("trackio_space_id", f"is no Space, got {self.trackio_space_id!r}: my-name/my-metrics")
         if self.trackio_bucket_id is not None and self.trackio_space_id is None:
             tell("trackio_bucket_id", "has no effect without trackio_space_id")
         for key in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):

@@ -48,7 +48,11 @@ def argument_problems(stage: Stage) -> Iterator[KeyProblem]:
 
 
 def _tracker_problems(train: TrainSection) -> Iterator[KeyProblem]:
-    """What can't be told to whom `report_to` names."""
+    """Whom `report_to` names, and who can't be told here."""
+    if train.report_to == "none" and train.trackio_space_id is None:  # without importing anything
+        return
+    from sft.train.trackers import wanted_trackers
+
     wanted = wanted_trackers(train.report_to)
     if wanted:
         from transformers.integrations import get_available_reporting_integrations, integration_utils
@@ -165,7 +169,7 @@ def _engine(train: TrainSection, values: dict[str, Any], where: str) -> dict[str
 
 def _own_settings(stage: Stage, paths: RunPaths, values: dict[str, Any]) -> dict[str, Any]:
     """What a recipe can't change, because the tool's promises rest on it."""
-    from sft.train.trackers import TRACKERS
+    from sft.train.trackers import TRACKERS, wanted_trackers
 
     own: dict[str, Any] = {
         "output_dir": str(paths.stage_dir(stage.name)),
@@ -194,13 +198,3 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def wanted_trackers(report_to: str | list[str]) -> list[str]:
-    """The trackers besides TensorBoard, which is always written, by a callback of ours."""
-    names = [report_to] if isinstance(report_to, str) else report_to
-    if "all" in names:
-        from transformers.integrations import get_available_reporting_integrations
-
-        names = get_available_reporting_integrations()
-    return [name for name in dict.fromkeys(names) if name not in ("none", "tensorboard")]

@@ -97,12 +97,11 @@ def train_stage(
     decide(lambda: note_begun(folder, trained, asked_share(stage), rows_of_a_step))
     for line in told(stage.name, runs, precision):
         say(line)
-    compiled = bool(args.use_cpu and args.bf16)  # its products, by oneDNN
-    with stop_signals() as signals, no_library_bars(), rounded_rows(model, compiled):
+    with stop_signals() as signals, no_library_bars(), rounded_rows(model, bool(args.use_cpu and args.bf16)):
         job = put_together(stage, paths, model, tokenizer, rows, args, identity, checkpoint)
+        track(job, prepared.manifest, runs)
         set_guard(job, prepared.dataset)
         watch_over(job)
-        track(job, getattr(prepared, "manifest", {}), runs)
         look_on(job, getattr(prepared, "validation", None), signals, answer)
         with signals.saving():
             state = _run(job, signals)

@@ -130,7 +130,9 @@ class StageTracker(TrainerCallback):
         """Hand numbers of a step over."""
         tracker.log(numbers, step=step)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Close it."""
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
@@ -222,6 +224,16 @@ TRACKERS: dict[str, type[StageTracker]] = {one.name: one for one in (Trackio, Wa
 """Those that take stages as a group, by what `report_to` calls them."""
 
 
+def wanted_trackers(report_to: str | list[str]) -> list[str]:
+    """The trackers besides TensorBoard, which is always written, by a callback of ours."""
+    names = [report_to] if isinstance(report_to, str) else report_to
+    if "all" in names:
+        from transformers.integrations import get_available_reporting_integrations
+
+        names = get_available_reporting_integrations()
+    return [name for name in dict.fromkeys(names) if name not in ("none", "tensorboard")]
+
+
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Nested mappings as dotted names and plain values; a list is told as JSON, and what isn't set isn't told."""
     if isinstance(value, Mapping):
@@ -236,7 +248,6 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def track(job: Job, data: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
     """Have trackers told of a stage: its numbers, its settings, what became of its rows (`data`: the manifest of what
     was prepared), and what it runs on."""
-    from sft.train.arguments import wanted_trackers
     from sft.train.telling import Unfailing
 
     stage, recipe, train = job.stage, job.paths.recipe, job.stage.train
@@ -257,14 +268,15 @@ def track(job: Job, data: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
         bucket=train.trackio_bucket_id,
         private=recipe.push.private,
     )
-    for name in names:
-        job.trainer.add_callback(Unfailing(TRACKERS[name](tracked)))
+    job.trainer.callback_handler.callbacks += [Unfailing(TRACKERS[name](tracked)) for name in names]
 
 
 def _config(recipe: Recipe, stage: Stage, data: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's settings and counts, as they may be shown to anybody."""
     given = recipe.model_dump(mode="json")
-    prepared = {key: data[key] for key in ("funnel", "documents", "packs", "tokens", "supervised_tokens") if key in data}
+    prepared = {
+        key: data[key] for key in ("funnel", "documents", "packs", "tokens", "supervised_tokens") if key in data
+    }
     own = stage.model_dump(mode="json", exclude={"name"})
     settings = {"stage": stage.name, "model": given["model"], **own, "prepared": prepared, "runs": dict(runs)}
     return dict(flat(published(settings, secrets_of(given, "", ()))))

@@ -94,6 +94,8 @@ WHOLE: dict[str, Any] = {
                 "validation": {"size": 0.1},
             },
             "train": {
+                "trackio_space_id": "org/page",
+                "trackio_bucket_id": "org/rows",
                 "learning_rate": 1e-4,
                 "use_peft": True,
                 "optim": "sgd",

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import tracking
 from train_toys import read_metrics, saved_weights, signal_at, tiny_qwen, tiny_sambay, toy_rows, train_toy
 from transformers import TrainerCallback
 
@@ -88,9 +89,12 @@ def test_a_disk_that_fills_up_is_told_before_a_checkpoint_is_touched(tmp_path, m
 
 
 class Unreachable(TrainerCallback):
-    """A tracker whose server isn't there."""
+    """A tracker whose server isn't there: transformers' kind, and Accelerate's."""
 
     calls = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Whatever it is opened with."""
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no route to host\nand more")
@@ -98,13 +102,17 @@ class Unreachable(TrainerCallback):
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         type(self).calls += 1
 
+    start, log = on_train_begin, on_log
 
-def test_a_tracker_out_of_reach_is_told_once(tmp_path, monkeypatch, capsys):
+
+@pytest.mark.parametrize("name", ["wandb", "codecarbon"])
+def test_a_tracker_out_of_reach_is_told_once(tmp_path, monkeypatch, capsys, name):
     import transformers.integrations.integration_utils as integrations
 
-    monkeypatch.setitem(integrations.INTEGRATION_TO_CALLBACK, "wandb", Unreachable)
-    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: ["wandb"])
-    manifest, _ = train_toy(tmp_path, {"max_steps": 3, "report_to": "wandb"})
+    monkeypatch.setitem(integrations.INTEGRATION_TO_CALLBACK, name, Unreachable)
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, Unreachable)
+    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: [name])
+    manifest, _ = train_toy(tmp_path, {"max_steps": 3, "report_to": name})
     assert manifest["steps"] == 3 and Unreachable.calls == 0
     assert capsys.readouterr().err.count("can't tell of the training (no route to host): it goes on without") == 1
 

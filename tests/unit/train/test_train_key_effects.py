@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
 from train_toys import (
     read_metrics,
     saved_weights,
@@ -476,12 +480,41 @@ def _(toy: Toy) -> None:
         logging.set_verbosity(before)
 
 
-@effect("report_to", "run_name")
+@effect("report_to")
 def _(toy: Toy) -> None:
-    toy.patch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["wandb"])
-    args = toy.arguments(report_to=["wandb", "tensorboard"], run_name="mine")
-    assert (args.report_to, args.run_name) == (["wandb"], "mine")
+    here = ["wandb", "codecarbon", "tensorboard"]
+    toy.patch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: here)
+    for asked in ("all", here):
+        assert toy.arguments(report_to=asked).report_to == ["codecarbon"]  # wandb is told by sft.train.trackers
     assert toy.arguments(report_to="none").report_to == []
+
+
+@effect("run_name", "project", "trackio_space_id", "trackio_bucket_id")
+def _(toy: Toy) -> None:
+    """Of what a tracker is opened with; it is on the Hub where it may be, and private."""
+    opened: list[tuple[str, dict[str, Any]]] = []
+
+    class Noting(GeneralTracker):
+        name, requires_logging_directory, tracker = "trackio", False, SimpleNamespace(name="run")
+
+        def __init__(self, project: str, **settings: Any) -> None:
+            super().__init__()
+            opened.append((project, settings))
+
+    toy.patch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "trackio", Noting)
+    toy.patch.setattr("sft.train.trackers.Trackio.close", lambda *given: None)
+    toy.train(max_steps=1, report_to="trackio")
+    toy.train(max_steps=1, report_to="trackio", run_name="mine", project="sums")
+    toy.train(max_steps=1, report_to="trackio", trackio_space_id="me/page", trackio_bucket_id="me/rows")
+    toy.patch.setenv("TRACKIO_PROJECT", "theirs")
+    toy.train(max_steps=1, report_to="trackio", project="sums")
+    assert [project for project, _ in opened] == ["huggingface", "sums", "huggingface", "theirs"]
+    for (_, settings), name in zip(opened, ("toy", "mine", "toy", "toy"), strict=True):
+        group, stage = settings["name"].rsplit("-", 1)
+        assert (stage, group) == ("one", settings["group"]) and re.fullmatch(rf"{name}-[0-9a-f]{{4}}", group)
+        assert settings["resume"] == "never"
+    space = {"space_id": "me/page", "bucket_id": "me/rows", "private": True}
+    assert space.items() <= opened[2][1].items() and not space.keys() & opened[0][1].keys()
 
 
 @effect("eval_strategy", "eval_steps", "per_device_eval_batch_size")
