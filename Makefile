@@ -11,7 +11,7 @@ WORKERS ?= 2
 demo: export OMP_NUM_THREADS ?= 2
 test test-slow test-versions test-gpu: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow test-versions test-harness test-vllm check-full-size wheelhouse lint docs bench gpu test-gpu bench-gpu
+.PHONY: setup demo test test-slow test-versions test-harness test-vllm test-trackers check-full-size wheelhouse lint docs bench gpu test-gpu bench-gpu
 .PHONY: gpu-check clean
 
 setup: $(STAMP)
@@ -50,6 +50,11 @@ test-harness: $(STAMP)
 # make test-vllm ARGS="chunks server" for some; leave both cores to it.
 test-vllm: $(STAMP)
 	$(BIN)/python tests/in_vllm/run.py $(ARGS)
+
+# Weights & Biases and MLflow, which stay out of .venv: with them every process that trains takes a second more to begin.
+test-trackers: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade --target .versions/trackers wandb mlflow-skinny sqlalchemy alembic
+	PYTHONPATH=$(CURDIR)/.versions/trackers $(BIN)/python -m pytest tests/integration/test_trackers.py
 
 # For a machine without internet: make wheelhouse PYTHON=3.12 HAVE=requirements-of-the-image.txt [EXTRAS=cuda] [OUT=wheelhouse]
 # PYTHON is the image's version here, and not what .venv is made with.
