@@ -1,7 +1,7 @@
 """What trackers see of a run: stages as a group of runs with one axis of steps, though the second is stopped once.
 
 Nothing leaves the machine: trackio and MLflow write to folders, Weights & Biases is offline. `make test-trackers` brings
-those two, which `make test` is spared.
+the last two, which `make test` is spared.
 """
 
 from __future__ import annotations
