@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import glob
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,16 @@ def evaluate_point(paths: RunPaths, stage: str | None, others: Sequence[RunPaths
         metrics = _evaluate(paths, owner, stage, point.dtype)
         done = {"key": point.key, "dtype": point.dtype, "metrics": metrics}
         decide(lambda: write_sealed(folder / "manifest.json", {**done, "files": _files(folder, owner)}))
+        if stage is not None and is_main():
+            _tell_trackers(paths, stage, metrics)
     return metrics
+
+
+def _tell_trackers(paths: RunPaths, stage: str, metrics: Mapping[str, Any]) -> None:
+    if paths.trackers.is_file():  # where none was told of the training, nothing is imported for them
+        from sft.train.track import track_results
+
+        track_results(paths, stage, metrics)
 
 
 def _busy(point: object) -> str:

@@ -31,6 +31,15 @@ def key_of(suite: str, name: str) -> str:
     return f"eval_{suite}/{name}"
 
 
+def as_logged(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What a line of the log says of metrics by suite."""
+    numbers: dict[str, float] = {}
+    for suite, found in metrics.items():
+        told = {"pass_at_1": found["pass_at_1"], "tokens": found["tokens"]["all"]["mean"], "cut_off": found["cut_off"]}
+        numbers |= {key_of(suite, name): value for name, value in told.items()}
+    return numbers
+
+
 def passed(suite: str, state: TrainerState) -> list[tuple[int, float]]:
     """(step, pass@1) of each evaluation in the log, in their order."""
     key = key_of(suite, "pass_at_1")
@@ -87,15 +96,7 @@ class Evaluations(TrainerCallback):
         if metrics is None:
             self._trainer.go_on()
             return
-        logs: dict[str, float] = {"tokens": int(self._trainer.counters["tokens"])}
-        for suite, found in metrics.items():
-            numbers = {
-                "pass_at_1": found["pass_at_1"],
-                "tokens": found["tokens"]["all"]["mean"],
-                "cut_off": found["cut_off"],
-            }
-            logs |= {key_of(suite, name): value for name, value in numbers.items()}
-        self._trainer.log_aside(logs)
+        self._trainer.log_aside({"tokens": int(self._trainer.counters["tokens"]), **as_logged(metrics)})
 
     def _answered(self, model: Any, step: int) -> Mapping[str, Mapping[str, Any]] | None:
         """The metrics, on all processes; None where a signal came first on one of them."""

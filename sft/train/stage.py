@@ -32,7 +32,7 @@ from sft.train.parallel.groups import DataRanks
 from sft.train.precision import Precision, precision_of
 from sft.train.recompute import recompute_as_asked
 from sft.train.sharded import is_sharded
-from sft.train.trackers import track
+from sft.train.track import track
 from sft.train.what_runs import told, what_runs
 from sft.utils.distributed import alike, decide, gather, is_main
 from sft.utils.errors import UserError

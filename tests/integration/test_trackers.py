@@ -1,7 +1,7 @@
 """What trackers see of a run: stages as a group of runs with one axis of steps, though the second is stopped once.
 
-Nothing leaves the machine: trackio and MLflow write to folders, Weights & Biases is offline. `make test-trackers` brings
-the last two, which `make test` is spared.
+Nothing leaves the machine: trackio and MLflow write to folders, Weights & Biases is offline. The last two are here for
+`make test-trackers` alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(SCRIPT), str(root / "r.yaml")]
     done = subprocess.run(command, env=here, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "can't tell of the training" not in done.stderr
+    assert "can't tell of the training" not in done.stderr and "can't be told" not in done.stderr
     stopped, went_on = done.stdout.strip().split("\n\n")
     assert "error" in json.loads(stopped) and json.loads(went_on)["stages"]
     return root
@@ -52,16 +52,25 @@ def group_of(run: Path) -> str:
     return group
 
 
-def losses(run: Path, stage: str, before: int) -> dict[int, float]:
-    """Step of the whole run -> loss, of metrics.jsonl."""
+def losses(run: Path, stage: str, before: int) -> dict[str, dict[int, float]]:
+    """Of a stage: name -> step of the whole run -> loss, of metrics.jsonl; and pass@1 after the stage, of the suite."""
     lines = read_metrics(run / "run/stages" / stage / "metrics.jsonl")
-    return {before + line["step"]: line["loss"] for line in lines if "loss" in line}
+    losses = {before + line["step"]: line["loss"] for line in lines if "loss" in line}
+    metrics = json.loads((run / "run/eval" / stage / "sums/metrics.json").read_text())
+    return {"train/loss": losses, "eval/sums/pass_at_1": {before + 3: metrics["pass_at_1"]}}
 
 
-def expected(run: Path) -> dict[str, dict[int, float]]:
+def expected(run: Path) -> dict[str, dict[str, dict[int, float]]]:
     """Of each stage's run, by its name."""
     group = group_of(run)
     return {f"{group}-a": losses(run, "a", 0), f"{group}-b": losses(run, "b", 3)}
+
+
+def add(found: dict[str, dict[str, dict[int, float]]], run: str, step: int, numbers: dict[str, float]) -> None:
+    """Note of a step's numbers those that are `expected`."""
+    for name in ("train/loss", "eval/sums/pass_at_1"):
+        if name in numbers:
+            found.setdefault(run, {}).setdefault(name, {})[step] = numbers[name]
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -80,9 +89,10 @@ def test_trackio(run: Path) -> None:
     here = {**os.environ, "TRACKIO_DIR": str(run / "trackio")}
     command = [sys.executable, "-c", code, PROJECT]
     done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=120, check=True)
-    found = {}
+    found: dict[str, dict[str, dict[int, float]]] = {}
     for name, config, lines in json.loads(done.stdout):
-        found[name] = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+        for line in lines:
+            add(found, name, line["step"], line)
         assert config["_Group"] == group_of(run)
         check_config(config)
     assert found == expected(run)
@@ -97,10 +107,11 @@ def test_mlflow(run: Path) -> None:
     assert experiment is not None
     runs = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
     parent = runs.pop(group_of(run))
-    found = {
-        name: {point.step: point.value for point in client.get_metric_history(one.info.run_id, "train/loss")}
-        for name, one in runs.items()
-    }
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for name, one in runs.items():
+        for metric in one.data.metrics:
+            for point in client.get_metric_history(one.info.run_id, metric):
+                add(found, name, point.step, {metric: point.value})
     assert found == expected(run)
     for one in runs.values():
         assert one.data.tags["mlflow.parentRunId"] == parent.info.run_id and one.info.status == "FINISHED"
@@ -131,8 +142,8 @@ def named_values(items: Any) -> dict[str, Any]:
 
 @pytest.mark.skipif("wandb" not in HERE, reason="wandb isn't installed: make test-trackers")
 def test_wandb(run: Path) -> None:
-    """The second stage, which was stopped, has two files, of one run."""
-    found: dict[str, dict[int, float]] = {}
+    """A stage has a file for each time that something was told of it, all of one run."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
     configs: dict[str, dict[str, Any]] = {}
     files = sorted((run / "run/wandb").glob("offline-run-*/*.wandb"))
     names = {}
@@ -143,10 +154,9 @@ def test_wandb(run: Path) -> None:
                 names[record.run.run_id] = record.run.display_name
             configs.setdefault(file.stem, {}).update(named_values(record.config.update))
             line = named_values(record.history.item)
-            if "train/loss" in line:
-                steps = found.setdefault(names[file.stem.removeprefix("run-")], {})
-                steps[line["train/global_step"]] = line["train/loss"]
+            if line:
+                add(found, names[file.stem.removeprefix("run-")], line["train/global_step"], line)
     assert found == expected(run)
-    assert len(files) == 3 and len(names) == 2
+    assert len(files) == 5 and len(names) == 2  # two starts of the second stage, and the results of each
     for config in configs.values():
         check_config(config)

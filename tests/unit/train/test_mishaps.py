@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import tracking
 from train_toys import read_metrics, saved_weights, signal_at, tiny_qwen, tiny_sambay, toy_rows, train_toy
 from transformers import TrainerCallback
 
@@ -23,6 +22,7 @@ from sft.train.callbacks import EventsFile, MetricsFile
 from sft.train.checkpoints import read_marker
 from sft.train.gauges import Gauges, peak_rate
 from sft.train.interrupt import Interrupted
+from sft.train.trackers import Trackio
 from sft.train.trainer import SambayTrainer
 from sft.utils.errors import UserError, lost_peer
 
@@ -89,12 +89,9 @@ def test_a_disk_that_fills_up_is_told_before_a_checkpoint_is_touched(tmp_path, m
 
 
 class Unreachable(TrainerCallback):
-    """A tracker whose server isn't there: transformers' kind, and Accelerate's."""
+    """A tracker whose server isn't there."""
 
     calls = 0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Whatever it is opened with."""
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no route to host\nand more")
@@ -102,15 +99,14 @@ class Unreachable(TrainerCallback):
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         type(self).calls += 1
 
-    start, log = on_train_begin, on_log
 
-
-@pytest.mark.parametrize("name", ["wandb", "codecarbon"])
+@pytest.mark.parametrize("name", ["trackio", "codecarbon"])
 def test_a_tracker_out_of_reach_is_told_once(tmp_path, monkeypatch, capsys, name):
     import transformers.integrations.integration_utils as integrations
 
     monkeypatch.setitem(integrations.INTEGRATION_TO_CALLBACK, name, Unreachable)
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, Unreachable)
+    monkeypatch.setattr(Trackio, "begin", Unreachable.on_train_begin)
+    monkeypatch.setattr(Trackio, "log", Unreachable.on_log)
     monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: [name])
     manifest, _ = train_toy(tmp_path, {"max_steps": 3, "report_to": name})
     assert manifest["steps"] == 3 and Unreachable.calls == 0
@@ -176,6 +172,7 @@ HANGING = """
 import sys, time
 from pathlib import Path
 from train_toys import train_toy
+from sft.train.trackers import Trackio
 from sft.train.trainer import SambayTrainer
 
 original = SambayTrainer.compute_loss

@@ -7,13 +7,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate import tracking
-from accelerate.tracking import GeneralTracker
 from train_toys import (
     read_metrics,
     saved_weights,
@@ -493,16 +490,9 @@ def _(toy: Toy) -> None:
 def _(toy: Toy) -> None:
     """Of what a tracker is opened with; it is on the Hub where it may be, and private."""
     opened: list[tuple[str, dict[str, Any]]] = []
-
-    class Noting(GeneralTracker):
-        name, requires_logging_directory, tracker = "trackio", False, SimpleNamespace(name="run")
-
-        def __init__(self, project: str, **settings: Any) -> None:
-            super().__init__()
-            opened.append((project, settings))
-
-    toy.patch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "trackio", Noting)
-    toy.patch.setattr("sft.train.trackers.Trackio.close", lambda *given: None)
+    toy.patch.setattr("trackio.init", lambda project, **settings: opened.append((project, settings)))
+    toy.patch.setattr("sft.train.trackers.Trackio.log", lambda *given: None)
+    toy.patch.setattr("sft.train.trackers.Trackio.end", lambda *given: None)
     toy.train(max_steps=1, report_to="trackio")
     toy.train(max_steps=1, report_to="trackio", run_name="mine", project="sums")
     toy.train(max_steps=1, report_to="trackio", trackio_space_id="me/page", trackio_bucket_id="me/rows")
