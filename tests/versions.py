@@ -24,9 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
-EXTRAS = ("serve", "teacher")
+EXTRAS = ("serve", "teacher", "trackers")
 TESTS: tuple[str, ...] = ("tests/unit/models", "tests/unit/generate", "tests/unit/train", "tests/kernels")
-TESTS += ("tests/unit/serve",)
+TESTS += ("tests/unit/serve", "tests/integration/test_trackers.py")
 TESTS += ("tests/unit/hub/test_export.py", "tests/unit/hub/test_round_trip.py")
 SHOWN = ("torch", "triton", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface-hub", "deepspeed")
 TOOLS = ("pytest", "hypothesis")
