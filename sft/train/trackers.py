@@ -23,6 +23,8 @@ from sft.train.callbacks import has_numbers
 from sft.utils.files import write_text
 
 STEP = "train/global_step"
+FINISH = 120.0
+"""Seconds that Weights & Biases has to send what is left; trackio gives itself 30."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ class Wandb(StageTracker):
 
         of = self._of
         own = {"id": runs.get(of.stage) or secrets.token_hex(4), "resume": "allow", "dir": str(of.kept.parent)}
-        self._run = wandb.init(project=project, group=group, name=f"{group}-{of.stage}", **own)
+        limits = wandb.Settings(finish_timeout=FINISH)
+        self._run = wandb.init(project=project, group=group, name=f"{group}-{of.stage}", settings=limits, **own)
         self._run.config.update(dict(of.config), allow_val_change=True)
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP, step_sync=True)
@@ -189,7 +192,7 @@ class Wandb(StageTracker):
         self._run.log(numbers)
 
     def end(self) -> None:
-        """Until all is sent; offline at once."""
+        """When all is sent, or after FINISH; `wandb sync` sends the rest."""
         self._run.finish()
 
 
