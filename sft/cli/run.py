@@ -70,6 +70,6 @@ def _check_push(recipe: Recipe) -> None:
     """Raise UsageError where what will have been trained couldn't be pushed, as far as that is known now."""
     from sft.run.publish import push_obstacle
 
-    if recipe.push.repo_id and (why := push_obstacle(recipe.push.repo_id)):
+    if recipe.push.repo_id and (why := push_obstacle(recipe.push.repo_id, publish=not recipe.push.private)):
         place = recipe.place(("push", "repo_id"))
         raise UsageError(f"{place}: {why}; or leave the push for later with --push.repo_id null")

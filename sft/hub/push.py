@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 THE_HUB = "https://huggingface.co"
 
+SEEN = "{} is public, so everybody would see this push; choose another repository, make it private, or say --public"
+
 # Files of this size, and all weights, are sent by themselves before the commit; the commit carries the small ones.
 LARGE = 1_000_000
 WEIGHTS = (".safetensors", ".bin")
@@ -134,6 +136,20 @@ def check_destination(repo_id: str) -> None:
     _Hub(repo_id, endpoint=None, token=None, revision=None)
 
 
+def check_unseen(repo_id: str, seconds: float) -> None:
+    """Raise UserError where everybody sees the repository `repo_id` already.
+
+    One that isn't there, or can't be asked for within `seconds`, is the push's own business.
+    """
+    hub = _Hub(repo_id, endpoint=None, token=None, revision=None)
+    try:
+        info = hub.api.model_info(repo_id, timeout=seconds)
+    except Exception:
+        return
+    if not info.private:
+        raise UserError(SEEN.format(repo_id))
+
+
 def _transfer(
     hub: _Hub, folder: Path, files: Sequence[LocalFile], message: str, replace_card: bool, say: Callable[[str], None]
 ) -> PushResult:
@@ -214,10 +230,7 @@ class _Hub:
                 self.api.create_repo(self.repo_id, private=True, exist_ok=True)
                 info = self.api.model_info(self.repo_id)
             if not info.private and not publish:
-                raise UserError(
-                    f"{self.repo_id} is public, so everybody would see this push; choose another repository, make it "
-                    "private, or say --public"
-                )
+                raise UserError(SEEN.format(self.repo_id))
             if self.branch != "main":
                 self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True)
             self.head = self.api.model_info(self.repo_id, revision=self.branch).sha or ""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sft.recipe.outcome_keys import outcome_problems
 from sft.recipe.problems import KeyProblem, nearest
-from sft.recipe.schema import DataSection, DataSource, Recipe, Templates
+from sft.recipe.schema import TRAIN_COLUMNS, DataSection, DataSource, Recipe, Templates
 from sft.recipe.source_names import source_name, source_names
 from sft.recipe.steps import StepEntry
 from sft.recipe.steps.settings import Loc, StepSettings
 from sft.recipe.values import HUB_ID
+
+PLACEHOLDER = re.compile(r"(?<![\\\w$])\{(\w+)\}")
+"""`{name}`, but for TeX's \\boxed{name}."""
 
 
 def recipe_problems(recipe: Recipe) -> list[KeyProblem]:
@@ -84,11 +88,19 @@ class _Check:
                 reason = f"the step {step} needs answers, and the rows of {late} have none yet: put it behind "
                 yield KeyProblem(loc, f"{reason}explode_rollouts or generate", None)
 
-    def templates(self, section: Templates, loc: Loc) -> None:
+    def templates(self, section: Templates, loc: Loc, columns: Mapping[Any, str | None] | None = None) -> None:
+        """`columns`: as a source has them."""
         for key, place in (("prompt_template", "{prompt}"), ("completion_template", "{completion}")):
             template = getattr(section, key)
             if template is not None and place not in template:
                 self._tell((*loc, key), f"must contain {place}, the place where the row's text goes")
+            others = {found for found in PLACEHOLDER.findall(template or "") if f"{{{found}}}" != place}
+            for other in sorted(others & {*TRAIN_COLUMNS, *filter(None, (columns or {}).values())}):
+                reason = (
+                    f"{{{other}}} isn't filled in, {place} alone is: it would be trained as it stands; `columns` says "
+                    "which column is what, reasoning, too"
+                )
+                self._tell((*loc, key), reason)
 
     def group(self, sources: Sequence[DataSource], steps: list[StepEntry], loc: Loc) -> list[_Rows]:
         """Sources, and the steps that all of them go through; their rows behind these."""
@@ -96,7 +108,7 @@ class _Check:
         self._names(sources, names, loc)
         for index, (source, name) in enumerate(zip(sources, names, strict=True)):
             here = (*loc, "sources", index)
-            self.templates(source, here)
+            self.templates(source, here, source.columns)
             if source.sources is not None:
                 found = self.group(source.sources, source.steps, here)
             else:

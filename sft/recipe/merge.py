@@ -141,8 +141,11 @@ def _inner(section: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def name_of(place: str) -> str:
-    """What a source is called by default: the last part of its Hub id, or its file's name without the ending."""
-    last = place.rstrip("/").split("/")[-1]
+    """What a source is called by default: the last part of its Hub id, or its file's name without the ending; its
+    folder's, where all files of that are meant."""
+    *folders, last = place.rstrip("/").split("/")
+    if PurePosixPath(last).stem == "*" and folders:  # all files of a folder
+        return folders[-1]
     return PurePosixPath(last).stem if last.endswith((".yaml", ".jsonl", ".parquet")) else last
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -26,6 +26,7 @@ RESERVED_STAGE_NAMES = ("all", "start")
 RESERVED_SUITE_NAMES = ("all", "manifest.json")
 PlainColumn = Literal["messages", "prompt", "input", "completion", "id", "system"]
 TrainColumn = Literal[PlainColumn, "answer", "domain", "reasoning", "history", "tools", "chat_template_kwargs"]
+TRAIN_COLUMNS: tuple[str, ...] = get_args(TrainColumn)
 
 
 class ModelSection(Section):
@@ -176,7 +177,8 @@ class DataSource(Source, Templates):
     sources: list[DataSource] | None = Field(default=None, min_length=1, description="Filled in from `recipe`.")
     columns: dict[TrainColumn, str | None] | None = Field(  # type: ignore[assignment]
         default=None,
-        description="Which column is what, e.g. {prompt: problem, answer: answer}. Default: found by name (of Alpaca's "
+        description="Which column is what, e.g. {prompt: problem, reasoning: thoughts, completion: solution, answer: "
+        "result}. Default: found by name, reasoning not (of Alpaca's "
         "rows `input` follows the instruction on a line of its own, and `history` holds the turns before it); null "
         "leaves input, history, system, tools or chat_template_kwargs out.",
     )

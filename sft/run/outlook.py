@@ -59,7 +59,7 @@ def outlook(
         target = recipe.push.repo_id
         seen = "private" if recipe.push.private else "public"
         yield f"then: export to {paths.export}, {f'push to {target} ({seen})' if target else 'no push'}, report"
-        if target and (obstacle := push_obstacle(target)):
+        if target and (obstacle := push_obstacle(target, publish=seen == "public")):
             yield f"   now the push would be refused: {obstacle}"
 
 

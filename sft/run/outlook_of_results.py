@@ -109,7 +109,7 @@ def push_outlook(
     seen = "private" if section.private and not public else "public"
     where = target or "nowhere yet (--repo_id my-name/my-model says where)"
     yield f"push: to {where}, branch {revision or 'main'}, {seen}"
-    if target and (obstacle := push_obstacle(target)):
+    if target and (obstacle := push_obstacle(target, publish=seen == "public")):
         yield f"   now it would be refused: {obstacle}"
     yield from _files(paths, folder)
     cards = "the export's" if replace_card else "the export's, but one that was edited on the Hub stays there"

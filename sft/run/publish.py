@@ -120,15 +120,20 @@ def _whole(folder: Path) -> bool:
         return False
 
 
-def push_obstacle(repo_id: str) -> str | None:
-    """What would keep a push to `repo_id` from beginning and is known here; None for nothing."""
-    from sft.hub.push import check_destination
+def push_obstacle(repo_id: str, *, publish: bool) -> str | None:
+    """What would keep a push to `repo_id` from beginning, as far as it is known here or, of who would see it, within
+    seconds from the Hub; None for nothing. `publish`: everybody may see it."""
+    from sft.hub.push import check_destination, check_unseen
+    from sft.utils.hub_ask import ASK_SECONDS, UnreachableError, answers
 
     try:
         check_destination(repo_id)
     except UserError as error:
         return str(error)
-    return None
+    if publish:
+        return None
+    (found,) = answers([("model", repo_id, lambda: check_unseen(repo_id, ASK_SECONDS))], ASK_SECONDS)
+    return None if found is None or isinstance(found, UnreachableError) else str(found)
 
 
 def check_push(paths: RunPaths, *, folder: Path | None = None, repo_id: str | None = None) -> None:

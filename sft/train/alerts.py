@@ -22,8 +22,10 @@ KINDS = {
 }
 """Kind of an alert -> what has happened."""
 
-BY_HEART = 0.99
-"""Of trained tokens that are the likeliest ones: from here on rows are known by heart."""
+BY_HEART, OVER = 0.99, 0.95
+"""Of trained tokens that are the likeliest ones: from where on rows are known by heart, and below which no more."""
+ENOUGH = 1000
+"""Trained tokens, of one line of the log or the latest ones, that tell so: of a few, all may be right by chance."""
 RISEN = 1.05
 """Times the lowest loss of held-out rows so far: one that is so high has risen."""
 
@@ -34,6 +36,8 @@ class Alerts(TrainerCallback):
     def __init__(self, path: Path, stage: str) -> None:
         self._path, self._stage = path, stage
         self._by_heart, self._lowest, self._told_rise = False, math.inf, False
+        self._recent: list[tuple[float, float]] = []
+        self._trained = 0.0
 
     def __call__(self, kind: str, step: int, message: str) -> None:
         """Add one. A disk that takes no more is no reason to stop."""
@@ -58,18 +62,31 @@ class Alerts(TrainerCallback):
         """See whether the stage learns its rows by heart; each is told once, until it is over."""
         if not is_main() or not logs:
             return
-        accuracy, loss = logs.get(ACCURACY), logs.get("eval_loss")
+        accuracy, loss = self._accuracy(logs), logs.get("eval_loss")
         if accuracy is not None:
-            knows = accuracy >= BY_HEART
-            if knows and not self._by_heart:
+            if accuracy >= BY_HEART and not self._by_heart:
                 self("memorising", state.global_step, f"{accuracy:.1%} of the trained tokens are the likeliest ones")
-            self._by_heart = knows
+            self._by_heart = accuracy >= (OVER if self._by_heart else BY_HEART)
         if loss is not None:
             rises = loss > RISEN * self._lowest
             if rises and not self._told_rise:
                 text = f"the loss of held-out rows has risen from {self._lowest:.4f} to {loss:.4f}"
                 self("memorising", state.global_step, text)
             self._told_rise, self._lowest = rises, min(self._lowest, loss)
+
+    def _accuracy(self, logs: dict[str, Any]) -> float | None:
+        """Of the latest ENOUGH trained tokens; None where there are fewer, or a line tells of none. A line that doesn't
+        say how many it is of counts by itself."""
+        if ACCURACY not in logs:
+            return None
+        total = logs.get("supervised_tokens")
+        tokens = ENOUGH if total is None else total - self._trained
+        self._trained = self._trained if total is None else total
+        self._recent.append((tokens, logs[ACCURACY]))
+        while sum(n for n, _ in self._recent[1:]) >= ENOUGH:
+            del self._recent[0]
+        there = sum(n for n, _ in self._recent)
+        return sum(n * accuracy for n, accuracy in self._recent) / there if there >= ENOUGH else None
 
 
 def read_alerts(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ same folder goes on with the same repositories. Not implemented: pull requests, 
 uploads, Xet (its token call answers 404, as a server without Xet would).
 
 By hand:  python tests/support/hub_server.py --root /tmp/hub --port 8899
-          HF_ENDPOINT=http://127.0.0.1:8899 HF_TOKEN=test-token ...
+          HF_ENDPOINT=http://127.0.0.1:8899 HF_TOKEN=<the token that it prints> ...
 """
 
 from __future__ import annotations

@@ -106,4 +106,7 @@ def largest_total(available: Mapping[str, int], shares: Mapping[str, Fraction]) 
 def no_such(step: str, what: str, unknown: Sequence[str], known: Sequence[str | None]) -> UserError:
     """The error that a recipe names groups which no row belongs to."""
     names = ", ".join(sorted(name for name in known if name is not None)) or "none"
-    return UserError(f"{step}: no row has the {what} {', '.join(map(repr, unknown))}; there are: {names}.")
+    return UserError(
+        f"{step}: no row has the {what} {', '.join(map(repr, unknown))}; there are: {names}. Where there were any, "
+        "steps before it have dropped them all: `sft prepare --explain FILE:LINE` tells why."
+    )

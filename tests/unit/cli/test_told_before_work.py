@@ -89,6 +89,8 @@ MISTAKES = [
     (SOURCE, PROBLEMS, f"{DATA}.sources[0].rows: the source rows has problems without answers, and no step gives them one"),
     (SOURCE, f"{SOURCE}\n        {SOURCE}", f"{DATA}.sources[1]: rows is named as a source 2 times with the same settings"),
     (SOURCE, "- {path: rows.jsonl, name: a}\n        - {path: held.jsonl, name: a}", f"{DATA}.sources[1].name: Two sources are called a"),
+    (SOURCE, "- {path: rows.jsonl, completion_template: '{reasoning} {completion}'}", f"{DATA}.sources[0].completion_template: {{reasoning}} isn't filled in, {{completion}} alone is"),
+    (SOURCE, "- {path: rows.jsonl, columns: {prompt: q, completion: a}, prompt_template: '{q}{prompt}'}", f"{DATA}.sources[0].prompt_template: {{q}} isn't filled in"),
     (SOURCE, "- {path: rows.jsonl, prompt_template: ask}", f"{DATA}.sources[0].prompt_template: must contain {{prompt}}"),
     (SOURCE, "- {path: rows.jsonl, columns: {messages: m, prompt: p}}", f"{DATA}.sources[0].columns: maps both messages and prompt/completion"),
     (SOURCE, f"{SOURCE}\n          columns: {{promt: prompt}}", f"{DATA}.sources[0].columns.promt: unknown key, did you mean prompt?"),

@@ -15,6 +15,7 @@ import pytest
 from hub_server import TOKEN, HubServer, running_hub
 
 from sft.hub.push import PushResult, push
+from sft.run.publish import push_obstacle
 from sft.utils.errors import UserError
 from sft.utils.files import sha256_file
 
@@ -186,6 +187,21 @@ def test_a_public_repository_needs_public(hub: HubServer, fake_export: Path) -> 
     assert "is public" in refusal(hub, fake_export)
     assert hub.count("POST", "/preupload/") == 0
     assert send(hub, fake_export, public=True).public
+
+
+def test_a_public_repository_is_told_of_before_a_push(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By rehearsals, and before a run that would push."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert push_obstacle(REPO, publish=False) is None  # isn't there
+    hub.store.create(f"models/{REPO}", "private")
+    assert push_obstacle(REPO, publish=False) is None
+    hub.store.create("models/tester/seen", "public")
+    told = push_obstacle("tester/seen", publish=False)
+    assert told is not None and told.startswith("tester/seen is public, so everybody would see this push")
+    assert push_obstacle("tester/seen", publish=True) is None
 
 
 def test_publishing_comes_last(hub: HubServer, fake_export: Path) -> None:

@@ -26,6 +26,15 @@ def test_rows_that_are_known_by_heart_are_told_each_time_that_begins(tmp_path: P
     assert set(found[0]) == {"time", "stage", "step", "rank", "kind", "message"}
 
 
+def test_a_few_tokens_that_are_all_right_by_chance_are_told_once(tmp_path: Path) -> None:
+    """50 tokens a step, of which 47 to 50 are right: 99.2% over twenty steps, and then 96%."""
+    alerts = Alerts(tmp_path / "alerts.jsonl", "one")
+    right = [50, 50, 49, 50, 49] * 20 + [47, 49, 48, 50, 46] * 20 + [50, 50, 49, 50, 49] * 20
+    for step, number in enumerate(right, start=1):
+        log(alerts, step, mean_token_accuracy=number / 50, supervised_tokens=50 * step)
+    assert [one["step"] for one in read_alerts(tmp_path / "alerts.jsonl")] == [20]
+
+
 def test_a_rising_loss_of_held_out_rows_is_told(tmp_path: Path) -> None:
     alerts = Alerts(tmp_path / "alerts.jsonl", "one")
     for step, loss in enumerate([2.0, 1.5, 1.55, 1.6, 1.7, 1.4, 1.5]):
