@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -583,6 +584,7 @@ class SambayTrainer(SFTTrainer):
             counters = {**self.counters, "unlogged": unlogged, "token_sums": seen}
             if self.guarded is not None:
                 counters["guard"] = self.guarded.guard.state()
+            counters = copy.deepcopy(counters)  # of this step: they are written beside the steps that follow
             if self.room is not None:
                 self.room.saved(folder)
             step, wanted = self.state.global_step, self.wanted_checkpoints(self.state.global_step)

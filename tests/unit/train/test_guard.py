@@ -12,11 +12,13 @@ import pytest
 import torch
 from train_toys import read_metrics, saved_weights, signal_at, tiny_qwen, tiny_sambay, toy_rows, train_toy
 
+import sft.train.trainer as trainer_module
 from sft.recipe.guard_keys import GuardSection
 from sft.recipe.train_keys import TrainSection
 from sft.train.alerts import read_alerts
 from sft.train.guard import Guard, robust_score
 from sft.train.interrupt import Interrupted
+from sft.train.marking import Marking
 from sft.train.trainer import SambayTrainer
 from sft.utils.errors import UserError
 
@@ -158,6 +160,45 @@ def test_killed_and_resumed_it_leaves_out_the_same(tmp_path, monkeypatch):
     assert files[0].read_text() == files[1].read_text()
     weights = saved_weights(again.final_dir("one"))
     assert all(torch.equal(weights[name], one) for name, one in saved_weights(paths.final_dir("one")).items())
+
+
+class LateMarking(Marking):
+    """Marks a checkpoint when the next one is saved, or at the end: as late as it may."""
+
+    late: Any = None
+
+    def begin(self, work: Any) -> None:
+        self.finish()
+        self.late = work
+
+    def finish(self) -> None:
+        work, self.late = self.late, None
+        if work is not None:
+            work()
+
+
+def test_a_checkpoint_knows_of_its_own_steps_however_late_it_is_marked(tmp_path, monkeypatch):
+    """Both epochs hold rows that are left out, the second time with a return; every other step is saved."""
+    known: dict[int, dict[str, Any]] = {}
+    original = trainer_module.write_marker
+
+    def write_marker(folder, *, step, counters, **rest):
+        known[step] = counters
+        original(folder, step=step, counters=counters, **rest)
+
+    monkeypatch.setattr(trainer_module, "write_marker", write_marker)
+    prepared = rows_with(toy_rows(14, packed=True), 77, 2)
+    poisoned(monkeypatch, 77, float("nan"))
+    train = {**TRAIN, "save_steps": 2, "guard": {**SETTINGS, "max_skipped": 2}, "save_total_limit": None}
+    knew = {}
+    for name, marking in (("at once", Marking), ("late", LateMarking)):
+        monkeypatch.setattr(trainer_module, "Marking", marking)
+        manifest, _ = train_toy(tmp_path / name, train, model=tiny_sambay(), prepared=prepared)
+        knew[name] = {step: {**counters, "seconds": 0} for step, counters in known.items()}
+        known.clear()
+    assert knew["late"] == knew["at once"] and len(manifest["left_out"]["steps"]) > 2
+    for step, counters in knew["late"].items():
+        assert all(line["step"] <= step for line in counters["guard"]["skipped"])
 
 
 def diverging(monkeypatch: Any, first: int, last: int) -> None:
