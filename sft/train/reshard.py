@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sft.utils.errors import UserError
 
@@ -193,17 +193,49 @@ def take_over(folder: Path, names: Sequence[Sequence[str]], optimizer: Any, rate
     """Give `optimizer`, as the running engine has it, the state that the checkpoint `folder` holds.
 
     `names`: see SavedMoments; `rates`: the learning rate of each group at that step. To be called on every rank, with
-    the model's weights loaded before the engine was made of them.
+    the model's weights loaded before the engine was made of them, or after `take_weights`.
     """
     saved = SavedMoments(folder, names)
     inner = _unwrapped(optimizer)
-    if hasattr(inner, "fp32_partitioned_groups_flat"):
-        base, groups = inner.optimizer, _parted_parameters(inner, saved, names)
-    elif hasattr(inner, "single_partition_of_fp32_groups"):
-        base, groups = inner.optimizer, _parted_groups(inner, saved, names)
+    if parts := list(_parts(inner, names)):
+        _load_state(inner, inner.optimizer, (_flat(saved, pieces, mine) for pieces, mine in parts), rates)
     else:
-        base, groups = inner, _whole_parameters(saved, names, inner)
-    _load_state(inner, base, groups, rates)
+        _load_state(inner, inner, _whole_parameters(saved, names, inner), rates)
+
+
+def take_weights(folder: Path, names: Sequence[Sequence[str]], model: nn.Module, optimizer: Any) -> None:
+    """Give a model that ZeRO trains, and its float32 masters, the weights of the checkpoint `folder`, whichever engine
+    wrote it. Arguments as of `take_over`; to be called on every rank. Not for adapters, whose file has other names.
+    """
+    import deepspeed
+
+    inner, saved = _unwrapped(optimizer), _SavedWeights(folder)
+    for pieces, mine in _parts(inner, names):
+        for name, (start, end), (first, last) in pieces:
+            mine.data[start:end].copy_(saved.flat(name)[first:last])
+    trained = set(itertools.chain.from_iterable(names))
+    for name, parameter in model.named_parameters():
+        if name in trained:
+            whole = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id"))
+            with whole:
+                if not hasattr(parameter, "ds_id") or torch.distributed.get_rank() == 0:
+                    parameter.data.copy_(saved.flat(name).view(parameter.shape))
+
+
+class _SavedWeights:
+    """The weights in a checkpoint, one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        files = [safe_open(path, framework="pt", device="cpu") for path in sorted(folder.glob("model*.safetensors"))]
+        self._folder, self._files = folder, {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def flat(self, name: str) -> Tensor:
+        """A weight, end to end."""
+        if name not in self._files:
+            raise UserError(f"{self._folder} holds no weight {name}: it is of another model.")
+        return self._files[name].get_tensor(name).reshape(-1)
 
 
 def _unwrapped(optimizer: Any) -> Any:
@@ -244,13 +276,26 @@ def _counts(found: Moments) -> dict[str, Any]:
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in found.counts.items()}
 
 
-def _parted_groups(inner: Any, saved: SavedMoments, names: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
+Piece = tuple[str, tuple[int, int], tuple[int, int]]
+"""A parameter's name, where in a flat tensor a part of it goes, and which part."""
+
+
+def _parts(inner: Any, names: Sequence[Sequence[str]]) -> Iterator[tuple[list[Piece], Tensor]]:
+    """This process's float32 masters under ZeRO, a flat tensor a group, and what they are of; nothing elsewhere."""
+    if hasattr(inner, "fp32_partitioned_groups_flat"):
+        yield from _of_parameters(inner, names)
+    elif hasattr(inner, "single_partition_of_fp32_groups"):
+        yield from _of_groups(inner, names)
+
+
+def _of_groups(inner: Any, names: Sequence[Sequence[str]]) -> Iterator[tuple[list[Piece], Tensor]]:
     """ZeRO-1 and ZeRO-2: this process's part of each group, padded with zeros at the end."""
     called = _names_of(inner, names)
     for number, parameters in enumerate(inner.round_robin_bit16_groups):
-        mine, size = inner.single_partition_of_fp32_groups[number], int(inner.partition_size[number])
+        size = int(inner.partition_size[number])
         first = size * torch.distributed.get_rank(inner.real_dp_process_group[number])
-        pieces, start = [], 0
+        pieces: list[Piece] = []
+        start = 0
         for parameter in parameters:
             end = start + parameter.numel()
             if start < first + size and end > first:
@@ -258,26 +303,24 @@ def _parted_groups(inner: Any, saved: SavedMoments, names: Sequence[Sequence[str
                 out_of = max(start, first) - start, min(end, first + size) - start
                 pieces.append((called[id(parameter)], into, out_of))
             start = end
-        yield _flat(saved, pieces or [(called[id(parameters[0])], (0, 0), (0, 0))], mine)
+        mine = inner.single_partition_of_fp32_groups[number]
+        yield pieces or [(called[id(parameters[0])], (0, 0), (0, 0))], mine
 
 
-def _parted_parameters(inner: Any, saved: SavedMoments, names: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
+def _of_parameters(inner: Any, names: Sequence[Sequence[str]]) -> Iterator[tuple[list[Piece], Tensor]]:
     """ZeRO-3: this process's part of each parameter, end to end."""
     called = _names_of(inner, names)
     rank = torch.distributed.get_rank(inner.dp_process_group)
     for number, parameters in enumerate(inner.fp16_groups):
-        pieces, start = [], 0
+        pieces: list[Piece] = []
+        start = 0
         for parameter in parameters:
             part = parameter.partition_numel()
             first = min(rank * part, parameter.ds_numel)
             last = min(first + part, parameter.ds_numel)
             pieces.append((called[id(parameter)], (start, start + last - first), (first, last)))
             start += part
-        yield _flat(saved, pieces, inner.fp32_partitioned_groups_flat[number])
-
-
-Piece = tuple[str, tuple[int, int], tuple[int, int]]
-"""A parameter's name, where in the flat tensor a part of it goes, and which part."""
+        yield pieces, inner.fp32_partitioned_groups_flat[number]
 
 
 def _flat(saved: SavedMoments, pieces: Sequence[Piece], like: Tensor) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from sft.models.chunked_head import BESIDE_LABELS, unchunk_loss
 from sft.models.four_bit import is_four_bit
 from sft.train.agree import over_processes, sum_over_processes
 from sft.train.audit import GradientAudit
-from sft.train.checkpoints import newest_whole, rotate, write_marker
+from sft.train.checkpoints import MARKER, newest_whole, rotate, write_marker
 from sft.train.collator import IGNORE, ROW_CUT, ROW_SUPERVISED
 from sft.train.ema import Ema
 from sft.train.engine import check_engine, whole_weights
@@ -41,11 +41,12 @@ from sft.train.parallel.exchange import Ranks
 from sft.train.parallel.groups import DataRanks, SameBlocks
 from sft.train.parallel.share import RowShare
 from sft.train.probe import LossScaling, accepted_inputs, takes, undisturbed
-from sft.train.reshard import take_over
+from sft.train.reshard import take_over, take_weights
 from sft.train.sampler import Balance, EpochOrder, row_lengths
 from sft.train.sharded import forward_only, is_sharded, shard
 from sft.utils.distributed import alike
 from sft.utils.errors import UserError
+from sft.utils.files import read_sealed
 
 if TYPE_CHECKING:
     from sft.recipe.train_keys import TrainSection
@@ -511,14 +512,19 @@ class SambayTrainer(SFTTrainer):
             shard(self.model, self.args)
 
     def can_return_to(self, marker: Mapping[str, Any]) -> bool:
-        """Whether `return_to` takes a checkpoint with this marker: DeepSpeed, its own of as many processes alone."""
-        return not self.is_deepspeed_enabled or marker["ran_on"] == self.ran_on
+        """Whether `return_to` takes a checkpoint with this marker: under DeepSpeed one of another engine, or of other
+        processes, where ZeRO trains all weights."""
+        own = not self.is_deepspeed_enabled or marker["ran_on"] == self.ran_on
+        return own or (bool(self.ran_on["zero_stage"]) and not hasattr(self.model, "peft_config"))
 
     def return_to(self, folder: Path) -> None:
         """Take the weights and the optimizer's state of a checkpoint back, on all processes; all else goes on."""
         optimizer: Any = self.optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and (read_sealed(folder / MARKER) or {}).get("ran_on") != self.ran_on:
+            take_weights(folder, self._parameter_names, self.model, optimizer)
+            take_over(folder, self._parameter_names, optimizer, rates)
+        elif self.is_deepspeed_enabled:
             engine: Any = self.model_wrapped
             strict = not hasattr(self.model, "peft_config")
             engine.load_checkpoint(str(folder), load_module_strict=strict, load_lr_scheduler_states=False)
