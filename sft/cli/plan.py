@@ -102,7 +102,17 @@ def _kept(layout: Any) -> str:
 
 
 def _gib(size: int) -> str:
-    return f"{size / GIB:.1f}"
+    return _small(size / GIB)
+
+
+def _small(number: float) -> str:
+    """One digit behind the point, and what is less is told so."""
+    return "<0.1" if 0 < number < 0.05 else f"{number:,.1f}"
+
+
+def _tokens(number: float) -> str:
+    unit, by = next(((unit, by) for unit, by in (("G", 1e9), ("M", 1e6)) if number >= by), ("", 1.0))
+    return f"{number / by:.2f}{unit}" if unit else f"{number:,.0f}"
 
 
 def _whole(plan: StagePlan, cluster: Cluster) -> tuple[str, str]:
@@ -117,12 +127,12 @@ def _time(plan: StagePlan) -> list[str]:
     speed = f"{plan.tokens_of_a_step / step.seconds:,.0f}" if step else ""
     return [
         plan.name,
-        f"{step.seconds:.1f}" if step else "",
+        _small(step.seconds) if step else "",
         speed,
         f"{plan.steps:,}" if plan.steps is not None else "?",
-        f"{plan.tokens / 1e9:.2f}G" if plan.tokens is not None else f"{plan.tokens_of_a_step / 1e6:.2f}M a step",
-        f"{plan.hours:,.1f}" if plan.hours is not None else "?",
-        f"{disk.checkpoint / GB:.1f}",
+        _tokens(plan.tokens) if plan.tokens is not None else f"{_tokens(plan.tokens_of_a_step)} a step",
+        _small(plan.hours) if plan.hours is not None else "?",
+        _small(disk.checkpoint / GB),
         f"{disk.total / GB:.0f}" if disk.total is not None else "?",
     ]
 
@@ -133,7 +143,7 @@ def _suite(stage: str, suite: Any) -> list[str]:
         point,
         suite.name,
         f"{suite.problems:,}" if suite.problems is not None else "?",
-        f"{suite.tokens / 1e6:,.1f}M" if suite.tokens is not None else "?",
+        _tokens(suite.tokens) if suite.tokens is not None else "?",
         f"{suite.hours:,.2f}" if suite.hours is not None else "?",
         _gib(suite.memory),
     ]

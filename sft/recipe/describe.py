@@ -37,7 +37,7 @@ def find_section(name: str) -> tuple[str, type[BaseModel]]:
     known = sections()
     found = [path for path in known if path == name or path.endswith(f".{name}")]
     if not found:
-        hint = nearest(name, {path.split(".")[-1] for path in known if path}) or f"; sections: {', '.join(known)[2:]}"
+        hint = nearest(name, {path.split(".")[-1] for path in known if path}) or "; `sft recipes keys` lists them"
         raise UsageError(f"no section {name!r}{hint}")
     path = min(found, key=lambda one: (one.count("."), len(one)))
     return path, known[path]

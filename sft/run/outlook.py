@@ -128,7 +128,6 @@ def _training(stage: Stage, processes: int) -> str:
     train = stage.train
     together = train.sequence_parallel_size
     batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, processes // together)
-    rows = "packs" if train.packing else "rows"
     of = f" of up to {train.max_length:,} tokens" if train.max_length is not None else ""
     epochs = "1 epoch" if train.num_train_epochs == 1 else f"{train.num_train_epochs:g} epochs"
     long = counted(train.max_steps, "step") if train.max_steps > 0 else epochs
@@ -136,8 +135,8 @@ def _training(stage: Stage, processes: int) -> str:
     several = f"{counted(batch[2], 'group')} of {together} processes"
     of_them = counted(batch[2], "process", "processes") if together == 1 else several
     made_of = f"{batch[0]} a {'process' if together == 1 else 'group'} x {batch[1]} accumulated x {of_them}"
-    size = batch[0] * batch[1] * batch[2]
-    return f"{what}, {long}, {_engine(stage, processes)}effective batch {size} {rows}{of} ({made_of})"
+    rows = counted(batch[0] * batch[1] * batch[2], "pack" if train.packing else "row")
+    return f"{what}, {long}, {_engine(stage, processes)}effective batch {rows}{of} ({made_of})"
 
 
 def _engine(stage: Stage, processes: int) -> str:
