@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sft.recipe.published import secrets_of
 from sft.train.evaluations import as_logged
 from sft.train.telling import Unfailing
 from sft.train.trackers import TRACKERS, Tracked, kept_runs, wanted_trackers
@@ -14,7 +13,7 @@ from sft.utils.distributed import is_main
 from sft.utils.errors import first_line
 from sft.utils.files import read_sealed
 from sft.utils.say import say
-from sft.utils.secrets import published
+from sft.utils.secrets import published, to_look_for
 
 if TYPE_CHECKING:
     from sft.recipe.paths import RunPaths
@@ -28,30 +27,34 @@ COUNTS = ("funnel", "documents", "packs", "tokens", "supervised_tokens")
 def track(job: Job, data: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
     """Have trackers told of a stage: its numbers, its settings, what became of its rows (`data`: the manifest of what
     was prepared), and what it runs on."""
-    names = [name for name in wanted_trackers(job.stage.train.report_to) if name in TRACKERS]
+    names = _grouping(job.stage)
     if names and is_main():
         tracked = _tracked(job.paths, job.stage, data, runs, goes_on=job.checkpoint is not None)
         job.trainer.callback_handler.callbacks += [Unfailing(TRACKERS[name](tracked)) for name in names]
 
 
-def track_results(paths: RunPaths, stage: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Tell those who were told of a stage's training what its model answers in the end: metrics by suite."""
-    wanted = wanted_trackers(paths.recipe.stage(stage).train.report_to)
-    names = [name for name in wanted if name in TRACKERS]
-    manifest = read_sealed(paths.stage_manifest(stage))
-    if not names or manifest is None:
+def track_results(paths: RunPaths, name: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Tell those who were told of the training of stage `name` what its model answers in the end: metrics by suite."""
+    stage, manifest = paths.recipe.stage(name), read_sealed(paths.stage_manifest(name))
+    asked = _grouping(stage)
+    if not asked or manifest is None:
         return
     runs = {key: manifest[key] for key in ("engine", "zero_stage", "world_size", "sequence_parallel_size", "kernels")}
-    tracked = _tracked(paths, paths.recipe.stage(stage), manifest["data"], runs, goes_on=True)
-    for name in names:
+    tracked = _tracked(paths, stage, manifest["data"], runs, goes_on=True)
+    for one in asked:
         try:
-            if stage in kept_runs(paths.trackers).get(name, {}):
-                tracker = TRACKERS[name](tracked)
+            if name in kept_runs(paths.trackers).get(one, {}):
+                tracker = TRACKERS[one](tracked)
                 tracker.open()
                 tracker.tell(as_logged(metrics), manifest["steps"])
                 tracker.close()
         except Exception as error:
-            say(f"{name} can't be told of the results of {stage} ({first_line(error)})")
+            say(f"{one} can't be told of the results of {name} ({first_line(error)})")
+
+
+def _grouping(stage: Stage) -> list[str]:
+    """Whom `report_to` names of those that take stages as a group."""
+    return [name for name in wanted_trackers(stage.train.report_to) if name in TRACKERS]
 
 
 def _tracked(
@@ -79,7 +82,7 @@ def _config(recipe: Recipe, stage: Stage, data: Mapping[str, Any], runs: Mapping
     prepared = {key: data[key] for key in COUNTS if key in data}
     own = stage.model_dump(mode="json", exclude={"name"})
     settings = {"stage": stage.name, "model": given["model"], **own, "prepared": prepared, "runs": dict(runs)}
-    return dict(flat(published(settings, secrets_of(given, "", ()))))
+    return dict(flat(published(settings, to_look_for(given))))
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -65,11 +65,11 @@ class StageTracker(TrainerCallback):
         self._of = tracked
         self._is_open = False
 
-    def begin(self, project: str, group: str, runs: dict[str, str]) -> str:
+    def begin(self, project: str, group: str, name: str, runs: dict[str, str]) -> str:
         """Begin the stage's run, or go on with it; its id.
 
         Args:
-            project, group: what it belongs to, and the group's name.
+            project, group: what it belongs to, and the group's name; `name`: the run's.
             runs: stage -> id of those that go on; an entry "" is the tracker's own, and is kept.
         """
         raise NotImplementedError
@@ -90,7 +90,8 @@ class StageTracker(TrainerCallback):
         if not of.goes_on:
             runs.pop(of.stage, None)
         with redirect_stdout(sys.stderr):
-            runs[of.stage] = self.begin(os.environ.get(self.variable) or of.project, group, runs)
+            project = os.environ.get(self.variable) or of.project
+            runs[of.stage] = self.begin(project, group, f"{group}-{of.stage}", runs)
         self._is_open = True
         write_text(of.kept, json.dumps(content, indent=2) + "\n")
 
@@ -140,7 +141,7 @@ class Trackio(StageTracker):
 
     name, variable = "trackio", "TRACKIO_PROJECT"
 
-    def begin(self, project: str, group: str, runs: dict[str, str]) -> str:
+    def begin(self, project: str, group: str, name: str, runs: dict[str, str]) -> str:
         """trackio goes on with a run by its name, and takes its configuration anew."""
         import trackio
 
@@ -149,7 +150,7 @@ class Trackio(StageTracker):
             {"space_id": of.space, "bucket_id": of.bucket, "private": of.private} if of.space else {}
         )
         known = runs.get(of.stage)
-        name, resume = known or f"{group}-{of.stage}", "allow" if known else "never"
+        name, resume = known or name, "allow" if known else "never"
         trackio.init(project=project, name=name, group=group, resume=resume, config=dict(of.config), **there)
         return name
 
@@ -171,7 +172,7 @@ class Wandb(StageTracker):
 
     name, variable = "wandb", "WANDB_PROJECT"
 
-    def begin(self, project: str, group: str, runs: dict[str, str]) -> str:
+    def begin(self, project: str, group: str, name: str, runs: dict[str, str]) -> str:
         """A run goes on by its id, which is made here, for it to be known without a network.
 
         What is shown goes by the run's steps: W&B's own count never goes back, as a stage may.
@@ -181,7 +182,7 @@ class Wandb(StageTracker):
         of = self._of
         own = {"id": runs.get(of.stage) or secrets.token_hex(4), "resume": "allow", "dir": str(of.kept.parent)}
         limits = wandb.Settings(finish_timeout=FINISH)
-        self._run = wandb.init(project=project, group=group, name=f"{group}-{of.stage}", settings=limits, **own)
+        self._run = wandb.init(project=project, group=group, name=name, settings=limits, **own)
         self._run.config.update(dict(of.config), allow_val_change=True)
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP, step_sync=True)
@@ -201,7 +202,7 @@ class Mlflow(StageTracker):
 
     name, variable = "mlflow", "MLFLOW_EXPERIMENT_NAME"
 
-    def begin(self, project: str, group: str, runs: dict[str, str]) -> str:
+    def begin(self, project: str, group: str, name: str, runs: dict[str, str]) -> str:
         """A run's configuration is told once: another value of a parameter is an error."""
         import mlflow
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -213,7 +214,7 @@ class Mlflow(StageTracker):
             runs[""] = client.create_run(experiment, run_name=group).info.run_id
             client.set_terminated(runs[""])
         known, tags = runs.get(of.stage), {MLFLOW_PARENT_RUN_ID: runs[""], "group": group, "stage": of.stage}
-        begun = mlflow.start_run(known, experiment, run_name=f"{group}-{of.stage}", tags=tags)
+        begun = mlflow.start_run(known, experiment, run_name=name, tags=tags)
         told = [] if known else [(_name(key), str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in of.config.items()]
         for first in range(0, len(told), MAX_PARAMS_TAGS_PER_BATCH):
             mlflow.log_params(dict(told[first : first + MAX_PARAMS_TAGS_PER_BATCH]))
