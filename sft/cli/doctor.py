@@ -36,6 +36,8 @@ OPTIONAL = {
     "fastapi": "pip install 'sambay-sft[serve]' for sft serve",
     "ray": "pip install 'sambay-sft[ray]' to prepare data on a Ray cluster",
 }
+TRACKERS = {"trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow-skinny"}
+"""By what `report_to` calls them: the package that a run needs."""
 LOW_DISK_GB = 20
 
 
@@ -98,6 +100,15 @@ def _packages() -> Iterator[Finding]:
     for name, remedy in OPTIONAL.items():
         version = package_version(name)
         yield Finding(name, "ok", version) if version else Finding(name, "note", f"not installed (optional); {remedy}")
+    yield _trackers()
+
+
+def _trackers() -> Finding:
+    found = {name: package_version(package) or package_version(name) for name, package in TRACKERS.items()}
+    installed = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    missing = ", ".join(name for name, version in found.items() if not version)
+    remedy = f"not installed (optional): {missing}; pip install 'sambay-sft[trackers]' for report_to" if missing else ""
+    return Finding("trackers", "ok" if installed else "note", "; ".join(filter(None, (installed, remedy))))
 
 
 def _compiler() -> Iterator[Finding]:

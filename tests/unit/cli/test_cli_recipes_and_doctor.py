@@ -75,6 +75,7 @@ def test_doctor_tells_what_is_here_quickly_and_keeps_the_token(tmp_path: Path) -
         assert " on cpu: " in findings[op]["text"] or " on cuda: " in findings[op]["text"], findings[op]
     assert findings["Hugging Face Hub"]["text"].startswith("a token is set (HF_TOKEN)")
     assert "flash-attn" in findings and "disk" in findings
+    assert findings["trackers"]["text"].startswith("trackio ")
 
 
 def test_doctor_names_what_is_wrong(tmp_path: Path) -> None:
