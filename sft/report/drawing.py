@@ -68,19 +68,19 @@ Draw = Callable[[Any], "Figure | None"]
 def as_picture(draw: Draw, source: Any, caption: str) -> Drawn | None:
     """What `draw` makes of `source` as SVG and PNG; None where it has nothing to show."""
     with drawing():
-        figure = draw(source)
+        figure = laid_out(draw(source))
         return None if figure is None else (as_svg(figure), as_png(figure), caption)
 
 
 def as_chart(draw: Draw, source: Any, caption: str) -> Drawn | None:
     """What `draw` makes of `source` as HTML, for wide and narrow screens and with values to read off, and as PNG."""
     with drawing():
-        figure = draw(source)
+        figure = laid_out(draw(source))
         if figure is None:
             return None
         wide, png = (as_svg(figure), readings(figure)), as_png(figure)
     with drawing(narrow=True):
-        slim = draw(source)
+        slim = laid_out(draw(source))
         assert slim is not None
         narrow = unique_ids(as_svg(slim), "narrow"), readings(slim)
     return chart(caption, wide, narrow), png, caption
@@ -92,6 +92,14 @@ def all_drawn(
     """Of the figures (name -> how it is drawn, caption) those for which there is data."""
     made = {name: make(draw, source, caption) for name, (draw, caption) in figures.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def laid_out(figure: Figure | None) -> Figure | None:
+    """The figure with its parts in their places: once for all files, each of which is drawn twice otherwise."""
+    if figure is not None and (engine := figure.get_layout_engine()):
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    return figure
 
 
 def as_svg(figure: Figure) -> str:

@@ -24,6 +24,7 @@ from sft.train.interrupt import stop_signals
 from sft.train.stage import train_stage
 from sft.utils.distributed import alike, barrier, check_shared_folder, decide, is_main
 from sft.utils.files import remove_file
+from sft.utils.memory import quick_collections
 from sft.utils.progress import PhaseLines
 from sft.utils.say import say
 
@@ -55,7 +56,7 @@ def run(
     parts = ALL if evaluate else ("data", "training")
     decide(lambda: check_recipe(recipe, parts, stage=only_stage))
     busy = f"Another run is at work in {paths.root}: wait for it, or set another output_dir."
-    with stop_signals() as signals, lock_for_all(paths.root / ".lock", busy):
+    with stop_signals() as signals, lock_for_all(paths.root / ".lock", busy), quick_collections():
         check_shared_folder(paths.root)
         for stage in recipe.stages if not is_main() else ():
             check_arguments(stage)  # another node may lack what the first one has
