@@ -37,7 +37,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, *, stage: bool = True)
 
 def add_restart_argument(parser: argparse.ArgumentParser) -> None:
     """`--restart`."""
-    text = "throw away what this stage and the later ones have made, and do them again"
+    text = "throw away what this stage and the later ones have made, once, and do them again"
     parser.add_argument("--restart", metavar="STAGE", help=text)
 
 

@@ -44,6 +44,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if not arguments.stage:
         decide(lambda: _check_push(recipe))
     from sft.run.chain import run
+    from sft.run.restart import is_over
 
     result = run(recipe, only_stage=arguments.stage, restart=arguments.restart)
     if not is_main():
@@ -63,6 +64,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     told["report"] = str(write_report(recipe, paths))
     print(f"report: {told['report']}")
+    is_over(paths)
     return 0
 
 

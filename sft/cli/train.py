@@ -39,9 +39,11 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return dry_run(arguments, recipe, plan, PARTS)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import train
+    from sft.run.restart import is_over
     from sft.utils.distributed import is_main
 
     result = train(recipe, only_stage=arguments.stage, restart=arguments.restart)
+    is_over(RunPaths(recipe))
     if is_main():
         show_results(recipe, result)
         arguments.told.update(results_told(recipe, result))

@@ -40,6 +40,11 @@ class RunPaths:
         return self.root / "manifest.json"
 
     @property
+    def restart(self) -> Path:
+        """Which stage was asked to be done again, with which recipe; gone once that is done."""
+        return self.root / "restart.json"
+
+    @property
     def alerts(self) -> Path:
         """One JSON line for each thing that somebody should look at."""
         return self.root / "alerts.jsonl"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.positions import check_positions
@@ -15,6 +13,7 @@ from sft.run.evaluation import evaluate_live, evaluate_point, read_live_problems
 from sft.run.identity import check_all_done, check_done, done_manifest, is_only_handed_on_otherwise, stage_parts
 from sft.run.lock import lock_for_all
 from sft.run.record import write_record
+from sft.run.restart import begun_anew
 from sft.run.sharing import take_stage
 from sft.run.start import starting_point
 from sft.tokenizers.load import start_tokenizer
@@ -22,8 +21,7 @@ from sft.tokenizers.vocabulary import check_vocabulary
 from sft.train.arguments import check_arguments
 from sft.train.interrupt import stop_signals
 from sft.train.stage import train_stage
-from sft.utils.distributed import alike, barrier, check_shared_folder, decide, is_main
-from sft.utils.files import remove_file
+from sft.utils.distributed import alike, check_shared_folder, decide, is_main
 from sft.utils.memory import quick_collections
 from sft.utils.progress import PhaseLines
 from sft.utils.say import say
@@ -44,8 +42,9 @@ def run(
     """Prepare, train and evaluate the recipe's stages in order; give the same call again to continue after a stop.
 
     `only_stage`: just this one (the stages before it must be done). `restart`: throw away what this stage and all later
-    ones have made, and do them again. `others`: runs whose stages and evaluations are taken over where they are, by
-    content, the same. Returns {"stages": manifests by name, "evaluations": metrics by point}.
+    ones have made, and do them again; after a stop the same call goes on, until `restart.is_over`. `others`: runs whose
+    stages and evaluations are taken over where they are, by content, the same. Returns {"stages": manifests by name,
+    "evaluations": metrics by point}.
     Raises UserError when a stage is done or under way with another recipe: nothing is overwritten unasked, and the
     run's own record is written past all refusals alone.
     """
@@ -60,20 +59,19 @@ def run(
         check_shared_folder(paths.root)
         for stage in recipe.stages if not is_main() else ():
             check_arguments(stage)  # another node may lack what the first one has
-        if restart:
-            _throw_away(paths, restart)
-        decide(lambda: check_all_done(paths))
-        result: dict[str, Any] = {"stages": {}, "evaluations": {}}
-        if evaluate and not only_stage and recipe.stages[0].evaluate.before_first_stage:
-            result["evaluations"]["start"] = evaluate_point(paths, None, others)
-        for stage in recipe.stages:
-            signals.check()
-            if only_stage in (None, stage.name):
-                result["stages"][stage.name] = _one_stage(paths, stage, others)
+        with begun_anew(paths, restart):
+            decide(lambda: check_all_done(paths))
+            result: dict[str, Any] = {"stages": {}, "evaluations": {}}
+            if evaluate and not only_stage and recipe.stages[0].evaluate.before_first_stage:
+                result["evaluations"]["start"] = evaluate_point(paths, None, others)
+            for stage in recipe.stages:
                 signals.check()
-                if evaluate:
-                    result["evaluations"][stage.name] = evaluate_point(paths, stage.name, others)
-        write_record(paths)
+                if only_stage in (None, stage.name):
+                    result["stages"][stage.name] = _one_stage(paths, stage, others)
+                    signals.check()
+                    if evaluate:
+                        result["evaluations"][stage.name] = evaluate_point(paths, stage.name, others)
+            write_record(paths)
     return result
 
 
@@ -133,22 +131,3 @@ def _plan(paths: RunPaths, stage: Stage, others: Sequence[RunPaths]) -> _Plan:
             say(f"{stage.name}: trained already ({done['steps']} steps), handed on anew from its checkpoints")
             done = None
     return _Plan(parts, prepared, done)
-
-
-def _throw_away(paths: RunPaths, name: str) -> None:
-    """Remove what a stage and those after it have made. Asked for by name, never done otherwise."""
-    names = [stage.name for stage in paths.recipe.stages]
-    later = names[names.index(name) :]
-    if is_main():
-        for stage in reversed(later):
-            # Without its manifest first: a kill in the middle must not leave a stage that looks done.
-            remove_file(paths.stage_manifest(stage))
-            _remove(paths.eval_dir(stage))
-            _remove(paths.stage_dir(stage))
-    barrier()
-    say(f"threw away {', '.join(later)}")
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.recipe.outcome_keys import HANDS_ON, hands_on, stops
 from sft.train.checkpoints import describe_difference, read_marker
-from sft.utils.errors import UserError
+from sft.utils.errors import RestartError, UserError
 from sft.utils.files import read_sealed, sha256_json
 from sft.utils.hashes import folder_hashes
 
@@ -59,12 +59,12 @@ def done_manifest(paths: RunPaths, stage: str) -> dict[str, Any] | None:
         return None
     manifest = read_sealed(path)
     if manifest is None or not {"key", "parts", "steps", "files"} <= manifest.keys():
-        raise UserError(f"{path} is broken: start the stage again with --restart {stage}.")
+        raise RestartError(f"{path} is broken: start the stage again with --restart {stage}.")
     if not final.is_dir():
-        raise UserError(f"Stage {stage} is done, but {final} is gone: use --restart {stage}.")
+        raise RestartError(f"Stage {stage} is done, but {final} is gone: use --restart {stage}.")
     wrong = describe_difference(manifest["files"], folder_hashes(final))
     if wrong:
-        raise UserError(
+        raise RestartError(
             f"{final} is not what stage {stage} made ({wrong.split(' was ')[0]} differs): put it back, or use "
             f"--restart {stage}."
         )
@@ -96,7 +96,7 @@ def check_done(paths: RunPaths, stage: Stage, parts: dict[str, Any], manifest: d
         commit = (before.get("start") or {}).get("commit")
         moved = commit != (parts.get("start") or {}).get("commit")
         back = f"Set model.model_revision: {commit}" if commit and moved else "Put the recipe back"
-        raise UserError(
+        raise RestartError(
             f"Stage {stage.name} is done, but with other settings: {difference}. {back}, do it again with "
             f"--restart {stage.name}, or choose another output_dir."
         )

@@ -11,6 +11,7 @@ from sft.run import chain
 from sft.run.checks import check_recipe
 from sft.run.evaluation import evaluate_points
 from sft.run.publish import export_stage
+from sft.run.restart import is_over
 
 if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
@@ -35,10 +36,13 @@ def run(
 ) -> dict[str, Any]:
     """Prepare, train and evaluate the stages (or `stage` alone); what is done is skipped, what was stopped goes on.
 
-    `restart`: throw away what this stage and the later ones have made first. Returns {"stages": manifests by name,
+    `restart`: throw away what this stage and the later ones have made first; once, where the call is given again after
+    a stop. Returns {"stages": manifests by name,
     "evaluations": metrics by point and suite}. Raises UserError where nothing may be overwritten.
     """
-    return chain.run(recipe, only_stage=stage, restart=restart, evaluate=evaluate)
+    result = chain.run(recipe, only_stage=stage, restart=restart, evaluate=evaluate)
+    is_over(RunPaths(recipe))
+    return result
 
 
 def evaluate(recipe: Recipe, *, stage: str | None = None, start: bool = False) -> dict[str, dict[str, Any]]:

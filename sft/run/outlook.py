@@ -11,6 +11,7 @@ from sft.recipe.source_names import source_name
 from sft.run.checks import ALL
 from sft.run.identity import check_all_done
 from sft.run.publish import push_obstacle
+from sft.run.restart import is_under_way
 from sft.utils.distributed import world_size
 from sft.utils.files import read_sealed
 from sft.utils.tables import counted
@@ -36,14 +37,14 @@ def outlook(
     Args:
         only: of the stage of this name alone.
         parts: what of it will be done: `data`, `training`, `suites`; what comes after all stages is told with all.
-        restart: this stage and the later ones are thrown away first.
+        restart: this stage and the later ones are thrown away first, unless that was done by the same command.
         processes: that will train; default: those there are.
 
     Raises UserError for a stage that is done with other settings, as the run would.
     """
     paths, model = RunPaths(recipe), recipe.model
     names = [stage.name for stage in recipe.stages]
-    again = names[names.index(restart) :] if restart else []
+    again = names[names.index(restart) :] if restart and not is_under_way(paths, restart) else []
     if "training" in parts:
         check_all_done(paths, lambda paths, name: None if name in again else read_sealed(paths.stage_manifest(name)))
     start = model.model_name_or_path or "random weights"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.train.checkpoints import MARKER, checkpoint_folders
-from sft.utils.errors import UserError
+from sft.utils.errors import RestartError
 from sft.utils.files import read_sealed, sha256_json, write_sealed
 from sft.utils.say import say
 from sft.utils.tables import counted
@@ -46,7 +46,7 @@ def share_of(stage: Stage, folder: Path, trained: dict[str, Any], processes: int
     if begun is None or begun == asked.rows * asked.micro_batches * processes:
         return asked
     if begun % processes:
-        raise UserError(
+        raise RestartError(
             f"Stage {stage.name} was begun with {counted(begun, 'row')} an optimizer step, which {processes} processes "
             f"can't share evenly: start as many as divide {begun}, or start the stage again with --restart "
             f"{stage.name}."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.utils.errors import UserError
+from sft.utils.errors import RestartError
 from sft.utils.files import flush, read_sealed, sha256_file, write_sealed
 from sft.utils.say import say
 
@@ -102,7 +102,7 @@ def resumable(stage_dir: Path, identity: Mapping[str, Any], *, remove_broken: bo
         return None
     difference = describe_difference(newest.marker["identity"], identity)
     if difference:
-        raise UserError(
+        raise RestartError(
             f"{newest.path} can't be continued: {difference}. Put the recipe back as it was, start the stage again "
             f"with --restart {identity.get('stage', stage_dir.name)}, or choose another output_dir."
         )

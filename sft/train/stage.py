@@ -35,7 +35,7 @@ from sft.train.sharded import is_sharded
 from sft.train.track import track
 from sft.train.what_runs import told, what_runs
 from sft.utils.distributed import alike, decide, gather, is_main
-from sft.utils.errors import UserError
+from sft.utils.errors import RestartError, UserError
 from sft.utils.memory import keep_freed_memory
 from sft.utils.quiet import no_library_bars
 from sft.utils.say import say
@@ -207,7 +207,7 @@ def _run(job: Job, signals: StopSignals) -> TrainerState:
             return state
         if checkpoint.marker.get("weights_only"):
             with alike():
-                raise UserError(
+                raise RestartError(
                     f"{checkpoint.path} holds weights alone, as those of a stage that is done: start the stage again "
                     f"with --restart {job.stage.name}."
                 )

@@ -45,7 +45,7 @@ from sft.train.reshard import take_over, take_weights
 from sft.train.sampler import Balance, EpochOrder, row_lengths
 from sft.train.sharded import forward_only, is_sharded, shard
 from sft.utils.distributed import alike
-from sft.utils.errors import UserError
+from sft.utils.errors import RestartError
 from sft.utils.files import read_sealed
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class SambayTrainer(SFTTrainer):
         tied = getattr(self.model, "all_tied_weights_keys", {})
         wrong = [name for name in load_result.missing_keys if name not in tied] + list(load_result.unexpected_keys)
         if wrong:
-            raise UserError(
+            raise RestartError(
                 f"The checkpoint in {self.args.output_dir} doesn't fit the model ({len(wrong)} tensors missing or left "
                 f"over, such as {wrong[0]}): start the stage again with --restart {self.identity.get('stage')}."
             )
@@ -481,7 +481,7 @@ class SambayTrainer(SFTTrainer):
         stage, good = self.identity.get("stage"), newest_whole(Path(str(self.args.output_dir)), self.state.global_step)
         kept = f"The newest checkpoint with finite weights is {good}." if good else "No checkpoint was saved before it."
         with alike():
-            raise UserError(
+            raise RestartError(
                 f"{fault}: training diverged. {kept} Lower learning_rate, raise warmup_steps or lower max_grad_norm, "
                 f"and start the stage again with --restart {stage}."
             )

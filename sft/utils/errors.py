@@ -20,6 +20,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class RestartError(UserError):
+    """What a stage has made can't be gone on from: it has to be started again with `--restart`."""
+
+
 class RefusedPromptError(UserError):
     """What was asked can't be asked: another question may."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from train_toys import read_metrics, saved_weights
 from sft.recipe.paths import RunPaths
 from sft.recipe.schema import Recipe
 from sft.run.chain import run, train
+from sft.run.library import run as run_library
+from sft.run.outlook import outlook
 from sft.train.collator import PackedCollator
 from sft.train.handover import load_stage_model
+from sft.train.interrupt import Interrupted
 from sft.train.probe import accepted_inputs
-from sft.utils.errors import UserError
+from sft.utils.errors import RestartError, UserError
 
 MODEL = {
     "hidden_size": 32,
@@ -149,6 +153,59 @@ def test_restart_does_a_stage_and_the_later_ones_again(tmp_path):
     second = train(changed, restart="s1")["stages"]
     assert second["s0"]["key"] == first["s0"]["key"]
     assert all(second[name]["key"] != first[name]["key"] for name in ("s1", "s2"))
+
+
+def test_a_restart_that_was_stopped_goes_on_by_the_same_command(tmp_path, monkeypatch, capsys):
+    """It throws away once: what was made since stays, until all is done, or something else is asked for."""
+    recipe = chain(tmp_path, {}, {"max_steps": 8, "save_steps": 2, "save_total_limit": 5}, {})
+    train(recipe)
+    paths, words = RunPaths(recipe), {"only_stage": None, "restart": "s1"}
+    straight = saved_weights(paths.final_dir("s2"))
+    stopped_at(monkeypatch, 2)
+    for steps in (2, 4):
+        with pytest.raises(Interrupted):
+            train(recipe, **words)
+        assert (paths.stage_dir("s1") / f"checkpoint-{steps}").is_dir()
+    monkeypatch.undo()
+    assert any("2. s1: under way, saved at step 4" in line for line in outlook(recipe, restart="s1"))
+    capsys.readouterr()
+    assert list(run_library(recipe, restart="s1", evaluate=False)["stages"]) == ["s0", "s1", "s2"]
+    assert "threw away" not in capsys.readouterr().err and not paths.restart.exists()
+    assert all(torch.equal(weight, straight[name]) for name, weight in saved_weights(paths.final_dir("s2")).items())
+    train(recipe, **words)
+    assert "threw away s1, s2" in capsys.readouterr().err
+
+
+def test_a_restart_of_another_recipe_or_past_an_error_that_asks_for_it_begins_anew(tmp_path, monkeypatch, capsys):
+    recipe = chain(tmp_path, {"save_steps": 2})
+    stopped_at(monkeypatch, 2)
+    changed = recipe.model_copy(deep=True)
+    changed.stages[0].train.learning_rate = 1e-3
+    for asked in (recipe, changed):
+        with pytest.raises(Interrupted):
+            train(asked, restart="s0")
+        assert capsys.readouterr().err.count("threw away s0") == 1
+    monkeypatch.undo()
+    with pytest.raises(RestartError, match="--restart s0"):
+        train(recipe)
+    assert not RunPaths(recipe).restart.exists()
+    train(changed, restart="s0")
+    assert "threw away s0" in capsys.readouterr().err
+
+
+def stopped_at(monkeypatch, steps: int) -> None:
+    """Every stage is told to stop after so many steps of a call."""
+    from sft.train.trainer import SambayTrainer
+
+    original, done = SambayTrainer.training_step, []
+
+    def training_step(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        done.append(trainer)
+        if done.count(trainer) == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return original(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(SambayTrainer, "training_step", training_step)
 
 
 def test_one_stage_needs_those_before_it(tmp_path):
