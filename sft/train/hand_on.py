@@ -89,7 +89,7 @@ def hand_over(
                 job, state.global_step, lambda to, one: job.save(to, tokenizer, weights, one)
             )
 
-    def write() -> dict[str, Any]:
+    def save() -> None:
         with plain_errors(job):
             average = job.outcome.average(state.global_step)
             if job.stage.keep_best:
@@ -98,6 +98,9 @@ def hand_over(
             # What was handed on before, if the stage is handed on anew: it isn't done until that is whole.
             remove_file(paths.stage_manifest(name))
             job.save(paths.final_dir(name), tokenizer, weights, average)
+
+    def declare() -> dict[str, Any]:
+        with plain_errors(job):
             write_metrics(paths.metrics(name), state.log_history)
             manifest["metrics"] = sha256_file(paths.metrics(name))
             manifest["files"] = folder_hashes(paths.final_dir(name))
@@ -107,7 +110,9 @@ def hand_over(
                 keep_weights_only(paths.stage_dir(name))
         return manifest
 
-    return decide(write)
+    decide(save)
+    manifest["validation"] = _validation(job, getattr(prepared, "validation", None), state, manifest.get("best"))
+    return decide(declare)
 
 
 def _manifest(job: Job, state: TrainerState, prepared: Any, parts: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +131,6 @@ def _manifest(job: Job, state: TrainerState, prepared: Any, parts: dict[str, Any
         "stopped": stopped_at(job.stage, state) if state.global_step < state.max_steps else None,
         "epochs": state.epoch,
         "counters": {key: round(value, 3) for key, value in trainer.counters.items()},
-        "validation": _validation(getattr(prepared, "validation", None), state.log_history),
         "token_statistics": trainer.token_sums.epochs,
         "left_out": _left_out(trainer),
         "final_loss": next((log["loss"] for log in reversed(state.log_history) if "loss" in log), None),
@@ -148,10 +152,20 @@ def _left_out(trainer: SambayTrainer) -> dict[str, Any] | None:
     return {"steps": [line["step"] for line in guard.skipped], "returns": guard.rolled_back}
 
 
-def _validation(held: Any, history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What is told of the held-out rows (a PreparedStage): how many, and their loss before and after training."""
+def _validation(job: Job, held: Any, state: TrainerState, best: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What is told of the held-out rows (a PreparedStage): how many, and their loss before training, of what is handed
+    on (`loss_at_end`), and after the last step. On all processes, once `final/` is there; `best`: the best checkpoint.
+    """
     if held is None:
         return None
-    losses = [log["eval_loss"] for log in history if "eval_loss" in log]
+    looks = [(log["step"], log["eval_loss"]) for log in state.log_history if "eval_loss" in log]
+    losses = [loss for _, loss in looks]
+    handed_on = losses[-1]
+    if best is not None:
+        handed_on = dict(looks).get(best["step"], handed_on)
+    elif job.stage.average is not None or job.stage.train.ema is not None:
+        assert job.validation is not None
+        handed_on = job.validation.of_final(job.paths.final_dir(job.stage.name))
     told = {key: held.manifest[key] for key in ("key", "documents", "tokens", "supervised_tokens")}
-    return {**told, "loss_at_start": losses[0], "loss_at_end": losses[-1], "lowest_loss": min(losses)}
+    told |= {"loss_at_start": losses[0], "loss_at_end": handed_on, "lowest_loss": min(losses)}
+    return told if handed_on == losses[-1] else {**told, "loss_of_last_step": losses[-1]}

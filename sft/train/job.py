@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sft.train.parallel.exchange import Ranks
     from sft.train.probe import LossScaling
     from sft.train.trainer import SambayTrainer
+    from sft.train.validation import Validation
 
 COLUMNS = ["input_ids", "assistant_masks", "seq_lengths"]
 
@@ -51,6 +52,7 @@ class Job:
     engine: dict[str, Any]
     outcome: Outcome
     base: dict[str, Any] | None
+    validation: Validation | None = None
 
     def save(self, folder: Path, tokenizer: Any, weights: dict[str, Any] | None, average: Average | None) -> None:
         """Write what is handed on, or could be."""
@@ -226,10 +228,12 @@ def look_on(job: Job, held: Any, signals: StopSignals, answer: Answer | None) ->
     from sft.train.stopping import StopWhen
     from sft.train.validation import Validation
 
-    trainer, validation = job.trainer, None
+    trainer = job.trainer
     if held is not None:
-        validation = Validation(trainer, held.dataset.select_columns(COLUMNS), job.stage.train)
-        trainer.add_callback(validation)
+        # The best checkpoint's is told: each that may be it is looked at.
+        looked_at = {"candidates": job.outcome.saved} if job.stage.keep_best else {}
+        job.validation = Validation(trainer, held.dataset.select_columns(COLUMNS), job.stage.train, **looked_at)
+        trainer.add_callback(job.validation)
     trainer.add_callback(EpochEnds(trainer))
     every = job.stage.evaluate.every
     if every is not None:
@@ -237,7 +241,7 @@ def look_on(job: Job, held: Any, signals: StopSignals, answer: Answer | None) ->
         point = f"{job.stage.name}, while it trains"
         dtype = decide(lambda: begin_answering(job.paths, job.stage.evaluate, point)).dtype
         trainer.add_callback(Evaluations(trainer, every, answer, signals, dtype))
-    trainer.add_callback(StopWhen(trainer, job.stage, validation))
+    trainer.add_callback(StopWhen(trainer, job.stage, job.validation))
     trainer.add_callback(StopOnSignal(signals))
 
 

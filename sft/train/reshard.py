@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,19 +208,37 @@ def take_weights(folder: Path, names: Sequence[Sequence[str]], model: nn.Module,
     """Give a model that ZeRO trains, and its float32 masters, the weights of the checkpoint `folder`, whichever engine
     wrote it. Arguments as of `take_over`; to be called on every rank. Not for adapters, whose file has other names.
     """
-    import deepspeed
-
     inner, saved = _unwrapped(optimizer), _SavedWeights(folder)
     for pieces, mine in _parts(inner, names):
         for name, (start, end), (first, last) in pieces:
             mine.data[start:end].copy_(saved.flat(name)[first:last])
-    trained = set(itertools.chain.from_iterable(names))
+    _fill(model, saved, set(itertools.chain.from_iterable(names)))
+
+
+def fill(model: nn.Module, folder: Path) -> None:
+    """Give a model, on whatever engine, the weights in `folder`, to be run with and not trained on. On every rank."""
+    _fill(model, _SavedWeights(folder), {name for name, _ in model.named_parameters()})
+
+
+def _fill(model: nn.Module, saved: _SavedWeights, names: set[str]) -> None:
     for name, parameter in model.named_parameters():
-        if name in trained:
-            whole = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id"))
-            with whole:
-                if not hasattr(parameter, "ds_id") or torch.distributed.get_rank() == 0:
-                    parameter.data.copy_(saved.flat(name).view(parameter.shape))
+        if name not in names:
+            continue
+        with _whole(parameter) as mine:
+            if mine:
+                parameter.data.copy_(saved.flat(name).view(parameter.shape))
+
+
+@contextmanager
+def _whole(parameter: nn.Parameter) -> Iterator[bool]:
+    """While active a parameter is there as a whole; whether what this rank puts into it stays."""
+    if not hasattr(parameter, "ds_id"):
+        yield True
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        yield torch.distributed.get_rank() == 0
 
 
 class _SavedWeights:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.train.probe import undisturbed
+from sft.train.reshard import fill
 from sft.train.sharded import forward_only
 from sft.utils.distributed import alike, gather
 from sft.utils.errors import UserError
@@ -50,8 +52,15 @@ class Schedule:
 class Validation(TrainerCallback):
     """Takes the loss of `rows` and logs it, without a trace in what is trained."""
 
-    def __init__(self, trainer: SambayTrainer, rows: Dataset, train: TrainSection) -> None:
-        self._trainer, self._rows = trainer, rows.with_format("numpy")
+    def __init__(
+        self,
+        trainer: SambayTrainer,
+        rows: Dataset,
+        train: TrainSection,
+        candidates: Callable[[int], list[int]] = lambda step: [],
+    ) -> None:
+        """`candidates`: of the steps up to one those whose weights may be handed on, which are looked at, too."""
+        self._trainer, self._rows, self._candidates = trainer, rows.with_format("numpy"), candidates
         self._schedule, self._batch_size = Schedule.of(train), train.per_device_eval_batch_size
 
     def on_train_begin(
@@ -63,13 +72,24 @@ class Validation(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Before a checkpoint of this step is saved, which then holds it in its log."""
-        if self._schedule.due(state.global_step, state.max_steps, self._trainer.steps_of_an_epoch):
+        if self._due(state):
             self._look(state)
 
     def look_at_the_end(self, state: TrainerState) -> None:
         """Of a stage that ends here, before its last step, unless this step was looked at already."""
-        if not self._schedule.due(state.global_step, state.max_steps, self._trainer.steps_of_an_epoch):
+        if not self._due(state):
             self._look(state)
+
+    def of_final(self, folder: Path) -> float:
+        """The loss with the weights in `folder`, which the model keeps: what comes after the last step."""
+        fill(self._trainer.model, folder)
+        loss, _ = held_out_loss(self._trainer, self._rows, self._batch_size)
+        return loss
+
+    def _due(self, state: TrainerState) -> bool:
+        step = state.global_step
+        asked = self._schedule.due(step, state.max_steps, self._trainer.steps_of_an_epoch)
+        return asked or step in self._candidates(step)
 
     def _look(self, state: TrainerState) -> None:
         self._trainer.pause()

@@ -36,12 +36,15 @@ def test_the_moving_average_of_two_processes_is_that_of_one(tmp_path: Path, engi
     two(tmp_path / "straight", train)
     assert two(tmp_path / "resumed", train, "4") == [143, 143]
     two(tmp_path / "resumed", train)
-    _, lines, weights = result(tmp_path / "straight")
-    _, again, resumed = result(tmp_path / "resumed")
+    manifest, lines, weights = result(tmp_path / "straight")
+    same, again, resumed = result(tmp_path / "resumed")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in weights.items())
     rows = toy_rows(ROWS, packed=True, held_out=HELD_OUT)
     train_toy(tmp_path / "one", {**AVERAGED, "per_device_train_batch_size": 2}, model=tiny_sambay(), prepared=rows)
-    _, whole, expected = result(tmp_path / "one")
+    one, whole, expected = result(tmp_path / "one")
+    losses = [told["validation"]["loss_at_end"] for told in (manifest, same, one)]
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-5)
+    assert one["validation"]["loss_of_last_step"] != pytest.approx(losses[2], rel=1e-4)
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=2e-6)
     for found, other, wanted in zip(lines, again, whole, strict=True):

@@ -80,6 +80,37 @@ def test_the_loss_is_the_models_own_row_by_row(make: Any, packed: bool, tmp_path
     assert (told["loss_at_start"], told["loss_at_end"]) == (first["eval_loss"], last["eval_loss"])
 
 
+@pytest.mark.parametrize(
+    ("train", "stage"),
+    [
+        ({"ema": {"decay": 0.5}}, None),
+        ({}, {"average": {"last": 2}}),
+        ({}, {"average": {"with": "start", "weight": 0.5}}),
+    ],
+)
+@pytest.mark.parametrize("make", [tiny_qwen, tiny_sambay])
+def test_what_is_handed_on_has_a_loss_of_its_own(make: Any, train: Any, stage: Any, tmp_path: Path) -> None:
+    prepared = toy_rows(16, packed=False, held_out=7)
+    manifest, paths = train_toy(tmp_path, {**TRAIN, **train}, model=make(), prepared=prepared, stage=stage)
+    handed_on = row_by_row(type(make()).from_pretrained(paths.final_dir("one")), prepared.validation)[0]
+    told, last = manifest["validation"], held_out_lines(paths.metrics("one"))[-1]["eval_loss"]
+    assert told["loss_at_end"] == pytest.approx(handed_on, rel=1e-5)
+    assert told["loss_of_last_step"] == last != pytest.approx(handed_on, rel=1e-4)
+
+
+def test_the_best_checkpoint_s_loss_is_told(tmp_path: Path) -> None:
+    prepared = toy_rows(16, packed=False, held_out=7)
+    suite = {"name": "words", "source": {"generate": {"family": "words", "rows": 2, "split": "test"}}}
+    stage = {"keep_best": "words", "evaluate": {"suites": [suite]}}
+    score = {2: 0.25, 4: 0.5, 6: 0.25}
+    options = {"stage": stage, "prepared": prepared, "score": lambda folder, step: score[step]}
+    manifest, paths = train_toy(tmp_path, {**TRAIN, "save_total_limit": 3}, **options)
+    assert manifest["best"]["step"] == 4
+    handed_on = row_by_row(type(tiny_qwen()).from_pretrained(paths.final_dir("one")), prepared.validation)[0]
+    assert manifest["validation"]["loss_at_end"] == pytest.approx(handed_on, rel=1e-5)
+    assert [line["step"] for line in held_out_lines(paths.metrics("one"))] == [0, 2, 4, 6]
+
+
 def test_a_batch_of_any_size_and_adapters_with_dropout_give_the_same(tmp_path: Path) -> None:
     prepared = toy_rows(16, packed=False, held_out=7)
     wanted, _ = row_by_row(tiny_qwen(), prepared.validation)
