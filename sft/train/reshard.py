@@ -216,8 +216,18 @@ def take_weights(folder: Path, names: Sequence[Sequence[str]], model: nn.Module,
 
 
 def fill(model: nn.Module, folder: Path) -> None:
-    """Give a model, on whatever engine, the weights in `folder`, to be run with and not trained on. On every rank."""
-    _fill(model, _SavedWeights(folder), {name for name, _ in model.named_parameters()})
+    """Give a model, on whatever engine, the weights in `folder`, to be run with and not trained on. On every rank.
+
+    A model that was to be cut up and wasn't has no values on the ranks behind the first: there they are put in.
+    """
+    saved, empty = _SavedWeights(folder), {name: p for name, p in model.named_parameters() if p.is_meta}
+    for name, parameter in empty.items():
+        owner, _, own = name.rpartition(".")
+        value = saved.flat(name).view(parameter.shape).to(parameter.dtype)
+        setattr(model.get_submodule(owner), own, nn.Parameter(value, parameter.requires_grad))
+    if empty:
+        model.tie_weights()  # type: ignore[operator]
+    _fill(model, saved, {name for name, _ in model.named_parameters()} - empty.keys())
 
 
 def _fill(model: nn.Module, saved: _SavedWeights, names: set[str]) -> None:

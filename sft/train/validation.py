@@ -82,7 +82,10 @@ class Validation(TrainerCallback):
 
     def of_final(self, folder: Path) -> float:
         """The loss with the weights in `folder`, which the model keeps: what comes after the last step."""
-        fill(self._trainer.model, folder)
+        model = self._trainer.model
+        fill(model, folder)
+        if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            model.to(self._trainer.args.device)  # a stage that was killed after its last step has no engine
         loss, _ = held_out_loss(self._trainer, self._rows, self._batch_size)
         return loss
 
