@@ -178,6 +178,9 @@ def _limits(stage: Stage) -> Iterator[KeyProblem]:
         return
     if any(found.loc[:1] == ("checkpoints",) for found in _average_problems(stage)):
         return
+    if average.checkpoints and stage.stop_when is not None:
+        reason = "can't stand beside stop_when, which may end the stage before they are saved: set last"
+        yield KeyProblem(("average", "checkpoints"), reason, average.checkpoints)
     key, steps = ("last", []) if average.last else ("checkpoints", average.steps())
     wanted = average.last or len(steps)
     if train.save_strategy == "no":
@@ -223,6 +226,8 @@ def _ema_problems(stage: Stage) -> Iterator[KeyProblem]:
     if ema.start > 1 and ema.start % 1:
         reason = "is a whole number of steps, or, under 1, a fraction of all of them"
         yield KeyProblem(("train", "ema", "start"), reason, ema.start)
+    elif stage.train.max_steps > 0:
+        yield from unreached(stage, stage.train.max_steps)
     if stage.train.use_peft:
         reason = (
             "can't be of adapters: an average of their A and of their B isn't that of their products; train all "
@@ -233,6 +238,19 @@ def _ema_problems(stage: Stage) -> Iterator[KeyProblem]:
         key = "keep_best" if stage.keep_best else "average"
         reason = f"has no effect where `{key}` says what is handed on: leave it out, or set `average: {{ema: true}}`"
         yield KeyProblem(("train", "ema"), reason, None)
+
+
+def begins(ema: EmaSection, max_steps: int) -> int:
+    """The step after which a moving average begins, in a stage of `max_steps`."""
+    return math.ceil(max_steps * ema.start) if ema.start < 1 else int(ema.start)
+
+
+def unreached(stage: Stage, max_steps: int) -> Iterator[KeyProblem]:
+    """A moving average that would begin with the last step's weights, or after them."""
+    ema = stage.train.ema
+    if ema is not None and begins(ema, max_steps) >= max_steps:
+        reason = f"is where the average begins, and the stage ends at step {max_steps}: lower it"
+        yield KeyProblem(("train", "ema", "start"), reason, ema.start)
 
 
 def _best_problems(stage: Stage) -> Iterator[KeyProblem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft.recipe.outcome_keys import begins
 from sft.utils.distributed import is_main
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ class Ema(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin with the start's weights, or go on with what the checkpoint holds."""
-        start = self._settings.start
-        self._start = math.ceil(state.max_steps * start) if start < 1 else int(start)
+        self._start = begins(self._settings, state.max_steps)
         if self._held:
             devices = {name: parameter.device for name, parameter in self._parameters().items()}
             self._held = {name: held.to(devices[name]) for name, held in self._held.items()}

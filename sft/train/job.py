@@ -114,7 +114,7 @@ def put_together(
     steps = trainer.steps_of_the_stage
     outcome = Outcome(stage, paths.stage_dir(stage.name), identity, steps, trainer.steps_of_an_epoch)
     with alike():
-        outcome.check()
+        outcome.check(checkpoint.step if checkpoint else 0)
     outcome.keep_start(model)
     trainer.wanted_checkpoints = outcome.wanted
     return Job(stage, paths, trainer, progress, checkpoint, engine, outcome, identity["base"])

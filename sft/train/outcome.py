@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.average import WEIGHT_FILES, Average
-from sft.recipe.outcome_keys import AverageSection, scheduled, unsaved
+from sft.recipe.outcome_keys import AverageSection, begins, scheduled, unreached, unsaved
 from sft.recipe.problems import refuse
 from sft.train.checkpoints import MARKER, describe_difference, remove
 from sft.train.ema import FILE
@@ -17,6 +17,7 @@ from sft.utils.distributed import decide
 from sft.utils.errors import UserError
 from sft.utils.files import atomic_folder, read_sealed, sha256_json, write_sealed
 from sft.utils.hashes import folder_hashes
+from sft.utils.say import say
 
 if TYPE_CHECKING:
     from sft.recipe.schema import Stage
@@ -38,11 +39,16 @@ class Outcome:
     steps_of_an_epoch: int
     parents: list[dict[str, Any]] = field(default_factory=list)
 
-    def check(self) -> None:
-        """Raise UsageError when checkpoints are asked for that the stage won't save; before its first step."""
+    def check(self, begun: int) -> None:
+        """Raise UserError when weights are asked for that the stage won't have, or, up to step `begun`, where it goes
+        on, hasn't; before it does a step."""
         saved = self._scheduled(self.max_steps)
         place = f"stages[{self.stage.name}]"
-        refuse(unsaved(self.stage, saved), lambda loc: f"{place}.{'.'.join(map(str, loc))}")
+        problems = [*unsaved(self.stage, saved), *unreached(self.stage, self.max_steps)]
+        refuse(problems, lambda loc: f"{place}.{'.'.join(map(str, loc))}")
+        for step in self._needed():
+            if step <= begun and read_sealed(self.folder / f"checkpoint-{step}" / MARKER) is None:
+                raise self._missing(step)
 
     def wanted(self, step: int) -> set[int]:
         """The steps, up to `step`, whose checkpoints have to be kept as far as can be told then."""
@@ -69,14 +75,19 @@ class Outcome:
         asked = self.stage.average or (AverageSection(ema=True) if self.stage.train.ema else None)
         if asked is None:
             return None
+        ema = asked.ema and self._has_ema(end)
+        if asked.ema and not ema and not asked.with_start:
+            return None
         steps = asked.steps() or (self._scheduled(end)[-asked.last :] if asked.last else [])
+        if asked.last and len(steps) < asked.last:
+            say(f"{self.stage.name}: averages {len(steps)} checkpoints, of {asked.last} asked: it ended at step {end}")
         folders = [self.checkpoint(step) for step in steps]
         start = self.folder / "start" if asked.with_start else None
         share = asked.weight if asked.weight is not None else 1.0
         for folder in folders:
             self._tell(folder.name, share / len(folders), folder)
         if not folders:
-            self._tell("ema" if asked.ema else "trained", share, self.folder / f"checkpoint-{end}", asked.ema)
+            self._tell("ema" if ema else "trained", share, self.folder / f"checkpoint-{end}", ema)
         if start is not None:
             self._tell("start", round(1.0 - share, 12), start)
         return Average(folders, start, share) if folders or start is not None else None
@@ -98,13 +109,21 @@ class Outcome:
         folder = self.folder / f"checkpoint-{step}"
         marker = read_sealed(folder / MARKER)
         if marker is None:
-            raise UserError(f"{folder}, which stage {self.stage.name} hands on a part of, isn't there or isn't whole.")
+            raise self._missing(step)
         if difference := describe_difference(marker["identity"], self.identity):
             raise UserError(f"{folder} is of another training than stage {self.stage.name}'s: {difference}.")
         for name, found in folder_hashes(folder, WEIGHT_FILES).items():
             if marker["files"].get(name) != found:
                 raise UserError(f"{folder} is damaged ({name}), and can't be handed on.")
         return folder
+
+    def _missing(self, step: int) -> UserError:
+        folder = self.folder / f"checkpoint-{step}"
+        return UserError(
+            f"{folder}, which stage {self.stage.name} hands on a part of, isn't there or isn't whole: put save_steps "
+            "and save_total_limit back as they were when it was begun, or leave out what asks for it (average, "
+            "keep_best)."
+        )
 
     def keep_start(self, model: Any) -> None:
         """Write the weights that the stage starts from where an average takes them in. On all processes."""
@@ -130,6 +149,23 @@ class Outcome:
         """Note a parent by its content, as far as it lies in a file (save_strategy may be `no`)."""
         files = folder_hashes(folder, (FILE,) if ema else WEIGHT_FILES)
         self.parents.append({"name": name, "weight": weight, "files": files})
+
+    def _needed(self) -> list[int]:
+        """The steps whose checkpoints are needed at the end of a stage that does all its steps."""
+        average, all_steps = self.stage.average, self._scheduled(self.max_steps)
+        if self.stage.keep_best:
+            return self.candidates(self.max_steps)
+        if average is None:
+            return []
+        return average.steps() or (all_steps[-average.last :] if average.last else [])
+
+    def _has_ema(self, end: int) -> bool:
+        """Whether a stage that has ended at `end` has a moving average; that it hasn't is told."""
+        assert self.stage.train.ema is not None
+        first, name = begins(self.stage.train.ema, self.max_steps), self.stage.name
+        if end < first:
+            say(f"{name}: ended at step {end}, before its average began (at step {first}): hands on its last weights")
+        return end >= first
 
     def _scheduled(self, end: int) -> list[int]:
         return scheduled(self.stage, end, self.max_steps, self.steps_of_an_epoch)

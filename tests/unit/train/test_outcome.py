@@ -280,6 +280,17 @@ def told(root: Path, keys: dict[str, Any], **stage: Any) -> list[str]:
         ({"use_peft": True, "ema": EMA}, {}, "train.ema: can't be of adapters"),
         ({"ema": EMA}, {"average": {"last": 2}}, "train.ema: has no effect where `average` says what is handed on"),
         ({"ema": {"decay": 0.9, "start": 1.5}}, {}, "train.ema.start: is a whole number of steps"),
+        (
+            {"ema": {"decay": 0.9, "start": 8}},
+            {},
+            "train.ema.start: is where the average begins, and the stage ends at",
+        ),
+        ({"ema": {"decay": 0.9, "start": 0.9}}, {}, "train.ema.start: is where the average begins, and the stage ends"),
+        (
+            {},
+            {"average": {"checkpoints": [2]}, "stop_when": {"token_accuracy": 0.9}},
+            "average.checkpoints: can't stand beside stop_when",
+        ),
         ({}, {"keep_best": "math"}, "keep_best: names no suite of this stage: it has none"),
     ],
 )
@@ -287,6 +298,38 @@ def test_what_can_not_be_is_told_before_anything_starts(
     tmp_path: Path, keys: dict[str, Any], stage: dict[str, Any], line: str
 ) -> None:
     assert [found for found in told(tmp_path, keys, **stage) if found.startswith(line)]
+
+
+def test_an_average_that_never_began_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stage that ends early hands on what it has, and says so."""
+    keys = {"ema": {"decay": 0.9, "start": 6}, "logging_steps": 1}
+    manifest, found = train(tmp_path, keys, stop_when={"token_accuracy": 1e-6})
+    assert manifest["average"] is None and manifest["stopped"]["step"] < 6
+    assert "before its average began (at step 6): hands on its last weights" in capsys.readouterr().err
+    (last,) = checkpoints(tmp_path, manifest["steps"])
+    assert equal(found, last)
+
+
+def test_an_average_of_fewer_checkpoints_than_asked_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"logging_steps": 3, "save_total_limit": 4}
+    manifest, _ = train(tmp_path, keys, average={"last": 4}, stop_when={"token_accuracy": 1e-6})
+    assert [parent["name"] for parent in manifest["average"]] == ["checkpoint-2", "checkpoint-3"]
+    assert "averages 2 checkpoints, of 4 asked: it ended at step 3" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_wasn_t_saved_is_missed_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """save_steps may change while a stage is under way, but not past what is to be averaged."""
+    keys, average = {"save_total_limit": 2}, {"last": 2}
+    signal_at(monkeypatch, 6)
+    with pytest.raises(Interrupted):
+        train(tmp_path, keys, average=average)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="checkpoint-5, which stage one hands on a part of, isn't there"):
+        train(tmp_path, {**keys, "save_steps": 5}, average=average)
+    manifest, _ = train(tmp_path, keys, average=average)
+    assert [parent["name"] for parent in manifest["average"]] == ["checkpoint-6", "checkpoint-8"]
 
 
 def test_zero3_keeps_no_moving_average(tmp_path: Path) -> None:
