@@ -182,7 +182,11 @@ def _schedule_arguments(train: TrainSection) -> Iterator[KeyProblem]:
         yield KeyProblem((key,), f"{name} needs num_decay_steps, the length of its last part", given)
     if name == "polynomial" and "lr_end" not in wrong and given.get("lr_end", 1e-7) >= train.learning_rate:
         yield KeyProblem((key,), f"lr_end must be below learning_rate, which is {train.learning_rate:g}", given)
-    if "min_lr" in given.keys() - wrong and given["min_lr"] > train.learning_rate:
+    if "min_lr" in given.keys() - wrong and not train.learning_rate:
+        # All rates, those of param_groups too, end at the share of theirs that it is of this one.
+        reason = "is taken as a share of learning_rate, which is 0: set min_lr_rate, the share, in its place"
+        yield KeyProblem((key, "min_lr"), reason, given["min_lr"])
+    elif "min_lr" in given.keys() - wrong and given["min_lr"] > train.learning_rate:
         reason = f"is above learning_rate, which is {train.learning_rate:g}: the rate would rise where it should fall"
         yield KeyProblem((key, "min_lr"), reason, given["min_lr"])
 

@@ -93,6 +93,13 @@ def test_fixed_keys_take_what_is_done_anyway(key: str) -> None:
         ({"optim": "adam_of_old"}, "Input should be 'adamw_torch_fused'"),
         ({"lr_scheduler_type": "constant", "warmup_steps": 5}, "has no effect with lr_scheduler_type constant"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "Input should be 'linear'"),
+        *(
+            (
+                {"lr_scheduler_type": kind, "learning_rate": 0.0, "lr_scheduler_kwargs": {"min_lr": 0.0}},
+                "lr_scheduler_kwargs.min_lr\n  is taken as a share of learning_rate, which is 0: set min_lr_rate",
+            )
+            for kind in ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+        ),
         ({"gradient_checkpointing_kwargs": {"preserve_rng_state": False}}, "isn't offered"),
         ({"gradient_checkpointing_kwargs": {"selective": "yes"}}, "must be true or false"),
         (
