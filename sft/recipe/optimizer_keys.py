@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -189,6 +190,29 @@ def _schedule_arguments(train: TrainSection) -> Iterator[KeyProblem]:
     elif "min_lr" in given.keys() - wrong and given["min_lr"] > train.learning_rate:
         reason = f"is above learning_rate, which is {train.learning_rate:g}: the rate would rise where it should fall"
         yield KeyProblem((key, "min_lr"), reason, given["min_lr"])
+    if train.max_steps > 0 and not wrong:
+        yield from schedule_problems(train, train.max_steps)
+
+
+def warmup_of(train: TrainSection, steps: int) -> int:
+    """The steps of warm-up of a stage of `steps`, as transformers counts them."""
+    return int(train.warmup_steps) if train.warmup_steps >= 1 else math.ceil(steps * train.warmup_steps)
+
+
+def schedule_problems(train: TrainSection, steps: int) -> Iterator[KeyProblem]:
+    """Parts of the schedule that a stage of `steps` has no room for."""
+    given, warmup = train.lr_scheduler_kwargs or {}, warmup_of(train, steps)
+    stable = int(given.get("num_stable_steps", 0))
+    left, decay = max(0, steps - warmup - stable), given.get("num_decay_steps", 0)
+    if train.lr_scheduler_type == "warmup_stable_decay" and decay > left:
+        before = [*(["warm-up"] if warmup else []), *(["num_stable_steps"] if stable else [])]
+        after = f" after {' and '.join(before)}" if before else ""
+        reason = f"must be at most {left:,}, which is what the stage's steps ({steps:,}) leave{after}, got {decay:,}"
+        yield KeyProblem(("lr_scheduler_kwargs", "num_decay_steps"), reason, decay)
+    if train.lr_scheduler_type == "polynomial" and warmup == steps:
+        # The rate after the last step, which nothing trains with, would be a division by zero.
+        reason = f"leaves polynomial none of the stage's steps ({steps:,}) to fall in: lower it"
+        yield KeyProblem(("warmup_steps",), reason, train.warmup_steps)
 
 
 def _wrong_argument(name: str, value: object) -> str | None:

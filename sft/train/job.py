@@ -18,6 +18,7 @@ from sft.train.engine import asked_engine
 from sft.train.handover import save_final
 from sft.train.interrupt import StopSignals
 from sft.train.objective import Objective, refuse_own_loss
+from sft.train.schedule import check_schedule
 from sft.utils.distributed import alike, decide, world_size
 from sft.utils.errors import UsageError, UserError, disk_full, first_line, lost_peer
 
@@ -114,6 +115,7 @@ def put_together(
     steps = trainer.steps_of_the_stage
     outcome = Outcome(stage, paths.stage_dir(stage.name), identity, steps, trainer.steps_of_an_epoch)
     with alike():
+        check_schedule(stage.train, steps, stage.name)
         outcome.check(checkpoint.step if checkpoint else 0)
     outcome.keep_start(model)
     trainer.wanted_checkpoints = outcome.wanted

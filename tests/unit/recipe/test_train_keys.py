@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from sft.recipe import TrainSection, load_recipe
-from sft.recipe.optimizer_keys import OWN_OPTIMIZERS
+from sft.recipe.optimizer_keys import OWN_OPTIMIZERS, warmup_of
 from sft.recipe.packaged import find_deepspeed, folder, list_data_recipes, list_recipes
 from sft.recipe.refused_keys import FIXED, REFUSED
 from sft.recipe.schema import DataSource
@@ -53,6 +53,9 @@ def test_fixed_keys_take_what_is_done_anyway(key: str) -> None:
     for other in (not value, None, "x", 7, [value]):
         with pytest.raises(ValidationError, match=r"must be \w+: .{10,}"):
             TrainSection.model_validate({key: other})
+
+
+DECAYS = {"lr_scheduler_type": "warmup_stable_decay"}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,25 @@ def test_fixed_keys_take_what_is_done_anyway(key: str) -> None:
             )
             for kind in ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
         ),
+        (
+            {**DECAYS, "max_steps": 6, "lr_scheduler_kwargs": {"num_decay_steps": 10}},
+            "num_decay_steps\n  must be at most 6, which is what the stage's steps (6) leave, got 10",
+        ),
+        (
+            {**DECAYS, "max_steps": 20, "warmup_steps": 0.3, "lr_scheduler_kwargs": {"num_decay_steps": 15}},
+            "num_decay_steps\n  must be at most 14, which is what the stage's steps (20) leave after warm-up, got 15",
+        ),
+        (
+            {
+                **{**DECAYS, "max_steps": 20, "warmup_steps": 2},
+                "lr_scheduler_kwargs": {"num_decay_steps": 4, "num_stable_steps": 15},
+            },
+            "must be at most 3, which is what the stage's steps (20) leave after warm-up and num_stable_steps, got 4",
+        ),
+        (
+            {"lr_scheduler_type": "polynomial", "max_steps": 2, "warmup_steps": 2},
+            "warmup_steps\n  leaves polynomial none of the stage's steps (2) to fall in",
+        ),
         ({"gradient_checkpointing_kwargs": {"preserve_rng_state": False}}, "isn't offered"),
         ({"gradient_checkpointing_kwargs": {"selective": "yes"}}, "must be true or false"),
         (
@@ -125,6 +147,18 @@ def test_values_that_do_nothing_or_cannot_be(keys: dict[str, Any], line: str) ->
     with pytest.raises(ValidationError) as caught:
         TrainSection.model_validate(keys)
     assert line in str(caught.value)
+
+
+def test_a_schedule_that_fills_its_steps_fits_and_warm_up_is_counted_as_transformers_does(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    keys = {**DECAYS, "max_steps": 20, "warmup_steps": 0.26, "lr_scheduler_kwargs": {"num_decay_steps": 14}}
+    TrainSection.model_validate(keys)
+    TrainSection.model_validate({"lr_scheduler_type": "polynomial", "max_steps": 6, "warmup_steps": 50})
+    for warmup in (0.0, 0.01, 0.26, 0.999, 1.0, 7.0):
+        args = TrainingArguments(str(tmp_path), warmup_steps=warmup)
+        for steps in (1, 3, 20, 1000):
+            assert warmup_of(TrainSection(warmup_steps=warmup), steps) == args.get_warmup_steps(steps)
 
 
 def test_effective_keys_are_all_but_neutral_ones_and_defaults_count() -> None:

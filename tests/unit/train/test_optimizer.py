@@ -33,6 +33,52 @@ def adapted(**keys: Any) -> Any:
     return attach_adapters(tiny_qwen(tie_word_embeddings=False), lora_settings(stage) or {}, seed=0)
 
 
+# ---- schedules ----
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"),
+    [
+        ({"warmup_steps": 50}, "10.0%"),
+        ({"warmup_steps": 6, "lr_scheduler_type": "inverse_sqrt"}, "83.3%"),
+        (
+            {
+                **{"warmup_steps": 8, "lr_scheduler_type": "cosine_warmup_with_min_lr"},
+                "lr_scheduler_kwargs": {"min_lr": 0.0},
+            },
+            "75.0%",
+        ),
+        ({"warmup_steps": 5}, ""),
+    ],
+    ids=["far", "at the end", "min_lr", "just there"],
+)
+def test_a_stage_that_ends_in_its_warm_up_is_told_how_far_the_rate_gets(tmp_path, capsys, schedule, share):
+    _, paths = train_toy(tmp_path, {"max_steps": 6, "learning_rate": 0.01, **schedule})
+    highest = max(line["learning_rate"] for line in read_metrics(paths.metrics("one")) if "learning_rate" in line)
+    told = [line for line in capsys.readouterr().err.splitlines() if "end in a warm-up of" in line]
+    if share:
+        assert f"{highest / 0.01:.1%}" == share and told[0].endswith(f"reaches {share} of learning_rate")
+    else:
+        assert highest == pytest.approx(0.01) and not told
+
+
+@pytest.mark.parametrize(
+    ("schedule", "line"),
+    [
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 3}},
+            r"lr_scheduler_kwargs\.num_decay_steps: must be at most 2, which is what the stage's steps \(2\) leave",
+        ),
+        ({"lr_scheduler_type": "polynomial", "warmup_steps": 2}, "warmup_steps: leaves polynomial none of the stage's"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_told_before_the_first_step(tmp_path, monkeypatch, schedule, line):
+    """Where only the rows tell how many steps there are."""
+    monkeypatch.setattr("sft.train.trainer.SambayTrainer.training_step", None)
+    with pytest.raises(UsageError, match=rf"stages\[one\]\.train\.{line}"):
+        train_toy(tmp_path, {"num_train_epochs": 1, **schedule})
+
+
 # ---- groups ----
 
 
