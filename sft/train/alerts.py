@@ -51,6 +51,13 @@ class Alerts(TrainerCallback):
         except OSError as error:
             say(f"{self._stage}: the alert {kind} can't be written to {self._path}: {error}")
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Know what a stage that goes on has told already: its checkpoint's log says so."""
+        for logs in state.log_history if is_main() else ():
+            self._seen(logs)
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -60,19 +67,23 @@ class Alerts(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """See whether the stage learns its rows by heart; each is told once, until it is over."""
-        if not is_main() or not logs:
-            return
-        accuracy, loss = self._accuracy(logs), logs.get("eval_loss")
+        if is_main() and logs:
+            for message in self._seen(logs):
+                self("memorising", state.global_step, message)
+
+    def _seen(self, logs: dict[str, Any]) -> list[str]:
+        """Take a line of the log in; what it begins is told."""
+        told, accuracy, loss = [], self._accuracy(logs), logs.get("eval_loss")
         if accuracy is not None:
             if accuracy >= BY_HEART and not self._by_heart:
-                self("memorising", state.global_step, f"{accuracy:.1%} of the trained tokens are the likeliest ones")
+                told.append(f"{accuracy:.1%} of the trained tokens are the likeliest ones")
             self._by_heart = accuracy >= (OVER if self._by_heart else BY_HEART)
         if loss is not None:
             rises = loss > RISEN * self._lowest
             if rises and not self._told_rise:
-                text = f"the loss of held-out rows has risen from {self._lowest:.4f} to {loss:.4f}"
-                self("memorising", state.global_step, text)
+                told.append(f"the loss of held-out rows has risen from {self._lowest:.4f} to {loss:.4f}")
             self._told_rise, self._lowest = rises, min(self._lowest, loss)
+        return told
 
     def _accuracy(self, logs: dict[str, Any]) -> float | None:
         """Of the latest ENOUGH trained tokens; None where there are fewer, or a line tells of none. A line that doesn't

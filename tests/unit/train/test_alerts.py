@@ -44,6 +44,32 @@ def test_a_rising_loss_of_held_out_rows_is_told(tmp_path: Path) -> None:
     assert told == [(3, f"{rise} 1.5000 to 1.6000"), (6, f"{rise} 1.4000 to 1.5000")]
 
 
+def test_a_stage_that_goes_on_knows_what_was_told_and_what_was_lowest(tmp_path: Path) -> None:
+    """Wherever it is stopped: the log that its checkpoint keeps tells, and nothing of it is told again."""
+    losses = [1.0, 1.04, 1.2, 1.3, 1.0, 1.1]
+    accuracies = [0.5, 0.995, 0.98, 1.0, 0.9, 0.99]
+    lines = [
+        {"eval_loss": loss, "mean_token_accuracy": accuracy, "supervised_tokens": 600 * (step + 1), "step": step}
+        for step, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+
+    def told(name: str, stops: set[int]) -> list[tuple[int, str]]:
+        path = tmp_path / name
+        alerts = Alerts(path, "one")
+        for step, line in enumerate(lines):
+            if step in stops:
+                alerts = Alerts(path, "one")
+                alerts.on_train_begin(None, SimpleNamespace(log_history=lines[:step]), None)  # type: ignore[arg-type]
+            log(alerts, step, **{key: value for key, value in line.items() if key != "step"})
+        return [(one["step"], one["message"]) for one in read_alerts(path)]
+
+    straight = told("straight", set())
+    assert (2, "the loss of held-out rows has risen from 1.0000 to 1.2000") in straight and len(straight) == 3
+    for stop in range(1, 6):
+        assert told(f"stopped-{stop}", {stop}) == straight
+    assert told("each", set(range(6))) == straight
+
+
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "alerts.jsonl"
     Alerts(path, "one")("diverging", 3, "why")
