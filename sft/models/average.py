@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class _Stored:
 
 
 def average_into(target: Path, average: Average) -> None:
-    """Give the weights in the folder `target` the average's values; their names, shapes and types stay.
+    """Give the weights in the folder `target` the average's values; their names and shapes stay, and their types, or
+    those of the start where it takes part: they may lie there wider than they are handed on.
 
     Raises:
         UserError: when a folder lacks a tensor, or has one of another shape, or its files are cut off.
@@ -67,9 +68,10 @@ def average_into(target: Path, average: Average) -> None:
     start = None if average.start is None else _stored(average.start)
 
     def final(name: str, there: _Stored) -> FinalTensor:
-        others = [_of(found, name, there) for found in own]
-        pieces = partial(_pieces, there, others, _of(start, name, there) if start else None, average.weight)
-        return FinalTensor(there.shape, there.dtype, True, lambda: torch.cat(list(pieces())).view(there.shape), pieces)
+        others, other = [_of(found, name, there) for found in own], _of(start, name, there) if start else None
+        dtype = there.dtype if other is None else other.dtype
+        pieces = partial(_pieces, replace(there, dtype=dtype), others, other, average.weight)
+        return FinalTensor(there.shape, dtype, True, lambda: torch.cat(list(pieces())).view(there.shape), pieces)
 
     for path in sorted(found for pattern in WEIGHT_FILES for found in target.glob(pattern)):
         tensors = {name: final(name, there) for name, there in _tensors(path).items()}

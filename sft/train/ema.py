@@ -70,9 +70,15 @@ class Ema(TrainerCallback):
         if self._held:
             save_file(self._held, folder / FILE)
 
-    def weights(self, trained: dict[str, Any]) -> dict[str, Any]:
-        """The state dict `trained` with the average in place of the trained parameters, on the first process."""
-        return {**trained, **{name: held.cpu() for name, held in self._held.items()}}
+    def weights(self, trained: dict[str, Any], *, rounded: bool = True) -> dict[str, Any]:
+        """The state dict `trained` with the average in place of the trained parameters, on the first process.
+
+        `rounded`: to the nearest of the type that each is trained in (`weights_dtype`); else in float32, as it is kept.
+        """
+        held = {name: held.cpu() for name, held in self._held.items()}
+        if rounded:
+            held = {name: value.to(trained[name].dtype) for name, value in held.items()}
+        return {**trained, **held}
 
     def _begin(self) -> None:
         self._held = {name: parameter.float().clone() for name, parameter in self._parameters().items()}

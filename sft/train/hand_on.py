@@ -82,7 +82,10 @@ def hand_over(
     trainer.restore_config()
     weights = whole_weights(trainer)
     if trainer.ema is not None and is_main():
-        weights = trainer.ema.weights(trainer.model.state_dict() if weights is None else weights)
+        trained = trainer.model.state_dict() if weights is None else weights
+        # What is averaged with the start is rounded then, and not before too.
+        mixed = job.stage.average is not None and job.stage.average.with_start
+        weights = trainer.ema.weights(trained, rounded=not mixed)
     if job.stage.keep_best:
         with plain_errors(job):
             manifest["best"] = scores.best(

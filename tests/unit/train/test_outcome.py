@@ -10,11 +10,14 @@ import torch
 from safetensors.torch import load_file
 from train_toys import read_metrics, saved_weights, signal_at, tiny_qwen, tiny_sambay, toy_recipe, toy_rows, train_toy
 
+from sft.models.average import rounded_once
+from sft.models.save import save_model
 from sft.recipe.data_checks import recipe_problems
 from sft.recipe.outcome_keys import scheduled
 from sft.train.checkpoints import MARKER
 from sft.train.interrupt import Interrupted
 from sft.utils.errors import UsageError, UserError
+from sft.utils.files import read_json
 from sft.utils.hashes import folder_hashes
 
 STEPS = {"max_steps": 8, "save_steps": 2, "save_total_limit": 3, "lr_scheduler_type": "constant", "adam_epsilon": 1e-4}
@@ -111,6 +114,32 @@ def test_the_moving_average_from_the_start_and_with_the_start(tmp_path: Path, ev
         for name, tensor in held.items():
             tensor.lerp_(weights[name], 0.5)
     assert equal(found, {n: (0.5 * held[n].double() + 0.5 * every_step[0][n].double()).float() for n in held})
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["alone", "with the start"])
+def test_weights_in_bfloat16_are_handed_on_so_and_rounded_once(tmp_path: Path, mixed: bool) -> None:
+    """Each in the type that it is trained in, from the float32 average of the checkpoint; an export holds the same."""
+    from sft.train.handover import load_final
+
+    keys = {**STEPS, "weights_dtype": "bfloat16", "learning_rate": 1e-3, "ema": EMA}
+    stage = {"average": {"ema": True, "with": "start", "weight": 0.7}} if mixed else None
+    _, paths = train_toy(tmp_path, keys, model=tiny_qwen(), stage=stage)
+    (trained,), found = checkpoints(tmp_path, 8), saved_weights(paths.final_dir("one"))
+    held, start = load_file(tmp_path / "stages/one/checkpoint-8/ema.safetensors"), tiny_qwen().state_dict()
+    assert {tensor.dtype for tensor in held.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32, torch.bfloat16}
+    wanted = {}
+    for name, tensor in trained.items():
+        exact = held[name].double()
+        if mixed:
+            exact = 0.7 * exact + (1 - 0.7) * start[name].to(tensor.dtype).double()
+        wanted[name] = rounded_once(exact, tensor.dtype)
+    assert equal(found, wanted) and all(found[name].dtype == tensor.dtype for name, tensor in trained.items())
+    assert read_json(paths.final_dir("one") / "config.json")["dtype"] == "bfloat16"
+    model, _ = load_final(paths, paths.final_dir("one"), dtype="float32")
+    save_model(tmp_path / "export", model, dtype="bfloat16")
+    exported = saved_weights(tmp_path / "export")
+    assert equal(exported, {name: tensor.bfloat16() for name, tensor in found.items()})
 
 
 @pytest.mark.parametrize("stop", [1, 5])
