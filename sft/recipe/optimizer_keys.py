@@ -126,8 +126,12 @@ def _without_effect(train: TrainSection) -> Iterator[KeyProblem]:
 
 def given_arguments(text: str | None) -> dict[str, str]:
     """`momentum=0.9, nesterov=true` as names and values."""
-    pairs = (part.strip().partition("=") for part in (text.split(",") if text is not None else ()))
-    return {name: value for name, _, value in pairs}
+    return dict(_pairs(text))
+
+
+def _pairs(text: str | None) -> list[tuple[str, str]]:
+    parts = (part.strip().partition("=") for part in (text.split(",") if text is not None else ()))
+    return [(name, value) for name, _, value in parts]
 
 
 def _optimizer_arguments(train: TrainSection) -> Iterator[KeyProblem]:
@@ -141,6 +145,9 @@ def _optimizer_arguments(train: TrainSection) -> Iterator[KeyProblem]:
             reason = f"{train.optim} takes {', '.join(known) or 'none'}, each as name=value, got {part!r}"
         if reason:
             yield KeyProblem(("optim_args",), reason, train.optim_args)
+    names = [name for name, _ in _pairs(train.optim_args)]
+    for name in sorted({name for name in names if name in known and names.count(name) > 1}):
+        yield KeyProblem(("optim_args",), f"says {name} twice: leave one of them out", train.optim_args)
     momentum = {"momentum": MOMENTUM.get(train.optim, ""), **given}
     if given.get("nesterov") == "true" and not (_positive(momentum, "momentum") and not _positive(given, "dampening")):
         reason = "nesterov=true needs a momentum above 0, and no dampening"

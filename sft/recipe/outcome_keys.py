@@ -204,6 +204,34 @@ def unsaved(stage: Stage, saved: list[int]) -> Iterator[KeyProblem]:
             yield KeyProblem(("average", "checkpoints", place), f"{reason}, the last at {saved[-1]}", step)
 
 
+def without_choice(stage: Stage, saved: list[int]) -> Iterator[KeyProblem]:
+    """A `keep_best` that has one checkpoint to choose from. `saved`: the steps that are saved; empty: not known yet."""
+    limit = stage.train.save_total_limit
+    if stage.keep_best is None:
+        return
+    if limit == 1:
+        reason = "has one checkpoint to choose from, which is what save_total_limit keeps: raise it"
+        yield KeyProblem(("keep_best",), reason, stage.keep_best)
+    elif len(saved) == 1:
+        reason = f"has one checkpoint to choose from, that of step {saved[0]:,}: save more often"
+        yield KeyProblem(("keep_best",), reason, stage.keep_best)
+
+
+def without_end(stage: Stage, steps: int) -> Iterator[KeyProblem]:
+    """What of `stop_when` is never looked at before the last of the stage's `steps`, which ends it anyway."""
+    asked, every, train = stage.stop_when, stage.evaluate.every, stage.train
+    if asked is None:
+        return
+    if asked.metric is not None and every is not None and every.steps is not None and every.steps >= steps:
+        reason = f"goes by answers after each {every.steps:,} steps, and the stage has {steps:,}: lower evaluate.every"
+        yield KeyProblem(("stop_when", "metric"), reason, asked.metric)
+    lines = math.ceil(steps * train.logging_steps) if train.logging_steps < 1 else int(train.logging_steps)
+    first = train.logging_first_step and steps > 1
+    if asked.token_accuracy is not None and lines >= steps and not first:
+        reason = f"goes by lines of the log, and none comes before the last of the stage's steps ({steps:,}): lower "
+        yield KeyProblem(("stop_when", "token_accuracy"), f"{reason}logging_steps", asked.token_accuracy)
+
+
 def scheduled(stage: Stage, end: int, max_steps: int, steps_of_an_epoch: int) -> list[int]:
     """The steps up to `end` whose checkpoints the recipe asks for; a signal may have had others saved.
 
@@ -267,10 +295,16 @@ def _best_problems(stage: Stage) -> Iterator[KeyProblem]:
         yield KeyProblem(("keep_best",), "can't stand beside average: one of them says what is handed on", None)
     if stage.train.save_strategy == "no":
         yield KeyProblem(("keep_best",), "needs checkpoints, and save_strategy is `no`: set steps or epoch", None)
+    elif suite in names:
+        known = stage.train.max_steps > 0 and stage.train.save_strategy == "steps"
+        end = stage.train.max_steps
+        yield from without_choice(stage, scheduled(stage, end, end, 1) if known else [])
 
 
 def _stop_problems(stage: Stage) -> Iterator[KeyProblem]:
-    """A metric that no evaluation while training gives."""
+    """A metric that no evaluation while training gives, and what is never looked at."""
+    if stage.train.max_steps > 0:
+        yield from without_end(stage, stage.train.max_steps)
     asked = stage.stop_when.metric if stage.stop_when is not None else None
     if asked is None:
         return

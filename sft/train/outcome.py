@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.models.average import WEIGHT_FILES, Average
-from sft.recipe.outcome_keys import AverageSection, begins, scheduled, unreached, unsaved
+from sft.recipe.outcome_keys import (
+    AverageSection,
+    begins,
+    scheduled,
+    unreached,
+    unsaved,
+    without_choice,
+    without_end,
+)
 from sft.recipe.problems import refuse
 from sft.train.checkpoints import MARKER, describe_difference, remove
 from sft.train.ema import FILE
@@ -41,11 +49,12 @@ class Outcome:
 
     def check(self, begun: int) -> None:
         """Raise UserError when weights are asked for that the stage won't have, or, up to step `begun`, where it goes
-        on, hasn't; before it does a step."""
+        on, hasn't, or when what chooses among them or ends the stage has no effect; before it does a step."""
         saved = self._scheduled(self.max_steps)
-        place = f"stages[{self.stage.name}]"
-        problems = [*unsaved(self.stage, saved), *unreached(self.stage, self.max_steps)]
-        refuse(problems, lambda loc: f"{place}.{'.'.join(map(str, loc))}")
+        place, stage = f"stages[{self.stage.name}]", self.stage
+        found = [*unsaved(stage, saved), *unreached(stage, self.max_steps)]
+        found += [*without_choice(stage, saved), *without_end(stage, self.max_steps)]
+        refuse(found, lambda loc: f"{place}.{'.'.join(map(str, loc))}")
         for step in self._needed():
             if step <= begun and read_sealed(self.folder / f"checkpoint-{step}" / MARKER) is None:
                 raise self._missing(step)

@@ -73,6 +73,7 @@ DECAYS = {"lr_scheduler_type": "warmup_stable_decay"}
         ({"optim_args": "momentum=0.9"}, "adamw_torch_fused takes none"),
         ({"optim": "sgd", "optim_args": "momentm=0.9"}, "sgd takes momentum, dampening, nesterov"),
         ({"optim": "sgd", "optim_args": "momentum"}, "momentum must be a number, got ''"),
+        ({"optim": "sgd", "optim_args": "momentum=0.9, momentum=0.1"}, "optim_args\n  says momentum twice"),
         ({"optim": "sgd", "optim_args": "nesterov=1"}, "nesterov must be true or false"),
         ({"optim": "muon", "optim_args": "ns_steps=0"}, "ns_steps must be a whole number from 1 to 99, got '0'"),
         ({"optim": "muon", "optim_args": "adjust_lr_fn=x"}, "adjust_lr_fn must be one of match_rms_adamw, original"),

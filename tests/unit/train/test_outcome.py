@@ -284,6 +284,15 @@ def test_a_model_that_does_not_tell_its_accuracy_is_refused(
 
 # ---- what is refused ----
 
+SUITES = {"suites": [{"name": "math", "source": {"path": "math.jsonl"}}]}
+BEST = {"keep_best": "math", "evaluate": SUITES}
+KNOWS = {"stop_when": {"token_accuracy": 0.9}}
+
+
+def every(steps: int) -> dict[str, Any]:
+    """A stage that a suite may end, asked after each so many steps."""
+    return {"evaluate": {**SUITES, "every": {"steps": steps}}, "stop_when": {"metric": "math", "patience": 1}}
+
 
 def told(root: Path, keys: dict[str, Any], **stage: Any) -> list[str]:
     recipe = toy_recipe(root, {"max_steps": 8, "save_steps": 2, **keys}, stage=stage)
@@ -321,6 +330,15 @@ def told(root: Path, keys: dict[str, Any], **stage: Any) -> list[str]:
             "average.checkpoints: can't stand beside stop_when",
         ),
         ({}, {"keep_best": "math"}, "keep_best: names no suite of this stage: it has none"),
+        ({"save_total_limit": 1}, BEST, "keep_best: has one checkpoint to choose from, which is what save_total_limit"),
+        ({"save_steps": 100}, BEST, "keep_best: has one checkpoint to choose from, that of step 8: save more often"),
+        (
+            {},
+            every(8),
+            "stop_when.metric: goes by answers after each 8 steps, and the stage has 8: lower evaluate.every",
+        ),
+        ({"logging_steps": 10}, KNOWS, "stop_when.token_accuracy: goes by lines of the log, and none comes before the"),
+        ({"logging_steps": 0.99}, KNOWS, "stop_when.token_accuracy: goes by lines of the log, and none comes before"),
     ],
 )
 def test_what_can_not_be_is_told_before_anything_starts(
@@ -361,6 +379,21 @@ def test_a_checkpoint_that_wasn_t_saved_is_missed_before_the_first_step(
     assert [parent["name"] for parent in manifest["average"]] == ["checkpoint-6", "checkpoint-8"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "stage"),
+    [
+        ({"save_steps": 7}, BEST),
+        ({"save_steps": 100, "max_steps": -1}, BEST),
+        ({}, every(7)),
+        ({"max_steps": -1}, every(1000)),
+        ({"logging_steps": 7}, KNOWS),
+        ({"logging_steps": 10, "logging_first_step": True}, KNOWS),
+    ],
+)
+def test_what_has_an_effect_or_may_have_one_is_not(tmp_path: Path, keys: dict[str, Any], stage: dict[str, Any]) -> None:
+    assert told(tmp_path, keys, **stage) == []
+
+
 def test_zero3_keeps_no_moving_average(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"stages\[one\]\.train\.ema: can't be kept under ZeRO-3"):
         train_toy(tmp_path, {**STEPS, "ema": EMA, "deepspeed": "zero3"})
@@ -374,6 +407,12 @@ def test_checkpoints_that_are_never_saved_are_told_before_the_first_step(
     keys = {"num_train_epochs": 1, "save_strategy": "epoch", "max_steps": -1}
     with pytest.raises(UsageError, match=r"stages\[one\]\.average\.last: needs 2 checkpoints, and 1 are saved"):
         train(tmp_path, keys, average={"last": 2})
+    with pytest.raises(
+        UsageError, match=r"stages\[one\]\.keep_best: has one checkpoint to choose from, that of step 2"
+    ):
+        train(tmp_path, keys, **BEST)
+    with pytest.raises(UsageError, match=r"stages\[one\]\.stop_when\.metric: goes by answers after each 2 steps, and "):
+        train(tmp_path, keys, **every(2))
 
 
 def test_the_steps_that_are_saved_are_those_that_are_scheduled(tmp_path: Path) -> None:
