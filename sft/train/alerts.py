@@ -19,6 +19,7 @@ KINDS = {
     "stalled": "a process got no further, and ends",
     "disk-low": "the next checkpoint won't fit",
     "memorising": "nearly every trained token is the likeliest one, or the loss of held-out rows rises",
+    "idle": "the steps of a line of the log had tokens to train, and loss and gradient are 0",
 }
 """Kind of an alert -> what has happened."""
 
@@ -38,6 +39,7 @@ class Alerts(TrainerCallback):
         self._by_heart, self._lowest, self._told_rise = False, math.inf, False
         self._recent: list[tuple[float, float]] = []
         self._trained = 0.0
+        self._idle = False
 
     def __call__(self, kind: str, step: int, message: str) -> None:
         """Add one. A disk that takes no more is no reason to stop."""
@@ -66,22 +68,31 @@ class Alerts(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """See whether the stage learns its rows by heart; each is told once, until it is over."""
-        if is_main() and logs:
-            for message in self._seen(logs):
-                self("memorising", state.global_step, message)
+        """See whether the stage learns its rows by heart, or nothing at all; each is told once, until it is over."""
+        for kind, message in self._seen(logs) if is_main() and logs else ():
+            self(kind, state.global_step, message)
+            if kind == "idle":
+                say(f"{self._stage}: {message}")
 
-    def _seen(self, logs: dict[str, Any]) -> list[str]:
-        """Take a line of the log in; what it begins is told."""
+    def _seen(self, logs: dict[str, Any]) -> list[tuple[str, str]]:
+        """Take a line of the log in; kind and message of what it begins."""
         told, accuracy, loss = [], self._accuracy(logs), logs.get("eval_loss")
+        if "loss" in logs:
+            # A line without a token to train tells no accuracy.
+            idle = ACCURACY in logs and logs["loss"] == 0 and logs.get("grad_norm") == 0
+            if idle and not self._idle:
+                text = "loss and gradient are 0, so nothing is learned: no token is as likely as `loss.threshold`"
+                told.append(("idle", f"{text} asks for, or all weights of rows are 0"))
+            self._idle = idle
         if accuracy is not None:
             if accuracy >= BY_HEART and not self._by_heart:
-                told.append(f"{accuracy:.1%} of the trained tokens are the likeliest ones")
+                told.append(("memorising", f"{accuracy:.1%} of the trained tokens are the likeliest ones"))
             self._by_heart = accuracy >= (OVER if self._by_heart else BY_HEART)
         if loss is not None:
             rises = loss > RISEN * self._lowest
             if rises and not self._told_rise:
-                told.append(f"the loss of held-out rows has risen from {self._lowest:.4f} to {loss:.4f}")
+                text = f"the loss of held-out rows has risen from {self._lowest:.4f} to {loss:.4f}"
+                told.append(("memorising", text))
             self._told_rise, self._lowest = rises, min(self._lowest, loss)
         return told
 

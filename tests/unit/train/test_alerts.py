@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from train_toys import read_metrics, tiny_sambay, train_toy
 
 from sft.train.alerts import Alerts, read_alerts
 
@@ -68,6 +69,20 @@ def test_a_stage_that_goes_on_knows_what_was_told_and_what_was_lowest(tmp_path: 
     for stop in range(1, 6):
         assert told(f"stopped-{stop}", {stop}) == straight
     assert told("each", set(range(6))) == straight
+
+
+@pytest.mark.parametrize("threshold", [0.9, 1e-6])
+def test_a_threshold_that_no_token_reaches_is_told(
+    tmp_path: Path, threshold: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random weights find each of 96 words about as likely as any other."""
+    train = {"max_steps": 3, "loss": {"type": "threshold", "threshold": threshold}}
+    _, paths = train_toy(tmp_path, train, model=tiny_sambay())
+    lines = [line for line in read_metrics(paths.metrics("one")) if "loss" in line]
+    assert all((line["loss"] == line["grad_norm"] == 0) == (threshold > 0.5) for line in lines) and len(lines) == 3
+    told = [(one["step"], one["kind"]) for one in read_alerts(paths.alerts)]
+    assert told == ([(1, "idle")] if threshold > 0.5 else [])
+    assert ("one: loss and gradient are 0, so nothing is learned" in capsys.readouterr().err) == bool(told)
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
