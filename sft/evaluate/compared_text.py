@@ -86,4 +86,6 @@ def change_text(change: Changed) -> str:
 
 def _answer(shown: Shown) -> str:
     given = "nothing" if shown.answer is None else shown.answer
+    if not shown.answer_known:
+        given = f"what is {shown.verdict}"
     return given if shown.samples == 1 else f"{given} ({shown.right} of {shown.samples} right)"

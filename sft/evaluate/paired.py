@@ -32,13 +32,15 @@ _FEWEST_VOTES = 3
 @dataclass(frozen=True)
 class Shown:
     """One model's answers to a problem: how many of its samples are right, and the commonest answer of those that are,
-    or aren't, whichever are more: with its verdict and one of its completions."""
+    or aren't, whichever are more: with its verdict and one of its completions. `answer_known`: whether the samples say
+    it; then None is no answer."""
 
     right: int
     samples: int
     answer: str | None
     verdict: str
     completion: str | None
+    answer_known: bool
 
     @property
     def share(self) -> float:
@@ -151,7 +153,7 @@ def compare_samples(a: SuiteSamples, b: SuiteSamples, detect: float | None = Non
         unpaired=share_difference(shares, paired=False),
         correlation=shares.correlation,
         votes=votes,
-        majority=share_difference(_votes(pairs, votes)) if votes >= _FEWEST_VOTES else None,
+        majority=_majority(pairs, votes),
         cut_off=share_difference(_shares(pairs, _is_cut_off)) if _all_have(pairs, "finished", bool) else None,
         tokens=_lengths(pairs) if _all_have(pairs, "tokens", int) else None,
         gained=[change for change in changed if change.b.share > change.a.share],
@@ -199,13 +201,15 @@ def _score(sides: Iterator[list[Sample]]) -> Estimate:
     return pass_at_1([list(map(_is_right, side)) for side in sides])
 
 
-def _votes(pairs: Sequence[_Pair], votes: int) -> Shares:
-    """Majority@k of each problem."""
+def _majority(pairs: Sequence[_Pair], votes: int) -> Difference | None:
+    """The difference of majority@k; None for votes of too few, and where an answer isn't known: it is no silence."""
+    if votes < _FEWEST_VOTES or not _all_say(pairs, "answer"):
+        return None
     a, b = (
-        [majority_at_k([[(sample.get("answer"), _is_right(sample)) for sample in side]], votes) for side in sides]
+        [majority_at_k([[(sample["answer"], _is_right(sample)) for sample in side]], votes) for side in sides]
         for sides in _sides(pairs)
     )
-    return Shares.of(a, b, *([len(side) for side in sides] for sides in _sides(pairs)))
+    return share_difference(Shares.of(a, b, *([len(side) for side in sides] for sides in _sides(pairs))))
 
 
 def _lengths(pairs: Sequence[_Pair]) -> Difference:
@@ -215,6 +219,11 @@ def _lengths(pairs: Sequence[_Pair]) -> Difference:
 
 def _all_have(pairs: Sequence[_Pair], key: str, kind: type) -> bool:
     return all(isinstance(sample.get(key), kind) for pair in pairs for sample in (*pair.a, *pair.b))
+
+
+def _all_say(pairs: Sequence[_Pair], key: str) -> bool:
+    """Whether every sample has the key: then null is a value, too."""
+    return all(key in sample for pair in pairs for sample in (*pair.a, *pair.b))
 
 
 # ---- problems that changed sides ----
@@ -233,7 +242,8 @@ def _shown(samples: Sequence[Sample]) -> Shown:
     alike = [sample for sample in samples if _is_right(sample) == (2 * right > len(samples))] or list(samples)
     counts = Counter(sample.get("answer") for sample in alike)
     chosen = max(alike, key=lambda sample: counts[sample.get("answer")])
-    return Shown(right, len(samples), chosen.get("answer"), chosen["verdict"], chosen.get("completion"))
+    answer, completion = chosen.get("answer"), chosen.get("completion")
+    return Shown(right, len(samples), answer, chosen["verdict"], completion, "answer" in chosen)
 
 
 # ---- what else is different ----
@@ -241,14 +251,11 @@ def _shown(samples: Sequence[Sample]) -> Shown:
 
 def _notes(a: SuiteSamples, b: SuiteSamples, pairs: Sequence[_Pair]) -> Iterator[str]:
     yield from _protocols(a.settings, b.settings)
-    if all(_completions(pair.a) == _completions(pair.b) for pair in pairs):
+    if _same_words(pairs):
         yield "Both gave the same answers, word for word."
     if other := sum(_judged_otherwise(pair) for pair in pairs):
         yield f"{counted(other, 'answer')} of B were judged otherwise than A's, word for word the same: by other rules."
-    prompts = sum(
-        {sample.get("prompt") for sample in pair.a} != {sample.get("prompt") for sample in pair.b} for pair in pairs
-    )
-    if prompts:
+    if prompts := sum(map(_asked_otherwise, pairs)):
         yield f"{prompts} of the {len(pairs)} problems were asked with another prompt: the difference is that of both."
     undecided = [sum(sample["verdict"] == "undecided" for side in sides for sample in side) for sides in _sides(pairs)]
     if any(undecided):
@@ -271,8 +278,18 @@ def _value(value: Any) -> str:
     return "not set" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _completions(samples: Sequence[Sample]) -> list[str]:
-    return sorted(str(sample.get("completion", sample.get("answer"))) for sample in samples)
+def _same_words(pairs: Sequence[_Pair]) -> bool:
+    """Whether both gave the same completions, or answers, where no more than those is known."""
+    key = next((key for key in ("completion", "answer") if _all_say(pairs, key)), None)
+    if key is None:
+        return False
+    return all(sorted(str(s[key]) for s in pair.a) == sorted(str(s[key]) for s in pair.b) for pair in pairs)
+
+
+def _asked_otherwise(pair: _Pair) -> bool:
+    """Whether both tell their prompts, and these differ."""
+    a, b = ({prompt for s in side if isinstance(prompt := s.get("prompt"), str)} for side in (pair.a, pair.b))
+    return bool(a and b) and a != b
 
 
 def _judged_otherwise(pair: _Pair) -> int:

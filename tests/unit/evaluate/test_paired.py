@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sample_toys import SETTINGS, sample, samples_of, write_samples
 
+from sft.evaluate.compared_text import change_text
 from sft.evaluate.majority import majority_at_k
 from sft.evaluate.paired import Comparison, compare_samples
 from sft.evaluate.sample_files import SuiteSamples, read_suite
@@ -94,6 +95,42 @@ def test_what_samples_dont_say_isnt_told() -> None:
     assert found.cut_off is None and found.tokens is None and found.pass_at_1.b == pytest.approx(0.8)
     assert found.lost[0].a.completion is None and found.lost[0].id == "p1"
     assert "How the samples of A were made isn't known: maybe not alike." in found.notes
+
+
+def without(samples: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in s.items() if key not in keys} for s in samples]
+
+
+def test_an_answer_that_isnt_known_is_no_silence() -> None:
+    """Without votes against it, one right sample of four would win."""
+    a, b = samples_of(SOLVED), samples_of(LATER)
+    for mine, theirs in (
+        (without(a, "answer"), b),
+        (a, without(b, "answer")),
+        (a, [*b[1:], *without(b[:1], "answer")]),
+    ):
+        found = compared(mine, theirs)
+        assert found.majority is None and found.as_json()["majority"] is None
+    silent = [{**s, "answer": None} if s["verdict"] == "wrong" else s for s in a]
+    found = compared(silent, b)
+    # Null is silence: all but the problem that nobody solves are won by their right samples.
+    assert found.majority is not None and found.majority.a == pytest.approx(4 / 5)
+    (lost,) = compared(without(a, "answer"), b).lost
+    assert change_text(lost) == "p1: Ten times 1? Right is 10; A says what is right (3 of 4 right), B -1 (1 of 4 right)"
+
+
+def test_words_and_prompts_that_arent_known_arent_compared() -> None:
+    a, b = samples_of(SOLVED), samples_of(LATER)
+    bare = ("answer", "completion", "prompt")
+    same = "Both gave the same answers, word for word."
+    assert compared(without(a, *bare), without(a, *bare)).notes == []
+    assert compared(without(a, "prompt"), b).notes == compared(a, without(b, "prompt")).notes == []
+    assert compared(without(a, *bare), b).notes == compared(a, without(b, *bare)).notes == []
+    assert compared(without(a, "completion"), a).notes == [same]
+    # A conversation is no prompt as a model reads it.
+    assert compared([{**s, "prompt": [{"role": "user"}]} for s in a], b).notes == []
+    (note,) = compared(a, [*b[4:], *({**s, "prompt": "Q"} for s in b[:4])]).notes
+    assert note.startswith("1 of the 5 problems were asked with another prompt")
 
 
 def test_samples_from_before_questions_were_kept_are_paired_by_prompt() -> None:
