@@ -13,13 +13,13 @@ from sambay_kernels import DecoderStep
 
 from sft.generate.own_cache import CacheBatch
 from sft.generate.requests import Generation, Request
-from sft.generate.sampling import SamplingParams
+from sft.generate.sampling import SamplingParams, token_ids
 from sft.generate.slot_batch import SlotBatch
 from sft.generate.stops import StopTexts
 from sft.models.end_tokens import end_token_ids
 from sft.models.sambay_decoding import decoder_weights
 from sft.tokenizers.vocabulary import check_vocabulary
-from sft.utils.errors import UsageError
+from sft.utils.errors import UsageError, shown
 
 OnDone = Callable[[int, Generation], None]
 More = Callable[[int], Sequence[tuple[Sequence[int], int]]]
@@ -82,7 +82,8 @@ class Engine:
             longest: tokens of the longest prompt that `more` will bring.
 
         Raises:
-            UsageError: an empty prompt. UserError: tokens outside the model's vocabulary, logits that aren't finite.
+            UsageError: a prompt that is empty, or no row of token ids. UserError: tokens that the model doesn't know,
+                logits that aren't finite.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         numbered = range(len(prompts)) if numbers is None else numbers
@@ -121,16 +122,22 @@ class Engine:
         return [self.request(*one) for one in zip(count(first), numbers, prompts, params, strict=False)]
 
     def request(self, index: int, number: int, prompt: Sequence[int], params: SamplingParams) -> Request:
-        """One prompt as a batch takes it.
+        """One prompt (a row of ids of any kind) as a batch takes it.
 
         Raises:
-            UsageError: an empty prompt. UserError: tokens outside the model's vocabulary.
+            UsageError: a prompt that is empty, or no row of token ids. UserError: tokens that the model doesn't know.
         """
-        if not prompt:
+        ids = token_ids(prompt)
+        if ids is None:
+            found = shown(repr(prompt)[:60])
+            raise UsageError(f"Prompt {index} must be a row of token ids, as a tokenizer makes it of text, not {found}")
+        if not ids:
             raise UsageError(f"Prompt {index} has no tokens; there is nothing to continue.")
-        check_vocabulary(self.model, max(prompt))
+        check_vocabulary(self.model, max(ids))
+        if min(ids) < 0:
+            raise UsageError(f"Prompt {index} has the token {min(ids)}: ids begin with 0")
         stops = StopTexts(self.tokenizer, params.stop) if params.stop else None
-        return Request(index, number, list(prompt), params, self.ends | params.stop_token_ids, stops)
+        return Request(index, number, ids, params, self.ends | params.stop_token_ids, stops)
 
     def batch(self, longest: int) -> CacheBatch | SlotBatch:
         """An empty batch for sequences of up to `longest` tokens."""

@@ -6,12 +6,19 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from sambay_kernels import Choice
 from torch import Tensor
 
-from sft.utils.errors import UsageError, UserError
+from sft.utils.errors import UsageError, UserError, shown
+
+_WHOLE = ("max_new_tokens", "max_length", "top_k", "logprobs", "seed")
+_REAL = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty")
+_MAY_BE_NONE = ("max_length", "logprobs")
+_MOST_KEPT = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -22,16 +29,20 @@ class SamplingParams:
         max_new_tokens: the answer is cut off after so many.
         max_length: most tokens of prompt and answer; None: only max_new_tokens counts.
         temperature: 0 is greedy.
-        top_k: keep so many of the likeliest tokens; 0 keeps all.
+        top_k: keep so many of the likeliest tokens; 0 keeps all, and so does -1.
         top_p: of those, keep the fewest that hold at least this probability.
         min_p: keep tokens that are at least this share as likely as the likeliest.
         repetition_penalty: above 1, logits of tokens in prompt or answer are divided by it (multiplied where negative)
             (arXiv 1909.05858).
         presence_penalty: subtracted from the logits of tokens that are in the answer.
-        stop: texts that end the answer, which is cut off in front of them.
-        stop_token_ids: tokens that end it, beside the model's end tokens.
+        stop: texts that end the answer, which is cut off in front of them; a text by itself is one of them.
+        stop_token_ids: tokens that end it, beside the model's end tokens; any collection, as that of `stop`.
         logprobs: log-probabilities of so many of the likeliest tokens, beside each token's own; None: none at all.
-        seed: of the answer's random numbers, with the number of its request.
+        seed: of the answer's random numbers, with the number of its request. There is no None that draws one: every
+            answer can be had again.
+
+    Raises:
+        UsageError: a value of another type, or out of its range.
     """
 
     max_new_tokens: int = 512
@@ -48,6 +59,14 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
+        taken = {
+            "top_k": 0 if self.top_k == -1 else self.top_k,
+            "stop": _texts(self.stop),
+            "stop_token_ids": frozenset(_stop_ids(self.stop_token_ids)),
+        }
+        for name, value in taken.items():
+            object.__setattr__(self, name, value)  # it is frozen
         for name, right, what in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("max_length", self.max_length is None or self.max_length >= 1, "at least 1"),
@@ -58,10 +77,16 @@ class SamplingParams:
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
             ("presence_penalty", abs(self.presence_penalty) < math.inf, "a number"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0"),
-            ("stop", all(self.stop), "texts that aren't empty"),
         ):
             if not right:
-                raise UsageError(f"{name} must be {what}, not {getattr(self, name)!r}")
+                raise _wrong(name, what, getattr(self, name))
+
+    def _check_types(self) -> None:
+        kinds = [(name, Integral, "a whole number") for name in _WHOLE]
+        for name, kind, what in (*kinds, *((name, Real, "a number") for name in _REAL)):
+            value = getattr(self, name)
+            if not (_is(value, kind) or (value is None and name in _MAY_BE_NONE)):
+                raise _wrong(name, what, value)
 
     def longest(self, prompt: int) -> int:
         """How many tokens a prompt of so many and its answer can come to."""
@@ -72,6 +97,39 @@ class SamplingParams:
     def penalises(self) -> bool:
         """Whether logits depend on what has been said."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0
+
+
+def token_ids(values: Any) -> list[int] | None:
+    """Token ids in any form (list, set, tensor, row of numpy) as a list; None for what isn't token ids."""
+    found = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(found, str | bytes) or not isinstance(found, Iterable):
+        return None
+    found = list(found)
+    kinds = set(map(type, found))  # a prompt is long: its types are few
+    return None if any(kind is bool or not issubclass(kind, Integral) for kind in kinds) else list(map(int, found))
+
+
+def _stop_ids(values: Any) -> list[int]:
+    found = [] if values is None else token_ids(values)
+    if found is None:
+        raise _wrong("stop_token_ids", "token ids", values)
+    return found
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    found = (value,) if isinstance(value, str) else () if value is None else value
+    found = tuple(found) if isinstance(found, Iterable) else (found,)
+    if not all(isinstance(text, str) and text for text in found):
+        raise _wrong("stop", "texts that aren't empty", value)
+    return found
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _wrong(name: str, what: str, value: Any) -> UsageError:
+    return UsageError(f"{name} must be {what}, not {shown(repr(value)[:60])}")
 
 
 def request_randoms(seed: int, request: int, count: int) -> Tensor:
@@ -94,7 +152,7 @@ def choice_of(params: Sequence[SamplingParams], randoms: Tensor, device: torch.d
 
     return Choice(
         temperature=column(p.temperature for p in params),
-        top_k=column((p.top_k for p in params), torch.int32),
+        top_k=column((min(p.top_k, _MOST_KEPT) for p in params), torch.int32),
         top_p=column(p.top_p for p in params),
         min_p=column(p.min_p for p in params),
         randoms=randoms.to(device, kind, non_blocking=True),

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from packed_ops import backend
@@ -21,7 +22,7 @@ from sft.generate.states import PAGE, States, page_bytes, slot_bytes
 from sft.generate.steps import STRIDE
 from sft.generate.stops import cut
 from sft.models.sambay_decoding import decoder_weights
-from sft.utils.errors import UserError
+from sft.utils.errors import UsageError, UserError
 
 ENDS = {3, 5}
 
@@ -315,3 +316,87 @@ def test_a_stop_token_of_the_request_ends_it(model: Any) -> None:
     whole = answers(model, [prompt], SamplingParams(max_new_tokens=30))[0].ids
     found = answers(model, [prompt], SamplingParams(max_new_tokens=30, stop_token_ids=frozenset({whole[7]})))[0]
     assert found == Generation(whole[: whole.index(whole[7])], True)
+
+
+# ---- what is asked, in any form ----
+
+
+def test_a_text_is_one_stop_text_and_collections_are_taken(model: Any) -> None:
+    prompt = prompts([12])[0]
+    text = Letters().decode(answers(model, [prompt], SamplingParams(max_new_tokens=60, temperature=1.0))[0].ids)
+    stop = text[10:13]
+    want = SamplingParams(max_new_tokens=60, temperature=1.0, stop=(stop,), stop_token_ids=frozenset({3}), top_k=0)
+    assert (found := answers(model, [prompt], want)[0]).stop == stop
+    others: list[dict[str, Any]] = [
+        {"stop": stop, "stop_token_ids": [3], "top_k": -1},
+        {"stop": [stop], "stop_token_ids": {3}, "top_k": np.int64(0)},
+        {"stop": {stop}, "stop_token_ids": np.array([3]), "top_k": 2**40},
+    ]
+    for other in others:
+        params = SamplingParams(max_new_tokens=60, temperature=np.float32(1), **other)
+        assert answers(model, [prompt], params)[0] == found
+        assert hash(params) == hash(want) or other["top_k"] > 0
+    assert SamplingParams(stop=None, stop_token_ids=None) == SamplingParams()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("top_k", 2.5, "a whole number, not 2.5"),
+        ("top_k", -2, "at least 0, not -2"),
+        ("max_new_tokens", 4.5, "a whole number, not 4.5"),
+        ("max_new_tokens", None, "a whole number, not None"),
+        ("max_length", "9", "a whole number, not '9'"),
+        ("logprobs", True, "a whole number, not True"),
+        ("seed", "a", "a whole number, not 'a'"),
+        ("seed", None, "a whole number, not None"),
+        ("temperature", True, "a number, not True"),
+        ("temperature", float("nan"), "at least 0, not nan"),
+        ("top_p", "0.9", "a number, not '0.9'"),
+        ("stop", (3,), r"texts that aren't empty, not \(3,\)"),
+        ("stop", 3, "texts that aren't empty, not 3"),
+        ("stop", "", "texts that aren't empty, not ''"),
+        ("stop", b"ab", "texts that aren't empty, not b'ab'"),
+        ("stop_token_ids", "5", "token ids, not '5'"),
+        ("stop_token_ids", 5, "token ids, not 5"),
+        ("stop_token_ids", [5.0], r"token ids, not \[5.0\]"),
+    ],
+)
+def test_values_that_mean_nothing_are_told_at_once(name: str, value: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must be {told}$"):
+        SamplingParams(**{name: value})
+
+
+def test_prompts_are_rows_of_ids_of_any_kind(model: Any) -> None:
+    asked, params = prompts([9, 9]), SamplingParams(max_new_tokens=6)
+    want = answers(model, asked, params)
+    rows: list[Any] = [
+        torch.tensor(asked),
+        np.array(asked),
+        [torch.tensor(row) for row in asked],
+        [np.array(row) for row in asked],
+        tuple(map(tuple, asked)),
+        [list(np.array(row)) for row in asked],
+    ]
+    for row in rows:
+        assert answers(model, row, params) == want
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["hello"], "Prompt 0 must be a row of token ids, .* not 'hello'"),
+        ("hello", "Prompt 0 must be a row of token ids, .* not 'h'"),
+        ([7, 8], "Prompt 0 must be a row of token ids, .* not 7"),
+        (torch.tensor([7, 8]), r"Prompt 0 must be a row of token ids, .* not tensor\(7\)"),
+        ([[7], [7.0]], r"Prompt 1 must be a row of token ids, .* not \[7.0\]"),
+        ([[True]], r"not \[True\]"),
+        ([[[7]]], r"not \[\[7\]\]"),
+        ([torch.tensor([])[None]], "Prompt 0 must be a row of token ids"),
+        ([torch.tensor([], dtype=torch.long)], "Prompt 0 has no tokens"),
+        ([[7], [9, -5, 8]], "Prompt 1 has the token -5: ids begin with 0"),
+    ],
+)
+def test_what_isnt_token_ids_is_told(model: Any, asked: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        answers(model, asked, SamplingParams(max_new_tokens=3))
