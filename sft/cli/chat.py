@@ -45,8 +45,8 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _check_server(arguments, overrides)
     if not 0 <= arguments.temperature < float("inf") or not 0 < arguments.top_p <= 1:
         raise UsageError("--temperature must be at least 0, and --top_p in (0, 1]")
-    if arguments.top_k < 0 or not 0 < arguments.repetition_penalty < float("inf"):
-        raise UsageError("--top_k must be at least 0, and --repetition_penalty above 0")
+    if arguments.top_k < 0 or not 0.01 <= arguments.repetition_penalty <= 100:
+        raise UsageError("--top_k must be at least 0, and --repetition_penalty from 0.01 to 100")
     asked = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if asked is not None and not asked.strip():
         raise UsageError("--prompt is empty")

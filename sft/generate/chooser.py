@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sft.generate.requests import Request, TokenLogprobs
 from sft.generate.sampling import check_finite, choice_of
+from sft.utils.errors import UserError
 
 Chosen = tuple[int, TokenLogprobs | None]
 
@@ -17,11 +18,18 @@ Chosen = tuple[int, TokenLogprobs | None]
 def choose(rows: Sequence[Request], logits: Tensor) -> list[Chosen]:
     """The next token of each row from logits (R, V); on a GPU the host waits for it.
 
-    Raises UserError when logits aren't finite.
+    Raises UserError when logits aren't finite, the model's own or with penalties.
     """
     randoms = torch.tensor([row.randoms(1)[0] for row in rows], dtype=torch.float64)
     choice = choice_of([row.params for row in rows], randoms, logits.device)
-    tokens, largest = choose_token(penalised(rows, logits), choice)
+    asked = penalised(rows, logits)
+    tokens, largest = choose_token(asked, choice)
+    if asked is not logits and not bool(torch.isfinite(largest).all()):
+        check_finite(logits.amax(dim=-1))
+        raise UserError(
+            "With their penalties the logits are not finite; bring repetition_penalty nearer to 1, and "
+            "presence_penalty nearer to 0."
+        )
     check_finite(largest)
     chosen: list[int] = tokens.tolist()
     return list(zip(chosen, logprobs_of(rows, logits, tokens), strict=True))

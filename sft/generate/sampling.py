@@ -33,7 +33,7 @@ class SamplingParams:
         top_p: of those, keep the fewest that hold at least this probability.
         min_p: keep tokens that are at least this share as likely as the likeliest.
         repetition_penalty: above 1, logits of tokens in prompt or answer are divided by it (multiplied where negative)
-            (arXiv 1909.05858).
+            (arXiv 1909.05858); from 0.01 to 100.
         presence_penalty: subtracted from the logits of tokens that are in the answer.
         stop: texts that end the answer, which is cut off in front of them; a text by itself is one of them.
         stop_token_ids: tokens that end it, beside the model's end tokens; any collection, as that of `stop`.
@@ -74,7 +74,7 @@ class SamplingParams:
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
             ("presence_penalty", abs(self.presence_penalty) < math.inf, "a number"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0"),
         ):

@@ -70,7 +70,9 @@ def test_nothing_is_between_the_options_and_the_logits(
     assert "temperature 0.5, top_p 1, top_k 3, repetition_penalty 1.1" in told
 
 
-@pytest.mark.parametrize("options", [("--top_k", "-1"), ("--repetition_penalty", "0"), ("--repetition_penalty", "nan")])
+@pytest.mark.parametrize(
+    "options", [("--top_k", "-1"), ("--repetition_penalty", "1e-300"), ("--repetition_penalty", "nan")]
+)
 def test_settings_that_mean_nothing_are_refused(plain: Path, options: tuple[str, ...]) -> None:
     assert main(["chat", "--model", str(plain), "--prompt", "x", *options]) == 2
 

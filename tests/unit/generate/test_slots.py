@@ -284,6 +284,19 @@ def test_presence_penalty_counts_the_answer_alone(model: Any) -> None:
     assert len(set(found)) == len(found) > 0 and set(found) & set(prompt)
 
 
+def test_penalties_arent_taken_for_broken_weights(model: Any) -> None:
+    params = SamplingParams(max_new_tokens=5, presence_penalty=-1e300)
+    with pytest.raises(UserError, match="With their penalties the logits are not finite"):
+        answers(model, prompts([9]), params)
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[20] = float("nan")
+    with pytest.raises(UserError, match="its weights are broken"):
+        answers(broken, [[20, 8]], params)
+    extremes = [SamplingParams(max_new_tokens=5, repetition_penalty=penalty) for penalty in (0.01, 100)]
+    assert all(one.ids for one in answers(model, prompts([9, 9]), extremes, eos_ids=()))
+
+
 @torch.no_grad()
 def test_log_probabilities_are_the_models(model: Any) -> None:
     prompt = prompts([20])[0]
@@ -353,6 +366,8 @@ def test_a_text_is_one_stop_text_and_collections_are_taken(model: Any) -> None:
         ("temperature", True, "a number, not True"),
         ("temperature", float("nan"), "at least 0, not nan"),
         ("top_p", "0.9", "a number, not '0.9'"),
+        ("repetition_penalty", 1e-300, "from 0.01 to 100, not 1e-300"),
+        ("repetition_penalty", 101, "from 0.01 to 100, not 101"),
         ("stop", (3,), r"texts that aren't empty, not \(3,\)"),
         ("stop", 3, "texts that aren't empty, not 3"),
         ("stop", "", "texts that aren't empty, not ''"),
