@@ -18,8 +18,8 @@ from sft.generate.slot_batch import SlotBatch
 from sft.generate.stops import StopTexts
 from sft.models.end_tokens import end_token_ids
 from sft.models.sambay_decoding import decoder_weights
-from sft.tokenizers.vocabulary import check_vocabulary
-from sft.utils.errors import UsageError, shown
+from sft.tokenizers.vocabulary import outside
+from sft.utils.errors import UsageError, UserError, shown
 
 OnDone = Callable[[int, Generation], None]
 More = Callable[[int], Sequence[tuple[Sequence[int], int]]]
@@ -133,9 +133,9 @@ class Engine:
             raise UsageError(f"Prompt {index} must be a row of token ids, as a tokenizer makes it of text, not {found}")
         if not ids:
             raise UsageError(f"Prompt {index} has no tokens; there is nothing to continue.")
-        check_vocabulary(self.model, max(ids))
-        if min(ids) < 0:
-            raise UsageError(f"Prompt {index} has the token {min(ids)}: ids begin with 0")
+        if wrong := outside(self.model, ids):
+            # Who has given ids has no tokenizer here, but whoever had text in its place has another model's.
+            raise UserError(f"Prompt {index}: {wrong} of the model; a tokenizer that makes it belongs to another one")
         stops = StopTexts(self.tokenizer, params.stop) if params.stop else None
         return Request(index, number, ids, params, self.ends | params.stop_token_ids, stops)
 

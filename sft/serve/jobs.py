@@ -13,7 +13,7 @@ from sft.serve.errors import ApiError
 from sft.serve.fields import ChatFields, Sampling, TextFields, read_fields
 from sft.serve.settings import MOST_ANSWERS, Settings
 from sft.tokenizers.prompt import prompt_text
-from sft.tokenizers.vocabulary import check_vocabulary
+from sft.tokenizers.vocabulary import check_vocabulary, outside
 from sft.utils.errors import UserError
 
 CONTEXT = "context_length_exceeded"
@@ -82,10 +82,12 @@ class Reader:
             if isinstance(one, str):
                 self._check_length(len(one), "prompt")
                 one = self._tokens(one, special=True, param="prompt")
+                check_vocabulary(self.model, max(one))
+            elif wrong := outside(self.model, one):
+                raise ApiError(400, f"prompt: {wrong}.", param="prompt")
             prompts.append(one)
         if len(prompts) * (asked.n or 1) > MOST_ANSWERS:
             raise ApiError(400, f"At most {MOST_ANSWERS} answers to a request: prompts times n.", param="n")
-        check_vocabulary(self.model, max(map(max, prompts)))
         return Job(asked, False, prompts, [self._params(asked, prompt) for prompt in prompts], asked.n or 1)
 
     def _check(self, asked: Sampling) -> None:

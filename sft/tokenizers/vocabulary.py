@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,21 @@ if TYPE_CHECKING:
 
 def check_vocabulary(model: Any, largest: int) -> None:
     """Raise UserError where an id beyond the model's vocabulary would be looked up; `largest`: the largest id."""
+    refuse_beyond(known_ids(model), largest)
+
+
+def known_ids(model: Any) -> int:
+    """How many ids a model has embeddings for."""
     embeddings = model.get_input_embeddings()
     # Of weights that are split over processes, each holds a part only.
-    refuse_beyond(getattr(embeddings, "num_embeddings", embeddings.weight.shape[0]), largest)
+    return int(getattr(embeddings, "num_embeddings", embeddings.weight.shape[0]))
+
+
+def outside(model: Any, ids: Sequence[int]) -> str | None:
+    """What is wrong with ids that somebody asks with, if one of them isn't the model's."""
+    known = known_ids(model)
+    wrong = next((token for token in (min(ids), max(ids)) if not 0 <= token < known), None)
+    return None if wrong is None else f"token {wrong} isn't in the vocabulary (0 to {known - 1})"
 
 
 def refuse_beyond(rows: int, largest: int) -> None:

@@ -409,9 +409,14 @@ def test_prompts_are_rows_of_ids_of_any_kind(model: Any) -> None:
         ([[[7]]], r"not \[\[7\]\]"),
         ([torch.tensor([])[None]], "Prompt 0 must be a row of token ids"),
         ([torch.tensor([], dtype=torch.long)], "Prompt 0 has no tokens"),
-        ([[7], [9, -5, 8]], "Prompt 1 has the token -5: ids begin with 0"),
     ],
 )
 def test_what_isnt_token_ids_is_told(model: Any, asked: Any, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         answers(model, asked, SamplingParams(max_new_tokens=3))
+
+
+@pytest.mark.parametrize("token", [-5, 96, 10**6, 1 << 70])
+def test_ids_that_arent_the_models_are_told(model: Any, token: int) -> None:
+    with pytest.raises(UserError, match=rf"^Prompt 1: token {token} isn't in the vocabulary \(0 to 95\) of the model"):
+        answers(model, [[7], [9, token, 8]], SamplingParams(max_new_tokens=3))

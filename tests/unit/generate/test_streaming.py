@@ -238,6 +238,6 @@ def test_what_can_never_be_answered_is_refused_at_once() -> None:
 
     with pytest.raises(ValueError, match="of at most 16"):
         asyncio.run(ask([1] * 10, 7))
-    with pytest.raises(UserError, match="vocabulary ends"):
+    with pytest.raises(UserError, match="isn't in the vocabulary"):
         asyncio.run(ask([toy()[0].config.vocab_size], 1))
     assert front.close()

@@ -72,7 +72,14 @@ BAD: list[tuple[str, Any, int, str, str | None]] = [
     ("a million tokens", {"model": NAME, "prompt": [1] * 500_000}, 400, "maximum context length", "prompt"),
     ("a thousand prompts", {"model": NAME, "prompt": ["a"] * 1000}, 400, "at most 128", "prompt"),
     ("prompts by n", {"model": NAME, "prompt": ["a"] * 2, "n": 100}, 400, "At most 128", "n"),
-    ("beyond the vocabulary", {"model": NAME, "prompt": [2**31 - 1]}, 400, "vocabulary ends", None),
+    (
+        "beyond the vocabulary",
+        {"model": NAME, "prompt": [2**31 - 1]},
+        400,
+        f"prompt: token {2**31 - 1} isn't in the",
+        "prompt",
+    ),
+    ("beyond it beside a text", {"model": NAME, "prompt": ["a", [1, 448]]}, 400, "token 448 isn't in", "prompt"),
     ("half a prompt", {"model": NAME, "prompt": "\udfff"}, 400, "no Unicode", "prompt"),
     ("an echo", {"model": NAME, "prompt": "a", "echo": True}, 400, "doesn't support", "echo"),
 ]
