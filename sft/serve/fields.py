@@ -123,6 +123,10 @@ class ChatFields(Sampling):
         """See `Sampling`."""
         if not self.logprobs and self.top_logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
+        if self.logprobs and self.include_reasoning is False:
+            # Tokens aren't cut where thinking ends: it would stand in theirs.
+            text = "logprobs tell the thinking that include_reasoning: false leaves out; leave out one of the two."
+            raise ApiError(400, text, param="include_reasoning")
         return (self.top_logprobs or 0) if self.logprobs else None
 
 

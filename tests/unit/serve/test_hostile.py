@@ -59,6 +59,7 @@ BAD: list[tuple[str, Any, int, str, str | None]] = [
     ("a wild penalty", chat(repetition_penalty=1e-300), 400, "repetition_penalty", "repetition_penalty"),
     ("a wild seed", chat(seed=2**80), 400, "seed", "seed"),
     ("likeliest alone", chat(top_logprobs=2), 400, "needs logprobs", "top_logprobs"),
+    ("thinking kept and told", chat(logprobs=True, include_reasoning=False), 400, "logprobs", "include_reasoning"),
     ("options alone", chat(stream_options={"include_usage": True}), 400, "needs stream", "stream_options"),
     ("no answer", chat(max_tokens=0), 400, "max_tokens", "max_tokens"),
     ("too long an answer", chat(max_tokens=10**6), 400, "maximum context length", "max_tokens"),
@@ -106,6 +107,11 @@ def test_bad_requests_are_told_what_is_wrong(
 def test_fields_without_a_part_in_the_answer_are_taken(server: Running) -> None:
     plain = {"frequency_penalty": 0, "logit_bias": None, "tools": [], "response_format": {"type": "text"}, "stop": None}
     assert server.post(chat(user="me", metadata={"a": [1]}, store=False, top_p=None, **plain)).status_code == 200
+
+
+def test_thinking_is_left_out_where_no_log_probabilities_are_asked_for(server: Running) -> None:
+    for fields in ({"logprobs": False, "include_reasoning": False}, {"logprobs": True, "include_reasoning": True}):
+        assert server.post(chat(**fields)).status_code == 200
 
 
 def test_pages_that_arent_there(server: Running) -> None:
