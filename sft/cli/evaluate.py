@@ -137,10 +137,12 @@ def _rescore(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--dry_run has no effect with --rescore: leave one out")
     name, keys = recipe_and_keys(arguments.config, overrides)
     folder = arguments.output_dir if name is None else name if Path(name).is_dir() else None
+    recipe = None
     if folder is None:
         if arguments.output_dir is not None:
             overrides = [*overrides, "--output_dir", arguments.output_dir]
-        root = RunPaths(recipe_of(arguments, overrides, as_run=True)).root
+        recipe = recipe_of(arguments, overrides, as_run=True)
+        root = RunPaths(recipe).root
     elif keys or (name is not None and arguments.output_dir is not None):
         raise UsageError(f"{keys[0] if keys else '--output_dir'} has no effect: {folder} is a folder of results")
     else:
@@ -150,7 +152,7 @@ def _rescore(arguments: argparse.Namespace, overrides: list[str]) -> int:
     points = ["start"] if arguments.start else [arguments.stage] if arguments.stage else None
     from sft.run.rescoring import rescore_all
 
-    return _show(arguments, decide(lambda: rescore_all(root, points=points, suites=arguments.suite)))
+    return _show(arguments, decide(lambda: rescore_all(root, recipe=recipe, points=points, suites=arguments.suite)))
 
 
 def _show(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) -> int:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.answers.judge import Judge
-from sft.answers.pool import RESULT_LIMIT
 from sft.evaluate.metrics import summarize
-from sft.evaluate.runner import read_samples, write_samples
-from sft.evaluate.verdicts import Sample, judged, submit
+from sft.evaluate.runner import forget_timeout, read_samples, write_samples
+from sft.evaluate.verdicts import Sample, judged_again
 from sft.utils.errors import UserError
 from sft.utils.files import read_sealed, sha256_file, write_sealed
 
@@ -18,31 +17,36 @@ _NEEDED = {"problem", "sample", "group", "steps", "question", "prompt", "complet
 Progress = Callable[[str, int, int, int], None]
 
 
-def rescore(folder: Path, *, workers: int = 2, progress: Progress | None = None) -> dict[str, Any]:
+def rescore(
+    folder: Path, *, timeout: float | None = None, workers: int = 2, progress: Progress | None = None
+) -> dict[str, Any]:
     """Judge the samples of the finished evaluation in `folder` again; returns its metrics, both files written anew.
 
     What the metrics say of the generation stays; `rescored` says how many verdicts are others now.
 
     Args:
-        workers: processes that check answers; each answer has as long as the metrics say.
+        timeout: seconds that the check of an answer may take; default: as many as the metrics say.
+        workers: processes that check answers.
         progress: called with (suite, samples done, samples in all, right ones so far).
 
     Raises UserError for samples that aren't those of the metrics, and for those of a version that recorded less.
     """
     metrics, samples = _read(folder)
+    settings: dict[str, Any] = metrics["settings"]
+    within: float = settings["verify_timeout"] if timeout is None else timeout
     again: list[Sample] = []
     right = 0
-    with Judge(metrics["settings"]["verify_timeout"], workers) as judge:
-        verdicts = [submit(judge, sample) for sample in samples]
-        for sample, verdict in zip(samples, verdicts, strict=True):
-            again.append(judged(sample, verdict.result(timeout=RESULT_LIMIT)))
-            right += again[-1]["verdict"] == "right"
+    with Judge(within, workers) as judge:
+        for sample in judged_again(judge, samples):
+            again.append(sample)
+            right += sample["verdict"] == "right"
             if progress is not None:
                 progress(folder.name, len(again), len(samples), right)
     changed = sum(new["verdict"] != old["verdict"] for new, old in zip(again, samples, strict=True))
+    forget_timeout(folder)
     write_samples(folder / "samples.jsonl", again)
-    content = sha256_file(folder / "samples.jsonl")
-    found = {**metrics, **summarize(again), "content": content, "rescored": changed}
+    content, settings = sha256_file(folder / "samples.jsonl"), {**settings, "verify_timeout": within}
+    found = {**metrics, **summarize(again), "settings": settings, "content": content, "rescored": changed}
     write_sealed(folder / "metrics.json", found)
     return found
 

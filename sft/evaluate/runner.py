@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from sft.evaluate.sharing import Crew
 from sft.evaluate.suites import Problem, load_suite, render_prompt
 from sft.evaluate.units import Share, units_of
 from sft.evaluate.units import Task as _Task
-from sft.evaluate.verdicts import Sample, judged, submit
+from sft.evaluate.verdicts import Sample, judged, judged_again, submit
 from sft.recipe.schema import EvaluateSection, SuiteSection, Templates
 from sft.utils.distributed import beside, decide, is_alone, is_main, lose, lost_ranks, rank, together, world_size
 from sft.utils.errors import UserError
@@ -34,7 +34,8 @@ from sft.utils.say import say
 
 VERSION = 3
 """Changes when what is generated or how it is judged changes: results of another version are not looked up."""
-CHECK = "check"
+CHECK, MARK = "check", "progress.json"
+"""The key of a line's sum; the file that says whose answers a folder holds, and the time that a check had."""
 Progress = Callable[[str, int, int, int], None]
 
 
@@ -169,16 +170,58 @@ class _SuiteRun:
         """The metrics if they are there, or an interrupted run's samples; what belongs to another key is removed."""
         with self.plain_errors():
             key = self._key(model_key)
+            self._adopt(key, model_key)
             metrics = self.look_up(key)
-            done = [] if metrics else _open_samples(self.folder, key)
+            done = [] if metrics else self._open_samples(key)
         return _Start(key, metrics, {(sample["problem"], sample["sample"]): _is_right(sample) for sample in done})
 
     def look_up(self, key: str) -> dict[str, Any] | None:
-        """The metrics that were made under this key from the samples that are there; else None."""
+        """The metrics that were made under this key, with as much time for a check, from the samples that are there;
+        else None."""
+        known = self._finished(key)
+        return known if known and known["settings"]["verify_timeout"] == self.section.verify_timeout else None
+
+    def _finished(self, key: str) -> dict[str, Any] | None:
+        """The metrics of the samples that are there, if these follow from this key, however they were judged."""
         known = read_sealed(self.folder / "metrics.json")
         if known and known["key"] == key and self.samples.is_file() and known["content"] == sha256_file(self.samples):
             return known
         return None
+
+    def _adopt(self, key: str, model_key: str) -> None:
+        """Give results whose key is an earlier one, which held the time of a check too, the key of today."""
+        metrics, mark = (read_sealed(self.folder / name) or {} for name in ("metrics.json", MARK))
+        within = metrics.get("settings", {}).get("verify_timeout", self.section.verify_timeout)
+        before = self._key(model_key, {"verify_timeout": within})
+        if mark.get("key") == before:
+            write_sealed(self.folder / MARK, {"key": key, "verify_timeout": within})
+        if metrics.get("key") == before:
+            write_sealed(self.folder / "metrics.json", {**metrics, "key": key})
+
+    def _open_samples(self, key: str) -> list[Sample]:
+        """The samples that are there under this key, with verdicts that had as much time as is asked; what belongs to
+        another key is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._finished(key):
+            write_sealed(self.folder / MARK, {"key": key})  # whatever it said: these were judged with another time
+        mark, within = read_sealed(self.folder / MARK) or {}, self.section.verify_timeout
+        if mark.get("key") != key:
+            for stale in (self.folder / "metrics.json", self.samples, *_parts(self.folder)):
+                remove_file(stale)
+            write_sealed(self.folder / MARK, {"key": key, "verify_timeout": within})
+            return []
+        samples = _read_all(self.folder)
+        if mark.get("verify_timeout") != within:
+            say(f"{self.point}: {self.suite.name}: judged again, as verify_timeout is another: {len(samples)} answers")
+            forget_timeout(self.folder)
+            with Judge(within, self.section.verify_workers) as judge:
+                samples = list(judged_again(judge, samples))
+        # A line torn by the kill is dropped before anything is appended to it.
+        write_samples(self.samples, samples)
+        for part in _parts(self.folder):
+            part.unlink()
+        write_sealed(self.folder / MARK, {**mark, "verify_timeout": within})
+        return samples
 
     def sum_up(self, start: _Start, seconds: float) -> dict[str, Any]:
         """Merge all processes' samples, and write the metrics."""
@@ -229,9 +272,11 @@ class _SuiteRun:
             settings["max_length"] = self.suite.max_length
         return {**settings, "verify_timeout": self.section.verify_timeout, "example_prompt": self.prompts[0]}
 
-    def _key(self, model_key: str) -> str:
-        """What the samples are a function of. The batch size isn't part of it."""
-        settings = {k: v for k, v in self._settings().items() if k not in ("batch_size", "example_prompt")}
+    def _key(self, model_key: str, more: Mapping[str, Any] | None = None) -> str:
+        """What the answers are a function of, and `more`. The batch size isn't part of it, nor is how they are
+        judged."""
+        apart = ("batch_size", "example_prompt", "verify_timeout")
+        settings = {**{k: v for k, v in self._settings().items() if k not in apart}, **(more or {})}
         asked = [
             [ids, problem.id, problem.gold, problem.group, problem.steps]
             for ids, problem in zip(self.ids, self.problems, strict=True)
@@ -400,21 +445,10 @@ class _Recorder:
                 self.recorded(sample)
 
 
-def _open_samples(folder: Path, key: str) -> list[Sample]:
-    """The samples of an interrupted run under this key; what belongs to another key is removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, mark = folder / "samples.jsonl", folder / "progress.json"
-    if (read_sealed(mark) or {}).get("key") == key:
-        samples = _read_all(folder)
-        # A line torn by the kill is dropped before anything is appended to it.
-        write_samples(path, samples)
-        for part in _parts(folder):
-            part.unlink()
-        return samples
-    for stale in (folder / "metrics.json", path, *_parts(folder)):
-        remove_file(stale)
-    write_sealed(mark, {"key": key})
-    return []
+def forget_timeout(folder: Path) -> None:
+    """Note that samples are about to get other verdicts: those of a kill in between are judged again."""
+    if (mark := read_sealed(folder / MARK)) is not None:
+        write_sealed(folder / MARK, {name: value for name, value in mark.items() if name != "verify_timeout"})
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from sft.answers.choices import options_in
 from sft.answers.judge import Judge, Verdict
+from sft.answers.pool import RESULT_LIMIT
 from sft.evaluate.suites import after_thinking
 
 Sample = dict[str, Any]
@@ -33,3 +35,10 @@ def judged(sample: Sample, verdict: Verdict) -> Sample:
     gold = sample["gold"]
     kept = {key: value for key, value in sample.items() if key not in ("answer", "gold", "verdict", "reason")}
     return {**kept, "answer": verdict.answer, "gold": gold, "verdict": verdict.status, "reason": verdict.reason}
+
+
+def judged_again(judge: Judge, samples: Sequence[Sample]) -> Iterator[Sample]:
+    """Recorded samples, each once the judge of now has its verdict."""
+    verdicts = [submit(judge, sample) for sample in samples]
+    for sample, verdict in zip(samples, verdicts, strict=True):
+        yield judged(sample, verdict.result(timeout=RESULT_LIMIT))

@@ -110,10 +110,13 @@ def _take_from_training(source: Path, target: Path, suites: Sequence[SuiteSectio
 
 
 def _done(folder: Path, owner: Stage, key: str) -> dict[str, Any] | None:
-    """What an evaluation that is done with this key, and still as it was, says; else None."""
+    """What an evaluation that is done with this key, and still as it was, says; else None. A check of its answers had
+    as much time as it has now."""
     done = read_sealed(folder / "manifest.json")
-    same = done is not None and done.get("key") == key and done.get("files") == _files(folder, owner)
-    return done if same else None
+    if done is None or done.get("key") != key or done.get("files") != _files(folder, owner):
+        return None
+    times = {metrics["settings"]["verify_timeout"] for metrics in done["metrics"].values()}
+    return done if times == {owner.evaluate.verify_timeout} else None
 
 
 def _evaluate(
@@ -210,7 +213,7 @@ def evaluate_live(
 
 
 def _key(owner: Stage, identity: dict[str, Any], dtype: str) -> str:
-    """What an evaluation's numbers follow from: the model and its type, the suites with their problems, the
+    """What an evaluation's answers follow from: the model and its type, the suites with their problems, the
     templates."""
     from sft.data.read.sources import open_source
     from sft.evaluate.runner import VERSION
@@ -220,7 +223,7 @@ def _key(owner: Stage, identity: dict[str, Any], dtype: str) -> str:
             "version": VERSION,
             "model": identity,
             "dtype": dtype,
-            "suites": owner.evaluate.model_dump(exclude={"every", "bf16"}),
+            "suites": owner.evaluate.model_dump(include={"suites"}),
             "problems": [open_source(suite.source).identity for suite in owner.evaluate.suites],
             **asked_as(owner.data).model_dump(include={"prompt_template", "system_prompt"}),
         }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.evaluate.rescore import rescore
 from sft.run.lock import lock
@@ -14,14 +15,19 @@ from sft.utils.hashes import folder_hashes
 from sft.utils.progress import ProgressLine
 from sft.utils.say import say
 
+if TYPE_CHECKING:
+    from sft.recipe.schema import EvaluateSection, Recipe
+
 
 def rescore_all(
-    root: Path, *, points: Collection[str] | None = None, suites: Collection[str] = ()
+    root: Path, *, recipe: Recipe | None = None, points: Collection[str] | None = None, suites: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Judge what is recorded below `root` again; metrics by point and suite.
 
     Args:
         root: a run's folder, an evaluation's (suites in it), or a suite's.
+        recipe: the run's, which says how long a check may take, and how many there are at once; None: as long as the
+            metrics say.
         points: those that are meant; None: all.
         suites: those that are meant; empty: all.
 
@@ -39,7 +45,8 @@ def rescore_all(
     for folder in found:
         point = folder.parent.resolve().name
         with lock(folder.parent / ".lock", f"{point} is being evaluated by another command: wait for it."):
-            results.setdefault(point, {})[folder.name] = _again(folder, point)
+            section = None if recipe is None else _asked_by(recipe, point)
+            results.setdefault(point, {})[folder.name] = _again(folder, point, section)
     return results
 
 
@@ -52,7 +59,15 @@ def finished(root: Path) -> Iterator[Path]:
                 yield folder
 
 
-def _again(folder: Path, point: str) -> dict[str, Any]:
+def _asked_by(recipe: Recipe, point: str) -> EvaluateSection:
+    """The section that a point's answers are judged by: its stage's; the first one's at the start, the last one's for
+    another model."""
+    name = re.sub(r"(-limit-\d+)?(-samples-\d+)?$", "", point)
+    own = {"start": recipe.stages[0], **{stage.name: stage for stage in recipe.stages}}
+    return (own.get(point) or own.get(name) or recipe.stages[-1]).evaluate
+
+
+def _again(folder: Path, point: str, section: EvaluateSection | None) -> dict[str, Any]:
     """The suite's metrics; where the point's manifest holds them, that is written anew too."""
     marker, suite = folder.parent / "manifest.json", folder.name
     manifest = read_sealed(marker) or {}
@@ -62,7 +77,11 @@ def _again(folder: Path, point: str) -> dict[str, Any]:
     def show(name: str, done: int, total: int, right: int) -> None:
         line(done, total, [f"{right / done:.1%} right"])
 
-    metrics = rescore(folder, progress=show)
+    if section is None:
+        metrics = rescore(folder, progress=show)
+    else:
+        within, workers = section.verify_timeout, section.verify_workers
+        metrics = rescore(folder, timeout=within, workers=workers, progress=show)
     if mine:
         manifest["metrics"][suite], manifest["files"][suite] = metrics, folder_hashes(folder)
         write_sealed(marker, manifest)

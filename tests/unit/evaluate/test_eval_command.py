@@ -132,6 +132,31 @@ def test_a_recipes_results_stay_beside_limits_and_other_suites(here: Path, capsy
     assert "--suite sums.yaml: another suite is called sums already" in capsys.readouterr().err
 
 
+def test_a_recipes_answers_are_kept_when_a_check_may_take_longer(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(here)
+    folder = RunPaths(recipe).eval_dir("start", "sums")
+    (here / "r.yaml").write_text(resolved_yaml(recipe))
+    words, longer = ["eval", "r.yaml", "--start"], ["--stages.a.evaluate.verify_timeout", "30"]
+    assert main(words) == 0
+    samples = (folder / "samples.jsonl").read_bytes()
+    capsys.readouterr()
+    monkeypatch.setattr("sft.generate.generate_batch", lambda *a, **k: pytest.fail("generated again"))
+    for more, said in (
+        (longer, "start: sums: judged again, as verify_timeout is another: 3 answers"),
+        (longer, "start: evaluated already, skipped"),
+        (["--rescore"], "start: sums: 0 of 3 verdicts are others than before"),
+        ([], "start: evaluated already, skipped"),
+        (["--stages.a.evaluate.verify_workers", "1"], "start: evaluated already, skipped"),
+    ):
+        assert main([*words, *more]) == 0
+        assert said in capsys.readouterr().err
+        assert (folder / "samples.jsonl").read_bytes() == samples
+        metrics = read_sealed(folder / "metrics.json")
+        assert metrics is not None and metrics["settings"]["verify_timeout"] == (30.0 if more == longer else 5.0)
+
+
 def test_another_model_on_chosen_suites_of_a_recipe(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = small_recipe(here)
     (here / "r.yaml").write_text(resolved_yaml(recipe))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,11 @@ from typing import Any
 import pytest
 
 from sft.evaluate.metrics import summarize
-from sft.evaluate.runner import evaluate, model_fingerprint, read_samples
+from sft.evaluate.runner import evaluate, model_fingerprint, read_samples, write_samples
 from sft.evaluate.suites import load_problems, render_prompt
 from sft.recipe.schema import DataSection, DataSource, EvaluateSection, Source, SuiteSection
 from sft.utils.errors import UserError
-from sft.utils.files import read_sealed
+from sft.utils.files import read_sealed, sha256_file, sha256_json, write_sealed
 
 HELPER = Path(__file__).with_name("chat_model_for_evaluation.py")
 
@@ -125,6 +126,78 @@ def test_other_settings_are_another_evaluation(
     section = helper.make_section(data, **change)
     other = evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=tmp_path, point="start")
     assert other["sums"]["key"] != metrics["key"] and other["sums"]["resumed_samples"] == 0
+
+
+@pytest.fixture
+def copied(straight: tuple[dict[str, Any], Path], tmp_path: Path) -> Path:
+    """The finished evaluation's folder, for a test to change."""
+    return Path(shutil.copytree(straight[1], tmp_path / "sums"))
+
+
+@pytest.mark.parametrize("state", ["finished", "under way", "of an earlier key", "under way, of an earlier key"])
+def test_answers_are_kept_when_a_check_may_take_longer(
+    helper: ModuleType,
+    model: Any,
+    tokenizer: Any,
+    data: Path,
+    straight: tuple[dict[str, Any], Path],
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+) -> None:
+    """Their verdicts are made anew: here all of them were undecided, for a lack of time."""
+    path, metrics, section = copied / "samples.jsonl", dict(straight[0]), helper.make_section(data)
+    slow = [{**sample, "verdict": "undecided", "reason": "timeout"} for sample in read_samples(path)]
+    write_samples(path, slow)
+    metrics |= {"content": sha256_file(path)}
+    within = 5.0 if "under way, of" in state else 30.0
+    if "earlier" in state:
+        settings = {name: metrics["settings"][name] for name in EARLIER}
+        metrics["key"] = earlier_key(helper, model, tokenizer, section, settings)
+        write_sealed(copied / "progress.json", {"key": metrics["key"]})
+    write_sealed(copied / "metrics.json", metrics)
+    if "under way" in state:
+        (copied / "metrics.json").unlink()
+    monkeypatch.setattr("sft.generate.generate_batch", lambda *a, **k: pytest.fail("generated again"))
+    again: dict[str, Any] = {}
+    for seconds in (within, within, 2.0):
+        asked = section.model_copy(update={"verify_timeout": seconds})
+        again = evaluate(model, tokenizer, asked, prompt_defaults=None, out_dir=copied.parent, point="start")["sums"]
+        assert again["key"] == straight[0]["key"] and again["settings"]["verify_timeout"] == seconds
+        if state != "under way, of an earlier key" or seconds == 2.0:  # that one had as long as is asked at first
+            assert again["verdicts"] == straight[0]["verdicts"]
+            assert path.read_bytes() == (straight[1] / "samples.jsonl").read_bytes()
+
+
+EARLIER = ("max_new_tokens", "temperature", "top_p", "samples_per_problem", "seed", "verify_timeout")
+
+
+def earlier_key(helper: ModuleType, model: Any, tokenizer: Any, section: Any, settings: dict[str, Any]) -> str:
+    """The key that answers had when the time of a check was part of it."""
+    from sft.evaluate.runner import VERSION
+    from sft.models.end_tokens import end_token_ids
+
+    suite, asked = section.suites[0], []
+    for problem in load_problems(suite):
+        ids = tokenizer(render_prompt(tokenizer, problem, suite, None), add_special_tokens=False)["input_ids"]
+        asked.append([ids, problem.id, problem.gold, problem.group, problem.steps])
+    ends = sorted(end_token_ids(tokenizer, model))
+    return sha256_json([VERSION, model_fingerprint(model), settings, ends, sha256_json(asked)])
+
+
+def test_verdicts_of_a_kill_between_samples_and_metrics_are_made_anew(
+    helper: ModuleType, model: Any, tokenizer: Any, data: Path, straight: tuple[dict[str, Any], Path], copied: Path
+) -> None:
+    from sft.evaluate import rescore
+
+    metrics = (copied / "metrics.json").read_bytes()
+    rescore.rescore(copied, timeout=30.0)
+    (copied / "metrics.json").write_bytes(metrics)
+    path = copied / "samples.jsonl"
+    write_samples(path, [{**sample, "verdict": "undecided"} for sample in read_samples(path)])
+    section = helper.make_section(data)
+    again = evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=copied.parent, point="start")["sums"]
+    assert again["verdicts"] == straight[0]["verdicts"]
 
 
 def test_other_weights_are_another_model(helper: ModuleType, tokenizer: Any) -> None:

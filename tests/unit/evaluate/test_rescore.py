@@ -172,6 +172,29 @@ def test_a_runs_evaluations_are_judged_again(in_tmp: Path, capsys: pytest.Captur
     assert manifest["key"] == "m" and manifest["files"]["sums"] == folder_hashes(folder / "sums")
 
 
+def test_the_recipe_says_how_long_a_check_may_take(in_tmp: Path) -> None:
+    run_with_evaluations(in_tmp)
+    write_evaluation(in_tmp / "run" / "eval" / "one-limit-2" / "sums", sums())
+
+    def times() -> dict[str, float]:
+        points = ("start", "one", "one-limit-2")
+        files = {point: in_tmp / "run" / "eval" / point / "sums" / "metrics.json" for point in points}
+        return {point: (read_sealed(file) or {})["settings"]["verify_timeout"] for point, file in files.items()}
+
+    assert main(["eval", "r.yaml", "--rescore", "--stages.one.evaluate.verify_timeout", "30"]) == 0
+    assert times() == {"start": 30.0, "one": 30.0, "one-limit-2": 30.0}
+    # A folder has no recipe: as the metrics say.
+    assert main(["eval", "run", "--rescore"]) == 0
+    assert times() == {"start": 30.0, "one": 30.0, "one-limit-2": 30.0}
+    (in_tmp / "r.yaml").write_text(
+        "name: r\noutput_dir: run\nmodel: {tokenizer: tiny, config: {}}\nstages:\n"
+        "  - {name: zero, data: {sources: [{path: a.jsonl}]}, evaluate: {verify_timeout: 7.0}}\n"
+        "  - {name: one, data: {sources: [{path: a.jsonl}]}, evaluate: {verify_timeout: 8.0}}\n"
+    )
+    assert main(["eval", "r.yaml", "--rescore"]) == 0
+    assert times() == {"start": 7.0, "one": 8.0, "one-limit-2": 8.0}
+
+
 @pytest.mark.parametrize(
     ("words", "points"),
     [
