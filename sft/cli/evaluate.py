@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,19 @@ from sft.cli.common import (
     show_evaluations,
 )
 from sft.recipe import RunPaths
+from sft.recipe.overrides import split_overrides
 from sft.utils.distributed import alike, decide
 from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
 
 if TYPE_CHECKING:
+    from sft.recipe import Recipe
     from sft.recipe.suites import Chosen
 
 TAKES_OVERRIDES = True
+_JUDGED_BY = r"output_dir|variables\..+|(defaults|stages\.[^.]+)\.evaluate(\.verify_(timeout|workers))?"
+"""The keys that answers are found and judged by again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +84,7 @@ def _of_recipe(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.trust_remote_code:
         overrides = [*overrides, "--model.trust_remote_code", "true"]
     recipe, chosen = recipe_for_all(arguments, overrides), _chosen(arguments)
-    if arguments.start and arguments.stage not in (None, recipe.stages[0].name):
-        raise UsageError("--start asks the suites of the first stage: leave --stage out")
+    _check_start(arguments, recipe)
     if arguments.dry_run:
         from sft.run.outlook_of_results import eval_outlook
 
@@ -101,6 +105,13 @@ def _of_recipe(arguments: argparse.Namespace, overrides: list[str]) -> int:
             text = "the recipe has no suites; add `evaluate: {suites: [...]}` to a stage"
             raise UserError(f"nothing was evaluated: {text}")
     return _show(arguments, results)
+
+
+def _check_start(arguments: argparse.Namespace, recipe: Recipe | None) -> None:
+    """Raise UsageError for a stage beside --start that isn't known to be the first one."""
+    first = None if recipe is None else recipe.stages[0].name
+    if arguments.start and arguments.stage not in (None, first):
+        raise UsageError("--start asks the suites of the first stage: leave --stage out")
 
 
 def _alone(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -130,12 +141,15 @@ def _alone(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _rescore(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Recorded answers of a run, or in a folder, judged again."""
-    told = {"--model": arguments.model, "--limit": arguments.limit, "--samples": arguments.samples}
-    if no_use := [option for option, value in told.items() if value is not None]:
-        raise UsageError(f"{no_use[0]} has no effect with --rescore, which judges the answers that are there")
     if arguments.dry_run:
         raise UsageError("--dry_run has no effect with --rescore: leave one out")
     name, keys = recipe_and_keys(arguments.config, overrides)
+    options = ("model", "limit", "samples", "num_processes", "trust_remote_code")
+    no_use = [option for option in options if getattr(arguments, option) not in (None, False)]
+    if name is not None and not Path(name).is_dir():
+        no_use += [key for key, _ in split_overrides(keys) if not re.fullmatch(_JUDGED_BY, key)]
+    if no_use:
+        raise UsageError(f"--{no_use[0]} has no effect with --rescore, which judges the answers that are there")
     folder = arguments.output_dir if name is None else name if Path(name).is_dir() else None
     recipe = None
     if folder is None:
@@ -147,6 +161,7 @@ def _rescore(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError(f"{keys[0] if keys else '--output_dir'} has no effect: {folder} is a folder of results")
     else:
         root = Path(folder)
+    _check_start(arguments, recipe)
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder; --rescore takes a run's recipe, or a folder of results")
     points = ["start"] if arguments.start else [arguments.stage] if arguments.stage else None

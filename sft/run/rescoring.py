@@ -31,15 +31,16 @@ def rescore_all(
         points: those that are meant; None: all.
         suites: those that are meant; empty: all.
 
-    Raises UserError where there is no finished evaluation.
+    Raises UserError where there is no finished evaluation, or none of one of the suites.
     """
     found = [
         folder
         for folder in finished(root)
         if (points is None or folder.parent.name in points) and (not suites or folder.name in suites)
     ]
-    if not found:
-        named = f" of {', '.join([*(points or ()), *suites])}" if points or suites else ""
+    gone = [name for name in suites if all(folder.name != name for folder in found)]
+    if gone or not found:
+        named = f" of {', '.join([*(points or ()), *gone])}" if points or gone else ""
         raise UserError(f"{root} has no finished evaluation{named}: nothing to judge again")
     results: dict[str, dict[str, Any]] = {}
     for folder in found:

@@ -200,6 +200,7 @@ def test_the_recipe_says_how_long_a_check_may_take(in_tmp: Path) -> None:
     [
         (["r.yaml", "--stage", "one"], {"one"}),
         (["--config", "r.yaml", "--start"], {"start"}),
+        (["r.yaml", "--start", "--stage", "one"], {"start"}),
         (["run"], {"start", "one"}),
         (["run", "--suite", "sums"], {"start", "one"}),
         (["run/eval/one"], {"one"}),
@@ -222,6 +223,17 @@ def test_folders_points_and_suites(
         (["run", "--suite", "other"], 1, "run has no finished evaluation of other: nothing to judge again"),
         (["run", "--limit", "3"], 2, "--limit has no effect with --rescore"),
         (["run", "--model", "."], 2, "--model has no effect with --rescore"),
+        (["run", "--num_processes", "2"], 2, "--num_processes has no effect with --rescore"),
+        (["r.yaml", "--trust_remote_code"], 2, "--trust_remote_code has no effect with --rescore"),
+        (
+            ["r.yaml", "--stages.one.train.max_steps", "2"],
+            2,
+            "--stages.one.train.max_steps has no effect with --rescore",
+        ),
+        (["r.yaml", "--name=x"], 2, "--name has no effect with --rescore, which judges the answers that are there"),
+        (["two.yaml", "--start", "--stage", "two"], 2, "--start asks the suites of the first stage: leave --stage out"),
+        (["run", "--start", "--stage", "one"], 2, "--start asks the suites of the first stage: leave --stage out"),
+        (["run", "--suite", "sums", "--suite", "other"], 1, "run has no finished evaluation of other"),
         (["run", "--name", "x"], 2, "--name has no effect: run is a folder of results"),
         (["nothing"], 2, "nothing: no such recipe file"),
         (["--output_dir", "nothing"], 2, "nothing: no such folder"),
@@ -231,6 +243,7 @@ def test_folders_points_and_suites(
 def test_what_cannot_be_judged_is_told(
     in_tmp: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int, message: str
 ) -> None:
-    run_with_evaluations(in_tmp)
+    text = run_with_evaluations(in_tmp).read_text()
+    (in_tmp / "two.yaml").write_text(text.replace("}]\n", "}, {name: two, data: {sources: [{path: a.jsonl}]}}]\n"))
     assert main(["eval", "--rescore", *words]) == status
     assert message in capsys.readouterr().err
