@@ -135,8 +135,8 @@ def _alone(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from sft.run.evaluation import evaluate_alone
 
     out = Path(arguments.output_dir) if arguments.output_dir else None
-    trust = arguments.trust_remote_code
-    return _show(arguments, evaluate_alone(arguments.model, section, out, trust_remote_code=trust))
+    label, trust = _chosen(arguments).label, arguments.trust_remote_code
+    return _show(arguments, evaluate_alone(arguments.model, section, out, label=label, trust_remote_code=trust))
 
 
 def _rescore(arguments: argparse.Namespace, overrides: list[str]) -> int:

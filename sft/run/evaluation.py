@@ -299,12 +299,18 @@ def evaluate_other(
 
 
 def evaluate_alone(
-    name: str, section: EvaluateSection, out_dir: Path | None = None, *, trust_remote_code: bool = False
+    name: str,
+    section: EvaluateSection,
+    out_dir: Path | None = None,
+    *,
+    label: str = "",
+    trust_remote_code: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Suites without a recipe on the model `name`; metrics by point and suite.
 
-    `out_dir`: the folder of the results, by default `runs/eval/` and the model's name. Raises UserError where it holds
-    answers of another model, in another type, or of one of these suites with other settings.
+    `out_dir`: the folder of the results, by default `runs/eval/`, the model's name, and `label`, which says what of the
+    suites is asked. Raises UserError where it holds answers of another model, in another type, or of one of these
+    suites with other settings.
     """
     decide(lambda: check_suites(section))
     if out_dir is not None:
@@ -315,7 +321,7 @@ def evaluate_alone(
     usual = ALONE / _called(name)
     dtype = decide(lambda: _dtype_of(name, section, [out_dir] if out_dir else _namesakes(usual)))
     model, tokenizer = together(lambda: load_named(name, trust_remote_code, dtype=dtype))
-    key, free = decide(lambda: _key_and_folder(model, usual))
+    key, free = decide(lambda: _key_and_folder(model, usual.with_name(f"{usual.name}{label}")))
     folder = out_dir or free
     check_shared_folder(folder)
     with lock_for_all(folder / ".lock", _busy(folder)):

@@ -40,13 +40,19 @@ def test_suites_without_a_recipe(here: Path, capsys: pytest.CaptureFixture[str])
     words += ["--suites.tiny.max_new_tokens", "5", "--json"]
     assert main(words) == 0
     told = json.loads(capsys.readouterr().out)
-    assert list(told) == ["m1"] and list(told["m1"]) == ["sums", "tiny"]
+    point = "m1-limit-2-samples-3"
+    assert list(told) == [point] and list(told[point]) == ["sums", "tiny"]
     for suite in ("sums", "tiny"):
-        folder = here / "runs" / "eval" / "m1" / suite
+        folder = here / "runs" / "eval" / point / suite
         assert samples_of(folder) == [(p, s) for p in range(2) for s in range(3)]
-        assert told["m1"][suite] == read_sealed(folder / "metrics.json")
-    assert told["m1"]["tiny"]["settings"]["max_new_tokens"] == 5
-    assert set(told["m1"]["sums"]["majority_at_k"]) == {"2", "3"}
+        assert told[point][suite] == read_sealed(folder / "metrics.json")
+    assert told[point]["tiny"]["settings"]["max_new_tokens"] == 5
+    assert set(told[point]["sums"]["majority_at_k"]) == {"2", "3"}
+    # All problems have a folder of their own.
+    assert main(["eval", "--suite", "sums.yaml", "--model", "m1", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["m1"]
+    assert len(samples_of(here / "runs" / "eval" / "m1" / "sums")) == 5
+    assert len(samples_of(here / "runs" / "eval" / point / "sums")) == 6
 
 
 def test_what_is_there_is_looked_up_and_never_replaced_by_other_answers(
