@@ -16,12 +16,14 @@ from sft.recipe.yaml_marks import Document, Origin
 from sft.utils.errors import UsageError
 
 _INSIDE = "stages.0.evaluate"
+_OF_STAGES = ("before_first_stage", "every")
+"""Keys of the section that say when a stage's suites are asked."""
 
 
 def load_suites(names: Sequence[str], overrides: Sequence[str] = ()) -> EvaluateSection:
     """The suites of these names (packaged ones or files), with `overrides` such as `--suites.math500.max_length 4096`.
 
-    Raises UsageError with a line per problem, at the suite's file and line.
+    Raises UsageError with a line per problem, at the suite's file and line, and for keys that need a stage.
     """
     document = Document({"suites": list(names)}, {(): Origin("--suite", ())})
     for place, name in enumerate(names):
@@ -30,6 +32,8 @@ def load_suites(names: Sequence[str], overrides: Sequence[str] = ()) -> Evaluate
         )
     fill_suites(document, ("suites",), read_suite)
     for key, text in split_overrides(overrides):
+        if key.partition(".")[0] in _OF_STAGES:
+            raise UsageError(f"--{key} has no effect without a recipe, where no stage is trained: leave it out")
         apply_override(document, Override(key, override_value(key, text, inside=_INSIDE)))
     fill_suites(document, ("suites",), read_suite)
     substitute(document)

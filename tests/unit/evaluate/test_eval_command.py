@@ -90,6 +90,15 @@ def test_models_of_one_name_have_folders_of_their_own(here: Path, capsys: pytest
         (["--suite", "sums.yaml", "--model", "m1", "--limit", "0"], "--limit: must be at least 1, not 0"),
         (["--suite", "sums.yaml", "--model", "./gone"], "--model: "),
         (["--suite", "sums.yaml", "--model", "m1", "--suites.sum.top_p", "1"], "suites has no 'sum'; there are: sums"),
+        (
+            ["--suite", "sums.yaml", "--model", "m1", "--every.steps", "5"],
+            "--every.steps has no effect without a recipe",
+        ),
+        (["--suite", "sums.yaml", "--model", "m1", "--every", "5 steps"], "--every has no effect without a recipe"),
+        (
+            ["--suite", "sums.yaml", "--model", "m1", "--before_first_stage", "true"],
+            "--before_first_stage has no effect without a recipe, where no stage is trained: leave it out",
+        ),
         (["--model", "m1"], "no recipe is named"),
     ],
 )
