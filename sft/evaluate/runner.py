@@ -31,12 +31,17 @@ from sft.utils.distributed import beside, decide, is_alone, is_main, lose, lost_
 from sft.utils.errors import UserError
 from sft.utils.files import atomic_open, read_sealed, remove_file, sha256_file, sha256_json, write_sealed
 from sft.utils.say import say
+from sft.utils.tables import counted
 
 VERSION = 3
 """Changes when what is generated or how it is judged changes: results of another version are not looked up."""
 CHECK, MARK = "check", "progress.json"
 """The key of a line's sum; the file that says whose answers a folder holds, and the time that a check had."""
 Progress = Callable[[str, int, int, int], None]
+_APART = ("batch_size", "example_prompt", "verify_timeout")
+"""Settings that answers don't follow from."""
+_OTHERS = {"model": "another model", "problems": "other problems or prompts", "ends": "other end tokens"}
+"""What else they follow from, where it has changed."""
 
 
 def evaluate(
@@ -172,7 +177,7 @@ class _SuiteRun:
             key = self._key(model_key)
             self._adopt(key, model_key)
             metrics = self.look_up(key)
-            done = [] if metrics else self._open_samples(key)
+            done = [] if metrics else self._open_samples(key, self._follows_from(model_key))
         return _Start(key, metrics, {(sample["problem"], sample["sample"]): _is_right(sample) for sample in done})
 
     def look_up(self, key: str) -> dict[str, Any] | None:
@@ -194,21 +199,26 @@ class _SuiteRun:
         within = metrics.get("settings", {}).get("verify_timeout", self.section.verify_timeout)
         before = self._key(model_key, {"verify_timeout": within})
         if mark.get("key") == before:
-            write_sealed(self.folder / MARK, {"key": key, "verify_timeout": within})
+            write_sealed(
+                self.folder / MARK, {"key": key, "verify_timeout": within, "of": self._follows_from(model_key)}
+            )
         if metrics.get("key") == before:
             write_sealed(self.folder / "metrics.json", {**metrics, "key": key})
 
-    def _open_samples(self, key: str) -> list[Sample]:
+    def _open_samples(self, key: str, of: dict[str, Any]) -> list[Sample]:
         """The samples that are there under this key, with verdicts that had as much time as is asked; what belongs to
-        another key is removed."""
+        another key is removed, and a line says so. `of`: what the key is made of."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._finished(key):
-            write_sealed(self.folder / MARK, {"key": key})  # whatever it said: these were judged with another time
+            write_sealed(
+                self.folder / MARK, {"key": key, "of": of}
+            )  # whatever it said: these were judged with another time
         mark, within = read_sealed(self.folder / MARK) or {}, self.section.verify_timeout
         if mark.get("key") != key:
+            self._tell_loss(mark, of)
             for stale in (self.folder / "metrics.json", self.samples, *_parts(self.folder)):
                 remove_file(stale)
-            write_sealed(self.folder / MARK, {"key": key, "verify_timeout": within})
+            write_sealed(self.folder / MARK, {"key": key, "verify_timeout": within, "of": of})
             return []
         samples = _read_all(self.folder)
         if mark.get("verify_timeout") != within:
@@ -222,6 +232,20 @@ class _SuiteRun:
             part.unlink()
         write_sealed(self.folder / MARK, {**mark, "verify_timeout": within})
         return samples
+
+    def _tell_loss(self, mark: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Say which answers are there that aren't to what is asked `now`, and what differs."""
+        if not (lost := len(_read_all(self.folder))):
+            return
+        settings = (read_sealed(self.folder / "metrics.json") or {}).get("settings", {})
+        before = mark.get("of") or {"settings": {k: v for k, v in settings.items() if k not in _APART}}
+        old, new = before["settings"], now["settings"]
+        names = [name for name in sorted({*old, *new}) if old and old.get(name) != new.get(name)]
+        changed = [f"another {name} ({old.get(name)}, now {new.get(name)})" for name in names]
+        changed += [text for part, text in _OTHERS.items() if part in before and before[part] != now[part]]
+        why = ", ".join(changed) or "another model or other problems"
+        answers = counted(lost, "answer")
+        say(f"{self.point}: {self.suite.name}: {answers} in {self.folder} thrown away, to be made anew: {why}")
 
     def sum_up(self, start: _Start, seconds: float) -> dict[str, Any]:
         """Merge all processes' samples, and write the metrics."""
@@ -273,15 +297,19 @@ class _SuiteRun:
         return {**settings, "verify_timeout": self.section.verify_timeout, "example_prompt": self.prompts[0]}
 
     def _key(self, model_key: str, more: Mapping[str, Any] | None = None) -> str:
-        """What the answers are a function of, and `more`. The batch size isn't part of it, nor is how they are
+        """A hash of what the answers follow from, with `more` settings."""
+        of = self._follows_from(model_key)
+        return sha256_json([VERSION, of["model"], {**of["settings"], **(more or {})}, of["ends"], of["problems"]])
+
+    def _follows_from(self, model_key: str) -> dict[str, Any]:
+        """What the answers are a function of, part by part. The batch size isn't part of it, nor is how they are
         judged."""
-        apart = ("batch_size", "example_prompt", "verify_timeout")
-        settings = {**{k: v for k, v in self._settings().items() if k not in apart}, **(more or {})}
+        settings = {name: value for name, value in self._settings().items() if name not in _APART}
         asked = [
             [ids, problem.id, problem.gold, problem.group, problem.steps]
             for ids, problem in zip(self.ids, self.problems, strict=True)
         ]
-        return sha256_json([VERSION, model_key, settings, self.ends, sha256_json(asked)])
+        return {"model": model_key, "settings": settings, "ends": self.ends, "problems": sha256_json(asked)}
 
     def tasks(self, known: Container[tuple[int, int]]) -> list[_Task]:
         """The samples to make but for the known ones."""

@@ -108,24 +108,42 @@ def test_a_finished_evaluation_is_looked_up(
     assert again["sums"] == metrics
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"max_new_tokens": 39}, {"prompt_template": "{prompt}"}])
+PLACE = "start: sums: 48 answers in {folder} thrown away, to be made anew: "
+
+
+@pytest.mark.parametrize("mark", ["of today", "of a version that noted less"])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"temperature": 0.5}, "another temperature (1.0, now 0.5)"),
+        ({"max_new_tokens": 39}, "another max_new_tokens (40, now 39)"),
+        ({"prompt_template": "{prompt}"}, "other problems or prompts"),
+        ({"max_length": 60, "seed": 4}, "another max_length (None, now 60), another seed (3, now 4)"),
+    ],
+)
 def test_other_settings_are_another_evaluation(
     helper: ModuleType,
     model: Any,
     tokenizer: Any,
     data: Path,
     straight: tuple[dict[str, Any], Path],
-    tmp_path: Path,
+    copied: Path,
+    capsys: pytest.CaptureFixture[str],
     change: dict[str, Any],
+    why: str,
+    mark: str,
 ) -> None:
-    metrics, folder = straight
-    target = tmp_path / "sums"
-    target.mkdir(parents=True)
-    for path in folder.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
+    """What answers are there is thrown away, and a line says so."""
+    metrics = straight[0]
+    if mark != "of today":
+        write_sealed(copied / "progress.json", {"key": metrics["key"]})
+        why = "another model or other problems" if "prompts" in why else why
     section = helper.make_section(data, **change)
-    other = evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=tmp_path, point="start")
+    other = evaluate(model, tokenizer, section, prompt_defaults=None, out_dir=copied.parent, point="start")
     assert other["sums"]["key"] != metrics["key"] and other["sums"]["resumed_samples"] == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "thrown" in line] == [
+        PLACE.format(folder=copied) + why
+    ]
 
 
 @pytest.fixture
