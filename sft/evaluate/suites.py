@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,8 @@ from sft.answers.extract import gold_answer
 from sft.data.read.sources import open_source
 from sft.data.text.thinking import MARKS, THINK_OPEN, Broken, Thought, canonical, find_thinking
 from sft.recipe.schema import ChoicesSection, SuiteSection, Templates
-from sft.tokenizers.prompt import prompt_text
+from sft.tokenizers.control import ControlTokens
+from sft.tokenizers.prompt import prompt_text, refuse_spelt
 from sft.utils.errors import UserError
 
 # Columns by the names they have in common data sets, the most specific first.
@@ -149,6 +150,23 @@ def render_prompt(tokenizer: Any, problem: Problem, suite: SuiteSection, default
     system prompt is empty has none. Raises UserError for a problem that spells a control token out: it would forge a
     turn.
     """
+    return prompt_text(tokenizer, _messages(problem, suite, defaults), _called(problem, suite))
+
+
+def check_prompts(tokenizer: Any, problems: Sequence[Problem], suite: SuiteSection, defaults: Templates | None) -> None:
+    """Raise UserError for a suite whose problems `render_prompt` would refuse; the chat template sees the first one
+    alone."""
+    control = ControlTokens(tokenizer)
+    for problem in problems:
+        refuse_spelt(control, _messages(problem, suite, defaults), _called(problem, suite))
+    render_prompt(tokenizer, problems[0], suite, defaults)
+
+
+def _called(problem: Problem, suite: SuiteSection) -> str:
+    return f"Suite {suite.name}: problem {problem.id}"
+
+
+def _messages(problem: Problem, suite: SuiteSection, defaults: Templates | None) -> list[dict[str, str]]:
     template = suite.prompt_template or (defaults.prompt_template if defaults else None) or "{prompt}"
     if "{prompt}" not in template:
         raise UserError(f"Suite {suite.name}: prompt_template has no {{prompt}}, so the problem would not be asked.")
@@ -158,7 +176,7 @@ def render_prompt(tokenizer: Any, problem: Problem, suite: SuiteSection, default
     messages = [{"role": "system", "content": system}] if system else []
     # Not str.format: templates speak of \boxed{}.
     messages.append({"role": "user", "content": template.replace("{prompt}", problem.text)})
-    return prompt_text(tokenizer, messages, f"Suite {suite.name}: problem {problem.id}")
+    return messages
 
 
 def after_thinking(prompt: str, completion: str) -> str:

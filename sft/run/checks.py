@@ -1,10 +1,11 @@
-"""All that can be known before anything is read or loaded: whether a recipe, on this machine, could do what it says.
+"""What is known before data is prepared or a model loaded: whether a recipe, on this machine, could do what it says.
 
 What is found is told in one go, each at the line of the recipe where it stands.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.data.read import local
 from sft.data.read.records import columns_taken, weights_column
+from sft.recipe.asked import asked_as
 from sft.recipe.data_checks import recipe_problems
 from sft.recipe.paths import RunPaths
 from sft.recipe.problems import KeyProblem, refuse
 from sft.recipe.schema import Source
 from sft.recipe.yaml_marks import Path as Place
 from sft.recipe.yaml_marks import show_path
+from sft.run.suite_checks import SuiteReader, suite_problems
 from sft.tokenizers.control import template_of
 from sft.tokenizers.load import TINY_TOKENIZER, check_named, names_folder, start_tokenizer
 from sft.utils.errors import UserError
@@ -29,7 +32,7 @@ from sft.utils.hub_cache import is_cached, lacks_template
 from sft.utils.say import say
 
 if TYPE_CHECKING:
-    from sft.recipe.schema import DataSource, EvaluateSection, ModelSection, Recipe, Stage
+    from sft.recipe.schema import DataSource, EvaluateSection, ModelSection, Recipe, Stage, SuiteSection
     from sft.recipe.steps import StepEntry
     from sft.recipe.steps.settings import DataSet, Loc
 
@@ -85,11 +88,11 @@ def check_recipe(
 
 
 def check_suites(section: EvaluateSection, *, rehearsal: bool = False) -> None:
-    """Raise UsageError with a line for each suite whose files or data set aren't there; `rehearsal` as above."""
+    """Raise UsageError with a line for each suite whose files or data set aren't there, or whose problems are and can't
+    be asked; `rehearsal` as above."""
+    reader = SuiteReader()
     problems = [
-        found._replace(loc=(suite.name, *found.loc))
-        for suite in section.suites
-        for found in _files(suite.source, ("source",))
+        found._replace(loc=(suite.name, *found.loc)) for suite in section.suites for found in _suite(suite, reader)
     ]
     _settled(problems, lambda path: f"suite {show_path(path)}", rehearsal, ask=True)
 
@@ -117,10 +120,11 @@ def _settled(
 
 def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterator[KeyProblem]:
     """What is wrong around the recipe, and what is left to be asked of the Hub."""
-    paths = RunPaths(recipe)
+    paths, reader = RunPaths(recipe), SuiteReader()
+    tokenizer = functools.cache(partial(start_tokenizer, recipe.model, fetch=False))
     yield from _folders(recipe, parts)
     if "data" in parts or "training" in parts:
-        yield from _start(recipe, loaded="training" in parts)
+        yield from _start(recipe, tokenizer, loaded="training" in parts)
     if "training" in parts:
         yield from _four_bit(recipe)
     for index, one_stage in enumerate(recipe.stages):
@@ -135,8 +139,7 @@ def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterat
         in_training = one_stage.keep_best is not None or one_stage.evaluate.every is not None
         asked = "suites" in parts or ("training" in parts and in_training)
         if asked and stage in (None, one_stage.name):
-            for number, suite in enumerate(one_stage.evaluate.suites):
-                found += _files(suite.source, ("evaluate", "suites", number, "source"))
+            found += _suites(one_stage, reader, partial(_if_here, recipe.model, tokenizer))
         if "training" in parts:
             found += _training(one_stage)
         yield from (one._replace(loc=("stages", index, *one.loc)) for one in found)
@@ -166,13 +169,13 @@ def _folders(recipe: Recipe, parts: Sequence[str]) -> Iterator[KeyProblem]:
             yield KeyProblem((key,), f"can't be written to ({why}): set another one", name)
 
 
-def _start(recipe: Recipe, *, loaded: bool) -> Iterator[KeyProblem]:
+def _start(recipe: Recipe, tokenizer: Callable[[], Any], *, loaded: bool) -> Iterator[KeyProblem]:
     """What is wrong with the model that the run starts from, which rows alone don't need `loaded`, or else with its
-    tokenizer."""
+    `tokenizer`."""
     wrong = list(_start_model(recipe.model, loaded=loaded))
     yield from wrong
     if recipe.model.tokenizer or not any(isinstance(found.value, UserError) for found in wrong):
-        yield from _start_tokenizer(recipe.model, loaded=loaded)
+        yield from _start_tokenizer(recipe.model, tokenizer, loaded=loaded)
 
 
 def _start_model(section: ModelSection, *, loaded: bool) -> Iterator[KeyProblem]:
@@ -207,13 +210,11 @@ def _named(what: str, name: str, loc: Loc, revision: str | None = None) -> Itera
             yield KeyProblem(loc, "", _Named(what, name, revision))
 
 
-def _start_tokenizer(section: ModelSection, *, loaded: bool) -> Iterator[KeyProblem]:
+def _start_tokenizer(section: ModelSection, load: Callable[[], Any], *, loaded: bool) -> Iterator[KeyProblem]:
     """What is wrong with the tokenizer, its chat template, and the configuration of a model made for it. One that would
     have to be fetched is for the run itself to look into."""
-    key, name = ("tokenizer", section.tokenizer) if section.tokenizer else ("model_name_or_path", None)
-    revision = None if section.tokenizer else section.model_revision
-    name = str(name or section.model_name_or_path)
-    here = name == TINY_TOKENIZER or Path(name).exists()
+    key, (name, revision) = "tokenizer" if section.tokenizer else "model_name_or_path", _tokenizer_of(section)
+    here = _is_built_in_or_folder(name)
     if not here and section.tokenizer:
         yield from _named("tokenizer", name, ("model", key))
     if not here and (names_folder(name) or not is_cached(name, revision)):
@@ -222,7 +223,7 @@ def _start_tokenizer(section: ModelSection, *, loaded: bool) -> Iterator[KeyProb
             yield KeyProblem(("model", key), what, _Unknown(what))
         return
     try:
-        tokenizer = start_tokenizer(section, fetch=False)
+        tokenizer = load()
     except UserError as error:
         if here:
             yield KeyProblem(("model", key), str(error), error)
@@ -235,6 +236,46 @@ def _start_tokenizer(section: ModelSection, *, loaded: bool) -> Iterator[KeyProb
         from sft.models.load import scratch_config
 
         yield from _told(("model", "config"), partial(scratch_config, section, tokenizer))
+
+
+def _tokenizer_of(section: ModelSection) -> tuple[str, str | None]:
+    """The name, and the revision, of the tokenizer that a run starts with."""
+    return (section.tokenizer, None) if section.tokenizer else (str(section.model_name_or_path), section.model_revision)
+
+
+def _is_built_in_or_folder(tokenizer: str) -> bool:
+    return tokenizer == TINY_TOKENIZER or Path(tokenizer).exists()
+
+
+def _if_here(section: ModelSection, load: Callable[[], Any]) -> Any | None:
+    """The tokenizer that a run starts with, as far as nothing has to be fetched for it; what is wrong with it is told
+    as such."""
+    name, revision = _tokenizer_of(section)
+    if not _is_built_in_or_folder(name) and (names_folder(name) or not is_cached(name, revision)):
+        return None
+    try:
+        return load()
+    except UserError:
+        return None
+
+
+def _suites(stage: Stage, reader: SuiteReader, tokenizer: Callable[[], Any]) -> Iterator[KeyProblem]:
+    """What is wrong with a stage's suites."""
+    for number, suite in enumerate(stage.evaluate.suites):
+        for found in _suite(suite, reader, tokenizer, stage):
+            yield found._replace(loc=("evaluate", "suites", number, *found.loc))
+
+
+def _suite(
+    suite: SuiteSection, reader: SuiteReader, tokenizer: Callable[[], Any] | None = None, stage: Stage | None = None
+) -> Iterator[KeyProblem]:
+    """A suite's files that aren't there, or else its problems that couldn't be asked: as `stage` asks, by what starts
+    with `tokenizer`."""
+    wrong = list(_files(suite.source, ("source",)))
+    yield from wrong
+    if not wrong:
+        defaults = None if stage is None else asked_as(stage.data)
+        yield from suite_problems(suite, reader, tokenizer and tokenizer(), defaults)
 
 
 def _four_bit(recipe: Recipe) -> Iterator[KeyProblem]:

@@ -23,7 +23,16 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str
         raise UserError(
             "The tokenizer has no chat template: set model.chat_template, or use one that was made for chat."
         )
-    control = ControlTokens(tokenizer)
+    refuse_spelt(ControlTokens(tokenizer), messages, what)
+    try:
+        options = {"chat_template": with_fixed_date(template), "add_generation_prompt": True}
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+    except RENDER_ERRORS as error:
+        raise RefusedPromptError(f"{what}: the chat template refused it: {error}") from error
+
+
+def refuse_spelt(control: ControlTokens, messages: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Raise RefusedPromptError for a message that spells a control token out, or is no text; `what` as above."""
     for message in messages:
         if not _encodable(str(message["content"])):
             raise RefusedPromptError(f"{what} holds bytes that are no UTF-8 text (in the {message['role']} message).")
@@ -33,11 +42,6 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str
                 f"{what} spells out {token} (in the {message['role']} message), which the model would read as the real "
                 "token: take it out or write it differently."
             )
-    try:
-        options = {"chat_template": with_fixed_date(template), "add_generation_prompt": True}
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
-    except RENDER_ERRORS as error:
-        raise RefusedPromptError(f"{what}: the chat template refused it: {error}") from error
 
 
 def _encodable(text: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from sft.cli.main import main
 from sft.recipe import RunPaths, load_recipe
+from sft.recipe.schema import SuiteSection
 from sft.run.identity import settled_parts
 from sft.utils.files import write_sealed
 
@@ -43,7 +44,7 @@ MODEL = f"tokenizer: tiny\n  {CONFIG}"
 SUITE = "source: {path: held.jsonl}"
 PROBLEMS = "- {path: rows.jsonl, rows: problems, carry: [g]}"
 EXPLODE = "{explode_rollouts: {column: g}}"
-DATA, SET = "stages[1].data", "stages[1].train"
+DATA, SET, ASKED = "stages[1].data", "stages[1].train", "stages[1].evaluate.suites[0]"
 
 
 @pytest.fixture
@@ -51,6 +52,13 @@ def folder(in_tmp: Path) -> Path:
     """What the good recipe needs, and things that are something else than they should be."""
     Path("rows.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
     Path("held.jsonl").write_text(json.dumps({"problem": "a", "answer": "b"}) + "\n")
+    for name, problem in (
+        ("asks", {"problem": "a"}),
+        ("void", {"problem": "a", "answer": ""}),
+        ("forged", {"problem": "a<|end|>", "answer": "b"}),
+    ):
+        Path(f"{name}.jsonl").write_text(json.dumps(problem) + "\n")
+    Path("torn.jsonl").write_text(Path("held.jsonl").read_text() + '{"problem": "a", "ans')
     Path("bad.json").write_text("{")
     Path("rows.txt").write_text("x")
     for name in ("empty", "weights"):
@@ -114,6 +122,13 @@ MISTAKES = [
     (STEPS, "steps: [{generate: {mode: mixed, teacher: {base_url: 'http://x', model: m}, student: {checkpoint: ./gone}}}]", f"{DATA}.steps[0].generate.student.checkpoint: no model or tokenizer at ./gone"),
     (SUITE, "source: {path: gone.jsonl}", "stages[1].evaluate.suites[0].source.path: gone.jsonl: no such file or folder"),
     (SUITE, f"{SUITE}\n          prompt_template: solve", "stages[1].evaluate.suites[0].prompt_template: must contain {prompt}"),
+    (SUITE, f"{SUITE}\n          columns: {{answer: nope}}", f"{ASKED}: there is no column 'nope' (for answer); the columns are answer, problem."),
+    (SUITE, "source: {path: asks.jsonl}", f"{ASKED}: no column is the answer; set `columns: {{answer: ...}}` of the suite"),
+    (SUITE, f"{SUITE}\n          choices: {{wrong: [zz]}}", f"{ASKED}: there is no column 'zz' (for choices.wrong)"),
+    (SUITE, "source: {path: void.jsonl}", f"{ASKED}: void.jsonl:1: column 'answer' (answer) is empty or no text: ''"),
+    (SUITE, "source: {path: torn.jsonl}", f"{ASKED}: torn.jsonl:2: "),
+    (SUITE, "source: {path: forged.jsonl}", f"{ASKED}: problem forged.jsonl:1 spells out <|end|> (in the user message)"),
+    (SUITE, f"{SUITE}\n          system_prompt: 'so <|end|>'", f"{ASKED}: problem held.jsonl:1 spells out <|end|> (in the system message)"),
     ("tokenizer: tiny", "tokenizer: ./gone", "model.tokenizer: no tokenizer at ./gone: no such file or folder"),
     ("tokenizer: tiny", "tokenizer: empty", "model.tokenizer: empty holds no tokenizer"),
     (MODEL, "model_name_or_path: weights/llama", "model.model_name_or_path: no model at weights/llama: no such file or folder"),
@@ -225,6 +240,26 @@ def test_a_hub_that_cannot_be_asked_stops_a_run_at_once_and_no_rehearsal(
     assert line.startswith("sft: r.yaml:4: model.model_name_or_path: no model folder someone/nowhere here"), line
     assert main(["run", "--config", "r.yaml", "--dry_run"]) == 0
     assert "model.model_name_or_path: not checked: " in capsys.readouterr().err
+
+
+def test_suites_are_read_once_and_those_of_the_hub_not_at_all(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft.evaluate import suites
+
+    read, load = [], suites.load_suite
+
+    def counted(suite: SuiteSection) -> tuple[list[suites.Problem], dict[str, object]]:
+        read.append(suite.name)
+        return load(suite)
+
+    monkeypatch.setattr(suites, "load_suite", counted)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *a, **k: None)
+    asked = "\n    evaluate: {suites: [{name: held, source: {path: held.jsonl}}, tiny, math500]}"
+    text, data = GOOD.replace(SUITE, f"{SUITE}\n          temperature: 1.0"), "{sources: [{path: rows.jsonl}]}"
+    Path("r.yaml").write_text(text.replace(data, data + asked))
+    assert main(["run", "r.yaml", "--dry_run"]) == 0, capsys.readouterr().err
+    assert read == ["held", "tiny"]
 
 
 def test_a_rehearsal_tells_what_will_be_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

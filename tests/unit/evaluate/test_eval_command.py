@@ -99,6 +99,10 @@ def test_models_of_one_name_have_folders_of_their_own(here: Path, capsys: pytest
             ["--suite", "sums.yaml", "--model", "m1", "--before_first_stage", "true"],
             "--before_first_stage has no effect without a recipe, where no stage is trained: leave it out",
         ),
+        (
+            ["--suite", "sums.yaml", "--model", "m1", "--suites.sums.columns.answer", "nope", "--dry_run"],
+            "suite sums: there is no column 'nope' (for answer); the columns are answer, question.",
+        ),
         (["--model", "m1"], "no recipe is named"),
     ],
 )
