@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sft.recipe.optimizer_keys import ROUNDED
 from sft.run.plan.cards import Cluster
 from sft.run.plan.engines import Engine
 from sft.run.plan.memory import Layout, RankMemory, rank_memory
 from sft.run.plan.ops import PROJECTIONS, Adapters
 from sft.run.plan.passes import Recompute
-from sft.run.plan.shape import Shape
+from sft.run.plan.shape import FLOAT32, Shape
 from sft.run.plan.speed import step_time
 
 if TYPE_CHECKING:
@@ -61,57 +62,92 @@ def choices(
     return smallest, fastest, [] if found else list(_remedies(stage, shape, layout, cluster))
 
 
+def may_be(stage: Stage, layout: Layout) -> bool:
+    """Whether the checks of the recipe and of the trainer let a stage train so: what they refuse isn't proposed."""
+    zero, adapters = layout.engine.zero, layout.adapters is not None
+    half = layout.weights_width != FLOAT32
+    refused = (
+        zero is not None and (half or layout.optimizer == "muon" or stage.train.use_cpu),
+        zero == 3 and (layout.ema or layout.four_bit),
+        zero == 3 and adapters and layout.recompute.layers,  # it would need the reentrant form
+        half and (adapters or not layout.bf16 or layout.optimizer not in ROUNDED),
+        adapters and (layout.ema or stage.average is not None),
+        layout.sharing > 1 and stage.train.neftune_noise_alpha is not None,
+        layout.engine.world % layout.sharing > 0,
+    )
+    return not any(refused)
+
+
 def _others(stage: Stage, layout: Layout) -> Iterator[tuple[tuple[str, ...], Layout]]:
     """Layouts of the same batch that this recipe may have."""
-    prefix, world = f"--stages.{stage.name}.train", layout.engine.world
     for engine in _engines(stage, layout):
         for rows, accumulation in _splits(layout):
             for recompute in dict.fromkeys((layout.recompute, *RECOMPUTED)):
-                if engine.zero == 3 and recompute.layers and layout.adapters is not None:
-                    continue  # refused: it would need the reentrant form
                 other = replace(
                     layout,
-                    engine=replace(engine, world=world),
+                    engine=engine,
                     rows=rows,
                     accumulation=accumulation,
                     documents=max(rows, layout.documents * rows // layout.rows),
                     recompute=recompute,
                 )
-                overrides = []
-                if other.engine != layout.engine:
-                    overrides.append(f"{prefix}.deepspeed {_spelt(other.engine)}")
-                if rows != layout.rows:
-                    overrides += [f"{prefix}.per_device_train_batch_size {rows}"]
-                    overrides += [f"{prefix}.gradient_accumulation_steps {accumulation}"]
-                overrides += [f"{prefix}.{words}" for words in _changes(layout.recompute, recompute)]
-                if overrides:
-                    yield tuple(overrides), other
+                overrides = tuple(_overrides(stage, layout, other))
+                if overrides and may_be(stage, other):
+                    yield overrides, other
+
+
+def _overrides(stage: Stage, before: Layout, after: Layout) -> Iterator[str]:
+    """What makes one layout of the other, as it is typed; but for the cards."""
+    for key, value in _changes(before, after):
+        yield f"--stages.{stage.name}.train.{key} {value}"
+
+
+def _changes(before: Layout, after: Layout) -> Iterator[tuple[str, object]]:
+    """Keys of `train`, with their values, that make one of the other."""
+    if after.optimizer != before.optimizer:
+        yield "optim", after.optimizer
+    for key, old, new in (
+        ("weights_dtype", before.weights_width, after.weights_width),
+        ("optim_state_dtype", before.states_width, after.states_width),
+    ):
+        if old != new:
+            yield key, "float32" if new == FLOAT32 else "bfloat16"
+    if after.adapters is not None and before.adapters is None:
+        yield from (("use_peft", "true"), ("lora_r", after.adapters.rank), ("lora_dropout", after.adapters.dropout))
+    if after.sharing != before.sharing:
+        yield "sequence_parallel_size", after.sharing
+    if after.length != before.length:
+        yield "max_length", after.length
+    if _kind(after.engine) != _kind(before.engine):
+        yield "deepspeed", _spelt(after.engine)
+    if after.rows != before.rows:
+        yield "per_device_train_batch_size", after.rows
+    if after.accumulation != before.accumulation:
+        yield "gradient_accumulation_steps", after.accumulation
+    yield from _recomputed(before.recompute, after.recompute)
 
 
 RECOMPUTED = (Recompute(), Recompute(selective=True), Recompute(offload=True), Recompute(layers=False))
 """Ways to recompute that are tried; nobody needs what offloading leaves to keep attention's results beside it."""
 
 
-def _changes(before: Recompute, after: Recompute) -> Iterator[str]:
-    """Keys of `train`, with their values, that make one of the other."""
+def _recomputed(before: Recompute, after: Recompute) -> Iterator[tuple[str, object]]:
     if after.layers != before.layers:
-        yield f"gradient_checkpointing {str(after.layers).lower()}"
-    if after.selective != before.selective and after.layers:
-        yield f"gradient_checkpointing_kwargs.selective {str(after.selective).lower()}"
+        yield "gradient_checkpointing", str(after.layers).lower()
+    if after.selective != before.selective:  # what is left standing beside no recomputation is refused
+        yield "gradient_checkpointing_kwargs.selective", str(after.selective).lower()
     if after.offload != before.offload and after.layers:
-        yield f"activation_offloading {str(after.offload).lower()}"
+        yield "activation_offloading", str(after.offload).lower()
 
 
 def _engines(stage: Stage, layout: Layout) -> Iterator[Engine]:
-    yield layout.engine
-    if stage.train.optim == "muon":
-        return
     own, world = layout.engine, layout.engine.world
+    yield own
     plain = [Engine(world)]
     if world > 1:
         plain += [Engine(world, 1), Engine(world, 2)]
     plain.append(Engine(world, 2, offload_optimizer=True, buckets=1))
-    if world > 1 and not layout.four_bit and not layout.ema:
+    if world > 1:
         plain += [_zero3(world), replace(_zero3(world), offload_optimizer=True)]
     for engine in plain:
         same = (engine.zero, engine.offload_optimizer) == (own.zero, own.offload_optimizer)
@@ -135,6 +171,10 @@ def _splits(layout: Layout) -> list[tuple[int, int]]:
     return [(rows, every // rows) for rows in sorted(wanted) if every % rows == 0]
 
 
+def _kind(engine: Engine) -> tuple[int | None, bool, bool]:
+    return engine.zero, engine.offload_optimizer, engine.offload_parameters
+
+
 def _spelt(engine: Engine) -> str:
     if engine.zero is None:
         return "null"
@@ -147,51 +187,55 @@ def _spelt(engine: Engine) -> str:
 def _remedies(stage: Stage, shape: Shape, layout: Layout, cluster: Cluster) -> Iterator[str]:
     """What helps where no layout does: it changes what is trained or how it is rounded, or needs more cards."""
     assert cluster.card is not None
-    room, prefix = cluster.card.usable, f"--stages.{stage.name}.train"
-    accumulation, alone = layout.accumulation * layout.rows, Engine(layout.engine.world)
-    one_row = {"rows": 1, "documents": max(1, layout.documents // layout.rows), "accumulation": accumulation}
-    base = replace(layout, **one_row, recompute=Recompute(offload=True))  # type: ignore[arg-type]
-    also = [f"{prefix}.{words}" for words in _changes(layout.recompute, base.recompute)]
-    if layout.rows > 1:
-        also += [f"{prefix}.per_device_train_batch_size 1", f"{prefix}.gradient_accumulation_steps {accumulation}"]
-    plain = [] if layout.engine.zero is None else [f"{prefix}.deepspeed null"]
-
-    def fits(other: Layout) -> bool:
-        return rank_memory(shape, other).total <= room
-
-    def told(*words: str) -> str:
-        return " ".join([*words, *(word for word in also if word.split()[0] not in " ".join(words))])
-
-    adamw, whole = layout.optimizer.startswith("adamw_torch"), layout.adapters is None
-    half = replace(base, weights_width=2, states_width=2, engine=alone)
-    if adamw and whole and fits(half):
-        keys = [f"{prefix}.weights_dtype bfloat16", f"{prefix}.optim_state_dtype bfloat16"]
-        yield told(*keys, *plain)
-    if adamw and fits(replace(base, optimizer="paged_adamw_8bit", engine=replace(layout.engine, zero=None))):
-        yield told(f"{prefix}.optim paged_adamw_8bit", *plain)
-    if whole and fits(replace(base, adapters=Adapters(64, frozenset(PROJECTIONS)), engine=alone)):
-        yield told(f"{prefix}.use_peft true", f"{prefix}.lora_r 64", f"{prefix}.lora_dropout 0.0", *plain)
-    yield from _shorter_rows(base, told, fits, prefix)
-    for cards in (2, 4, 8, 16, 32, 64):
-        if cards > cluster.count and fits(replace(base, engine=_zero3(cards))):
-            yield told(f"--gpus {cards}x{cluster.card.name}", f"{prefix}.deepspeed zero3")
-            break
+    for others in _remedied(stage, layout):
+        for other in others:
+            if may_be(stage, other) and rank_memory(shape, other).total <= cluster.card.usable:
+                cards = other.engine.world
+                told = [] if cards == cluster.count else [f"--gpus {cards}x{cluster.card.name}"]
+                yield " ".join([*told, *_overrides(stage, layout, other)])
+                break
 
 
-def _shorter_rows(base: Layout, told: Callable[..., str], fits: Callable[[Layout], bool], prefix: str) -> Iterator[str]:
-    """Rows that several ranks share, and shorter ones: the least of either that fits."""
-    world, own = base.engine.world, base.engine
-    shared = [size for size in (2, 4, 8) if size > base.sharing and world % size == 0 == size % base.sharing]
-    parted = [own] if own.zero == 3 or base.adapters is not None else [own, _zero3(world)]
-    for engine, size in ((engine, size) for engine in parted for size in shared):
-        more = base.accumulation * size // base.sharing
-        if fits(replace(base, sharing=size, accumulation=more, engine=engine)):
-            words = [f"{prefix}.sequence_parallel_size {size}", f"{prefix}.gradient_accumulation_steps {more}"]
-            yield told(*words, *([] if engine is own else [f"{prefix}.deepspeed zero3"]))
-            break
+def _remedied(stage: Stage, layout: Layout) -> Iterator[Iterator[Layout]]:
+    """Layouts of each kind of remedy, the least change first."""
+    alone, documents = Engine(layout.engine.world), max(1, layout.documents // layout.rows)
+    every = layout.rows * layout.accumulation
+    base = replace(layout, rows=1, documents=documents, accumulation=every, recompute=Recompute(offload=True))
+    if not may_be(stage, base):
+        base = replace(base, engine=alone)  # adapters under ZeRO-3, of whose layers none is computed again
+    full = replace(base, weights_width=FLOAT32, states_width=FLOAT32)
+    yield iter([replace(base, weights_width=2, states_width=2, engine=alone)])
+    if layout.optimizer.startswith("adamw_torch"):
+        yield iter([replace(full, optimizer="paged_adamw_8bit", engine=alone)])
+    if layout.adapters is None:
+        yield iter([replace(full, adapters=Adapters(64, frozenset(PROJECTIONS)), engine=alone)])
+    yield _shared(base)
+    yield _shorter(base)
+    yield _on_more_cards(full)
+
+
+def _shared(base: Layout) -> Iterator[Layout]:
+    """Rows that several ranks share."""
+    own, world = base.engine, base.engine.world
+    for engine in [own] if own.zero == 3 else [own, _zero3(world)]:
+        for size in (2, 4, 8):
+            if size > base.sharing and world % size == 0 == size % base.sharing:
+                more = base.accumulation * size // base.sharing
+                yield replace(base, sharing=size, accumulation=more, engine=engine)
+
+
+def _shorter(base: Layout) -> Iterator[Layout]:
+    """Shorter rows."""
     length = 1 << (base.length - 1).bit_length() - 1
     while length >= 1024:
-        if fits(replace(base, length=length, documents=max(1, base.documents * length // base.length))):
-            yield told(f"{prefix}.max_length {length}")
-            break
+        yield replace(base, length=length, documents=max(1, base.documents * length // base.length))
         length //= 2
+
+
+def _on_more_cards(base: Layout) -> Iterator[Layout]:
+    """Weights that more ranks hold a part of; where they can't be parted, the optimizer's state alone is."""
+    own = base.engine
+    for cards in (2, 4, 8, 16, 32, 64):
+        if cards > own.world:
+            yield replace(base, engine=replace(own, world=cards) if own.zero == 3 else _zero3(cards))
+            yield replace(base, engine=replace(own, world=cards) if own.zero == 2 else Engine(cards, 2))

@@ -12,6 +12,7 @@ import pytest
 
 from sft.cli.main import main
 from sft.recipe import load_recipe
+from sft.recipe.data_checks import recipe_problems
 from sft.run.plan.answers import engine_memory, page_bytes, slot_bytes, step_seconds
 from sft.run.plan.cards import CARDS, Cluster, cluster_of
 from sft.run.plan.config import TINY_VOCABULARY
@@ -23,6 +24,7 @@ from sft.run.plan.shares import shares_of
 from sft.run.plan.speed import step_time
 from sft.run.plan.stages import plan_recipe
 from sft.tokenizers.tiny import build_tokenizer
+from sft.train import arguments
 from sft.utils.errors import UsageError
 
 RECIPES = ("phi4-mini-flash", "phi4-mini-flash-64k", "phi4-mini-flash/lora", "phi4-mini-flash-dasd", "tiny", "gsm8k")
@@ -115,6 +117,59 @@ def test_what_else_would_help_fits_when_it_is_typed(capsys):
                 del kept[kept.index(key) : kept.index(key) + 2]
         changed = told(capsys, *kept, *more)["stages"][0]
         assert changed["fits"] is True, remedy
+
+
+CASES = {
+    "half": ("--weights_dtype bfloat16 --deepspeed null", "2xA100-40"),
+    "half, long": ("--weights_dtype bfloat16 --deepspeed null --max_length 131072", "2xA100-40"),
+    "half, small": ("--weights_dtype bfloat16 --deepspeed null", "RTX4090-24"),
+    "muon": ("--optim muon --deepspeed null", "2xA100-40"),
+    "ema": ("--ema '{decay: 0.9}' --deepspeed null", "2xA100-40"),
+    "ema, small": ("--ema '{decay: 0.9}'", "RTX4090-24"),
+    "adapters": ("--use_peft true --deepspeed null --max_length 262144", "2xA100-40"),
+    "parted adapters": (
+        "--use_peft true --deepspeed zero3 --gradient_checkpointing false --max_length 262144",
+        "2xA100-40",
+    ),
+    "selective": ("--gradient_checkpointing_kwargs '{selective: true}' --deepspeed null --max_length 8192", "H200-141"),
+    "float32": ("--bf16 false", "RTX4090-24"),
+    "noise": ("--neftune_noise_alpha 5 --max_length 131072", "4xA100-40"),
+    "three": ("--sequence_parallel_size 3 --max_length 131072", "3xRTX4090-24"),
+}
+
+
+def taken(recipe: str, words: list[str], world: int, monkeypatch) -> None:
+    """Put the stage `long` with these keys through the check of the recipe and of the engine on `world` cards."""
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    loaded = load_recipe(recipe, words)
+    assert list(recipe_problems(loaded)) == []
+    assert list(arguments.argument_problems(loaded.stage("long"))) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_it_proposes_is_taken_by_the_recipe_s_check_and_the_trainer_s(name, monkeypatch):
+    monkeypatch.setattr(arguments, "_has_cuda", lambda: True)
+    monkeypatch.setattr(arguments, "_optimizer_problem", lambda name, cuda: None)  # packages that aren't here
+    keys = shlex.split(CASES[name][0].replace("--", "--stages.long.train."))
+    cluster = cluster_of(CASES[name][1])
+    taken("phi4-mini-flash-64k", keys, cluster.count, monkeypatch)
+    (plan,) = plan_recipe(load_recipe("phi4-mini-flash-64k", keys), cluster)
+    proposed = [*plan.remedies, *(choice.words for choice in (plan.smallest, plan.fastest) if choice)]
+    for proposal in proposed:
+        words = shlex.split(proposal)
+        world = cluster.count
+        if words[0] == "--gpus":
+            world = cluster_of(words[1]).count
+            del words[:2]
+        given = dict(zip(keys[::2], keys[1::2], strict=True)) | dict(zip(words[::2], words[1::2], strict=True))
+        taken("phi4-mini-flash-64k", [word for pair in given.items() for word in pair], world, monkeypatch)
+
+
+def test_weights_in_bfloat16_are_not_proposed_again():
+    keys = shlex.split(CASES["half, small"][0].replace("--", "--stages.long.train."))
+    (plan,) = plan_recipe(load_recipe("phi4-mini-flash-64k", keys), cluster_of("A100-40"))
+    proposed = [*plan.remedies, *(choice.words for choice in (plan.smallest, plan.fastest) if choice)]
+    assert proposed and not any("weights_dtype bfloat16" in words for words in proposed)
 
 
 def test_ranks_that_share_a_row_take_what_the_cuts_give_them():
