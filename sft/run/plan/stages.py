@@ -19,6 +19,7 @@ from sft.run.plan.passes import Recompute
 from sft.run.plan.rows import Rows, Told, rows_of
 from sft.run.plan.shape import FLOAT32, Shape
 from sft.run.plan.speed import StepTime, step_time
+from sft.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from sft.recipe.schema import Recipe, Stage
@@ -98,8 +99,9 @@ def _stage(recipe: Recipe, number: int, stage: Stage, shape: Shape, cluster: Clu
 
 
 def layout_of(recipe: Recipe, stage: Stage, shape: Shape, cluster: Cluster, rows: Rows) -> Layout:
-    """How the recipe has a stage trained on a cluster."""
-    train, gpu = stage.train, cluster.card is not None
+    """How the recipe has a stage trained on a cluster. Raises UsageError where its ranks can't share rows as asked."""
+    train, gpu, where = stage.train, cluster.card is not None, f"stages[{stage.name}].train"
+    _check_shares(train.sequence_parallel_size, cluster, where)
     length = train.max_length or UNBOUNDED
     count = train.per_device_train_batch_size
     document = min(float(length), rows.document or length)
@@ -113,7 +115,7 @@ def layout_of(recipe: Recipe, stage: Stage, shape: Shape, cluster: Cluster, rows
         adapters = Adapters(train.lora_r, kinds, train.lora_dropout, train.use_dora)
     again = gpu if train.gradient_checkpointing is None else train.gradient_checkpointing
     return Layout(
-        engine_of(train.deepspeed_content(), cluster.count, shape, f"stages[{stage.name}].train"),
+        engine_of(train.deepspeed_content(), cluster.count, shape, where),
         count,
         length,
         documents,
@@ -132,6 +134,17 @@ def layout_of(recipe: Recipe, stage: Stage, shape: Shape, cluster: Cluster, rows
         states_width=WIDTHS[train.optim_state_dtype],
         sharing=train.sequence_parallel_size,
     )
+
+
+def _check_shares(size: int, cluster: Cluster, where: str) -> None:
+    """Refuse ranks that groups of this size don't part, as the trainer does."""
+    if cluster.count % size == 0:
+        return
+    shared = f"{where}.sequence_parallel_size: {size} processes share a row"
+    if cluster.card is None:
+        raise UsageError(f"{shared}, and --gpus cpu plans one process: name {size} cards (--gpus), or leave it out.")
+    enough = Cluster(size * math.ceil(cluster.count / size), cluster.card)
+    raise UsageError(f"{shared}, and {cluster} is no multiple of that: plan for {enough} (--gpus), or lower it.")
 
 
 def _row(layout: Layout, rows: Rows) -> float:

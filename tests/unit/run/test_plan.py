@@ -172,6 +172,21 @@ def test_weights_in_bfloat16_are_not_proposed_again():
     assert proposed and not any("weights_dtype bfloat16" in words for words in proposed)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "size", "why"),
+    [
+        ("8xA100-80", 3, "8xA100-80 is no multiple of that: plan for 9xA100-80 (--gpus), or lower it."),
+        ("A100-80", 4, "1xA100-80 is no multiple of that: plan for 4xA100-80 (--gpus), or lower it."),
+        ("cpu", 4, "--gpus cpu plans one process: name 4 cards (--gpus), or leave it out."),
+    ],
+)
+def test_ranks_that_groups_do_not_part_are_refused(gpus, size, why, capsys):
+    words = ["phi4-mini-flash", "--gpus", gpus, "--stage", "long", f"--stages.all.train.sequence_parallel_size={size}"]
+    assert main(["plan", *words]) == 2
+    said = capsys.readouterr().err
+    assert said == f"sft: stages[long].train.sequence_parallel_size: {size} processes share a row, and {why}\n"
+
+
 def test_ranks_that_share_a_row_take_what_the_cuts_give_them():
     """Of 8 the first has most of 65,536 tokens, the last the fewest (docs/sequence-parallelism.md)."""
     first, last = shares_of(Shape(), 8, 65536, 1)
