@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from sft.run.checks import check_recipe
 from sft.run.evaluation import evaluate_points
 from sft.run.publish import export_stage
 from sft.run.restart import is_over
+from sft.utils.distributed import is_launched
+from sft.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from sft.data.prepare import PreparedStage
@@ -37,16 +40,21 @@ def run(
     """Prepare, train and evaluate the stages (or `stage` alone); what is done is skipped, what was stopped goes on.
 
     `restart`: throw away what this stage and the later ones have made first; once, where the call is given again after
-    a stop. Returns {"stages": manifests by name,
-    "evaluations": metrics by point and suite}. Raises UserError where nothing may be overwritten.
+    a stop. Returns {"stages": manifests by name, "evaluations": metrics by point and suite}. Raises UserError where
+    nothing may be overwritten, UsageError where the environment tells of other processes, which nobody here starts.
     """
+    _check_alone()
     result = chain.run(recipe, only_stage=stage, restart=restart, evaluate=evaluate)
     is_over(RunPaths(recipe))
     return result
 
 
 def evaluate(recipe: Recipe, *, stage: str | None = None, start: bool = False) -> dict[str, dict[str, Any]]:
-    """Metrics by point and suite of the model after `stage`, of every trained stage, or with `start` of the start."""
+    """Metrics by point and suite of the model after `stage`, of every trained stage, or with `start` of the start.
+
+    Raises UsageError where the environment tells of other processes, which nobody here starts.
+    """
+    _check_alone()
     return evaluate_points(RunPaths(recipe), start=start, stage=stage)
 
 
@@ -61,3 +69,12 @@ def export(
     """Write the folder that goes to the Hub, of `stage` or of the last stage trained; see `sft.hub.export.export`."""
     folder = None if out is None else Path(out)
     return export_stage(RunPaths(recipe), stage=stage, out=folder, dtype=dtype, progress=progress)
+
+
+def _check_alone() -> None:
+    """A node's variables are for `sft` to start processes by: here each node would take all work for its own."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1" and not is_launched():
+        raise UsageError(
+            f"WORLD_SIZE is {world}, and LOCAL_RANK isn't set: start this by torchrun, or unset WORLD_SIZE"
+        )

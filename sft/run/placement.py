@@ -37,7 +37,8 @@ class Placement(NamedTuple):
 def placement(asked: int | None, environ: MutableMapping[str, str] = os.environ) -> Placement | None:
     """The processes that this command is to start; None: it is one of them, or the only one, and does the work itself.
 
-    `asked`: `--num_processes`, the processes of this machine. A task of srun gets torchrun's variables in `environ`.
+    `asked`: `--num_processes`, the processes of this machine. A task of srun gets torchrun's variables in `environ`,
+    and the only process loses those of its node.
     Raises UsageError where what was told on the command line, by a launcher and by the machine doesn't agree.
     """
     _read_srun(environ)
@@ -51,7 +52,11 @@ def placement(asked: int | None, environ: MutableMapping[str, str] = os.environ)
     if asked is not None and asked > gpus > 0:
         what = f"this machine has {gpus} GPU{'s' if gpus > 1 else ''}, and processes can't share one"
         raise UsageError(f"--num_processes {asked}: {what}; CUDA_VISIBLE_DEVICES= hides them, to run on the CPU")
-    return _of_nodes(asked or max(1, gpus), environ)
+    where = _of_nodes(asked or max(1, gpus), environ)
+    if where is None:
+        for name in ("RANK", "WORLD_SIZE"):  # a node's: accelerate would wait for the processes of such a world
+            environ.pop(name, None)
+    return where
 
 
 def processes(asked: int | None) -> int:

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or those that torchrun started. Rank 0 decides, and the others do as it says.
+"""The processes of a run: one, or those that a launcher started. Rank 0 decides, and the others do as it says.
 
 What one rank finds on a disk another may not find, or not yet; two ranks that go different ways wait for each other for
 ever. So rank 0 alone looks, and its answer (or its error) goes to all. Messages go through the launcher's key-value
@@ -34,14 +34,27 @@ SEEN_WITHIN = 5.0
 Result = TypeVar("Result")
 
 
+OF_NODES = ("MASTER_ADDR", "NODE_RANK", "NNODES")
+"""Variables that a cluster sets for its nodes, and a launcher for the processes that it starts."""
+
+
+def is_launched() -> bool:
+    """Whether RANK and WORLD_SIZE, where they are set, are this process's. Where a cluster has set them for a node
+    (sft.run.placement), without a LOCAL_RANK, this process is alone until it starts some."""
+    if "LOCAL_RANK" in os.environ or not any(name in os.environ for name in OF_NODES):
+        return True
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and bool(torch.distributed.is_initialized())
+
+
 def rank() -> int:
     """This process's number among all of the run, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if is_launched() else 0
 
 
 def world_size() -> int:
     """How many processes the run has."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE", "1")) if is_launched() else 1
 
 
 def beside() -> int:

@@ -10,7 +10,7 @@ import pytest
 from run_toys import small_recipe
 
 from sft.recipe import resolved_yaml
-from sft.utils.errors import UserError
+from sft.utils.errors import UsageError, UserError
 
 
 def test_a_recipe_from_file_to_export(tmp_path: Path) -> None:
@@ -39,6 +39,18 @@ def test_the_names_are_importable_and_cost_nothing_before_use() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_node_s_variables_start_nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sft
+
+    recipe = small_recipe(tmp_path, stages=({},))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "n0")
+    for verb in (sft.run, sft.evaluate):
+        with pytest.raises(UsageError, match="WORLD_SIZE is 2, and LOCAL_RANK isn't set: start this by torchrun"):
+            verb(recipe)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -107,6 +107,21 @@ def test_a_rehearsal_is_of_the_verb_that_was_typed(there: Path, capsys: pytest.C
     assert before == {path: path.stat().st_mtime_ns for path in Path("run/export").rglob("*")}
 
 
+NODES = {"NODE_RANK": "1", "NNODES": "2", "WORLD_SIZE": "16", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+
+
+@pytest.mark.parametrize("words", ["run r.yaml", "train r.yaml", "eval r.yaml", "prepare r.yaml", "export r.yaml"])
+def test_on_a_node_nobody_waits_for_the_others(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    """A pod's variables tell of processes that a rehearsal doesn't start."""
+    for name, value in NODES.items():
+        monkeypatch.setenv(name, value)
+    assert main([*words.split(), "--dry_run"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "run/resolved.dry_run.yaml\n" and ("x 2 processes" in err) == (words[:2] in ("ru", "tr")), err
+
+
 def test_a_push_would_export_what_has_changed(
     there: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

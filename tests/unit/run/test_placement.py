@@ -6,6 +6,7 @@ import pytest
 
 from sft.run import placement as module
 from sft.run.placement import Placement, first_host, placement, tasks_per_node
+from sft.utils import distributed
 from sft.utils.errors import UsageError
 
 MEET = {"MASTER_ADDR": "n0", "MASTER_PORT": "29500"}
@@ -82,6 +83,24 @@ def test_a_task_of_srun_for_each_process_gets_torchrun_s_variables(gpus):
     told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     told |= {"MASTER_ADDR": "gpu03", "MASTER_PORT": "20077", "TORCHELASTIC_RUN_ID": "slurm-77"}
     assert {name: environ.get(name) for name in told} == told
+
+
+@pytest.mark.parametrize(("local", "rank", "world"), [(None, 0, 1), ("1", 9, 16)])
+def test_without_a_local_rank_the_numbers_are_a_node_s(monkeypatch, local, rank, world):
+    monkeypatch.setenv("RANK", "9")
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("MASTER_ADDR", "n0")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (rank, world, rank == 0)
+
+
+def test_a_process_that_is_alone_keeps_no_numbers_of_its_node(gpus):
+    """accelerate reads WORLD_SIZE without a LOCAL_RANK, too, and would wait for the others."""
+    gpus(8)
+    environ = {"NODE_RANK": "0", "NNODES": "1", "RANK": "0", "WORLD_SIZE": "8"}
+    assert placement(1, environ) is None and not {"RANK", "WORLD_SIZE"} & environ.keys()
 
 
 @pytest.mark.parametrize(
