@@ -99,6 +99,7 @@ def _of_nodes(local: int, environ: Mapping[str, str]) -> Placement | None:
     key = "NODE_RANK" if "NODE_RANK" in environ else "RANK"
     if key not in environ or not ({"NNODES", "WORLD_SIZE"} & environ.keys()):
         _refuse_part_of_job(environ)
+        _refuse_half(local, environ)
         return Placement(local) if local > 1 else None
     node = _number(environ, key, 0)
     nodes = _number(environ, "NNODES", 0) or _number(environ, "WORLD_SIZE", 1)
@@ -114,7 +115,22 @@ def _of_nodes(local: int, environ: Mapping[str, str]) -> Placement | None:
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
     if missing:
         raise UsageError(f"{missing[0]} isn't set: {nodes} nodes meet at MASTER_ADDR:MASTER_PORT, the first one's")
-    return Placement(local, nodes, node, environ["MASTER_ADDR"], _number(environ, "MASTER_PORT", 0))
+    port = _number(environ, "MASTER_PORT", 0)
+    if port not in range(1, 65_536):
+        raise UsageError(
+            f"MASTER_PORT is {environ['MASTER_PORT']}: set it to a port, from 1 to 65535, alike on all nodes"
+        )
+    return Placement(local, nodes, node, environ["MASTER_ADDR"], port)
+
+
+def _refuse_half(local: int, environ: Mapping[str, str]) -> None:
+    """One of a node's two numbers: the command would run on this node alone, and so would each other node's."""
+    for key in ("NODE_RANK", "RANK"):
+        if node := _number(environ, key, 0):
+            raise UsageError(f"{key} is {node}, and NNODES isn't set: set it to the number of nodes, or unset {key}")
+    for key, alone in (("NNODES", {1}), ("WORLD_SIZE", {1, local})):
+        if key in environ and (count := _number(environ, key, 1)) not in alone:
+            raise UsageError(f"{key} is {count}, and NODE_RANK isn't set: set it to this node's number, or unset {key}")
 
 
 def _refuse_part_of_job(environ: Mapping[str, str]) -> None:

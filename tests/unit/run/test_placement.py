@@ -43,6 +43,9 @@ def gpus(monkeypatch):
         (None, 8, {"RANK": "1", "WORLD_SIZE": "2", **MEET}, Placement(8, 2, 1, "n0", 29500)),
         (None, 0, {"RANK": "0", "WORLD_SIZE": "2", **MEET}, Placement(1, 2, 0, "n0", 29500)),
         (None, 2, {"NODE_RANK": "0", "NNODES": "1"}, Placement(2)),
+        # Half of them, that says no more than there is.
+        (None, 2, {"NODE_RANK": "0", **MEET}, Placement(2)),
+        (None, 2, {"NNODES": "1", "WORLD_SIZE": "2"}, Placement(2)),
         (None, 8, PER_NODE, Placement(8, 3, 1, "gpu03", 20077)),
         (None, 8, {**PER_NODE, **MEET}, Placement(8, 3, 1, "n0", 29500)),
         # An allocation's own shell, and `srun --pty`.
@@ -68,6 +71,12 @@ def test_how_many_and_where(gpus, asked, gpus_here, environ, expected):
         (None, {"NODE_RANK": "0", "NNODES": "two", **MEET}, "NNODES is 'two'"),
         (3, {"NODE_RANK": "0", "WORLD_SIZE": "8", **MEET}, "no multiple of the 3 processes"),
         (None, {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"}, "this Slurm job has 2 nodes"),
+        (None, {"NNODES": "2", **MEET}, "NNODES is 2, and NODE_RANK isn't set"),
+        (None, {"WORLD_SIZE": "16", **MEET}, "WORLD_SIZE is 16, and NODE_RANK isn't set"),
+        (None, {"NODE_RANK": "1", **MEET}, "NODE_RANK is 1, and NNODES isn't set"),
+        (None, {"RANK": "1"}, "RANK is 1, and NNODES isn't set"),
+        (None, {"NODE_RANK": "0", "NNODES": "2", **MEET, "MASTER_PORT": "99999999"}, "MASTER_PORT is 99999999: set it"),
+        (None, {"NODE_RANK": "0", "NNODES": "2", **MEET, "MASTER_PORT": "0"}, "MASTER_PORT is 0: set it"),
     ],
 )
 def test_what_does_not_agree_is_refused(gpus, asked, environ, words):
