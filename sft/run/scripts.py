@@ -109,10 +109,12 @@ def hosts_script(job: Job, hosts: Sequence[str]) -> str:
     ssh hands no signal on: each node's process leaves its number in a file there, for `kill`.
     """
     lines = ["#!/bin/bash", f"run=/tmp/{shlex.quote(job.name)}-$$-$RANDOM", "pids=()", f"hosts=({shlex.join(hosts)})"]
-    there = [f"cd {shlex.quote(str(job.folder))}", *_prepared(job), f"exec {_command(job)}"]
+    # By lines: a setup that ends with a comment would take what stands behind it along.
+    setup = ["{", job.setup, "} || exit 1"] if job.setup else []
+    there = [f"cd {shlex.quote(str(job.folder))} || exit 1", *setup, *_exports(job), f"exec {_command(job)}"]
     meet = f"NNODES={len(hosts)} MASTER_ADDR={shlex.quote(hosts[0])} MASTER_PORT={MASTER_PORT}"
     lines += [
-        f"command={shlex.quote(' && '.join(there))}",
+        "command=" + shlex.quote("\n".join(there)),
         "hand_on() {",
         '  for host in "${hosts[@]}"; do ssh -n -o BatchMode=yes "$host" "kill -s $1 \\$(cat $run)"; done',
         "}",
@@ -169,6 +171,10 @@ def _prepared(job: Job) -> Iterator[str]:
     """What stands before the command."""
     if job.setup:
         yield job.setup
+    yield from _exports(job)
+
+
+def _exports(job: Job) -> Iterator[str]:
     for name, value in NCCL.items() if job.gpus != 0 else ():
         yield f"export {name}={value}"
 

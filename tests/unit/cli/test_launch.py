@@ -110,6 +110,21 @@ def test_hosts_get_their_numbers_and_their_signals(script, fake, tmp_path):
     assert [file.read_text() for file in got] == ["0/2 n0:29400 4\n", "1/2 n0:29400 4\n"]
 
 
+@pytest.mark.parametrize(
+    ("setup", "status", "told"),
+    [("export MODULE=cuda  # 12.4", 7, "cuda"), ("export MODULE=a; export MODULE=b", 7, "b"), ("false", 1, None)],
+)
+def test_what_is_set_up_comes_before_the_command(script, fake, tmp_path, setup, status, told):
+    """A comment at its end ends with it, and where it fails nothing is started."""
+    (tmp_path / "hosts").write_text("here\n")
+    fake("ssh", 'exec bash -c "${@: -1}"')
+    fake("worker", f"echo $MODULE > {tmp_path}/told; exit 7")
+    text = script("--hostfile", str(tmp_path / "hosts"), "--setup", setup)
+    assert bash(text.replace(shlex.quote(sys.executable), "worker")).returncode == status
+    found = tmp_path / "told"
+    assert (found.read_text().strip() if found.exists() else None) == told
+
+
 def test_submitting(script, fake, tmp_path):
     fake("sbatch", f"cat > {tmp_path}/taken; echo Submitted batch job 7")
     assert script("--slurm", "--submit") == "Submitted batch job 7\n"
