@@ -17,6 +17,8 @@ from sft.utils.say import say
 
 TAKES_OVERRIDES = True
 STARTED = ("run", "train", "eval", "sweep")
+SAVING = 600
+"""Seconds before the time limit at which a run saves, where nothing else is told."""
 SECONDS = 60
 """How long sbatch may take to answer."""
 
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{option}", metavar="NAME", help=text)
     parser.add_argument("--name", metavar="NAME", help="the job's name (default: the recipe's)")
     text = "seconds before the time limit at which the run saves and stops, to be queued again (default: 600)"
-    parser.add_argument("--saving", type=positive, default=600, metavar="S", help=text)
+    parser.add_argument("--saving", type=positive, metavar="S", help=text)
     text = "a line of shell before the command on each node, such as 'module load cuda'"
     parser.add_argument("--setup", metavar="LINE", help=text)
     text = "one more line of #SBATCH, such as --option mem=0 (again: and this one)"
@@ -54,7 +56,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     words = overrides[1:] if overrides[:1] == ["--"] else overrides
     name = _check_command(words)
     _check_options(arguments)
-    script = _script(arguments, words, arguments.name or name)
+    script = _script(arguments, words, name if arguments.name is None else arguments.name)
     arguments.told.update(script=script)
     if arguments.out:
         write_text(Path(arguments.out), script)
@@ -101,6 +103,8 @@ def _as_name(text: str) -> str:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
+    if arguments.hostfile and arguments.saving:
+        raise UsageError("--saving has no effect with --hostfile, which sets no time limit: leave it out")
     if not arguments.slurm:
         told = {"time": arguments.time, "partition": arguments.partition, "account": arguments.account}
         told |= {
@@ -109,12 +113,12 @@ def _check_options(arguments: argparse.Namespace) -> None:
             "no_requeue": arguments.no_requeue,
         }
         for name, value in told.items():
-            if value:
+            if value not in (None, [], False):
                 raise UsageError(f"--{name} has no effect without --slurm: leave it out")
 
 
 def _script(arguments: argparse.Namespace, words: list[str], name: str) -> str:
-    from sft.run.scripts import Job, hosts_script, read_hosts, slurm_script, torchrun_script
+    from sft.run.scripts import Job, check_job, hosts_script, read_hosts, slurm_script, torchrun_script
 
     hosts = read_hosts(Path(arguments.hostfile)) if arguments.hostfile else []
     nodes, gpus = arguments.nodes or len(hosts) or 1, arguments.gpus_per_node
@@ -122,7 +126,7 @@ def _script(arguments: argparse.Namespace, words: list[str], name: str) -> str:
         if nodes > len(hosts):
             raise UsageError(f"--nodes {nodes}, but --hostfile {arguments.hostfile} names {len(hosts)} hosts")
         hosts = hosts[:nodes]
-        counts = {count for _, count in hosts if count is not None} if gpus is None else {gpus}
+        counts = {count for _, count in hosts} if gpus is None else {gpus}
         if len(counts) > 1:
             raise UsageError(f"the hosts of {arguments.hostfile} don't have as many slots each: set --gpus_per_node")
         gpus = next(iter(counts), None)
@@ -138,11 +142,12 @@ def _script(arguments: argparse.Namespace, words: list[str], name: str) -> str:
         time=arguments.time,
         partition=arguments.partition,
         account=arguments.account,
-        saving=arguments.saving,
+        saving=arguments.saving or SAVING,
         setup=arguments.setup,
         extra=arguments.option,
         requeue=not arguments.no_requeue,
     )
+    check_job(job)
     if arguments.slurm:
         return slurm_script(job)
     return hosts_script(job, [host for host, _ in hosts]) if hosts else torchrun_script(job)

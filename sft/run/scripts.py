@@ -6,6 +6,7 @@ itself, and again where it is told to after a failure.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,9 @@ NCCL = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     "NCCL_DEBUG": "WARN",
 }
+LONGEST_SAVING = 65_535
+"""Seconds: what Slurm takes at most for a signal before the end."""
+TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|unlimited|infinite"
 OUT_OF_TIME = 138
 """The status of a run that has saved on SIGUSR1, which Slurm sends before the time is over."""
 
@@ -42,6 +46,16 @@ class Job(NamedTuple):
     requeue: bool = True
 
 
+def check_job(job: Job) -> None:
+    """Raise UsageError for what no script could hold as it was meant."""
+    if "/" in _one_word(job.name, "--name"):
+        raise UsageError(f"--name {job.name!r}: must be a name, not a path")
+    if job.setup is not None:
+        _one_line(job.setup, "--setup")
+    if job.saving > LONGEST_SAVING:
+        raise UsageError(f"--saving {job.saving}: must be at most {LONGEST_SAVING} seconds")
+
+
 def slurm_script(job: Job) -> str:
     """An sbatch script: one task a node, SIGUSR1 before the time is over, and queued again where that was the end.
 
@@ -61,14 +75,16 @@ def slurm_script(job: Job) -> str:
 
 
 def _slurm_options(job: Job) -> Iterator[str]:
-    yield f"job-name={_one_word(job.name, '--name')}"
+    yield f"job-name={job.name}"
     yield f"nodes={job.nodes}"
     yield "ntasks-per-node=1"
     if job.gpus:
         yield f"gpus-per-node={job.gpus}"
     if job.cores:
         yield f"cpus-per-task={job.cores}"
-    for option, value in (("time", job.time), ("partition", job.partition), ("account", job.account)):
+    if job.time is not None:
+        yield f"time={_time(job.time)}"
+    for option, value in (("partition", job.partition), ("account", job.account)):
         if value is not None:
             yield f"{option}={_one_word(value, f'--{option}')}"
     yield f"signal=USR1@{job.saving}"
@@ -108,7 +124,8 @@ def hosts_script(job: Job, hosts: Sequence[str]) -> str:
 
     ssh hands no signal on: each node's process leaves its number in a file there, for `kill`.
     """
-    lines = ["#!/bin/bash", f"run=/tmp/{shlex.quote(job.name)}-$$-$RANDOM", "pids=()", f"hosts=({shlex.join(hosts)})"]
+    file = re.sub(r"[^\w.-]+", "-", job.name)
+    lines = ["#!/bin/bash", f"run=/tmp/{file}-$$-$RANDOM", "pids=()", f"hosts=({shlex.join(hosts)})"]
     # By lines: a setup that ends with a comment would take what stands behind it along.
     setup = ["{", job.setup, "} || exit 1"] if job.setup else []
     there = [f"cd {shlex.quote(str(job.folder))} || exit 1", *setup, *_exports(job), f"exec {_command(job)}"]
@@ -192,6 +209,14 @@ def _one_line(text: str, option: str) -> str:
 
 
 def _one_word(text: str, option: str) -> str:
-    if len(text.split()) != 1 or "#" in text:
+    if text.split() != [text] or "#" in text:
         raise UsageError(f"{option} {text!r}: must be one word")
+    return text
+
+
+def _time(text: str) -> str:
+    """A time limit as sbatch takes it (https://slurm.schedmd.com/sbatch.html, --time)."""
+    if not re.fullmatch(TIME, text, re.ASCII | re.IGNORECASE):
+        forms = "minutes, minutes:seconds, hours:minutes:seconds, days-hours, or days-hours:minutes:seconds"
+        raise UsageError(f"--time {text!r}: must be {forms}")
     return text

@@ -133,6 +133,23 @@ def test_submitting(script, fake, tmp_path):
     assert script("--slurm", "--submit") == "status 1" and "invalid partition" in script.said
 
 
+@pytest.mark.parametrize("time", ["30", "30:00", "24:00:00", "2-0", "2-00:30", "2-00:00:00", "UNLIMITED"])
+def test_slurm_s_forms_of_a_time_limit(script, time):
+    assert f"#SBATCH --time={time}\n" in script("--slurm", "--time", time)
+
+
+def test_a_name_that_a_shell_would_read_is_none_of_its_words(script, fake, tmp_path):
+    (tmp_path / "hosts").write_text("here\n")
+    fake("ssh", 'exec bash -c "${@: -1}"')
+    fake("worker", "exit 7")
+    text = script("--hostfile", str(tmp_path / "hosts"), "--name", f"a;touch${{IFS}}{tmp_path.name}'")
+    assert bash(text.replace(shlex.quote(sys.executable), "worker")).returncode == 7
+    assert not (tmp_path / tmp_path.name).exists()
+
+
+NO_TIMES = ("banana", "", "1h", "1:2:3:4", "2-", "-5", "1:00 ")
+
+
 @pytest.mark.parametrize(
     ("words", "command", "sentence"),
     [
@@ -145,10 +162,26 @@ def test_submitting(script, fake, tmp_path):
         (("--torchrun", "--time", "1:00"), ("run", "tiny"), "--time has no effect without --slurm"),
         (("--hostfile", "no-such"), ("run", "tiny"), "can't be read"),
         (("--slurm", "--partition", "a b"), ("run", "tiny"), "must be one word"),
+        (("--hostfile", "hosts", "--saving", "900"), ("run", "tiny"), "--saving has no effect with --hostfile"),
+        (
+            ("--hostfile", "hosts", "--gpus_per_node", "2", "--name", "my run"),
+            ("run", "tiny"),
+            "--name 'my run': must be one word",
+        ),
+        (("--torchrun", "--name", "my run"), ("run", "tiny"), "--name 'my run': must be one word"),
+        (("--slurm", "--name", "a/b"), ("run", "tiny"), "--name 'a/b': must be a name, not a path"),
+        (("--torchrun", "--name", " a"), ("run", "tiny"), "--name ' a': must be one word"),
+        (("--torchrun", "--time", ""), ("run", "tiny"), "--time has no effect without --slurm"),
+        (("--torchrun", "--name", ""), ("run", "tiny"), "--name '': must be one word"),
+        (("--slurm", "--setup", "a\nb"), ("run", "tiny"), "--setup 'a\\nb': must be one line of text"),
+        (("--slurm", "--saving", "99999999"), ("run", "tiny"), "--saving 99999999: must be at most 65535 seconds"),
+        (("--hostfile", "hosts"), ("run", "tiny"), "don't have as many slots each: set --gpus_per_node"),
+        *((("--slurm", "--time", t), ("run", "tiny"), f"--time {t!r}: must be minutes") for t in NO_TIMES),
         ((), ("run", "tiny"), "one of the arguments --slurm --torchrun --hostfile is required"),
     ],
 )
-def test_what_can_t_be_started_is_refused(script, words, command, sentence):
+def test_what_can_t_be_started_is_refused(script, tmp_path, words, command, sentence):
+    (tmp_path / "hosts").write_text("n0 slots=2\nn1\n")
     assert script(*words, command=command) == "status 2" and sentence in script.said
 
 
