@@ -13,6 +13,7 @@ import os
 import pickle
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
