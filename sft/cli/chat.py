@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from sft.cli.answering import add_model_arguments, check_which_model, named_model
 from sft.cli.asking import Asked, Part, ask, model_of
-from sft.cli.common import positive, seed
+from sft.cli.common import positive, real, seed, whole
 from sft.train.interrupt import stop_signals
 from sft.utils.errors import RefusedPromptError, UsageError
 from sft.utils.quiet import quiet_libraries
@@ -31,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and exit; - reads standard input")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--max_new_tokens", type=positive, default=1024, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
-    parser.add_argument("--top_p", type=float, default=1.0, metavar="P")
-    parser.add_argument("--top_k", type=int, default=0, metavar="N", help="0 (default): all tokens")
-    parser.add_argument("--repetition_penalty", type=float, default=1.0, metavar="R", help="1 (default): none")
+    parser.add_argument("--temperature", type=real, default=0.0, metavar="T", help="0 (default): greedy")
+    parser.add_argument("--top_p", type=real, default=1.0, metavar="P")
+    parser.add_argument("--top_k", type=whole, default=0, metavar="N", help="0 (default): all tokens")
+    parser.add_argument("--repetition_penalty", type=real, default=1.0, metavar="R", help="1 (default): none")
     parser.add_argument("--seed", type=seed, default=0)
 
 

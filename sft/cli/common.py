@@ -48,9 +48,25 @@ def add_processes_argument(parser: argparse.ArgumentParser, *, itself: bool = Tr
     parser.set_defaults(as_processes=itself)
 
 
+def whole(text: str) -> int:
+    """An option's whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {shown(text[:60])}") from None
+
+
+def real(text: str) -> float:
+    """An option's number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {shown(text[:60])}") from None
+
+
 def positive(text: str) -> int:
     """An option's whole number above zero."""
-    number = int(text)
+    number = whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
@@ -58,7 +74,7 @@ def positive(text: str) -> int:
 
 def seed(text: str) -> int:
     """An option's seed."""
-    number = int(text)
+    number = whole(text)
     if not 0 <= number <= LARGEST_SEED:
         raise argparse.ArgumentTypeError(f"must be from 0 to {LARGEST_SEED}, not {shown(text[:60])}")
     return number

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.cli.common import file_path
+from sft.cli.common import file_path, real
 from sft.utils.errors import UsageError, UserError, shown
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _size(text: str) -> float:
-    size = float(text)
+    size = real(text)
     if not 0 < size < 1:
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {shown(text[:60])}")
     return size

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sft.cli.common import file_path, positive, recipe_and_keys
+from sft.cli.common import file_path, positive, recipe_and_keys, whole
 from sft.utils.errors import UsageError, UserError
 from sft.utils.files import write_text
 from sft.utils.say import say
@@ -68,7 +68,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    number = whole(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {number}")
     return number

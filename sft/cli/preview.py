@@ -15,6 +15,7 @@ from sft.cli.common import (
     prepare_with_progress,
     recipe_of,
     stages_of,
+    whole,
 )
 from sft.recipe import RunPaths
 from sft.utils.errors import UsageError, UserError
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _number(text: str) -> int:
-    number = int(text)
+    number = whole(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"rows are counted from 0, not {number}")
     return number

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sft.cli.answering import add_model_arguments, check_which_model, named_model
-from sft.cli.common import positive
+from sft.cli.common import positive, real, whole
 from sft.utils.errors import UsageError, UserError
 from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
@@ -33,7 +33,7 @@ OWN_ALONE = {
 
 def seconds(text: str) -> float:
     """An option's time above zero."""
-    number = float(text)
+    number = real(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, not {number:g}")
     return number
@@ -41,7 +41,7 @@ def seconds(text: str) -> float:
 
 def port(text: str) -> int:
     """An option's port."""
-    number = int(text)
+    number = whole(text)
     if not 0 <= number < 1 << 16:
         raise argparse.ArgumentTypeError(f"must be from 0 (any free one) to 65535, not {number}")
     return number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from sft.serve.errors import ApiError
 from sft.serve.settings import LONGEST_STOP, MOST_ANSWERS, MOST_LIKELIEST, MOST_STOPS
@@ -29,6 +29,13 @@ _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
 }
 
+
+def _form(value: Any) -> str:
+    """Which of a field's forms is meant: only what is wrong with that one is told."""
+    return "a list" if isinstance(value, list) else "a text"
+
+
+_FORM = Discriminator(_form)
 _StopText = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 _Stops = Annotated[list[_StopText], Field(max_length=MOST_STOPS, fail_fast=True)]
 
@@ -58,7 +65,7 @@ class Sampling(_Fields):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
-    stop: _StopText | _Stops | None = None
+    stop: Annotated[Annotated[_StopText, Tag("a text")] | Annotated[_Stops, Tag("a list")], _FORM] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
     skip_special_tokens: bool | None = None
 
@@ -85,11 +92,14 @@ class Part(_Fields):
     text: str
 
 
+_Parts = Annotated[list[Part], Field(max_length=4096, fail_fast=True)]
+
+
 class Message(_Fields):
     """A message; what an answer's message has beside it, and what is empty, may be sent back."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=4096, fail_fast=True)]
+    content: Annotated[Annotated[str, Tag("a text")] | Annotated[_Parts, Tag("a list")], _FORM]
     name: str | None = Field(default=None, max_length=256)
     reasoning_content: str | None = None
     refusal: None = None

@@ -252,3 +252,24 @@ def test_eval_and_export_of_an_untrained_run(recipe: Path, capsys: pytest.Captur
     assert capsys.readouterr().err.startswith("sft: no stage is trained in run; `sft run` trains")
     assert main(["export", "--config", "r.yaml"]) == 1
     assert capsys.readouterr().err.startswith("sft: no stage of small is trained in run; run `sft run`")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("eval --limit many", "--limit: must be a whole number, not many"),
+        ("eval --samples 1.5", "--samples: must be a whole number, not 1.5"),
+        ("chat --seed x", "--seed: must be a whole number, not x"),
+        ("chat --temperature hot", "--temperature: must be a number, not hot"),
+        ("chat --top_k 2.5", "--top_k: must be a whole number, not 2.5"),
+        ("serve --port http", "--port: must be a whole number, not http"),
+        ("serve --timeout 1h", "--timeout: must be a number, not 1h"),
+        ("preview --row first", "--row: must be a whole number, not first"),
+        ("launch --gpus_per_node all", "--gpus_per_node/--gpus-per-node: must be a whole number, not all"),
+    ],
+)
+def test_options_that_are_no_numbers_are_told_in_our_words(
+    words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err.startswith(f"sft: argument {told}")

@@ -114,6 +114,8 @@ def test_what_cant_be_compared_is_refused(run: Path, tmp_path: Path, capsys: pyt
     assert refused(capsys, two, f"{run}:three").endswith("is not evaluated; there are one, start, two")
     assert "no evaluation is there" in refused(capsys, two, tmp_path)
     assert refused(capsys, two, "a", "--detect", "1").startswith("2: argument --detect: must be between 0 and 1")
+    for size, told in (("abc", "a number, not abc"), ("nan", "between 0 and 1, not nan")):
+        assert refused(capsys, two, "a", "--detect", size).startswith(f"2: argument --detect: must be {told}")
     assert refused(capsys, two, "").startswith("2: argument EVALUATION: the path is empty")
     (run / "eval" / "start" / "math").rename(run / "eval" / "start" / "other")
     assert refused(capsys, two, f"{run}:start") == (
