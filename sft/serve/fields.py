@@ -13,9 +13,7 @@ _INT64 = 1 << 63
 _INT32 = 1 << 31
 
 # Fields that have no part in the answer; any value is right.
-_NO_PART = frozenset(
-    "user metadata store service_tier parallel_tool_calls safety_identifier prompt_cache_key tool_choice".split()
-)
+_NO_PART = frozenset("user metadata service_tier parallel_tool_calls safety_identifier prompt_cache_key".split())
 # What the engine doesn't do: the values by which nothing is asked of it.
 _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -23,6 +21,8 @@ _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "store": (False,),
     "modalities": (["text"],),
     "echo": (False,),
     "suffix": ("",),

@@ -36,6 +36,9 @@ BAD: list[tuple[str, Any, int, str, str | None]] = [
     ("many unknown", chat(**{f"k{i}": i for i in range(50_000)}), 400, "k0", "k0"),
     ("not done", chat(frequency_penalty=0.5), 400, "doesn't support", "frequency_penalty"),
     ("tools", chat(tools=[{"type": "function"}]), 400, "doesn't support", "tools"),
+    ("a tool as must", chat(tool_choice="required"), 400, "doesn't support", "tool_choice"),
+    ("a tool by name", chat(tool_choice={"type": "function"}), 400, "doesn't support", "tool_choice"),
+    ("to be stored", chat(store=True), 400, "doesn't support", "store"),
     ("no model", {"messages": []}, 400, "model: Field required", "model"),
     ("another model", chat(model="gpt"), 404, "does not exist", "model"),
     ("no messages", chat(messages=[]), 400, "messages", "messages"),
@@ -116,6 +119,8 @@ def test_bad_requests_are_told_what_is_wrong(
 
 def test_fields_without_a_part_in_the_answer_are_taken(server: Running) -> None:
     plain = {"frequency_penalty": 0, "logit_bias": None, "tools": [], "response_format": {"type": "text"}, "stop": None}
+    for choice in ("none", "auto", None):
+        assert server.post(chat(tool_choice=choice, parallel_tool_calls=False)).status_code == 200
     assert server.post(chat(user="me", metadata={"a": [1]}, store=False, top_p=None, **plain)).status_code == 200
 
 
