@@ -153,7 +153,9 @@ class Forms:
         for token in tokens:
             offsets.append(self._offsets.get(index, 0))
             self._offsets[index] = offsets[-1] + len(token)
-        top = [{self.vocabulary.spelled(token)[0]: _finite(of.top[token]) for token in of.top} for _, of in pairs]
+        # The API tells the token's own beside the likeliest, whether it is one of them or not.
+        every = [{**of.top, token: of.token} for token, of in pairs]
+        top = [{self.vocabulary.spelled(one)[0]: _finite(value) for one, value in likely.items()} for likely in every]
         return {
             "tokens": tokens,
             "token_logprobs": [_finite(of.token) for _, of in pairs],

@@ -134,6 +134,23 @@ def test_texts_and_ids_are_completed(server: Running) -> None:
     assert "".join(chunk.choices[0].text for chunk in streamed) == text_of(expected[0])
 
 
+@pytest.mark.parametrize("likeliest", [0, 2])
+def test_a_token_of_a_text_is_told_beside_the_likeliest(server: Running, likeliest: int) -> None:
+    tokenizer, client = toy()[1], server.client()
+    params = SamplingParams(max_new_tokens=12, temperature=2.0, seed=7, logprobs=likeliest)
+    [one] = toy_engine(1).generate([tokenizer("1 + 1")["input_ids"]], params)
+    assert one.logprobs is not None
+    assert any(token not in of.top for token, of in zip(one.ids, one.logprobs, strict=True))
+    made = client.completions.create(
+        model=NAME, prompt="1 + 1", temperature=2.0, seed=7, max_tokens=12, logprobs=likeliest
+    ).choices[0]
+    told = made.logprobs
+    for token, top, own, of in zip(told.tokens, told.top_logprobs, told.token_logprobs, one.logprobs, strict=True):
+        assert top[token] == own == pytest.approx(of.token)
+        assert sorted(top.values())[-max(1, likeliest) :] == pytest.approx(sorted(of.top.values()) or [own])
+        assert likeliest <= len(top) <= likeliest + 1
+
+
 def test_an_answer_is_the_same_in_a_crowd(server: Running) -> None:
     texts = [f"{i} + {i + 1}?" for i in range(12)]
     with ThreadPoolExecutor(12) as pool:
