@@ -196,23 +196,23 @@ class _SuiteRun:
     def _adopt(self, key: str, model_key: str) -> None:
         """Give results whose key is an earlier one, which held the time of a check too, the key of today."""
         metrics, mark = (read_sealed(self.folder / name) or {} for name in ("metrics.json", MARK))
-        within = metrics.get("settings", {}).get("verify_timeout", self.section.verify_timeout)
-        before = self._key(model_key, {"verify_timeout": within})
-        if mark.get("key") == before:
-            write_sealed(
-                self.folder / MARK, {"key": key, "verify_timeout": within, "of": self._follows_from(model_key)}
-            )
-        if metrics.get("key") == before:
-            write_sealed(self.folder / "metrics.json", {**metrics, "key": key})
+        said = metrics.get("settings", {}).get("verify_timeout", self.section.verify_timeout)
+        # Unfinished ones don't say theirs: it is that of today, or nobody had set it.
+        for within in {said, EvaluateSection().verify_timeout}:
+            before = self._key(model_key, {"verify_timeout": within})
+            if mark.get("key") == before:
+                noted = {"key": key, "verify_timeout": within, "of": self._follows_from(model_key)}
+                write_sealed(self.folder / MARK, noted)
+            if metrics.get("key") == before:
+                write_sealed(self.folder / "metrics.json", {**metrics, "key": key})
 
     def _open_samples(self, key: str, of: dict[str, Any]) -> list[Sample]:
         """The samples that are there under this key, with verdicts that had as much time as is asked; what belongs to
         another key is removed, and a line says so. `of`: what the key is made of."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._finished(key):
-            write_sealed(
-                self.folder / MARK, {"key": key, "of": of}
-            )  # whatever it said: these were judged with another time
+            # Whatever it said: these were judged with another time.
+            write_sealed(self.folder / MARK, {"key": key, "of": of})
         mark, within = read_sealed(self.folder / MARK) or {}, self.section.verify_timeout
         if mark.get("key") != key:
             self._tell_loss(mark, of)
