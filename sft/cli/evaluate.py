@@ -27,7 +27,7 @@ from sft.utils.quiet import quiet_libraries
 from sft.utils.say import say
 
 if TYPE_CHECKING:
-    from sft.recipe import Recipe
+    from sft.recipe import Recipe, Stage
     from sft.recipe.suites import Chosen
 
 TAKES_OVERRIDES = True
@@ -86,8 +86,11 @@ def _of_recipe(arguments: argparse.Namespace, overrides: list[str]) -> int:
     recipe, chosen = recipe_for_all(arguments, overrides), _chosen(arguments)
     _check_start(arguments, recipe)
     if arguments.dry_run:
+        from sft.run.checks import check_suites
         from sft.run.outlook_of_results import eval_outlook
 
+        for owner in _asked(arguments, recipe) if chosen else ():
+            check_suites(chosen.of(owner.evaluate), rehearsal=True)
         plan = eval_outlook(
             RunPaths(recipe), start=arguments.start, model=arguments.model, stage=arguments.stage, chosen=chosen
         )
@@ -105,6 +108,13 @@ def _of_recipe(arguments: argparse.Namespace, overrides: list[str]) -> int:
             text = "the recipe has no suites; add `evaluate: {suites: [...]}` to a stage"
             raise UserError(f"nothing was evaluated: {text}")
     return _show(arguments, results)
+
+
+def _asked(arguments: argparse.Namespace, recipe: Recipe) -> list[Stage]:
+    """The stages whose suites are meant: of the start the first one's, of another model the last one's."""
+    if arguments.stage is not None:
+        return [recipe.stage(arguments.stage)]
+    return recipe.stages[:1] if arguments.start else recipe.stages[-1:] if arguments.model else recipe.stages
 
 
 def _check_start(arguments: argparse.Namespace, recipe: Recipe | None) -> None:

@@ -121,6 +121,18 @@ def test_a_rehearsal_without_a_recipe(here: Path, capsys: pytest.CaptureFixture[
     assert "suite: sums: at most 2 problems of held.jsonl x 1 answer, greedy, up to 99 tokens with the prompt" in told
 
 
+@pytest.mark.parametrize("which", [["--start"], ["--model", "m1"], ["--stage", "b"], []])
+def test_a_rehearsal_reads_the_suites_that_are_chosen(
+    here: Path, capsys: pytest.CaptureFixture[str], which: list[str]
+) -> None:
+    (here / "r.yaml").write_text(resolved_yaml(small_recipe(here)))
+    (here / "void.jsonl").write_text('{"problem": "a", "answer": ""}\n')
+    (here / "void.yaml").write_text("source: {path: void.jsonl}\n")
+    assert main(["eval", "r.yaml", *which, "--suite", "void.yaml", "--dry_run"]) == 2
+    assert "suite void: void.jsonl:1: column 'answer' (answer) is empty or no text: ''" in capsys.readouterr().err
+    assert not (here / "run").exists()
+
+
 def test_a_recipes_results_stay_beside_limits_and_other_suites(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = small_recipe(here)
     paths = RunPaths(recipe)
