@@ -81,15 +81,16 @@ def _stage(recipe: Recipe, number: int, stage: Stage, shape: Shape, cluster: Clu
     rows = rows_of(RunPaths(recipe), stage, told)
     layout = layout_of(recipe, stage, shape, cluster, rows)
     memory = rank_memory(shape, layout)
-    steps = _steps(stage, layout, rows)
-    tokens = None if steps is None else steps * layout.rows_of_a_step * round(_row(layout, rows))
+    epoch = _steps_of_an_epoch(stage, layout, rows)
+    steps = _steps(stage, epoch)
+    tokens = None if steps is None else _tokens(stage, layout, rows, steps)
     fits = step = smallest = fastest = None
     remedies: list[str] = []
     if cluster.card is not None:
         fits, step = memory.total <= cluster.card.usable, step_time(shape, layout, cluster)
         smallest, fastest, remedies = choices(stage, shape, layout, cluster)
     train = stage.train
-    saves = _saves(stage, steps)
+    saves = _saves(stage, steps, epoch)
     stored = 2 if recipe.model.dtype == "bfloat16" else FLOAT32
     disk = disk_plan(shape, layout, limit=train.save_total_limit, saves=saves, stored_width=stored)
     suites = suite_plans(number, stage, cluster, shape, steps)
@@ -147,27 +148,47 @@ def _check_shares(size: int, cluster: Cluster, where: str) -> None:
     raise UsageError(f"{shared}, and {cluster} is no multiple of that: plan for {enough} (--gpus), or lower it.")
 
 
-def _row(layout: Layout, rows: Rows) -> float:
-    """Tokens of a row, on average."""
-    return float(layout.length) if not rows.rows or rows.tokens is None else rows.tokens / rows.rows
+def _rows_of_an_epoch(stage: Stage, layout: Layout, rows: int) -> int:
+    """Rows that are trained of an epoch's."""
+    batch = layout.rows_of_a_step // layout.accumulation
+    return rows - rows % batch if stage.train.dataloader_drop_last else rows
 
 
-def _steps(stage: Stage, layout: Layout, rows: Rows) -> int | None:
-    if stage.train.max_steps > 0:
-        return stage.train.max_steps
+def _steps_of_an_epoch(stage: Stage, layout: Layout, rows: Rows) -> int | None:
+    """As the trainer counts them; None where nobody knows the rows."""
     if rows.rows is None:
         return None
-    return math.ceil(math.ceil(rows.rows / layout.rows_of_a_step) * stage.train.num_train_epochs)
+    return max(1, math.ceil(_rows_of_an_epoch(stage, layout, rows.rows) / layout.rows_of_a_step))
 
 
-def _saves(stage: Stage, steps: int | None) -> int | None:
-    """How many checkpoints are written in all."""
+def _steps(stage: Stage, epoch: int | None) -> int | None:
+    """Of the stage; `epoch`: those of an epoch."""
+    if stage.train.max_steps > 0:
+        return stage.train.max_steps
+    return None if epoch is None else math.ceil(epoch * stage.train.num_train_epochs)
+
+
+def _tokens(stage: Stage, layout: Layout, rows: Rows, steps: int) -> int:
+    """Of so many steps, an epoch's last as full as the rows make it; of full rows where nobody knows them."""
+    epoch = _steps_of_an_epoch(stage, layout, rows)
+    if epoch is None or not rows.rows or rows.tokens is None:
+        return steps * layout.rows_of_a_step * layout.length
+    every = _rows_of_an_epoch(stage, layout, rows.rows)
+    epochs, more = divmod(steps, epoch)
+    trained = epochs * every + min(more * layout.rows_of_a_step, every)
+    return round(trained * rows.tokens / rows.rows)
+
+
+def _saves(stage: Stage, steps: int | None, epoch: int | None) -> int | None:
+    """How many checkpoints are written in all: the last is the last step's."""
     train = stage.train
-    if train.save_strategy == "epoch":
-        return math.ceil(train.num_train_epochs)
     if train.save_strategy == "no":
         return 1  # of the last step, from which the stage's result is made
+    if train.save_strategy == "epoch":
+        if train.max_steps < 1:
+            return math.ceil(train.num_train_epochs)
+        return None if steps is None or epoch is None else math.ceil(steps / epoch)
     if steps is None:
         return None
-    every = train.save_steps if train.save_steps >= 1 else max(1.0, steps * train.save_steps)
+    every = train.save_steps if train.save_steps >= 1 else math.ceil(steps * train.save_steps)
     return math.ceil(steps / every)

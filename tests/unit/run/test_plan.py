@@ -7,24 +7,29 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from sft.cli.main import main
-from sft.recipe import load_recipe
+from sft.recipe import Recipe, load_recipe
 from sft.recipe.data_checks import recipe_problems
+from sft.recipe.outcome_keys import scheduled
+from sft.run.plan import stages
 from sft.run.plan.answers import engine_memory, page_bytes, slot_bytes, step_seconds
 from sft.run.plan.cards import CARDS, Cluster, cluster_of
 from sft.run.plan.config import TINY_VOCABULARY
 from sft.run.plan.engines import Engine
 from sft.run.plan.memory import Layout, rank_memory
 from sft.run.plan.passes import Recompute
+from sft.run.plan.rows import Rows
 from sft.run.plan.shape import Shape
 from sft.run.plan.shares import shares_of
 from sft.run.plan.speed import step_time
-from sft.run.plan.stages import plan_recipe
+from sft.run.plan.stages import StagePlan, plan_recipe
 from sft.tokenizers.tiny import build_tokenizer
 from sft.train import arguments
+from sft.train.trainer import SambayTrainer
 from sft.utils.errors import UsageError
 
 RECIPES = ("phi4-mini-flash", "phi4-mini-flash-64k", "phi4-mini-flash/lora", "phi4-mini-flash-dasd", "tiny", "gsm8k")
@@ -227,6 +232,51 @@ def test_prepared_rows_are_found(tmp_path, capsys):
     assert stage["rows"]["known"].startswith("prepared (")
     assert stage["steps"] == stage["rows"]["rows"]  # a row a step, one epoch
     assert stage["hours"] > 0
+
+
+PREPARED = Rows("prepared", rows=24, tokens=5429)
+COUNTED = [
+    ("num_train_epochs=1", "per_device_train_batch_size=5", "dataloader_drop_last=true", 4, 4524),  # 20 of 24 rows
+    ("num_train_epochs=1", "per_device_train_batch_size=5", "dataloader_drop_last=false", 5, 5429),
+    ("num_train_epochs=2", "per_device_train_batch_size=2", "dataloader_drop_last=false", 24, 10858),
+    ("num_train_epochs=2", "gradient_accumulation_steps=5", "dataloader_drop_last=true", 10, 10858),
+    ("num_train_epochs=1.5", "per_device_train_batch_size=8", "dataloader_drop_last=false", 5, 9048),  # 24 and 16
+    ("max_steps=7", "per_device_train_batch_size=5", "dataloader_drop_last=true", 7, 7917),  # 20 and 15 rows
+]
+
+
+def of_prepared_rows(monkeypatch, *keys: str) -> tuple[Recipe, StagePlan]:
+    """A recipe of one stage with these keys of `train`, and the plan of 24 rows with 5,429 tokens."""
+    monkeypatch.setattr(stages, "rows_of", lambda *asked: PREPARED)
+    own = ("max_steps=-1", "per_device_train_batch_size=1", "gradient_accumulation_steps=1", "save_strategy=epoch")
+    recipe = load_recipe("tiny", [f"--stages.midtrain.train.{key}" for key in (*own, *keys)])
+    (plan,) = plan_recipe(recipe, cluster_of("cpu"), "midtrain")
+    return recipe, plan
+
+
+@pytest.mark.parametrize(("length", "batch", "drop", "steps", "tokens"), COUNTED)
+def test_steps_are_counted_as_the_trainer_does_and_tokens_by_rows(length, batch, drop, steps, tokens, monkeypatch):
+    recipe, plan = of_prepared_rows(monkeypatch, length, batch, drop)
+    assert (plan.steps, plan.tokens) == (steps, tokens)
+    ranks = SimpleNamespace(count=1)
+    stood_in = SimpleNamespace(args=recipe.stage("midtrain").train, train_dataset=range(24), data_ranks=ranks)
+    stood_in.steps_of_an_epoch = SambayTrainer.steps_of_an_epoch.fget(stood_in)
+    assert SambayTrainer.steps_of_the_stage.fget(stood_in) == steps
+
+
+@pytest.mark.parametrize(
+    ("keys", "saves"),
+    [
+        (("num_train_epochs=3",), 3),
+        (("num_train_epochs=9", "max_steps=30"), 2),  # of 24 steps an epoch
+        (("save_strategy=steps", "max_steps=7", "save_steps=0.3"), 3),  # after 3, 6 and 7
+        (("save_strategy=steps", "max_steps=7", "save_steps=2"), 4),
+    ],
+)
+def test_checkpoints_are_as_many_as_are_scheduled(keys, saves, monkeypatch):
+    recipe, plan = of_prepared_rows(monkeypatch, "save_total_limit=null", *keys)
+    assert plan.disk.count == saves
+    assert len(scheduled(recipe.stage("midtrain"), plan.steps, plan.steps, 24)) == saves
 
 
 def test_the_tiny_tokenizer_s_model_has_so_many_rows():
