@@ -13,7 +13,7 @@ from sft.recipe.data_checks import recipe_problems
 from sft.recipe.problems import refuse
 from sft.recipe.values import LARGEST_SEED, path_problem
 from sft.utils.errors import UsageError, UserError, shown
-from sft.utils.files import write_text
+from sft.utils.files import check_writable, write_text
 from sft.utils.say import say
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def dry_run(arguments: argparse.Namespace, recipe: Recipe, plan: Iterable[str], 
         say(line)
     paths, text = RunPaths(recipe), resolved_yaml(recipe)
     path = paths.dry_run if paths.manifest.exists() or paths.resolved.exists() else paths.resolved
+    check_writable(paths.root, "--dry_run writes the resolved recipe there; copy the run and name it with --output_dir")
     write_text(path, text)
     arguments.told.update(dry_run=True, plan=lines, resolved=str(path))
     print(path)

@@ -7,6 +7,7 @@ import argparse
 from sft.cli.common import add_recipe_arguments, dry_run, recipe_of
 from sft.recipe import RunPaths
 from sft.utils.errors import UserError
+from sft.utils.files import check_writable
 from sft.utils.quiet import quiet_libraries
 
 TAKES_OVERRIDES = True
@@ -28,6 +29,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     paths = RunPaths(recipe)
     if not any(folder.exists() for folder in (paths.root / "stages", paths.root / "eval", paths.prepared)):
         raise UserError(f"there is nothing to report in {paths.root} yet; run `sft run` first")
+    check_writable(paths.report, "let it be written to, or copy the run and name the copy with --output_dir")
     from sft.report import write_report
 
     page = write_report(recipe, paths)

@@ -29,7 +29,7 @@ from sft.models.save import drop_absent_code, save_model
 from sft.tokenizers.control import template_of
 from sft.tokenizers.dates import reads_clock
 from sft.utils.errors import UserError, disk_full
-from sft.utils.files import atomic_folder, read_json, recover_folder, write_json, write_text
+from sft.utils.files import atomic_folder, check_writable, read_json, recover_folder, write_json, write_text
 
 AUTO_MAP = {
     "AutoConfig": "configuration_phi4flash.Phi4FlashConfig",
@@ -271,6 +271,7 @@ def _make_way(out: Path, dtype: str | None) -> None:
         raise UserError(f"export stores weights in float32 or bfloat16, not in {dtype}")
     if not out.name:
         raise UserError(f"{out} can't be an export folder")
+    check_writable(out.parent, "choose another folder")
     recover_folder(out)
     if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and isn't an export of ours; choose another folder or remove it")

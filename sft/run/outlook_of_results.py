@@ -11,6 +11,7 @@ from sft.run.identity import trained_stages, untrained_stages
 from sft.run.outlook import answered_in
 from sft.run.publish import export_is_current, push_obstacle, taken_stage
 from sft.utils.errors import UserError
+from sft.utils.files import unwritable
 from sft.utils.tables import counted
 
 if TYPE_CHECKING:
@@ -77,6 +78,13 @@ def export_outlook(
     yield f"export: {_taken(paths, stage)}"
     yield f"   folder: {folder}{' (the one that is there is replaced)' if folder.exists() else ''}"
     yield f"   weights: {_weights(paths, dtype)}"
+    yield from _closed(folder.parent)
+
+
+def _closed(folder: Path) -> Iterator[str]:
+    """That a folder can't be written to, if so."""
+    if why := unwritable(folder):
+        yield f"   now it would be refused: {folder} can't be written to ({why})"
 
 
 def _taken(paths: RunPaths, stage: str | None) -> str:
@@ -146,3 +154,4 @@ def report_outlook(paths: RunPaths) -> Iterator[str]:
     missing = untrained_stages(paths)
     states = [f"{one.name} {'not trained' if one.name in missing else 'trained'}" for one in paths.recipe.stages]
     yield f"report: {paths.report / 'index.html'}, from what is in {paths.root}: {', '.join(states)}"
+    yield from _closed(paths.report)

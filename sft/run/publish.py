@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.run.identity import done_manifest, trained_stages, untrained_stages
 from sft.run.lock import lock
 from sft.utils.errors import UserError
-from sft.utils.files import read_sealed, remove_file, sha256_json, write_sealed
+from sft.utils.files import check_writable, read_sealed, remove_file, sha256_json, unwritable, write_sealed
 
 if TYPE_CHECKING:
     from sft.hub.push import PushResult
@@ -61,7 +62,11 @@ def export_stage(
     folder = out or paths.export
     wanted = _contents(paths, name, done, dtype or paths.recipe.model.dtype)
     seal = _seal(paths)
-    with lock(paths.root / ".export.lock", f"{folder} is being written by another command: wait for it."):
+    if out is None and unwritable(paths.root):
+        if reuse and _is(paths, wanted):
+            return folder
+        check_writable(paths.root, "`sft export --out DIR` writes to another folder")
+    with _locked(paths, folder, progress):
         if reuse and out is None and _is(paths, wanted):
             return folder
         if out is None:
@@ -79,6 +84,15 @@ def export_stage(
         if out is None:
             write_sealed(seal, wanted)
     return folder
+
+
+def _locked(paths: RunPaths, folder: Path, progress: Say | None) -> AbstractContextManager[None]:
+    """One export of a run at a time; one that can only be read keeps no lock, and a line says so."""
+    if (why := unwritable(paths.root)) is None:
+        return lock(paths.root / ".export.lock", f"{folder} is being written by another command: wait for it.")
+    if progress is not None:
+        progress(f"{paths.root}: no lock can be kept there ({why}); let no other command write to {folder}.")
+    return nullcontext()
 
 
 def export_is_current(paths: RunPaths) -> bool:

@@ -205,6 +205,12 @@ def unwritable(folder: str | os.PathLike[str]) -> str | None:
         return error.strerror or str(error)
 
 
+def check_writable(folder: str | os.PathLike[str], remedy: str) -> None:
+    """Raise UserError, with what to do, where nothing could be written below `folder`."""
+    if why := unwritable(folder):
+        raise UserError(f"{folder} can't be written to ({why}): {remedy}.")
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The JSON value that `path` holds."""
     return json.loads(Path(path).read_text(encoding="utf-8"))

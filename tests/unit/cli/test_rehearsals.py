@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import os
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sft.cli.main import main
+from sft.hub.folder import is_export
+from sft.recipe import RunPaths, load_recipe
+from sft.run.publish import export_stage
 
 RECIPE = """\
 name: small
@@ -140,6 +148,61 @@ def test_a_rehearsal_of_an_untrained_run_says_so(in_tmp: Path, capsys: pytest.Ca
     err = capsys.readouterr().err
     said = {"eval": "nothing after stage one, which isn't trained yet", "report": "one not trained"}
     assert said.get(verb, "nothing yet: no stage of small is trained in run") in err, err
+
+
+@pytest.fixture
+def read_only(there: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run's folder as on a file system that can only be read, which stops root, too."""
+    run, real_open, real_folder = there / "run", builtins.open, tempfile.TemporaryDirectory
+
+    def stopped(path: Any) -> None:
+        if not isinstance(path, int) and Path(path).absolute().is_relative_to(run):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def opened(path: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if set(mode) & set("wax+"):
+            stopped(path)
+        return real_open(path, mode, *rest, **options)
+
+    def folder(*rest: Any, dir: Any = None, **options: Any) -> Any:
+        if dir is not None:
+            stopped(dir)
+        return real_folder(*rest, dir=dir, **options)
+
+    monkeypatch.setattr(builtins, "open", opened)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", folder)
+    return run
+
+
+def test_a_report_into_a_read_only_run_is_refused_before_it_is_drawn(
+    read_only: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sft.report.page.collect", lambda *run: pytest.fail("begun"))
+    why = "run/report can't be written to (Read-only file system)"
+    assert main(["report", "r.yaml"]) == 1
+    what = "let it be written to, or copy the run and name the copy with --output_dir"
+    assert capsys.readouterr().err == f"sft: {why}: {what}.\n"
+    assert main(["report", "r.yaml", "--dry_run"]) == 1
+    *_, plan, end = capsys.readouterr().err.splitlines()
+    assert plan == f"   now it would be refused: {why}"
+    assert end.startswith("sft: run can't be written to (Read-only file system): --dry_run writes the resolved recipe")
+
+
+def test_a_read_only_run_is_exported_elsewhere(
+    read_only: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["export", "r.yaml"]) == 1
+    what = "`sft export --out DIR` writes to another folder"
+    assert capsys.readouterr().err.splitlines()[-1] == f"sft: run can't be written to (Read-only file system): {what}."
+    assert main(["export", "r.yaml", "--out", str(read_only / "more")]) == 1
+    assert "can't be written to (Read-only file system): choose another folder." in capsys.readouterr().err
+    assert main(["export", "r.yaml", "--out", str(tmp_path / "out")]) == 0
+    assert is_export(tmp_path / "out") and [path.name for path in tmp_path.iterdir()] == ["out"]
+    note = f"run: no lock can be kept there (Read-only file system); let no other command write to {tmp_path}/out."
+    assert note in capsys.readouterr().err
+    monkeypatch.setattr("sft.hub.export.export", lambda *model, **options: pytest.fail("exported again"))
+    paths = RunPaths(load_recipe("r.yaml", []))
+    assert export_stage(paths, reuse=True) == paths.export  # what `sft push` asks for
 
 
 @pytest.mark.parametrize(
