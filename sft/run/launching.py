@@ -26,6 +26,7 @@ from typing import Any
 from sft.run.placement import Placement
 from sft.utils.errors import UserError, first_line, shown
 from sft.utils.progress import end_line
+from sft.utils.say import leave_lost_terminal
 
 HANDED_ON = {
     signal.SIGINT: signal.SIGINT,
@@ -240,6 +241,7 @@ def _signals() -> Iterator[list[int]]:
 
     def note(signum: int, frame: FrameType | None) -> None:
         arrived.append(signum)
+        leave_lost_terminal()
 
     before = {}
     for signum in HANDED_ON:

@@ -19,7 +19,7 @@ from sft.serve.settings import Settings
 from sft.utils.errors import UserError
 from sft.utils.say import say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 HEAD_SECONDS, WRITE_SECONDS = 30.0, 60.0
 """In which a connection must bring a request's head, and take some of what is sent to it."""
 

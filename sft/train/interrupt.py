@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1, for the whole of a run.
+"""Ctrl-C, SIGTERM, SIGUSR1 and a terminal that goes away (SIGHUP, taken as a SIGTERM), for the whole of a run.
 
 Where work is lost when it stops at once (a stage's steps, and what it hands on) a signal is noted, and the run stops as
 soon as everything is saved; anywhere else it ends the run as Ctrl-C does, and what was being made is made again. Slurm
@@ -22,8 +22,9 @@ from typing import Any
 
 from sft.utils.distributed import is_main
 from sft.utils.errors import UserError
+from sft.utils.say import leave_lost_terminal
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """Set for the processes that torchrun starts."""
@@ -97,7 +98,7 @@ class StopSignals:
     def install(self) -> None:
         """Take the signals over."""
         for signum in SIGNALS:
-            if signum == signal.SIGINT and signal.getsignal(signum) == signal.SIG_IGN:
+            if signum in (signal.SIGINT, signal.SIGHUP) and signal.getsignal(signum) == signal.SIG_IGN:
                 continue
             self._previous[signum] = signal.signal(signum, self._handle)
         if LAUNCHED in os.environ:
@@ -119,16 +120,20 @@ class StopSignals:
             # A fork of the run, which has nothing to save.
             signal.default_int_handler(signum, frame) if signum == signal.SIGINT else _die(signum)
         if self.received is not None and self._again is None:
+            if signum == signal.SIGHUP:
+                return  # nobody asks twice: a shell and the system both tell of a terminal, systemd after a SIGTERM
             if LAUNCHED in os.environ and time.monotonic() - self._since < ECHO:
                 return
             _die(signum)
-        self.received, self._since, self._again = signum, time.monotonic(), None
+        self.received = signal.SIGTERM if signum == signal.SIGHUP else signum
+        self._since, self._again = time.monotonic(), None
+        leave_lost_terminal()
         if not self._saving:
             if _loses_exceptions(frame):
                 self._again = threading.Timer(AGAIN, os.kill, (self._process, signum))
                 self._again.start()
                 return
-            raise Stopped(signum)
+            raise Stopped(self.received)
         if not is_main():
             return
         name = signal.Signals(signum).name

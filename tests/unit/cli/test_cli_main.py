@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -194,7 +197,9 @@ def start_waiting(*wrapper: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)], ids=lambda x: str(x)
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGHUP, 143)],
+    ids=lambda x: str(x),
 )
 def test_a_signal_in_a_real_process(number: signal.Signals, status: int) -> None:
     process = start_waiting()
@@ -203,11 +208,31 @@ def test_a_signal_in_a_real_process(number: signal.Signals, status: int) -> None
     assert process.returncode == status and err == "sft: interrupted; the same command continues it\n"
 
 
+def test_a_terminal_that_goes_away_ends_it_in_order() -> None:
+    """Nothing can be written to it any more, which is no error."""
+    ours, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    ready, _, _ = select.select([ours], [], [], 60)
+    assert ready and os.read(ours, 100).startswith(b"ready")
+    os.close(ours)
+    assert process.wait(60) == 143
+
+
 @pytest.mark.parametrize("wrapper", [[], ["nohup"]], ids=["background job", "nohup"])
 def test_what_was_ignored_from_the_start_stays_ignored(wrapper: list[str]) -> None:
     """A background job of a shell ignores Ctrl-C, and SIGTERM ends it all the same."""
     process = start_waiting("sh", "-c", 'trap "" INT; exec "$@"', "sh", *wrapper)
     process.send_signal(signal.SIGINT)
+    if wrapper:
+        process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
     process.send_signal(signal.SIGTERM)

@@ -213,10 +213,10 @@ TWICE = """
 import os, signal, sys, time
 from sft.train.interrupt import stop_signals
 with stop_signals() as signals, signals.saving():
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), int(sys.argv[2]))
     print(signals.received, flush=True)
     time.sleep(float(sys.argv[1]))
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), int(sys.argv[3]))
     print("still here", flush=True)
 """
 
@@ -227,11 +227,20 @@ def test_a_second_signal_stops_at_once(launcher):
     environment = {**os.environ, **({"TORCHELASTIC_RUN_ID": "x"} if launcher else {})}
     done = {}
     for pause in ("0", "2.5"):
-        command = [sys.executable, "-c", TWICE, pause]
+        command = [sys.executable, "-c", TWICE, pause, "15", "15"]
         done[pause] = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done["2.5"].returncode == -signal.SIGTERM and done["2.5"].stdout == "15\n"
     assert done["0"].returncode == (0 if launcher else -signal.SIGTERM)
     assert "SIGTERM: saving, then stopping" in done["0"].stderr
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_a_terminal_that_goes_away_is_a_sigterm_that_nobody_repeats(first):
+    """The system tells of it, and the shell does; systemd does after a SIGTERM."""
+    command = [sys.executable, "-c", TWICE, "0", str(int(first)), str(int(signal.SIGHUP))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "15\nstill here\n"), done.stderr
+    assert f"{first.name}: saving, then stopping" in done.stderr
 
 
 class Finalized:
@@ -291,7 +300,7 @@ def test_a_signal_to_the_whole_group_is_saved_on(tmp_path, number):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([support, str(Path(support).parents[1])])}
     command = [sys.executable, "-c", GROUP, str(tmp_path), str(int(number))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, timeout=200)
-    assert done.returncode == 128 + number, done.stderr[-3000:]
+    assert done.returncode == 128 + (signal.SIGTERM if number == signal.SIGHUP else number), done.stderr[-3000:]
     assert "everything saved" in done.stdout and "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "stages/one").glob("checkpoint-*")] == ["checkpoint-3"]
 

@@ -1,4 +1,4 @@
-"""An event loop that lives as long as a step, and ends in order on Ctrl-C, SIGTERM and SIGUSR1."""
+"""An event loop that lives as long as a step, and ends in order on Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Loop:
         """
         if threading.current_thread() is not threading.main_thread():
             return self._runner.run(work)
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+        before = {number: signal.getsignal(number) for number in numbers}
         ours = [
             number
             for number, handler in before.items()
