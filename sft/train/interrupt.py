@@ -2,8 +2,8 @@
 
 Where work is lost when it stops at once (a stage's steps, and what it hands on) a signal is noted, and the run stops as
 soon as everything is saved; anywhere else it ends the run as Ctrl-C does, and what was being made is made again. Slurm
-sends SIGUSR1 before the time limit when asked to. A second signal ends the process at once. A signal that was ignored
-when the process began stays ignored (nohup and background jobs ask for that), but for SIGTERM and SIGUSR1.
+sends SIGUSR1 before the time limit when asked to. A second signal (see ECHO) ends the process at once. A signal that
+was ignored when the process began stays ignored (nohup and background jobs ask for that), but for SIGTERM and SIGUSR1.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class StopSignals:
         if self.received is not None and self._again is None:
             if signum == signal.SIGHUP:
                 return  # nobody asks twice: a shell and the system both tell of a terminal, systemd after a SIGTERM
-            if LAUNCHED in os.environ and time.monotonic() - self._since < ECHO:
+            # Another signal is no echo, but for the SIGTERM of a launcher's death, which the first may have brought.
+            echo = LAUNCHED in os.environ and time.monotonic() - self._since < ECHO
+            if echo and signum in (self.received, signal.SIGTERM):
                 return
             _die(signum)
         self.received = signal.SIGTERM if signum == signal.SIGHUP else signum
@@ -138,7 +140,9 @@ class StopSignals:
             return
         name = signal.Signals(signum).name
         # os.write: a handler may run in the middle of a print.
-        text = f"\n{name}: saving, then stopping; a second signal stops at once.\n"
+        # A second one that comes sooner may be the first one's echo.
+        later = f", {ECHO:g} seconds from now or later," if LAUNCHED in os.environ else ""
+        text = f"\n{name}: saving, then stopping; a second signal{later} stops at once.\n"
         with suppress(OSError):  # the terminal is gone
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 

@@ -234,6 +234,16 @@ def test_a_second_signal_stops_at_once(launcher):
     assert "SIGTERM: saving, then stopping" in done["0"].stderr
 
 
+@pytest.mark.parametrize(("second", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 0)])
+def test_another_signal_is_no_echo(second, status):
+    """But for SIGTERM: a SIGUSR1 to the whole group ends torchrun, and its death is told by one."""
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "x"}
+    command = [sys.executable, "-c", TWICE, "0", str(int(signal.SIGUSR1)), str(int(second))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert "a second signal, 2 seconds from now or later, stops at once" in done.stderr
+
+
 @pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
 def test_a_terminal_that_goes_away_is_a_sigterm_that_nobody_repeats(first):
     """The system tells of it, and the shell does; systemd does after a SIGTERM."""
