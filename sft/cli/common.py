@@ -158,9 +158,19 @@ def recipe_and_keys(config: str | None, words: list[str]) -> tuple[str | None, l
     return config, [*alone, *keys]
 
 
-def dry_run(arguments: argparse.Namespace, recipe: Recipe, plan: Iterable[str], parts: Sequence[str] = ()) -> int:
+def dry_run(
+    arguments: argparse.Namespace,
+    recipe: Recipe,
+    plan: Iterable[str],
+    parts: Sequence[str] = (),
+    *,
+    processes: int | None = None,
+) -> int:
     """Check all that can be checked here of the `parts` that a verb does, tell its `plan`, and write the resolved
-    recipe: in the record's place while there is none, else beside it. The main process alone does."""
+    recipe: in the record's place while there is none, else beside it. The main process alone does.
+
+    `processes`: that would train; default: those there are.
+    """
     from sft.run.checks import check_recipe
     from sft.utils.distributed import is_main
     from sft.utils.quiet import quiet_libraries
@@ -168,7 +178,7 @@ def dry_run(arguments: argparse.Namespace, recipe: Recipe, plan: Iterable[str], 
     if not is_main():
         return 0
     quiet_libraries(RunPaths(recipe).root)
-    check_recipe(recipe, parts, stage=getattr(arguments, "stage", None), rehearsal=True)
+    check_recipe(recipe, parts, stage=getattr(arguments, "stage", None), rehearsal=True, processes=processes)
     lines = list(plan)
     for line in lines:
         say(line)

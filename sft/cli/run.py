@@ -37,7 +37,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         count = processes(arguments.num_processes)
         plan = outlook(recipe, arguments.stage, restart=arguments.restart, processes=count)
-        return dry_run(arguments, recipe, plan, ALL)
+        return dry_run(arguments, recipe, plan, ALL, processes=count)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.utils.distributed import decide, is_main
 

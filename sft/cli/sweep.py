@@ -46,12 +46,13 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
     grid = load_grid(name, words)
     quiet_libraries(grid.root, debug=arguments.debug)
     from sft.report.sweep import as_json, choose_metric
+    from sft.run.placement import processes
     from sft.run.sweep import check_sweep, run_sweep, sweep_outlook
 
     if arguments.point is not None:
         return _one_point(grid, arguments.point)
     metric = choose_metric(arguments.metric, [point.recipe for point in grid.points])
-    check_sweep(grid, rehearsal=arguments.dry_run)
+    check_sweep(grid, rehearsal=arguments.dry_run, processes=processes(arguments.num_processes))
     if arguments.dry_run:
         plan = list(sweep_outlook(grid, metric))
         for line in plan:

@@ -36,7 +36,7 @@ def execute(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         count = processes(arguments.num_processes)
         plan = outlook(recipe, arguments.stage, PARTS, restart=arguments.restart, processes=count)
-        return dry_run(arguments, recipe, plan, PARTS)
+        return dry_run(arguments, recipe, plan, PARTS, processes=count)
     quiet_libraries(RunPaths(recipe).root, debug=arguments.debug)
     from sft.run.chain import train
     from sft.run.restart import is_over

@@ -59,7 +59,13 @@ class _Unknown(NamedTuple):
 
 
 def check_recipe(
-    recipe: Recipe, parts: Sequence[str] = ALL, *, stage: str | None = None, rehearsal: bool = False, ask: bool = True
+    recipe: Recipe,
+    parts: Sequence[str] = ALL,
+    *,
+    stage: str | None = None,
+    rehearsal: bool = False,
+    ask: bool = True,
+    processes: int | None = None,
 ) -> None:
     """Raise UsageError with a line for all that is wrong. The Hub is asked where nothing here is.
 
@@ -68,8 +74,9 @@ def check_recipe(
         stage: the only one whose files will be read.
         rehearsal: nothing will be done here and now, so a Hub that can't be reached is no obstacle: a line says so.
         ask: False: the Hub isn't asked at all.
+        processes: that will train; default: those there are.
     """
-    problems = [*recipe_problems(recipe), *_problems(recipe, parts, stage)]
+    problems = [*recipe_problems(recipe), *_problems(recipe, parts, stage, processes)]
     unasked = _settled(problems, recipe.place, rehearsal, ask)
     if not ask:
         return
@@ -118,7 +125,7 @@ def _settled(
     return unasked
 
 
-def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterator[KeyProblem]:
+def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None, processes: int | None) -> Iterator[KeyProblem]:
     """What is wrong around the recipe, and what is left to be asked of the Hub."""
     paths, reader = RunPaths(recipe), SuiteReader()
     tokenizer = functools.cache(partial(start_tokenizer, recipe.model, fetch=False))
@@ -141,7 +148,7 @@ def _problems(recipe: Recipe, parts: Sequence[str], stage: str | None) -> Iterat
         if asked and stage in (None, one_stage.name):
             found += _suites(one_stage, reader, partial(_if_here, recipe.model, tokenizer))
         if "training" in parts:
-            found += _training(one_stage)
+            found += _training(one_stage, processes)
         yield from (one._replace(loc=("stages", index, *one.loc)) for one in found)
 
 
@@ -285,10 +292,10 @@ def _four_bit(recipe: Recipe) -> Iterator[KeyProblem]:
         yield KeyProblem(("model", "load_in_4bit"), why, True)
 
 
-def _training(stage: Stage) -> Iterator[KeyProblem]:
+def _training(stage: Stage, processes: int | None) -> Iterator[KeyProblem]:
     from sft.train.arguments import argument_problems
 
-    for found in argument_problems(stage):
+    for found in argument_problems(stage, processes):
         yield found._replace(loc=("train", *found.loc))
 
 

@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 Failed = Callable[["Point", Exception], None]
 
 
-def check_sweep(grid: Grid, *, rehearsal: bool = False) -> None:
-    """Raise UsageError for all that can be known to be wrong with any point before work, and under a launcher."""
+def check_sweep(grid: Grid, *, rehearsal: bool = False, processes: int | None = None) -> None:
+    """Raise UsageError for all that can be known to be wrong with any point before work, and under a launcher.
+
+    `processes`: that each point will have; default: this one.
+    """
     decide(_refuse_launcher)
     lines: dict[str, None] = {}
     for point in grid.points:
         try:
-            check_recipe(point.recipe, rehearsal=rehearsal)
+            check_recipe(point.recipe, rehearsal=rehearsal, processes=processes)
         except UsageError as error:
             lines |= dict.fromkeys(str(error).splitlines())
     if lines:

@@ -28,8 +28,11 @@ def check_arguments(stage: Stage) -> None:
     refuse(argument_problems(stage), lambda loc: f"stages[{stage.name}].train.{'.'.join(map(str, loc))}")
 
 
-def argument_problems(stage: Stage) -> Iterator[KeyProblem]:
-    """What this machine or the libraries can't do, by key of the stage's `train` section."""
+def argument_problems(stage: Stage, processes: int | None = None) -> Iterator[KeyProblem]:
+    """What this machine or the libraries can't do, by key of the stage's `train` section.
+
+    `processes`: that will train; default: those there are.
+    """
     train, cuda = stage.train, _has_cuda()
     if train.activation_offloading and not (cuda and not train.use_cpu):
         yield KeyProblem(("activation_offloading",), "needs a GPU; leave it out", True)
@@ -40,7 +43,7 @@ def argument_problems(stage: Stage) -> Iterator[KeyProblem]:
     if train.deepspeed is not None and not importlib.util.find_spec("deepspeed"):
         yield KeyProblem(("deepspeed",), "needs the package deepspeed; `pip install deepspeed`", train.deepspeed)
     try:
-        _engine(train, train.arguments(cuda=cuda, bf16=expected_precision(train).bf16), "")
+        _engine(train, train.arguments(cuda=cuda, bf16=expected_precision(train).bf16), "", processes)
     except UsageError as error:
         key, reason = _keyed(str(error))
         yield KeyProblem((key,), reason, train.deepspeed)
@@ -134,13 +137,13 @@ def build_arguments(stage: Stage, paths: RunPaths, *, bf16: bool, share: Share |
     return args
 
 
-def _engine(train: TrainSection, values: dict[str, Any], where: str) -> dict[str, Any]:
+def _engine(train: TrainSection, values: dict[str, Any], where: str, processes: int | None = None) -> dict[str, Any]:
     """bf16 and deepspeed as transformers is to be told of them."""
-    if world_size() % train.sequence_parallel_size:
+    together, world = train.sequence_parallel_size, processes or world_size()
+    if world % together:
         raise UsageError(
-            f"{where}.sequence_parallel_size: {train.sequence_parallel_size} processes share a row, and the run has "
-            f"{world_size()}: start a multiple of {train.sequence_parallel_size} (torchrun --nproc_per_node), or lower "
-            "it."
+            f"{where}.sequence_parallel_size: {together} processes share a row, and the run has {world}: start a "
+            f"multiple of {together} (--num_processes, torchrun --nproc_per_node), or lower it."
         )
     bf16 = bool(values["bf16"])
     settings = deepspeed_settings(values["deepspeed"], bf16=bf16, where=where)

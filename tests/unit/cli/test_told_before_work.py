@@ -324,6 +324,21 @@ def test_a_rehearsal_of_a_stage_tells_of_that_stage_and_its_engine(
     assert "training: all weights, 2 steps, DeepSpeed zero2, effective batch" in err, err
 
 
+@pytest.mark.parametrize(("asked", "status"), [("2", 0), ("4", 0), ("3", 2), ("1", 2)])
+@pytest.mark.parametrize("verb", ["run", "train", "sweep"])
+def test_a_rehearsal_knows_the_processes_that_share_a_row(
+    folder: Path, capsys: pytest.CaptureFixture[str], verb: str, asked: str, status: int
+) -> None:
+    Path("r.yaml").write_text(GOOD.replace(TRAIN, f"{TRAIN}\n      packing: true\n      sequence_parallel_size: 2"))
+    swept = ["--stages.two.train.learning_rate", "1e-5,2e-5", "--metric", "held"] if verb == "sweep" else []
+    assert main([verb, "r.yaml", "--num_processes", asked, "--dry_run", *swept]) == status
+    err = capsys.readouterr().err
+    refused = f"the run has {asked}: start a multiple of 2 (--num_processes, torchrun --nproc_per_node), or lower it"
+    assert (refused in err) == (status == 2), err
+    if status == 0 and verb != "sweep":
+        assert f"accumulated x {int(asked) // 2} group" in err, err
+
+
 @pytest.mark.parametrize("words", [["r.yaml"], ["--seed", "3", "r.yaml"], ["r.yaml", "--seed=3"], ["--stage", "one", "r.yaml"]])  # fmt: skip
 @pytest.mark.parametrize("verb", ["run", "prepare", "report"])
 def test_a_recipe_needs_no_config(
