@@ -131,8 +131,6 @@ def _with_choices(problem: Problem, right: str, row: Mapping[str, Any], section:
     for name, value in zip(section.wrong, wrong, strict=True):
         if not isinstance(value, str | int | float) or not str(value).strip():
             raise UserError(f"{place}: column {name!r} (choices.wrong) is empty or no text: {value!r:.80}")
-        if str(value).strip() == right.strip():
-            raise UserError(f"{place}: column {name!r} (choices.wrong) is the right answer, too: {value!r:.80}")
     choices = [str(value).strip() for value in wrong]
     digest = hashlib.sha256(f"{section.seed}:{problem.text}".encode()).digest()
     place_of_right = int.from_bytes(digest[:8]) % (len(choices) + 1)

@@ -105,10 +105,6 @@ def test_where_the_right_choice_stands_follows_from_seed_and_problem(tmp_path: P
     [
         ({"Incorrect Answer 2": None}, r"column 'Incorrect Answer 2' \(choices.wrong\) is empty"),
         ({"Incorrect Answer 2": "  "}, r"column 'Incorrect Answer 2' \(choices.wrong\) is empty"),
-        (
-            {"Incorrect Answer 2": QUESTION["Correct Answer"]},
-            r"gpqa.jsonl:1: column 'Incorrect Answer 2' \(choices.wrong\) is the right answer, too",
-        ),
         ({"Incorrect Answer 2": ["x"]}, r"column 'Incorrect Answer 2' \(choices.wrong\) is empty or no text"),
     ],
 )
