@@ -10,6 +10,7 @@ import yaml
 from sft.hub.folder import RESULTS
 from sft.hub.licences import contradictions
 from sft.hub.results import Results, model_index, results_of
+from sft.recipe.outcome_keys import handed_on
 from sft.tokenizers.dates import DATE
 
 JOB = (
@@ -228,8 +229,10 @@ def _stages(record: dict[str, Any]) -> str:
             ]
         )
     note = "The loss is on the assistant's tokens only. The whole recipe is in `recipe.yaml`."
+    told = [(stage["name"], handed_on(stage)) for stage in stages]
+    handed = [f"Stage {name} hands on {what}, not the weights of its last step." for name, what in told if what]
     held = [_held_out(stage["name"], stage["validation"]) for stage in stages if stage.get("validation")]
-    return "\n\n".join([_table(head, rows), f"{note} Seed: {record.get('seed')}.", *held])
+    return "\n\n".join([_table(head, rows), f"{note} Seed: {record.get('seed')}.", *handed, *held])
 
 
 def _held_out(stage: str, held: dict[str, Any]) -> str:

@@ -152,6 +152,7 @@ def _stage(run: Path, recipe: dict[str, Any], name: str) -> dict[str, Any]:
         "epochs": manifest.get("epochs"),
         "final_loss": manifest.get("final_loss"),
         "validation": manifest.get("validation"),
+        "average": manifest.get("average"),
         "world_size": manifest.get("world_size"),
         "sequence_parallel_size": manifest.get("sequence_parallel_size"),
         "counters": manifest.get("counters"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, model_validator
@@ -317,3 +317,16 @@ def _stop_problems(stage: Stage) -> Iterator[KeyProblem]:
         )
     elif metric not in ("", "pass_at_1"):
         yield KeyProblem(("stop_when", "metric"), f"watches pass_at_1, got {metric!r}: set {suite}", asked)
+
+
+def handed_on(stage: Mapping[str, Any]) -> str:
+    """What a stage hands on, by `average` and `steps` of its manifest; empty where it is its last step's weights."""
+    parents = stage.get("average") or []
+    names = [parent["name"] for parent in parents]
+    if names in ([], [f"checkpoint-{stage.get('steps')}"]):
+        return ""
+    if len(names) == 1:
+        return "the moving average of its weights" if names == ["ema"] else names[0]
+    told = {"trained": "its last step", "ema": "its moving average", "start": "its start"}
+    parts = [f"{parent['weight']:.3g} of {told.get(name, name)}" for name, parent in zip(names, parents, strict=True)]
+    return f"the sum of {' and '.join(parts)}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.data.engine.accounts import HEAD, funnel_lines, has_steps
+from sft.recipe.outcome_keys import handed_on
 from sft.report.collect import RunFacts, StageFacts
 
 
@@ -113,10 +114,12 @@ def _held_out(validation: dict[str, Any] | None) -> str:
 
 
 def _trained(stage: StageFacts) -> str:
-    lora = (stage.manifest or {}).get("lora")
-    if not isinstance(lora, dict):
-        return "all weights"
-    return f"{'DoRA' if lora.get('use_dora') else 'LoRA'} adapters of rank {lora.get('r', '?')}"
+    manifest = stage.manifest or {}
+    lora, other = manifest.get("lora"), handed_on(manifest)
+    trained = "all weights"
+    if isinstance(lora, dict):
+        trained = f"{'DoRA' if lora.get('use_dora') else 'LoRA'} adapters of rank {lora.get('r', '?')}"
+    return f"{trained}; hands on {other}" if other else trained
 
 
 DATA_HEAD = (

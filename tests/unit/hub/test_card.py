@@ -11,7 +11,7 @@ import yaml
 
 from sft.hub.card import CODE_LICENCE, licence_text, model_card
 from sft.hub.provenance import run_record, write_recipe
-from sft.utils.files import write_sealed
+from sft.utils.files import read_sealed, write_sealed
 
 FACTS = {
     "model_type": "phi4flash",
@@ -115,6 +115,16 @@ def test_the_card_tells_of_the_run(run: Path) -> None:
     assert row(card, "after broad", "gsm8k", "94.2", "93.2 to 95.2", "greedy, up to 512 tokens")
     assert "torch 2.13.0" in card and "at commit abcdef012345" in card and "2,040 tokens" in card
     assert "trust_remote_code=True" in card and "apply_chat_template" in card
+
+
+def test_the_card_tells_what_a_stage_hands_on(run: Path) -> None:
+    path = run / "stages" / "broad" / "manifest.json"
+    manifest = read_sealed(path) or {}
+    write_sealed(path, {**manifest, "average": [{"name": "ema", "weight": 1.0, "files": {}}]})
+    said = "Stage broad hands on the moving average of its weights, not the weights of its last step."
+    assert said in model_card(run_record(run), FACTS)
+    write_sealed(path, {**manifest, "average": [{"name": "checkpoint-160", "weight": 1.0, "files": {}}]})
+    assert "hands on" not in model_card(run_record(run), FACTS)
 
 
 def test_home_and_tokens_are_not_published(run: Path, tmp_path: Path) -> None:

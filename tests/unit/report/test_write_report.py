@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +175,27 @@ def test_what_was_trained_is_told(whole: Recipe) -> None:
         write(path, {**(read_sealed(path) or {}), "lora": lora})
     trained = [row[-1] for row in training_rows(collect(whole, paths))]
     assert trained == ["all weights", "LoRA adapters of rank 16", "DoRA adapters of rank 8"]
+
+
+@pytest.mark.parametrize(
+    ("parents", "told"),
+    [
+        ([{"name": "checkpoint-100", "weight": 1.0}], "checkpoint-100"),
+        ([{"name": "ema", "weight": 1.0}], "the moving average of its weights"),
+        (
+            [{"name": "trained", "weight": 0.7}, {"name": "start", "weight": 0.3}],
+            "the sum of 0.7 of its last step and 0.3 of its start",
+        ),
+    ],
+)
+def test_what_is_handed_on_is_told(whole: Recipe, parents: list[dict[str, Any]], told: str) -> None:
+    paths = RunPaths(whole)
+    path = paths.stage_manifest("broad")
+    manifest = read_sealed(path) or {}
+    last = {"name": f"checkpoint-{manifest['steps']}", "weight": 1.0}
+    for average, wanted in (([last], "all weights"), (parents, f"all weights; hands on {told}")):
+        write(path, {**manifest, "average": average})
+        assert training_rows(collect(whole, paths))[0][-1] == wanted
 
 
 def test_rows_that_are_kept_and_dropped_add_up(whole: Recipe) -> None:
