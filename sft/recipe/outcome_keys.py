@@ -274,9 +274,9 @@ def begins(ema: EmaSection, max_steps: int) -> int:
 
 
 def unreached(stage: Stage, max_steps: int) -> Iterator[KeyProblem]:
-    """A moving average that would begin with the last step's weights, or after them."""
+    """A moving average that would begin after the last step."""
     ema = stage.train.ema
-    if ema is not None and begins(ema, max_steps) >= max_steps:
+    if ema is not None and begins(ema, max_steps) > max_steps:
         reason = f"is where the average begins, and the stage ends at step {max_steps}: lower it"
         yield KeyProblem(("train", "ema", "start"), reason, ema.start)
 
