@@ -224,7 +224,7 @@ def _start_tokenizer(section: ModelSection, load: Callable[[], Any], *, loaded: 
     here = _is_built_in_or_folder(name)
     if not here and section.tokenizer:
         yield from _named("tokenizer", name, ("model", key))
-    if not here and (names_folder(name) or not is_cached(name, revision)):
+    if not _is_here(name, revision):
         if section.chat_template is None and not names_folder(name):
             what = f"whether the tokenizer {name} has a chat template that can be trained with; it isn't here yet"
             yield KeyProblem(("model", key), what, _Unknown(what))
@@ -254,11 +254,15 @@ def _is_built_in_or_folder(tokenizer: str) -> bool:
     return tokenizer == TINY_TOKENIZER or Path(tokenizer).exists()
 
 
+def _is_here(tokenizer: str, revision: str | None) -> bool:
+    """Whether a tokenizer can be loaded without being fetched."""
+    return _is_built_in_or_folder(tokenizer) or (not names_folder(tokenizer) and is_cached(tokenizer, revision))
+
+
 def _if_here(section: ModelSection, load: Callable[[], Any]) -> Any | None:
     """The tokenizer that a run starts with, as far as nothing has to be fetched for it; what is wrong with it is told
     as such."""
-    name, revision = _tokenizer_of(section)
-    if not _is_built_in_or_folder(name) and (names_folder(name) or not is_cached(name, revision)):
+    if not _is_here(*_tokenizer_of(section)):
         return None
     try:
         return load()

@@ -55,7 +55,9 @@ class Outcome:
         found = [*unsaved(stage, saved), *unreached(stage, self.max_steps)]
         found += [*without_choice(stage, saved), *without_end(stage, self.max_steps)]
         refuse(found, lambda loc: f"{place}.{'.'.join(map(str, loc))}")
-        for step in self._needed():
+        # As needed at the end of a stage that does all its steps.
+        needed = self.candidates if stage.keep_best else self.wanted
+        for step in sorted(needed(self.max_steps)):
             if step <= begun and read_sealed(self.folder / f"checkpoint-{step}" / MARKER) is None:
                 raise self._missing(step)
 
@@ -158,15 +160,6 @@ class Outcome:
         """Note a parent by its content, as far as it lies in a file (save_strategy may be `no`)."""
         files = folder_hashes(folder, (FILE,) if ema else WEIGHT_FILES)
         self.parents.append({"name": name, "weight": weight, "files": files})
-
-    def _needed(self) -> list[int]:
-        """The steps whose checkpoints are needed at the end of a stage that does all its steps."""
-        average, all_steps = self.stage.average, self._scheduled(self.max_steps)
-        if self.stage.keep_best:
-            return self.candidates(self.max_steps)
-        if average is None:
-            return []
-        return average.steps() or (all_steps[-average.last :] if average.last else [])
 
     def _has_ema(self, end: int) -> bool:
         """Whether a stage that has ended at `end` has a moving average; that it hasn't is told."""

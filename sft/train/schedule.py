@@ -16,8 +16,8 @@ def check_schedule(train: TrainSection, steps: int, stage: str) -> None:
     """Raise UsageError when the schedule doesn't fit into the stage's `steps`; say so when they end in its warm-up."""
     place = f"stages[{stage}].train"
     refuse(schedule_problems(train, steps), lambda loc: f"{place}.{'.'.join(map(str, loc))}")
-    warmup, share = warmup_of(train, steps), _share_at(train, steps - 1, steps)
-    if warmup >= steps and share < 0.99:
+    warmup = warmup_of(train, steps)
+    if warmup >= steps and (share := _share_at(train, steps - 1, steps)) < 0.99:
         # No refusal: a long recipe is tried for a few steps.
         say(
             f"{stage}: its {steps:,} steps end in a warm-up of {warmup:,}, where the learning rate reaches {share:.1%} "
