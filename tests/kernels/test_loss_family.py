@@ -320,7 +320,7 @@ def test_torch_form_and_compiled_op_are_the_op(reduction: str, way: str) -> None
 
 def test_opcheck() -> None:
     hidden, weight, labels, weights = make(torch.float32)
-    own = (-100, 0.1, 0.01, 8, weights, "power", 2.0, *make_teacher(), 0.5, "skewed", 0.1, "bucket", 2.0)
+    own = (-100, 0.1, 0.01, 8, weights, "power", 2.0, *make_teacher(), 0.5, "skewed", 0.1, "bucket", 2.0, True)
     torch.library.opcheck(linear_cross_entropy_sum.op, (hidden, weight, labels, *own, "torch", True, True))
     torch.library.opcheck(linear_cross_entropy_fwd.op, (hidden, weight, labels, *own, "torch"))
 

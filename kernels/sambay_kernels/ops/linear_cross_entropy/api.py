@@ -20,9 +20,10 @@ bucket being one of them.
 
 Logits, softmax and all sums are float32 whatever the inputs' type and whatever autocast says (float64 if an input is).
 On a GPU, autocast to bfloat16 rounds hidden and weight as for any linear layer; their products are then exact and
-summed in float32. The gradients of a sum are computed with the loss, three products in all, on a GPU, and elsewhere
-where weight is float32 and at most 512 MiB; the backward pass scales them. Else it is the backward pass that computes
-them, block by block and from logits that are made again, and nothing of the weight's size is kept.
+summed in float32. Elsewhere it rounds what the two products of a sum's gradients multiply, and the logits are made of
+what was given. The gradients of a sum are computed with the loss, three products in all, on a GPU, and elsewhere where
+weight is float32 and at most 512 MiB; the backward pass scales them. Else it is the backward pass that computes them,
+block by block and from logits that are made again, and nothing of the weight's size is kept.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from .inputs import LceInputs
 from .op import OP, linear_cross_entropy_fwd, linear_cross_entropy_sum
 from .reference import linear_cross_entropy_reference
 from .statistics import open_tally
-from .torch import lce_by_tokens, lce_supervised, lce_teacher_at
+from .torch import lce_by_tokens, lce_rounds, lce_supervised, lce_teacher_at
 
 LABEL_TYPES = (torch.int64, torch.int32)
 
@@ -110,8 +111,10 @@ def _computed(inputs: LceInputs, reduction: str) -> Tensor:
             return linear_cross_entropy_reference(LceInputs(*args), reduction, tallies.pop() if tallies else None)
 
         return recorded_in_own_types(defined, *inputs)
-    if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
-        inputs = inputs._replace(hidden=hidden.bfloat16(), weight=inputs.weight.bfloat16())
+    if lce_rounds(hidden):
+        inputs = inputs._replace(rounded=True)
+        if hidden.is_cuda:
+            inputs = inputs._replace(hidden=hidden.bfloat16(), weight=inputs.weight.bfloat16())
     if reduction == "sum" and (backend == "triton" or lce_by_tokens(inputs.hidden, inputs.weight, reduction)):
         return linear_cross_entropy_sum(*inputs, backend, needs_grad(inputs.hidden), needs_grad(inputs.weight))[0]
     losses = linear_cross_entropy_fwd(*inputs, backend)[0]

@@ -13,7 +13,8 @@ from torch import Tensor
 class LceInputs(NamedTuple):
     """The arguments of `linear_cross_entropy` but its reduction, in the order of the registered ops.
 
-    `parameter` is the loss type's own: alpha of `power`, the threshold of `threshold`.
+    `parameter` is the loss type's own: alpha of `power`, the threshold of `threshold`. `rounded`: what the two products
+    of a sum's gradients multiply is rounded to bfloat16.
     """
 
     hidden: Tensor
@@ -33,3 +34,4 @@ class LceInputs(NamedTuple):
     skew: float = 0.1
     tail: str = "bucket"
     temperature: float = 1.0
+    rounded: bool = False

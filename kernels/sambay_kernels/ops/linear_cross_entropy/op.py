@@ -22,7 +22,7 @@ TENSORS = "Tensor hidden, Tensor weight, Tensor labels"
 PLAN = (
     "SymInt ignore_index, float label_smoothing, float z_loss, SymInt chunk_size, Tensor? weights, str loss_type, "
     "float parameter, Tensor? teacher_ids, Tensor? teacher_logprobs, float distill_weight, str divergence, float skew, "
-    "str tail, float temperature"
+    "str tail, float temperature, bool rounded"
 )
 INPUTS = len(LceInputs._fields)
 

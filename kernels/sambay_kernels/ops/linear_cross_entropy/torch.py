@@ -3,11 +3,12 @@
 The file imports torch and its neighbours alone and keeps its names to itself, so that it can travel inside an exported
 model.
 
-Two ways through the (tokens x vocabulary) logits, both in float32 whatever the type of the inputs (float64 stays),
+Two ways through the (tokens x vocabulary) logits, which are float32 whatever the type of the inputs (float64 stays),
 since a bfloat16 product here made the published pre-training diverge:
 
 - by tokens (`lce_sum`): a chunk of tokens meets the whole vocabulary, its loss and gradients are done before the next
-  chunk, so three products in all. The weight's gradient is kept from the forward to the backward pass.
+  chunk, so three products in all. The weight's gradient is kept from the forward to the backward pass. Autocast to
+  bfloat16 holds for the two products that make gradients, as for those of any linear layer.
 - by vocabulary (`lce_losses`): a block of the vocabulary meets all tokens, with a running log-sum-exp; the backward
   pass computes the logits again, so four products. Nothing of the size of the weight is kept or widened: the gradient
   of a block is summed in float32 and rounded once. This is for weights that are large or not float32, and for losses
@@ -37,6 +38,13 @@ LCE_KEPT_GRADIENT_BYTES = 512 << 20  # a weight above this isn't worth holding i
 def lce_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """The type of the logits and of all sums."""
     return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+
+
+def lce_rounds(hidden: Tensor) -> bool:
+    """Whether autocast asks for products of bfloat16 (of float16 small gradients would be lost)."""
+    kind = hidden.device.type
+    asked = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return asked and torch.get_autocast_dtype(kind) == torch.bfloat16
 
 
 def lce_kept_type(dtype: torch.dtype) -> torch.dtype:
@@ -165,15 +173,17 @@ def lce_sum(
     hidden, weight, chunk_size = inputs.hidden, inputs.weight, inputs.chunk_size
     with torch.autocast(hidden.device.type, enabled=False):
         wide = lce_type(hidden, weight)
+        narrow = torch.bfloat16 if inputs.rounded and wide == torch.float32 else wide
         kept, targets = lce_supervised(inputs.labels, inputs.ignore_index, weight.shape[0])
         teacher, weights = lce_teacher_at(inputs, kept, wide), lce_weights_at(inputs, kept, wide)
         matrix = weight.to(wide)
+        factor = weight.to(narrow)
         losses = hidden.new_empty(kept.shape, dtype=wide)
         grad_hidden = torch.zeros_like(hidden, dtype=wide) if want_hidden else losses.new_empty(0)
         grad_weight = torch.zeros_like(matrix) if want_weight else matrix.new_empty(0)
         # Of plain cross entropy the gradient to a hidden state h is E[w] - w_target, and h times that E[logit] - logit
-        # of the target: with the loss it makes the entropy, for nothing.
-        by_gradient = want_hidden and lce_plain(inputs)
+        # of the target: with the loss it makes the entropy, for nothing, where the gradient isn't rounded.
+        by_gradient = want_hidden and lce_plain(inputs) and narrow == wide
         for start in range(0, kept.numel(), chunk_size):
             chunk = slice(start, start + chunk_size)
             rows = hidden.index_select(0, kept[chunk]).to(wide)
@@ -184,14 +194,17 @@ def lce_sum(
             losses[chunk], logits = lce_chunk(
                 inputs, logits, targets[chunk], of_chunk, known, wanted, tally, not by_gradient
             )
+            slopes = logits.to(narrow)
             if want_hidden:
-                grad_rows = logits @ matrix
+                grad_rows = slopes @ factor
                 if tally is not None and by_gradient:
                     tally.entropy.append((losses[chunk] - torch.linalg.vecdot(rows, grad_rows)).clamp_min_(0.0))
-                grad_hidden.index_copy_(0, kept[chunk], grad_rows)
-            if want_weight:
-                grad_weight.addmm_(logits.T, rows)
-            del logits  # before the next chunk's are made
+                grad_hidden.index_copy_(0, kept[chunk], grad_rows.to(wide))
+            if want_weight and narrow == wide:
+                grad_weight.addmm_(slopes.T, rows)
+            elif want_weight:
+                grad_weight.add_(slopes.T @ rows.to(narrow))
+            del slopes, logits  # before the next chunk's are made
         return losses.sum(), grad_hidden, grad_weight.to(lce_kept_type(weight.dtype))
 
 
@@ -363,7 +376,7 @@ def linear_cross_entropy_torch(
     parameter = next((value for value in (alpha, threshold) if value is not None), 0.0)
     teacher = (teacher_ids, teacher_logprobs) if distill_weight else (None, None)
     own = (ignore_index, label_smoothing, z_loss, chunk_size, weights, loss_type, parameter)
-    rest = (labels, *own, *teacher, distill_weight, divergence, skew, tail, temperature)
+    rest = (labels, *own, *teacher, distill_weight, divergence, skew, tail, temperature, lce_rounds(hidden))
     if lce_by_tokens(hidden, weight, reduction):
         wanted = (torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight))
         return LceSum.apply(hidden, weight, *rest, *wanted)
