@@ -111,7 +111,7 @@ def share_signal(signals: StopSignals) -> int | None:
     """The signal that this or another process has received, which is then received by all. All must call this."""
     (signum,) = over_processes([signals.received or 0], torch.distributed.ReduceOp.MAX)
     if signum:
-        signals.received = signum
+        signals.learn(signum)
     return signum or None
 
 

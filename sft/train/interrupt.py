@@ -62,7 +62,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._saving = 0
-        self._since = 0.0
+        self._since: float | None = None  # when this process heard of one itself
         self._again: threading.Timer | None = None
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
@@ -91,9 +91,13 @@ class StopSignals:
         if self.received is not None:
             raise Stopped(self.received)
 
+    def learn(self, signum: int) -> None:
+        """Another process has received it: all stop. What comes to this process later is its first, and no second."""
+        self.received = signum
+
     def forget(self) -> None:
         """The signal that arrived has been dealt with, and the run goes on (`sft chat` stops an answer on Ctrl-C)."""
-        self.received = None
+        self.received = self._since = None
 
     def install(self) -> None:
         """Take the signals over."""
@@ -119,7 +123,7 @@ class StopSignals:
         if os.getpid() != self._process:
             # A fork of the run, which has nothing to save.
             signal.default_int_handler(signum, frame) if signum == signal.SIGINT else _die(signum)
-        if self.received is not None and self._again is None:
+        if self._since is not None and self._again is None:
             if signum == signal.SIGHUP:
                 return  # nobody asks twice: a shell and the system both tell of a terminal, systemd after a SIGTERM
             # Another signal is no echo, but for the SIGTERM of a launcher's death, which the first may have brought.
@@ -127,9 +131,12 @@ class StopSignals:
             if echo and signum in (self.received, signal.SIGTERM):
                 return
             _die(signum)
-        self.received = signal.SIGTERM if signum == signal.SIGHUP else signum
+        learned = self._since is None and self.received is not None
         self._since, self._again = time.monotonic(), None
         leave_lost_terminal()
+        if learned:
+            return
+        self.received = signal.SIGTERM if signum == signal.SIGHUP else signum
         if not self._saving:
             if _loses_exceptions(frame):
                 self._again = threading.Timer(AGAIN, os.kill, (self._process, signum))

@@ -253,6 +253,28 @@ def test_a_terminal_that_goes_away_is_a_sigterm_that_nobody_repeats(first):
     assert f"{first.name}: saving, then stopping" in done.stderr
 
 
+LEARNED = """
+import os, signal, sys, time
+from sft.train.interrupt import stop_signals
+with stop_signals() as signals, signals.saving():
+    signals.learn(15)
+    os.kill(os.getpid(), 15)
+    print(signals.received, flush=True)
+    time.sleep(2.5)
+    os.kill(os.getpid(), 15)
+    print("still here", flush=True)
+"""
+
+
+@pytest.mark.parametrize("launcher", [False, True])
+def test_what_another_process_heard_sooner_is_no_second_signal(launcher):
+    """It ended a process that was saving, where the sender reaches one after the other."""
+    environment = {**os.environ, **({"TORCHELASTIC_RUN_ID": "x"} if launcher else {})}
+    command = [sys.executable, "-c", LEARNED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "15\n"), done.stderr
+
+
 class Finalized:
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGTERM)
