@@ -203,7 +203,7 @@ def whole_chain(folder: Path, chosen: argparse.Namespace, watch: Watch, hub: Hub
     manifest = json.loads((folder / "run" / "export" / "manifest.json").read_text())
     assert manifest["merge"]["effect"] > 100 * manifest["merge"]["error"], manifest["merge"]
     assert manifest["reload"]["error"] < 0.1 and any(name.endswith(".safetensors") for name in hub.files(REPO))
-    assert {path.name for path in (folder / "run").glob(".*")} <= {".lock"}, "a temporary was left"
+    assert {path.name for path in (folder / "run").glob(".*")} <= {".lock", ".export.lock"}, "a temporary was left"
     print(f"merge: {manifest['merge']}\nreload: {manifest['reload']}")
 
 
