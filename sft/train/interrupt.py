@@ -112,9 +112,15 @@ class StopSignals:
                 ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
 
     def restore(self) -> None:
-        """Put the handlers that were there before back."""
+        """Put the handlers that were there before back.
+
+        Not where torchrun's signal ends the process: its echo would end it sooner, before it has told why. (A launcher
+        that dies brings one for each of its threads.)
+        """
         if self._again is not None:
             self._again.cancel()
+        if self.received is not None and LAUNCHED in os.environ:
+            return
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()

@@ -253,6 +253,27 @@ def test_a_terminal_that_goes_away_is_a_sigterm_that_nobody_repeats(first):
     assert f"{first.name}: saving, then stopping" in done.stderr
 
 
+AFTERWARDS = """
+import os, sys, time
+from sft.train.interrupt import stop_signals
+with stop_signals() as signals, signals.saving():
+    os.kill(os.getpid(), 15)
+os.kill(os.getpid(), 15)
+print("told why", flush=True)
+time.sleep(2.5)
+os.kill(os.getpid(), 15)
+print("still here", flush=True)
+"""
+
+
+def test_an_echo_does_not_end_what_is_about_to_tell_why_it_stopped():
+    """A launcher that dies brings a SIGTERM for each of its threads, the last one late on a busy machine."""
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "x"}
+    command = [sys.executable, "-c", AFTERWARDS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "told why\n"), done.stderr
+
+
 LEARNED = """
 import os, signal, sys, time
 from sft.train.interrupt import stop_signals
