@@ -119,7 +119,7 @@ def build_arguments(stage: Stage, paths: RunPaths, *, bf16: bool, share: Share |
     if share is not None:
         values.update(per_device_train_batch_size=share.rows, gradient_accumulation_steps=share.micro_batches)
     values.update(_engine(stage.train, values, where))
-    start_engine(values["deepspeed"])
+    start_engine(values["deepspeed"], on_gpu=not values["use_cpu"])
     try:
         with warnings.catch_warnings():
             # transformers is renaming gradient_checkpointing; TRL still reads the old name.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sft.utils.distributed import is_main, world_size
+from sft.utils.distributed import is_main, rank, store_of_group, world_size
 from sft.utils.errors import UsageError, UserError
 from sft.utils.files import read_json
 
@@ -128,15 +128,19 @@ def _forget() -> None:
         vars(autocast).update(TORCH_AUTOCAST_INITIALIZED=False, TORCH_AUTOCAST_DTYPE=None)
 
 
-def start_engine(settings: dict[str, Any] | None) -> None:
+def start_engine(settings: dict[str, Any] | None, *, on_gpu: bool) -> None:
     """What has to be so before the libraries start the engine of `settings` (deepspeed_settings), inside fresh_engine.
 
-    Without a launcher DeepSpeed would look for MPI: it gets a process group of this one process.
+    The process group is begun here: theirs would find the addresses of a group before it (`store_of_group`). Without a
+    launcher DeepSpeed would look for MPI: it gets a process group of this one process.
     """
     import torch
 
     for name in LAUNCHED:
         os.environ.pop(name, None)
+    if world_size() > 1 and not torch.distributed.is_initialized():
+        backend = "nccl" if on_gpu else "gloo"
+        torch.distributed.init_process_group(backend, store=store_of_group(), rank=rank(), world_size=world_size())
     if settings is None:
         return
     if not torch.cuda.is_available():

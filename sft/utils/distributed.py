@@ -218,7 +218,7 @@ class _Channel:
         from torch.distributed import PrefixStore, rendezvous
 
         store, _, _ = next(rendezvous("env://"))
-        self.store: Any = PrefixStore("sft", store)
+        self.store: Any = PrefixStore(f"sft/{_name_of_start(PrefixStore('sft', store))}", store)
         self.count = 0
 
     def next_key(self) -> str:
@@ -226,16 +226,60 @@ class _Channel:
         return str(self.count)
 
     def read(self, key: str, *, of: int) -> Any:
-        from torch.distributed import DistStoreError
+        return pickle.loads(_read(self.store, key, of=of))
 
-        deadline = time.monotonic() + WAIT.total_seconds()
-        while True:
-            try:
-                self.store.wait([key], SLICE)
-                return pickle.loads(self.store.get(key))
-            except DistStoreError as error:
-                if time.monotonic() > deadline:
-                    raise UserError(f"Rank {of} hasn't answered rank {rank()} for {WAIT}: see its output.") from error
+
+def _read(store: Any, key: str, *, of: int) -> bytes:
+    """What rank `of` writes there, once it does. Raises UserError after WAIT."""
+    from torch.distributed import DistStoreError
+
+    deadline = time.monotonic() + WAIT.total_seconds()
+    while True:
+        try:
+            store.wait([key], SLICE)
+            return bytes(store.get(key))
+        except DistStoreError as error:
+            if time.monotonic() > deadline:
+                raise _unanswered(of) from error
+
+
+def _unanswered(of: int) -> UserError:
+    return UserError(f"Rank {of} hasn't answered rank {rank()} for {WAIT}: see its output.")
+
+
+def _name_of_start(store: Any) -> str:
+    """A name that the processes which were started together agree on, and none that were before.
+
+    A launcher that starts its processes again (torchrun, --max_restarts) keeps its store, and what was written there: a
+    rank would take an old decision for today's. So each asks with a word of its own, which rank 0 answers.
+    """
+    own = secrets.token_hex(8)
+    if not is_main():
+        store.set(f"asked/{rank()}", own)
+        name = _read(store, f"answered/{own}", of=0).decode()
+        store.set(f"here/{name}/{rank()}", "")
+        return name
+    waited_for, pause = set(range(1, world_size())), 0.01
+    deadline = time.monotonic() + WAIT.total_seconds()
+    while waited_for:
+        for other in waited_for:
+            if store.check([f"asked/{other}"]):  # by that rank of today, or by the one before it
+                store.set(f"answered/{store.get(f'asked/{other}').decode()}", own)
+        waited_for = {other for other in waited_for if not store.check([f"here/{own}/{other}"])}
+        if waited_for and time.monotonic() > deadline:
+            raise _unanswered(min(waited_for))
+        time.sleep(pause if waited_for else 0)
+        pause = min(2 * pause, 0.5)
+    return own
+
+
+def store_of_group() -> Any:
+    """Where the processes find each other for a process group that is begun now, on all of them: without the addresses
+    of the group before it, which torch leaves in the launcher's store."""
+    from torch.distributed import PrefixStore
+
+    channel = _channel()
+    return PrefixStore(f"group/{channel.next_key()}", channel.store)
 
 
 @functools.cache

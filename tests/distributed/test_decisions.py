@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,39 @@ def test_a_folder_is_locked_while_any_rank_is_at_work(answers):
 def test_the_lock_of_the_run_before_is_waited_for(answers):
     """A slower process may hold it for a moment yet when rank 0 begins the next run."""
     assert [answer["lock again"] for answer in answers] == ["free", "free"]
+
+
+AGAIN = """
+import json, os, sys
+from pathlib import Path
+import torch
+from sft.utils.distributed import decide, gather, rank, store_of_group
+
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+told = [decide(lambda: attempt), gather(attempt)]
+for _ in range(2):
+    torch.distributed.init_process_group("gloo", store=store_of_group(), rank=rank(), world_size=2)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+if attempt == "0":
+    os._exit(3 * rank())
+Path(sys.argv[1], str(rank())).write_text(json.dumps(told))
+"""
+
+
+def test_processes_that_are_started_again_take_nothing_from_those_before(tmp_path):
+    """torchrun keeps its store: there stand the old decisions, and addresses where nobody listens any more."""
+    (tmp_path / "worker.py").write_text(AGAIN)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "--max_restarts", "1", str(tmp_path / "worker.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1)] == [["1", ["1", "1"]]] * 2
 
 
 def test_no_process_group_is_needed(answers):

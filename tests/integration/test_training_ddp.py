@@ -136,8 +136,7 @@ except UserError as error:
 """
 
 
-@pytest.mark.slow  # and not always so: a new start may fail to connect, as often as the launcher starts anew
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_launcher_starts_a_lost_process_again_and_none_that_was_told_to_stop(tmp_path, signum):
     """One of two is killed: all begin again, from the last whole checkpoint. One is told to stop: all save and go."""
     (tmp_path / "worker.py").write_text(RESTARTED)
@@ -147,11 +146,10 @@ def test_a_launcher_starts_a_lost_process_again_and_none_that_was_told_to_stop(t
     attempts = sorted(path.name for path in tmp_path.glob("attempt-*"))
     stage = tmp_path / "stages/one"
     if signum == signal.SIGKILL:
-        # A start may fail to connect on a busy machine, and is made again.
-        assert done.returncode == 0 and len(attempts) >= 4, done.stderr[-3000:]
+        assert done.returncode == 0 and len(attempts) == 4, done.stderr[-3000:]
         assert json.loads((stage / "manifest.json").read_text())["steps"] == 8
         events = [json.loads(line) for line in (stage / "events.jsonl").read_text().splitlines()]
-        assert [event["step"] for event in events if event["event"] == "restart"][:1] == [4]
+        assert [event["step"] for event in events if event["event"] == "restart"] == [4]
     else:
         assert done.returncode != 0 and len(attempts) == 2, done.stderr[-3000:]
         assert "Stopped at step 5 of 8 of stage one, everything saved" in done.stderr

@@ -97,15 +97,13 @@ def held(load: Callable[[str], Any], folder: str) -> dict[str, Any]:
 
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    import torch
     import transformers  # noqa: F401  (imported before anything is measured)
 
     import sft.train.sharded  # noqa: F401
     from sft.train.engine import start_engine
     from sft.utils.distributed import rank
 
-    torch.distributed.init_process_group("gloo")
-    start_engine(SETTINGS)
+    start_engine(SETTINGS, on_gpu=False)
     results = {}
     for load in (widened, each_for_itself, sharded):
         for dtype in ("float32", "bfloat16"):
