@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sft.utils.distributed import is_main, rank, store_of_group, world_size
@@ -128,6 +129,10 @@ def _forget() -> None:
         vars(autocast).update(TORCH_AUTOCAST_INITIALIZED=False, TORCH_AUTOCAST_DTYPE=None)
 
 
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""That of transformers, too: torch gives NCCL ten minutes."""
+
+
 def start_engine(settings: dict[str, Any] | None, *, on_gpu: bool) -> None:
     """What has to be so before the libraries start the engine of `settings` (deepspeed_settings), inside fresh_engine.
 
@@ -140,7 +145,9 @@ def start_engine(settings: dict[str, Any] | None, *, on_gpu: bool) -> None:
         os.environ.pop(name, None)
     if world_size() > 1 and not torch.distributed.is_initialized():
         backend = "nccl" if on_gpu else "gloo"
-        torch.distributed.init_process_group(backend, store=store_of_group(), rank=rank(), world_size=world_size())
+        torch.distributed.init_process_group(
+            backend, store=store_of_group(), rank=rank(), world_size=world_size(), timeout=COLLECTIVE_TIMEOUT
+        )
     if settings is None:
         return
     if not torch.cuda.is_available():
