@@ -10,7 +10,6 @@ which task, and forks again: milliseconds, where a new interpreter would take a 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import logging
@@ -24,6 +23,7 @@ from itertools import pairwise
 from typing import Any
 
 from sft.answers.decide import Question, decide
+from sft.utils.signals import on_parents_death
 
 # A busy machine must not turn right answers into undecided ones: CPU time is what counts, the wall has this much slack.
 WALL_SLACK = 10.0
@@ -33,7 +33,6 @@ Answer = tuple[str, str, str | None]
 # A fork ends itself after so many tasks, or when it has once been so large (bytes): parsers keep what they have seen.
 _MOST_TASKS, _LARGEST = 5000, 1 << 30
 _RENEW = 3
-_PR_SET_PDEATHSIG = 1
 _USUAL = r"""1/2; 0.5; x=5; (1, 2]; \{1, x^2\}; \frac{\sqrt{3}}{2}; \left( 3, \frac{\pi}{2} \right); p - q; 11,-5
 3\sqrt{13}; [-2,7] \cup (8, \infty); x^3+3x-6; \begin{pmatrix} 1 & -2 \\ 0 & 3 \end{pmatrix}; 6 - 5i; \log_2 8; 2^{n-1}
 \sin(2x) + e^{-x}; 3!; y = 2x + 3; x \ge -1; \binom{5}{2}; -\frac{1}{3}; \text{even}; \frac{a+b}{c-d}; 1 \pm \sqrt{19}
@@ -121,7 +120,7 @@ def _fork(replies: _Replies) -> int:
         return child
     code = 1
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        on_parents_death(signal.SIGKILL)
         if os.getppid() == parent:
             code = _serve(replies)
     finally:

@@ -7,7 +7,6 @@ that saves on a signal half a minute, and ends it at the first process that leav
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import signal
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ from sft.run.placement import Placement
 from sft.utils.errors import UserError, first_line, shown
 from sft.utils.progress import end_line
 from sft.utils.say import leave_lost_terminal
+from sft.utils.signals import on_parents_death
 
 HANDED_ON = {
     signal.SIGINT: signal.SIGINT,
@@ -55,9 +56,6 @@ SAVING = 600.0
 """Seconds that the others have to end in when a process has ended on a signal that didn't come through here."""
 
 LAST_LINES = 20
-
-_LIBC = ctypes.CDLL(None)
-_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass
@@ -120,7 +118,8 @@ class _Group:
                     [*_python(), *self._words],
                     env={**os.environ, **environment},
                     start_new_session=True,
-                    preexec_fn=_go_with_the_parent,
+                    # A launcher that is killed leaves nobody behind: they are to save, and go.
+                    preexec_fn=partial(on_parents_death, signal.SIGTERM),
                     **output,
                 )
             self._workers.append(_Worker(int(environment["RANK"]), process, said))
@@ -219,11 +218,6 @@ def process_environment(where: Placement, local: int, port: int, run: str) -> di
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, cores // where.local)),
     }
     return {name: str(value) for name, value in values.items()}
-
-
-def _go_with_the_parent() -> None:
-    """Between fork and exec: a launcher that is killed leaves nobody behind. They are to save, and go."""
-    _LIBC.prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
 
 
 def _python() -> list[str]:

@@ -18,8 +18,8 @@ from sft.serve.service import Service
 from sft.serve.settings import Settings
 from sft.utils.errors import UserError
 from sft.utils.say import say
+from sft.utils.signals import STOP_SIGNALS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 HEAD_SECONDS, WRITE_SECONDS = 30.0, 60.0
 """In which a connection must bring a request's head, and take some of what is sent to it."""
 
@@ -59,7 +59,7 @@ class Listener:
     async def _run(self, signals: bool, ready: Callable[[], None]) -> bool:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         # One that was ignored when the process began (nohup, a background job) stays ignored.
-        heard = [number for number in SIGNALS if signals and signal.getsignal(number) != signal.SIG_IGN]
+        heard = [number for number in STOP_SIGNALS if signals and signal.getsignal(number) != signal.SIG_IGN]
         for number in heard:
             self._loop.add_signal_handler(number, self._asked_to_stop)
         serving = asyncio.create_task(self._server.serve([self.socket]))

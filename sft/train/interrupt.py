@@ -8,7 +8,6 @@ was ignored when the process began stays ignored (nohup and background jobs ask 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -23,13 +22,10 @@ from typing import Any
 from sft.utils.distributed import is_main
 from sft.utils.errors import UserError
 from sft.utils.say import leave_lost_terminal
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+from sft.utils.signals import STOP_SIGNALS, on_parents_death
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """Set for the processes that torchrun starts."""
-
-_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
 
 AGAIN = 0.02
 """Seconds until a signal is handled again that came where an exception would be lost."""
@@ -101,15 +97,14 @@ class StopSignals:
 
     def install(self) -> None:
         """Take the signals over."""
-        for signum in SIGNALS:
+        for signum in STOP_SIGNALS:
             if signum in (signal.SIGINT, signal.SIGHUP) and signal.getsignal(signum) == signal.SIG_IGN:
                 continue
             self._previous[signum] = signal.signal(signum, self._handle)
         if LAUNCHED in os.environ:
             # A launcher that is killed (by a SIGUSR1, say, which it does not hand on unasked) leaves its processes
             # behind. They are to save and go, or they would train on beside the next run.
-            with suppress(OSError, AttributeError):  # not Linux
-                ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
+            on_parents_death(signal.SIGTERM)
 
     def restore(self) -> None:
         """Put the handlers that were there before back.
@@ -183,7 +178,7 @@ def _end_the_launcher() -> None:
 
 def leave_signals_to_the_run() -> None:
     """For a process that the run needs to save (a loader's worker): a signal to the whole group doesn't end it."""
-    for signum in SIGNALS:
+    for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -18,9 +17,9 @@ from typing import Any, Protocol
 from sft.data.engine.worker import close_steps
 from sft.utils.errors import UserError
 from sft.utils.quiet import asked, quiet_libraries
+from sft.utils.signals import on_parents_death
 
 Work = Callable[[Any], dict[str, Any]]
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 TASK_LIMIT = 24 * 3600.0
 """Seconds in which at least one of the tasks under way has to end."""
 
@@ -136,8 +135,7 @@ def _without_main() -> Iterator[None]:
 def _start_worker(quiet: tuple[Path | None, bool] | None) -> None:
     """Die with the process that started this one, however that ends, leave Ctrl-C to it, and be as quiet."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(OSError, AttributeError):  # not Linux: an orphan ends after its shard
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    on_parents_death(signal.SIGKILL)  # not on Linux an orphan ends after its shard
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     if quiet is not None:
         quiet_libraries(quiet[0], debug=quiet[1])

@@ -17,8 +17,9 @@ import pytest
 import torch
 from train_toys import read_metrics, saved_weights, signal_at, tiny_qwen, tiny_sambay, toy_rows, train_toy
 
-from sft.train.interrupt import SIGNALS, Interrupted, Stopped, stop_signals
+from sft.train.interrupt import Interrupted, Stopped, stop_signals
 from sft.utils.errors import UserError
+from sft.utils.signals import STOP_SIGNALS
 
 GROUPS = [{"match": "lambda_|A_log", "learning_rate": 1e-3, "weight_decay": 0.1}, {"match": "fc1", "weight_decay": 0.2}]
 CASES = {
@@ -175,12 +176,12 @@ def test_before_the_first_step_a_signal_stops_at_once(tmp_path, monkeypatch):
 
 
 def test_handlers_are_put_back():
-    before = [signal.getsignal(s) for s in SIGNALS]
+    before = [signal.getsignal(s) for s in STOP_SIGNALS]
     with stop_signals() as signals, signals.saving():
-        assert all(callable(signal.getsignal(s)) for s in SIGNALS)
+        assert all(callable(signal.getsignal(s)) for s in STOP_SIGNALS)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGTERM
-    assert [signal.getsignal(s) for s in SIGNALS] == before
+    assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
 
 
 def test_inner_contexts_share_the_run_s_signals():
@@ -346,7 +347,9 @@ except Interrupted as stopped:
 """
 
 
-@pytest.mark.parametrize("number", [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS[1:])])
+@pytest.mark.parametrize(
+    "number", [STOP_SIGNALS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in STOP_SIGNALS[1:])]
+)
 def test_a_signal_to_the_whole_group_is_saved_on(tmp_path, number):
     """A terminal's Ctrl-C and a scheduler's signals reach the workers of the data loader too."""
     support = str(Path(__file__).parents[2] / "support")

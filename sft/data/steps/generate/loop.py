@@ -8,6 +8,8 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
+from sft.utils.signals import STOP_SIGNALS
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -27,8 +29,7 @@ class Loop:
         """
         if threading.current_thread() is not threading.main_thread():
             return self._runner.run(work)
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-        before = {number: signal.getsignal(number) for number in numbers}
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         ours = [
             number
             for number, handler in before.items()
