@@ -6,6 +6,7 @@ itself, and again where it is told to after a failure.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
@@ -54,6 +55,11 @@ def check_job(job: Job) -> None:
         _one_line(job.setup, "--setup")
     if job.saving > LONGEST_SAVING:
         raise UsageError(f"--saving {job.saving}: must be at most {LONGEST_SAVING} seconds")
+    if job.time is not None and _seconds(_time(job.time)) <= job.saving:
+        raise UsageError(
+            f"--time {job.time}: the run saves and stops {job.saving} seconds before its end, so it would never begin: "
+            "give it more, or set a smaller --saving"
+        )
 
 
 def slurm_script(job: Job) -> str:
@@ -220,3 +226,15 @@ def _time(text: str) -> str:
         forms = "minutes, minutes:seconds, hours:minutes:seconds, days-hours, or days-hours:minutes:seconds"
         raise UsageError(f"--time {text!r}: must be {forms}")
     return text
+
+
+def _seconds(time: str) -> float:
+    """How long sbatch takes a time limit for."""
+    if not time[0].isdigit():
+        return math.inf
+    days, _, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not days and len(parts) < 3:
+        parts = [0, *parts]  # minutes come first
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

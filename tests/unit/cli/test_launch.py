@@ -147,6 +147,13 @@ def test_a_name_that_a_shell_would_read_is_none_of_its_words(script, fake, tmp_p
     assert not (tmp_path / tmp_path.name).exists()
 
 
+@pytest.mark.parametrize("time", ["15", "14:60", "0:15:00", "0-0:15", "0-0:14:60"])
+def test_a_run_that_would_save_before_it_begins_is_refused(script, time):
+    assert script("--slurm", "--time", time, "--saving", "899").count("--signal=USR1@899\n") == 1
+    assert script("--slurm", "--time", time, "--saving", "900").startswith("status")
+    assert f"--time {time}: the run saves and stops 900 seconds before its end" in script.said
+
+
 NO_TIMES = ("banana", "", "1h", "1:2:3:4", "2-", "-5", "1:00 ")
 
 
