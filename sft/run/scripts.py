@@ -135,7 +135,7 @@ def hosts_script(job: Job, hosts: Sequence[str]) -> str:
     # By lines: a setup that ends with a comment would take what stands behind it along.
     setup = ["{", job.setup, "} || exit 1"] if job.setup else []
     there = [f"cd {shlex.quote(str(job.folder))} || exit 1", *setup, *_exports(job), f"exec {_command(job)}"]
-    meet = f"NNODES={len(hosts)} MASTER_ADDR={shlex.quote(hosts[0])} MASTER_PORT={MASTER_PORT}"
+    meet = f"NNODES={len(hosts)} MASTER_ADDR={shlex.quote(_without_user(hosts[0]))} MASTER_PORT={MASTER_PORT}"
     lines += [
         "command=" + shlex.quote("\n".join(there)),
         "hand_on() {",
@@ -162,7 +162,7 @@ def hosts_script(job: Job, hosts: Sequence[str]) -> str:
 
 
 def read_hosts(path: Path) -> list[tuple[str, int | None]]:
-    """The hosts of a file, one a line, as `host`, `host slots=8` or `host:8`; the number is that of its GPUs.
+    """The hosts of a file, one a line, as `host`, `user@host`, `host slots=8` or `host:8`; the number is that of its GPUs.
 
     Raises UsageError for a file that isn't there, is empty or says something else.
     """
@@ -185,9 +185,14 @@ def read_hosts(path: Path) -> list[tuple[str, int | None]]:
         found.append((host, int(count) if count else None))
     if not found:
         raise UsageError(f"--hostfile {path} names no host")
-    if len({host for host, _ in found}) < len(found):
+    if len({_without_user(host) for host, _ in found}) < len(found):
         raise UsageError(f"--hostfile {path} names a host twice")
     return found
+
+
+def _without_user(host: str) -> str:
+    """The machine of what ssh is given, which may name who logs in there."""
+    return host.rpartition("@")[2]
 
 
 def _prepared(job: Job) -> Iterator[str]:
