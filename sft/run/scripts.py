@@ -162,7 +162,9 @@ def hosts_script(job: Job, hosts: Sequence[str]) -> str:
 
 
 def read_hosts(path: Path) -> list[tuple[str, int | None]]:
-    """The hosts of a file, one a line, as `host`, `user@host`, `host slots=8` or `host:8`; the number is that of its GPUs.
+    """The hosts of a file, one a line, as `host`, `host slots=8` or `host:8`; the number is that of its GPUs.
+
+    `host` is what ssh takes, `user@host` too.
 
     Raises UsageError for a file that isn't there, is empty or says something else.
     """

@@ -92,10 +92,8 @@ def test_a_run_that_was_out_of_time_is_queued_again(script, fake, tmp_path, stat
 def test_hosts_get_their_numbers_and_their_signals(script, fake, tmp_path):
     """ssh runs here: each host's process tells what it got, and how it was ended."""
     (tmp_path / "hosts").write_text("# the first has the store\nme@n0 slots=4\n\nn1:4\n")
-    fake(
-        "ssh",
-        f'cd {tmp_path}; export HOST=${{@: -2:1}}; HOST=${{HOST#me@}}; mkdir -p $HOST; cd $HOST; exec bash -c "${{@: -1}}"',
-    )
+    home = f"cd {tmp_path}; export HOST=${{@: -2:1}}; HOST=${{HOST#me@}}; mkdir -p $HOST; cd $HOST"
+    fake("ssh", home + '; exec bash -c "${@: -1}"')
     fake(
         "worker",
         f"trap 'exit 138' USR1; echo $NODE_RANK/$NNODES $MASTER_ADDR:$MASTER_PORT ${{@: -1}} > {tmp_path}/$HOST/got;"
