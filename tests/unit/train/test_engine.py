@@ -201,6 +201,8 @@ def test_a_precision_that_nobody_asked_for_stops_the_stage(no_launcher):
 
 def test_every_training_asks_what_it_runs_on(no_launcher, tmp_path, monkeypatch):
     monkeypatch.setattr("sft.train.engine.world_size", lambda: 2)
+    # Which would look for the other one.
+    monkeypatch.setattr("sft.train.arguments.start_engine", lambda *args, **kwargs: None)
     with pytest.raises(UserError, match="world_size 1 in place of 2"):
         train_toy(tmp_path, TRAIN, model=tiny_sambay(), prepared=toy_rows(8, packed=True))
     assert not Path(tmp_path / "stages/one/final").exists()
