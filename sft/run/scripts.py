@@ -55,7 +55,7 @@ def check_job(job: Job) -> None:
         _one_line(job.setup, "--setup")
     if job.saving > LONGEST_SAVING:
         raise UsageError(f"--saving {job.saving}: must be at most {LONGEST_SAVING} seconds")
-    if job.time is not None and _seconds(_time(job.time)) <= job.saving:
+    if job.time is not None and _seconds(job.time) <= job.saving:
         raise UsageError(
             f"--time {job.time}: the run saves and stops {job.saving} seconds before its end, so it would never begin: "
             "give it more, or set a smaller --saving"
@@ -89,7 +89,7 @@ def _slurm_options(job: Job) -> Iterator[str]:
     if job.cores:
         yield f"cpus-per-task={job.cores}"
     if job.time is not None:
-        yield f"time={_time(job.time)}"
+        yield f"time={job.time}"
     for option, value in (("partition", job.partition), ("account", job.account)):
         if value is not None:
             yield f"{option}={_one_word(value, f'--{option}')}"
@@ -227,16 +227,11 @@ def _one_word(text: str, option: str) -> str:
     return text
 
 
-def _time(text: str) -> str:
-    """A time limit as sbatch takes it (https://slurm.schedmd.com/sbatch.html, --time)."""
-    if not re.fullmatch(TIME, text, re.ASCII | re.IGNORECASE):
-        forms = "minutes, minutes:seconds, hours:minutes:seconds, days-hours, or days-hours:minutes:seconds"
-        raise UsageError(f"--time {text!r}: must be {forms}")
-    return text
-
-
 def _seconds(time: str) -> float:
-    """How long sbatch takes a time limit for."""
+    """How long sbatch takes a time limit for (https://slurm.schedmd.com/sbatch.html, --time)."""
+    if not re.fullmatch(TIME, time, re.ASCII | re.IGNORECASE):
+        forms = "minutes, minutes:seconds, hours:minutes:seconds, days-hours, or days-hours:minutes:seconds"
+        raise UsageError(f"--time {time!r}: must be {forms}")
     if not time[0].isdigit():
         return math.inf
     days, _, rest = time.rpartition("-")

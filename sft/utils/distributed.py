@@ -259,16 +259,15 @@ def _name_of_start(store: Any) -> str:
         name = _read(store, f"answered/{own}", of=0).decode()
         store.set(f"here/{name}/{rank()}", "")
         return name
-    waited_for, pause = set(range(1, world_size())), 0.01
+    waited_for, pause = list(range(1, world_size())), 0.01
     deadline = time.monotonic() + WAIT.total_seconds()
-    while waited_for:
+    while waited_for := [other for other in waited_for if not store.check([f"here/{own}/{other}"])]:
+        if time.monotonic() > deadline:
+            raise _unanswered(waited_for[0])
         for other in waited_for:
             if store.check([f"asked/{other}"]):  # by that rank of today, or by the one before it
                 store.set(f"answered/{store.get(f'asked/{other}').decode()}", own)
-        waited_for = {other for other in waited_for if not store.check([f"here/{own}/{other}"])}
-        if waited_for and time.monotonic() > deadline:
-            raise _unanswered(min(waited_for))
-        time.sleep(pause if waited_for else 0)
+        time.sleep(pause)
         pause = min(2 * pause, 0.5)
     return own
 

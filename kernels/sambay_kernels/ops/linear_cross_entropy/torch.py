@@ -173,7 +173,8 @@ def lce_sum(
     hidden, weight, chunk_size = inputs.hidden, inputs.weight, inputs.chunk_size
     with torch.autocast(hidden.device.type, enabled=False):
         wide = lce_type(hidden, weight)
-        narrow = torch.bfloat16 if inputs.rounded and wide == torch.float32 else wide
+        wanted = want_hidden or want_weight
+        narrow = torch.bfloat16 if inputs.rounded and wanted and wide == torch.float32 else wide
         kept, targets = lce_supervised(inputs.labels, inputs.ignore_index, weight.shape[0])
         teacher, weights = lce_teacher_at(inputs, kept, wide), lce_weights_at(inputs, kept, wide)
         matrix = weight.to(wide)
@@ -190,7 +191,6 @@ def lce_sum(
             logits = rows @ matrix.T
             of_chunk = weights if isinstance(weights, float) else weights[chunk]
             known = None if teacher is None else teacher.rows(chunk)
-            wanted = want_hidden or want_weight
             losses[chunk], logits = lce_chunk(
                 inputs, logits, targets[chunk], of_chunk, known, wanted, tally, not by_gradient
             )
